@@ -1,0 +1,61 @@
+# Needs Python 3.11 or newer and make, nothing else.
+#   make demo     a silent example clip gets its sound: see demo/
+#   make test     every test
+#   make lint     style, format and types
+#   make format   put the code into the house's format
+#   make bench    how fast is it here? the seconds of each stage
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= demo
+CLIP ?= examples/cat.mp4
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STEM := $(basename $(notdir $(CLIP)))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help:
+	@sed -n '2,6s/^#   //p' Makefile
+
+demo: $(VENV)/installed
+	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
+	@echo "sound:            $(abspath $(OUT))/$(STEM).wav"
+	@echo "video with sound: $(abspath $(OUT))/$(STEM).mp4"
+
+# One thread per process: the tests run in JOBS processes.
+test: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What generating the clip costs, stage by stage, is in the document's "timings".
+bench: $(VENV)/installed
+	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)" --samples 3 --json
+
+clean:
+	rm -rf .venv demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv "$(VENV)"
+
+# Installed anew whenever pyproject.toml changes.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "installing vab into $(VENV): about 6 GB with PyTorch, once"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing vab and its tools into $(VENV): about 6 GB with PyTorch, once"
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/installed $@

@@ -1,0 +1,79 @@
+"""Checkpoints of a run: one safetensors file each, written whole, the last two kept."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .record import sync_folder
+
+KEPT = 2
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that stands under its name whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    with temporary.open("rb") as stream:
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+    sync_folder(path.parent)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: list[Tensor],
+    about: dict[str, Any],
+) -> None:
+    """Save everything a run goes on from; ``about`` is any JSON. Older checkpoints but one are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for i, values in optimizer.state_dict()["state"].items():
+        tensors.update({f"optimizer.{i}.{name}": tensor for name, tensor in values.items()})
+    tensors.update({f"ema.{i}": tensor for i, tensor in enumerate(ema)})
+    save_tensors(folder / f"{step:09d}.safetensors", tensors, {"about": json.dumps(about)})
+    for old in checkpoints(folder)[KEPT:]:
+        old.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints there are, the newest first."""
+    return sorted(folder.glob("[0-9]*.safetensors"), reverse=True)
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """What was saved as ``about``; None for a damaged file."""
+    try:
+        with safe_open(path, "pt") as stream:
+            return json.loads(stream.metadata()["about"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: list[Tensor]) -> int:
+    """Put a checkpoint into model, optimizer and averaged weights (in place); returns its step."""
+    state: dict[str, dict[str, Tensor]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
+    with safe_open(path, "pt") as stream:
+        for name in stream.keys():  # noqa: SIM118 (not a dict)
+            part, _, rest = name.partition(".")
+            if part == "optimizer":
+                i, _, key = rest.partition(".")
+                moments.setdefault(int(i), {})[key] = stream.get_tensor(name)
+            else:
+                state.setdefault(part, {})[rest] = stream.get_tensor(name)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    for i, average in enumerate(ema):
+        average.copy_(state["ema"][str(i)])
+    return int(path.stem)

@@ -1,0 +1,98 @@
+"""The command line: one file per group of verbs, no logic. Nothing here imports torch.
+
+To add a verb, write a function with typed arguments and a docstring, and give it a line in ``VERBS``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from vab.cli.output import BadCall, fail
+
+VERBS = {  # words: module, function, what it does
+    "generate": ("generate", "generate", "sound for videos and images: wav and, for video, mp4"),
+    "data folder": ("data", "folder", "a folder of media -> manifest"),
+    "data synthetic": ("data", "synthetic", "clips with known events -> manifest"),
+    "extract": ("train", "extract", "media of a manifest -> latents (tokens, features)"),
+    "pretrain": ("train", "pretrain", "train by masked audio token prediction"),
+    "codec train": ("codec", "train", "train the small codec"),
+    "models": ("info", "models", "the models there are, and where"),
+    "presets": ("info", "presets", "the named configurations, and every field of one"),
+    "doctor": ("info", "doctor", "what is installed, what is missing, what to do"),
+}
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``vab``. Exits with 0 if all is done, 1 if some inputs failed, 2 for a bad call, 130 on Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BadCall as error:
+        code = fail(str(error), "--json" in words)
+    except KeyboardInterrupt:
+        print("vab: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left: nothing to say, and nobody to hear it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in VERBS:
+            return _verb(name, words[length:])
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from vab.record import code_version
+
+        print(f"vab {code_version()['version']}")
+        return 0
+    group = [name for name in VERBS if name.startswith(f"{words[0]} ")]
+    if group and words[1:2] in (["-h"], ["--help"]):
+        print(_help(group))
+        return 0
+    if group:
+        raise BadCall(f"vab {words[0]} needs one of: {', '.join(name.split()[1] for name in group)}")
+    close = difflib.get_close_matches(words[0], VERBS, 1)
+    hint = f"did you mean {close[0]}?" if close else "see vab --help"
+    raise BadCall(f"there is no verb {words[0]!r}; {hint}")
+
+
+def _verb(name: str, arguments: list[str]) -> int:
+    import tyro
+
+    module, function, _ = VERBS[name]
+    command: Callable[..., int] = getattr(import_module(f"vab.cli.{module}"), function)
+    return tyro.cli(
+        command,
+        prog=f"vab {name}",
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
+    )
+
+
+def _help(names: Sequence[str] = tuple(VERBS)) -> str:
+    width = max(map(len, names))
+    lines = [f"  {name:{width}}  {VERBS[name][2]}" for name in names]
+    return "\n".join(
+        [
+            "usage: vab VERB ...",
+            "",
+            "Sound for silent video: From Vision to Audio and Beyond (ICML 2024).",
+            "",
+            *lines,
+            "",
+            "vab VERB --help explains each. Every verb takes --json: one document on standard output.",
+            "Exit code: 0 all done, 1 some inputs failed, 2 bad call.",
+        ]
+    )

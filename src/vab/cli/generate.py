@@ -1,0 +1,108 @@
+"""vab generate."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vab.cli.output import BadCall, show, tell
+
+Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
+Place = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
+
+
+def generate(
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")] = None,
+    seed: int = 0,
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    guidance: Number = None,
+    temperature: Number = None,
+    samples: int = 1,
+    keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
+    skip_existing: bool = False,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    codec_path: Place = None,
+    vision_path: Place = None,
+    json: bool = False,
+) -> int:
+    """Make the sound of videos and images.
+
+    Results are FOLDER/<input stem>.wav and, for a video, .mp4 with its picture copied as it is; further
+    samples end in _2, _3 ... The sound is as long as the video, to the sample; an image gets 10 s.
+    If two inputs have the same stem, the later one fails: give it another folder.
+
+    Args:
+        inputs: videos, images, folders (all in them and below), quoted patterns, or CSV lists with a
+            column "video" (a manifest will do; whole files are used).
+        out: the folder for the results; made if it is missing.
+        model: a name (see vab models), a model directory or a Hub id. Left out: the bundled vab-tiny.
+        seed: the same seed gives the same sound for the same file and settings, whatever else is done.
+        steps: steps of decoding. Left out: the model's own, as for the next two.
+        guidance: how strongly the sound follows the picture; 1 is not at all stronger than learned.
+        temperature: randomness of the order in which tokens are decided.
+        samples: how many different sounds for each input.
+        keep: seconds of the video's own sound that stay, such as 2.0:5.5, :3 or 7: (may be repeated).
+        skip_existing: leave out inputs whose results all exist.
+        device: where to compute.
+        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
+        json: one JSON document on standard output: settings, and result and timings of each input.
+    """
+    from vab.batch import Settings, generate_files, summary
+    from vab.cli.progress import file_progress
+
+    settings = Settings(
+        model=model,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        temperature=temperature,
+        samples=samples,
+        keep=tuple(_span(text) for text in keep),
+        skip_existing=skip_existing,
+        device=device,
+        codec_path=codec_path,
+        vision_path=vision_path,
+    )
+    results = []
+    try:
+        with file_progress() as watch:
+            for result in generate_files(inputs, out, settings, watch):
+                results.append(result)
+                if result.status == "failed":
+                    tell(str(result.error))
+                elif not json:
+                    print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
+    except Exception as error:
+        raise _bad_call(error) from error
+    document = summary(results, settings)
+    if json:
+        show(document, "", True)
+    return 1 if document["failed"] else 0
+
+
+def _bad_call(error: Exception) -> Exception:
+    """Errors that are not of one input: the call was bad, or something is missing here."""
+    from vab.codec import CodecError
+    from vab.vision import VisionError
+    from vab.weights import ModelError
+
+    known = (ValueError, OSError, ModelError, CodecError, VisionError)
+    return BadCall(str(error)) if isinstance(error, known) else error
+
+
+def _span(text: str) -> tuple[float, float]:
+    """``2.0:5.5`` in seconds; either end may be left out."""
+    start, colon, stop = text.partition(":")
+    try:
+        span = (float(start or 0), float(stop or math.inf))
+    except ValueError:
+        span = (math.nan, math.nan)
+    if not colon or math.isnan(sum(span)):
+        raise BadCall(f"--keep {text}: a span looks like 2.0:5.5 (seconds, from and to)")
+    return span

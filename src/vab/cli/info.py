@@ -1,0 +1,98 @@
+"""vab models, vab presets, vab doctor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vab.cli.output import BadCall, show, table
+
+
+def models(
+    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[DIR...]")] = (
+        Path("."),
+    ),
+    json: bool = False,
+) -> int:
+    """Show the models there are: bundled, in folders, in the Hub's cache, and those nobody has published.
+
+    Args:
+        folders: where to look for model directories, up to two levels down.
+        json: one JSON document on standard output.
+    """
+    from vab.weights import known_models
+
+    known = known_models(folders)
+    rows = [(m.name, m.state, f"{m.bytes / 1e6:.1f} MB" if m.bytes else "", m.note) for m in known]
+    document = [asdict(model) | {"path": model.path and str(model.path)} for model in known]
+    show({"models": document}, table(("model", "state", "size", "note"), rows), json)
+    return 0
+
+
+def presets(
+    name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None,
+    json: bool = False,
+) -> int:
+    """Show the named configurations, or every field of one.
+
+    ``parameters`` are the learned numbers without prediction heads, as the paper counts;
+    ``expert_parameters`` those of the first L1 layers.
+
+    Args:
+        name: the preset to show in full. Left out: a table of all.
+        json: one JSON document on standard output.
+    """
+    from vab.config import PRESETS, preset
+
+    if name is not None and name not in PRESETS:
+        raise BadCall(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+
+    from vab.model import parameter_counts
+
+    chosen = [preset(name)] if name else list(PRESETS.values())
+    documents = [asdict(one) | parameter_counts(one.model) for one in chosen]
+    if name:
+        show(documents[0], "\n".join(_lines(documents[0])), json)
+        return 0
+    rows = [
+        (
+            one.name,
+            f"{document['parameters'] / 1e6:.1f} M",
+            f"{one.model.layers} x {one.model.width}",
+            one.model.codec,
+            one.model.vision,
+            one.note,
+        )
+        for one, document in zip(chosen, documents, strict=True)
+    ]
+    header = ("preset", "parameters", "layers", "codec", "image encoder", "note")
+    show({"presets": documents}, table(header, rows), json)
+    return 0
+
+
+def doctor(json: bool = False) -> int:
+    """Show what is installed, which device and weights are at hand, and what to do about what is missing.
+
+    Args:
+        json: one JSON document on standard output.
+    """
+    from vab.doctor import examine
+
+    findings = examine()
+    rows = [(f.part, f.state, f.found + (f"; {f.advice}" if f.advice else "")) for f in findings]
+    show({"findings": [asdict(finding) for finding in findings]}, table(("part", "state", ""), rows), json)
+    return 0
+
+
+def _lines(document: dict[str, object], prefix: str = "") -> list[str]:
+    """``--model.width  192`` for each field, named as the options of ``vab pretrain`` are."""
+    lines: list[str] = []
+    for key, value in document.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix + key:28}  {value}")
+    return lines

@@ -1,0 +1,135 @@
+"""vab extract, vab pretrain."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vab.cli.output import BadCall, show, tell
+from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, preset
+
+
+def extract(
+    manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
+    preset_name: Annotated[str, tyro.conf.arg(name="preset")] = "vab-tiny",
+    fill: Literal["zero", "repeat"] = "zero",
+    seconds: float | None = None,
+    fps: float | None = None,
+    codec_path: str | None = None,
+    vision_path: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    batch_clips: int = 16,
+    shard_clips: int = 512,
+    json: bool = False,
+) -> int:
+    """Bring the clips of a manifest into a store of latents. Called again, it goes on where it was.
+
+    Args:
+        manifest: csv file: id,audio,video,start,seconds,label,split.
+        out: the store's folder.
+        preset_name: whose codec, image encoder, window and frame rate to use.
+        fill: what follows a sound shorter than the window: silence, or itself again (picture too).
+        seconds: the window, if not the preset's.
+        fps: image features per second, if not the preset's.
+        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
+        device: where to compute.
+        batch_clips: clips encoded at once.
+        shard_clips: clips in one file of the store.
+        json: one JSON document on standard output.
+    """
+    if preset_name not in PRESETS:
+        raise BadCall(f"no preset is called {preset_name!r}; there are: {', '.join(PRESETS)}")
+    if batch_clips < 1 or shard_clips < 1:
+        raise BadCall("--batch-clips and --shard-clips must be 1 or more")
+    model = preset(preset_name).model
+    window, rate = seconds or model.seconds, fps or model.fps
+    if not (window > 0 and rate > 0):
+        raise BadCall("--seconds and --fps must be positive")
+
+    from vab.codec import CodecError, load_codec
+    from vab.extract import extract as run
+    from vab.pipeline import pick_device
+    from vab.store import ManifestError, StoreError, read_manifest
+    from vab.vision import VisionError, load_vision
+    from vab.weights import ModelError
+
+    try:
+        read_manifest(manifest)  # before anything large is loaded
+        codec, vision = load_codec(model.codec, codec_path), load_vision(model.vision, vision_path)
+        result = run(
+            manifest,
+            out,
+            codec,
+            vision,
+            seconds=window,
+            fps=rate,
+            fill=fill,
+            device=pick_device(device),
+            batch_clips=batch_clips,
+            shard_clips=shard_clips,
+        )
+    except (ManifestError, StoreError, CodecError, VisionError, ModelError, OSError) as error:
+        raise BadCall(str(error)) from error
+    for reason in result.failed.values():
+        tell(reason)
+    text = f"{out}: {result.done} clips written, {result.present} were there, {len(result.failed)} failed"
+    show({"store": str(out), **asdict(result)}, text, json)
+    return 1 if result.failed else 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """Train on a store; called again, it goes on from the newest checkpoint. Any field can be given."""
+
+    name: tyro.conf.Suppress[str]
+    note: tyro.conf.Suppress[str]
+    store: Path  # made by vab extract
+    run: Path  # folder for checkpoints and, at the end, the model
+    model: ModelConfig
+    train: TrainConfig
+    decode: DecodeConfig
+    init: Path | None = None  # model directory whose weights to start from
+    devices: int = 1  # how many GPUs, or processes on a CPU
+    max_steps: int | None = None  # instead of the length that the epochs give
+    json: bool = False  # one JSON document on standard output
+
+
+if TYPE_CHECKING:
+    Runs = Run
+else:  # one subcommand per preset, with its values as defaults
+    Runs = tyro.extras.subcommand_type_from_defaults(
+        {
+            p.name: Run(p.name, p.note, tyro.MISSING, tyro.MISSING, p.model, p.train, p.decode)
+            for p in PRESETS.values()
+        },
+        {p.name: p.note for p in PRESETS.values()},
+    )
+
+
+def pretrain(chosen: Annotated[Runs, tyro.conf.arg(name="")]) -> int:
+    """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --run DIR."""
+    from vab.store import StoreError
+    from vab.train import TrainError, train
+
+    if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
+        raise BadCall("--devices and --max-steps must be 1 or more")
+    settings = Preset(chosen.name, chosen.note, chosen.model, chosen.train, chosen.decode)
+    try:
+        train(
+            settings,
+            chosen.store,
+            chosen.run,
+            init=chosen.init,
+            devices=chosen.devices,
+            max_steps=chosen.max_steps,
+            log=tell,
+        )
+    except (StoreError, TrainError, OSError, ValueError) as error:
+        raise BadCall(str(error)) from error
+    show({"run": str(chosen.run), "settings": asdict(settings)}, f"{chosen.run}: done", chosen.json)
+    return 0

@@ -1,0 +1,231 @@
+"""The small codec that ships in the package: ConvNeXt on spectrogram frames, residual VQ, Griffin-Lim.
+
+Log-mel frames go in; K codes come out every 20 ms. The decoder makes a magnitude spectrogram of two
+parts: tone, and noise under a predicted envelope. Sea, rain and rotors are noise, and a decoder that
+can only predict a mean turns them into a hum. Phases come from Griffin-Lim iterations, which need no
+training. The noise is drawn from a fixed seed, so the waveform is a function of the tokens alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from vector_quantize_pytorch import ResidualVQ
+
+from vab.config import HOP, SAMPLE_RATE, samples_to_frames
+
+
+@dataclass(frozen=True)
+class TinyCodecConfig:
+    """Sizes of the small codec. The spectrogram runs at twice the token rate, for sharper onsets."""
+
+    codebooks: int = 4  # K
+    vocabulary: int = 1024  # V
+    dim: int = 64  # C
+    bands: int = 100  # mel bands that go in
+    window: int = 1024  # samples of one spectrogram frame, hop 160
+    encoder_width: int = 192
+    encoder_layers: int = 4
+    decoder_width: int = 256  # at 50 Hz
+    decoder_layers: int = 4
+    detail_width: int = 160  # at 100 Hz
+    detail_layers: int = 2
+    noise: int = 16  # channels of noise the decoder may use
+    iterations: int = 32  # of Griffin-Lim
+
+    @property
+    def hop(self) -> int:
+        """Samples between spectrogram frames: half a token."""
+        return HOP // 2
+
+    @property
+    def bins(self) -> int:
+        """Frequencies of one spectrogram frame."""
+        return self.window // 2 + 1
+
+
+def mel_filters(bands: int, fft: int, low: float = 20.0, high: float = SAMPLE_RATE / 2) -> Tensor:
+    """Triangular mel filters [fft // 2 + 1, bands] (HTK scale), each with a peak of one."""
+
+    def mel(hertz: float) -> float:
+        return 2595.0 * math.log10(1.0 + hertz / 700.0)
+
+    points = torch.linspace(mel(low), mel(high), bands + 2, dtype=torch.float64)
+    edges = 700.0 * (10.0 ** (points / 2595.0) - 1.0)
+    hertz = torch.linspace(0.0, SAMPLE_RATE / 2, fft // 2 + 1, dtype=torch.float64)[:, None]
+    rise = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    fall = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rise, fall).clamp_min(0.0).float()
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution over time, then a two-layer network per frame: [B, width, T] -> same."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.rise = nn.Linear(width, 3 * width)
+        self.fall = nn.Linear(3 * width, width)
+        self.scale = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).transpose(1, 2))
+        y = self.scale * self.fall(F.gelu(self.rise(y)))
+        return x + y.transpose(1, 2)
+
+
+def _blocks(width: int, layers: int) -> nn.Sequential:
+    return nn.Sequential(*(ConvNeXtBlock(width, 1.0 / layers) for _ in range(layers)))
+
+
+class TinyCodec(nn.Module):
+    """Waveform [B, S] at 16 kHz <-> tokens [B, K, T] at 50 Hz."""
+
+    name = "tiny"
+    hop = HOP
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, config: TinyCodecConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or TinyCodecConfig()
+        self.codebooks, self.vocabulary, self.dim = c.codebooks, c.vocabulary, c.dim
+        self.register_buffer("hann", torch.hann_window(c.window), persistent=False)
+        self.register_buffer("filters", mel_filters(c.bands, c.window), persistent=False)
+
+        self.enter = nn.Conv1d(2 * c.bands, c.encoder_width, 7, padding=3)
+        self.encoder = _blocks(c.encoder_width, c.encoder_layers)
+        self.to_code = nn.Linear(c.encoder_width, c.dim)
+        self.quantizer = ResidualVQ(
+            dim=c.dim,
+            num_quantizers=c.codebooks,
+            codebook_size=c.vocabulary,
+            kmeans_init=True,
+            kmeans_iters=20,
+            threshold_ema_dead_code=0.1,
+            decay=0.98,
+            commitment_weight=0.25,
+            rotation_trick=True,
+        )
+        self.from_code = nn.Conv1d(c.dim, c.decoder_width, 7, padding=3)
+        self.decoder = _blocks(c.decoder_width, c.decoder_layers)
+        self.to_detail = nn.Linear(c.decoder_width, 2 * c.detail_width)
+        self.add_noise = nn.Linear(c.noise, c.detail_width)
+        self.detail = _blocks(c.detail_width, c.detail_layers)
+        self.norm = nn.LayerNorm(c.detail_width)
+        self.to_spectrum = nn.Linear(c.detail_width, 2 * c.bins)
+        nn.init.constant_(self.to_spectrum.bias, -2.0)  # start quiet
+
+    # --- between waveforms and continuous frames: what training needs ---
+
+    def spectrogram(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, 320 T] -> complex frames [B, 2 T, bins], centred on every 160th sample."""
+        c = self.config
+        spectrum = torch.stft(
+            waveform, c.window, c.hop, window=self.hann, pad_mode="constant", return_complex=True
+        )
+        return spectrum.transpose(1, 2)[:, :-1]
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, 320 T] -> log-mel frames [B, 2 T, bands]."""
+        return torch.log(self.spectrogram(waveform).abs() @ self.filters + 1e-3)
+
+    def analyse(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, 320 T] -> frames [B, T, C], before quantising."""
+        mel = self.log_mel(waveform)
+        pairs = mel.reshape(len(mel), -1, 2 * self.config.bands).transpose(1, 2)
+        return self.to_code(self.encoder(self.enter(pairs)).transpose(1, 2))
+
+    def synthesise(
+        self, frames: Tensor, generator: torch.Generator | None = None, draws: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        """Quantised frames [B, T, C] -> tone (real) and noise (complex), both [draws * B, 2 T, bins].
+
+        The magnitude of their sum is the spectrogram; several draws differ in their noise.
+        """
+        c = self.config
+        batch, length = draws * frames.shape[0], frames.shape[1]
+        x = self.decoder(self.from_code(frames.transpose(1, 2))).transpose(1, 2)
+        x = self.to_detail(x).repeat(draws, 1, 1).reshape(batch, 2 * length, c.detail_width)
+        hiss = self.spectrogram(torch.randn(batch, HOP * length, generator=generator).to(x))
+        noise = torch.randn(batch, 2 * length, c.noise, generator=generator).to(x)
+        x = self.detail((x + self.add_noise(noise)).transpose(1, 2)).transpose(1, 2)
+        tone, envelope = self.to_spectrum(self.norm(x)).clamp(max=8.0).exp().chunk(2, dim=-1)
+        return tone, envelope * hiss / self.hann.norm()
+
+    def with_phases(self, tone: Tensor, noise: Tensor) -> Tensor:
+        """Tone and noise [B, 2 T, bins] -> waveform [B, 320 T], by fast Griffin-Lim (Perraudin et al., 2013).
+
+        It starts from tones whose phases run on from frame to frame, and from the noise's own phases.
+        """
+        c, length = self.config, self.config.hop * tone.shape[1]
+        magnitude = F.pad((tone + noise).abs().transpose(1, 2), (0, 1))  # and the frame at the very end
+        turns = torch.arange(c.bins)[:, None] * torch.arange(tone.shape[1]) * c.hop % c.window
+        running = torch.polar(tone, (turns.T * (2.0 * math.pi / c.window)).to(tone).expand_as(tone))
+        spectrum = F.pad((running + noise).transpose(1, 2), (0, 1))
+        waveform, before = torch.empty(0), torch.zeros_like(spectrum)
+        for _ in range(c.iterations + 1):
+            spectrum = magnitude * spectrum / (spectrum.abs() + 1e-9)
+            waveform = torch.istft(spectrum, c.window, c.hop, window=self.hann, length=length)
+            again = torch.stft(
+                waveform, c.window, c.hop, window=self.hann, pad_mode="constant", return_complex=True
+            )
+            spectrum, before = again - 0.5 * before, again
+        return waveform
+
+    # --- the codec interface ---
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, S] -> tokens [B, K, ceil(S / 320)]; the end is padded with silence."""
+        missing = HOP * samples_to_frames(waveform.shape[1]) - waveform.shape[1]
+        codes = self.quantizer(self.analyse(F.pad(waveform, (0, missing))))[1]
+        return codes.transpose(1, 2).contiguous()
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, K, T] -> waveform [B, 320 T], the same for the same tokens."""
+        frames = self.quantizer.get_output_from_indices(tokens.transpose(1, 2))
+        pieces = []
+        for clip in frames[:, None]:  # each draws the same noise, so a clip's sound is its own affair
+            pieces.append(self.with_phases(*self.synthesise(clip, torch.Generator().manual_seed(0))))
+        return torch.cat(pieces)
+
+    def codebook_vectors(self) -> Tensor:
+        """The quantiser's vectors [K, V, C]."""
+        return self.quantizer.codebooks.detach().clone()
+
+    # --- on disk: codec.json and codec.safetensors, half precision ---
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``codec.json`` and ``codec.safetensors`` (float16; what training alone needs is left out)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "codec.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        save_file({k: v.half().contiguous() for k, v in self._weights().items()}, folder / "codec.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> TinyCodec:
+        """Read what ``save_pretrained`` wrote; ready to encode and decode."""
+        folder = Path(folder)
+        codec = cls(TinyCodecConfig(**json.loads((folder / "codec.json").read_text())))
+        weights = load_file(folder / "codec.safetensors")
+        expected = codec._weights()
+        if set(weights) != set(expected):
+            odd = sorted(set(weights) ^ set(expected))
+            raise ValueError(f"{folder / 'codec.safetensors'} is not of this codec: {odd[0]} does not match")
+        codec.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items()}, strict=False)
+        for layer in codec.quantizer.layers:
+            layer._codebook.initted.fill_(True)
+        return codec.eval()
+
+    def _weights(self) -> dict[str, Tensor]:
+        training_only = ("initted", "cluster_size", "embed_avg")
+        return {k: v for k, v in self.state_dict().items() if not k.endswith(training_only)}

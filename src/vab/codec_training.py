@@ -1,0 +1,247 @@
+"""Training the small codec: a spectral energy distance, then discriminators on top.
+
+A codec this small cannot know the fine structure of noise, and a loss against one target teaches it
+the mean, which is a hum. The generalised energy distance (Gritsenko et al., 2020) compares two draws
+of the decoder with the target and rewards them for differing from each other as much as they differ
+from it: the best answer is then the distribution, texture included. Once that has settled, encoder and
+codebooks stay as they are and patch discriminators on log-mel pictures sharpen the decoder. So a better
+decoder needs no new tokens, and no new VAB.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vab.codec_tiny import TinyCodec, TinyCodecConfig, mel_filters
+from vab.config import FRAME_RATE, HOP
+
+
+@dataclass(frozen=True)
+class CodecTrainConfig:
+    """One run of training the small codec."""
+
+    steps: int = 6_000
+    quantise_from: int = 300  # the step at which the codebooks are set up, from a sensible encoder
+    adversarial_from: int = 3_000  # the discriminators join and the decoder alone learns: tokens stay
+    batch_size: int = 16
+    seconds: float = 1.0  # of each excerpt
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    adversarial: float = 0.1  # weight of fooling the discriminators
+    matching: float = 0.5  # weight of matching their features
+    seed: int = 0
+    save_every: int = 200
+    log_every: int = 20
+
+
+class Pictures(nn.Module):
+    """What two magnitude spectrograms are compared on: bins, and mel bands at several blurs."""
+
+    def __init__(self, config: TinyCodecConfig) -> None:
+        super().__init__()
+        self.scale = 4.0 / config.window  # a sine of amplitude one has a peak near one
+        self.register_buffer("fine", mel_filters(64, config.window))
+        self.register_buffer("coarse", mel_filters(16, config.window))
+
+    def forward(self, magnitude: Tensor) -> list[Tensor]:
+        """Magnitudes [B, 2 T, bins] -> log pictures: bins, 64 bands, 16 bands, 64 bands over 40 ms."""
+        magnitude = magnitude * self.scale
+        bands = magnitude @ self.fine
+        slow = F.avg_pool1d(bands.transpose(1, 2), 4)
+        return [torch.log(x + 3e-5) for x in (magnitude, bands, magnitude @ self.coarse, slow)]
+
+
+def energy_distance(target: list[Tensor], first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """2 E|x - y| - E|y - y'| over all pictures: least when the draws y, y' are distributed as x."""
+    total = target[0].new_zeros(())
+    for x, y, other in zip(target, first, second, strict=True):
+        total = total + (x - y).abs().mean() + (x - other).abs().mean() - (y - other).abs().mean()
+    return total
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of a log picture [B, frames, bands]: -> (scores, features of every layer)."""
+
+    def __init__(self, strides: tuple[int, ...], channels: int = 24) -> None:
+        super().__init__()
+        norm = nn.utils.parametrizations.weight_norm
+        widths = [1] + [channels] * (len(strides) - 1) + [2 * channels]
+        self.layers = nn.ModuleList(
+            norm(nn.Conv2d(before, after, 5, stride=(1 if index == 0 else 2, stride), padding=2))
+            for index, (before, after, stride) in enumerate(zip(widths, widths[1:], strides, strict=False))
+        )
+        self.score = norm(nn.Conv2d(2 * channels, 1, 3, padding=1))
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = picture[:, None] / 3.0 + 2.0
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.score(x), features
+
+
+def discriminators() -> nn.ModuleList:
+    """One for all bins, one for the 64 bands: fine structure, and what an ear sums up."""
+    return nn.ModuleList((PatchDiscriminator((4, 2, 2, 2)), PatchDiscriminator((1, 2, 2))))
+
+
+def excerpts(
+    sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, step: int
+) -> Tensor:
+    """The batch [B, S] of one step: every label alike, random place, gain and polarity.
+
+    A function of the seed and the step alone, so a run goes on where it was cut.
+    """
+    random = np.random.default_rng((config.seed, step))
+    labels = sorted(sounds)
+    samples = HOP * round(config.seconds * FRAME_RATE)
+    batch = np.zeros((config.batch_size, samples), dtype=np.float32)
+    for row in batch:
+        choices = sounds[labels[random.integers(len(labels))]]
+        sound = choices[random.integers(len(choices))]
+        start = int(random.integers(-samples // 4, max(1, len(sound) - 3 * samples // 4)))
+        piece = sound[max(0, start) : start + samples].astype(np.float32) / 32768.0
+        row[max(0, -start) : max(0, -start) + len(piece)] = piece
+        peak = float(np.abs(row).max()) + 1e-6
+        row *= min(10.0 ** random.uniform(-0.6, 0.4), 0.95 / peak) * random.choice((-1.0, 1.0))
+    return torch.from_numpy(batch)
+
+
+def train_codec(
+    sounds: dict[str, list[np.ndarray]],
+    run: Path,
+    config: CodecTrainConfig,
+    codec_config: TinyCodecConfig | None = None,
+    report: Callable[[dict[str, float]], None] = lambda line: None,
+) -> TinyCodec:
+    """Train on ``sounds`` (label -> int16 waveforms at 16 kHz) and leave the codec in ``run``.
+
+    ``run/state.pt`` is renewed every ``save_every`` steps under a temporary name; called again, the
+    run goes on from there. ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    codec, judges = TinyCodec(codec_config), discriminators()
+    pictures = Pictures(codec.config)
+    betas = (0.8, 0.99)
+    optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas, weight_decay=1e-3)
+    judge_optimizer = torch.optim.AdamW(judges.parameters(), config.learning_rate / 2, betas)
+    parts = {"codec": codec, "judges": judges, "optimizer": optimizer, "judge_optimizer": judge_optimizer}
+    state, begin = run / "state.pt", 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        begin = saved.pop("step")
+        for name, values in saved.items():
+            parts[name].load_state_dict(values)
+
+    def save(step: int) -> None:
+        whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
+        torch.save(whole, state.with_suffix(".tmp"))
+        state.with_suffix(".tmp").rename(state)
+        codec.save_pretrained(run)
+
+    clock = time.perf_counter()
+    for step in range(begin, config.steps):
+        codec.train()
+        rate = _schedule(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate
+        for group in judge_optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate / 2
+
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        x = excerpts(sounds, config, step)
+        if step == config.quantise_from:
+            _start_codebooks(codec, sounds, config)
+        adversarial = step >= config.adversarial_from
+        codec.quantizer.train(not adversarial)
+        with torch.set_grad_enabled(not adversarial):
+            frames, commitment = codec.analyse(x), x.new_zeros(1)
+            if step >= config.quantise_from:
+                frames, _, commitment = codec.quantizer(frames)
+        with torch.no_grad():
+            target = pictures(codec.spectrogram(x).abs())
+        tone, noise = codec.synthesise(frames, draws=2)
+        both = pictures((tone + noise).abs())
+        first, second = [p[: len(x)] for p in both], [p[len(x) :] for p in both]
+        distance = energy_distance(target, first, second)
+        loss = distance + commitment.sum()
+        line = {"step": step + 1, "distance": distance.item(), "commitment": commitment.sum().item()}
+
+        if adversarial:
+            judged = _judge(judges, target, [p.detach() for p in first])
+            judge_optimizer.zero_grad(set_to_none=True)
+            judged.backward()
+            judge_optimizer.step()
+            fooling, matching = _fool(judges, target, first)
+            loss = loss + config.adversarial * fooling + config.matching * matching
+            line |= {"judged": judged.item(), "fooling": fooling.item(), "matching": matching.item()}
+
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(codec.parameters(), 5.0)
+        optimizer.step()
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"the codec's loss is not finite at step {step + 1}; {state} is the last good one")
+        if (step + 1) % config.log_every == 0:
+            line["seconds"] = (time.perf_counter() - clock) / config.log_every
+            clock = time.perf_counter()
+            with (run / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            report(line)
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save(step + 1)
+    (run / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    return codec.eval()
+
+
+@torch.no_grad()
+def _start_codebooks(codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig) -> None:
+    """Set the codebooks by k-means on a large batch, so that every vector begins where sounds are."""
+    vectors = 4 * codec.vocabulary
+    batches = range(-math.ceil(vectors / (config.batch_size * config.seconds * FRAME_RATE)), 0)
+    frames = torch.cat([codec.analyse(excerpts(sounds, config, config.steps - b)) for b in batches])
+    codec.quantizer(frames)
+
+
+def _schedule(step: int, config: CodecTrainConfig) -> float:
+    """In each of the two parts a short warm-up, then half a cosine down to a twentieth."""
+    first = config.adversarial_from
+    begin, end = (0, min(first, config.steps)) if step < first else (first, config.steps)
+    rise = min(1.0, (step - begin + 1) / config.warmup_steps)
+    return rise * (0.05 + 0.95 * (1.0 + math.cos(math.pi * (step - begin) / (end - begin))) / 2)
+
+
+def _judge(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> Tensor:
+    """Hinge loss of the discriminators."""
+    total = real[0].new_zeros(())
+    for judge, x, y in zip(judges, real, made, strict=False):
+        score_real, score_made = judge(torch.cat((x, y)))[0].chunk(2)
+        total = total + F.relu(1.0 - score_real).mean() + F.relu(1.0 + score_made).mean()
+    return total / len(judges)
+
+
+def _fool(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(Hinge loss of the decoder, distance of the discriminators' features)."""
+    fooling, matching = real[0].new_zeros(()), real[0].new_zeros(())
+    judges.requires_grad_(False)
+    for judge, x, y in zip(judges, real, made, strict=False):
+        score, features = judge(y)
+        with torch.no_grad():
+            targets: list[Tensor] = judge(x)[1]
+        fooling = fooling - score.mean()
+        for feature, target in zip(features, targets, strict=True):
+            matching = matching + (feature - target).abs().mean() / (target.abs().mean() + 1e-6) / len(targets)
+    judges.requires_grad_(True)
+    return fooling / len(judges), matching / len(judges)

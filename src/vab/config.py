@@ -1,0 +1,212 @@
+"""Every size and every training choice, typed: the paper's Tables 7 and 8 as named presets.
+
+Lengths are never written down twice: they follow from the window's seconds and the two rates.
+Nothing here imports torch, so that the command line stays quick.
+
+Legend used by the whole package: B batch, K codebooks, T audio frames, F video frames, L = F + T,
+D width, V codebook size, C codebook vector size, S samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
+
+SAMPLE_RATE = 16_000  # Hz, mono, everywhere (section 3.1)
+HOP = 320  # samples of one audio frame: every codec of the paper runs at 50 Hz
+FRAME_RATE = SAMPLE_RATE / HOP  # audio frames per second
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (Table 7). The defaults are VAB-Encodec."""
+
+    codec: Literal["encodec", "dac", "tiny"] = "encodec"
+    vision: Literal["eva02-clip-l", "mae-vit-l", "efficientnet-lite0"] = "eva02-clip-l"
+    seconds: float = 10.0  # the window the model is trained on
+    fps: float = 1.0  # video features per second
+    codebooks: int = 4  # K: levels of audio tokens that go in
+    given_codebooks: int = 0  # the first so many are never masked (coarse to fine: 4)
+    vocabulary: int = 2048  # V
+    codebook_dim: int = 128  # C
+    vision_dim: int = 768
+    width: int = 1024  # D
+    layers: int = 24
+    expert_layers: int = 12  # L1: the first so many have one feed-forward network per modality
+    heads: int = 16
+    dropout: float = 0.0
+    positions: Literal["sequence", "time"] = "sequence"  # distances of ALiBi: index, or common clock
+
+    @property
+    def audio_length(self) -> int:
+        """T of one window."""
+        return audio_frames(self.seconds)
+
+    @property
+    def video_length(self) -> int:
+        """F of one window."""
+        return video_frames(self.seconds, self.fps)
+
+    @property
+    def predicted_codebooks(self) -> int:
+        """Number of prediction heads."""
+        return self.codebooks - self.given_codebooks
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run (Table 8). The defaults are the pre-training of VAB-Encodec."""
+
+    learning_rate: float = 2e-4
+    weight_decay: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 100_000
+    epochs: float = 17.0
+    batch_size: int = 60  # clips per step, over all processes together
+    clip_gradient: float = 1.0  # largest norm of the gradient
+    label_smoothing: float = 0.1
+    mask_mean: float = 0.55  # the masking ratio's truncated normal law (section 3.2)
+    mask_std: float = 0.25
+    mask_min: float = 0.5
+    mask_max: float = 1.0
+    mixup: float = 0.5  # chance of temporal mixup (B.3)
+    roll: float = 0.1  # chance of temporal rolling (B.3)
+    drop_features: float = 0.1  # chance of no picture at all, for guidance (B.3)
+    pair_by_label: bool = False  # draw the picture from any clip of the same label
+    ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    seed: int = 0
+    save_every: int = 1000  # steps between checkpoints
+    log_every: int = 10  # steps between lines of the log
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Parallel decoding (section 3.3, appendix D)."""
+
+    steps: int = 16  # N
+    guidance: float = 5.0  # s of u + s (c - u); 1 is none
+    temperature: float = 25.5  # tau: the Gumbel noise of the confidence at the first step
+    top_k: int = 0  # sample among the k likeliest tokens; 0 is all
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A name of a table's row: network, training and decoding together."""
+
+    name: str
+    note: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+def audio_frames(seconds: float) -> int:
+    """Audio frames T that cover ``seconds``."""
+    return samples_to_frames(round(seconds * SAMPLE_RATE))
+
+
+def samples_to_frames(samples: int) -> int:
+    """Audio frames T that cover ``samples``."""
+    return math.ceil(samples / HOP)
+
+
+def video_frames(seconds: float, fps: float) -> int:
+    """Video frames F that cover ``seconds``; at least one."""
+    return max(1, math.ceil(round(seconds * fps, 6)))
+
+
+_encodec = ModelConfig()
+_dac = replace(_encodec, codec="dac", vocabulary=1024, codebook_dim=8)
+_dac_decode = DecodeConfig(temperature=10.5)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset("vab-encodec", "the paper's best model: EnCodec 16 kHz, 4 codebooks of 2048"),
+        Preset(
+            "vab-dac",
+            "the paper's model on DAC 16 kHz, the first 4 of 12 codebooks of 1024",
+            model=_dac,
+            train=TrainConfig(epochs=9.0),
+            decode=_dac_decode,
+        ),
+        Preset(
+            "vab-dac-test",
+            "the smaller model of the paper's ablations (12 heads as the text says; Table 7 says 8)",
+            model=replace(_dac, width=768, layers=20, heads=12),
+            train=TrainConfig(epochs=9.0),
+            decode=_dac_decode,
+        ),
+        Preset(
+            "vab-dac-coarse2fine",
+            "second stage: the fine 8 codebooks of DAC from the coarse 4",
+            model=replace(
+                _dac,
+                codebooks=12,
+                given_codebooks=4,
+                width=1280,
+                layers=16,
+                expert_layers=0,
+                heads=20,
+            ),
+            train=TrainConfig(epochs=9.0),
+            decode=replace(_dac_decode, steps=36),
+        ),
+        Preset(
+            "vab-tiny",
+            "the model inside the package: small enough to ship and for a laptop",
+            model=ModelConfig(
+                codec="tiny",
+                vision="efficientnet-lite0",
+                seconds=5.0,
+                vocabulary=1024,
+                codebook_dim=64,
+                vision_dim=1280,
+                width=192,
+                layers=8,
+                expert_layers=4,
+                heads=6,
+            ),
+            train=TrainConfig(
+                learning_rate=1e-3,
+                warmup_steps=300,
+                epochs=40.0,
+                batch_size=32,
+                pair_by_label=True,
+                ema=0.999,
+                precision="32-true",
+                save_every=200,
+            ),
+            decode=DecodeConfig(guidance=3.0, temperature=10.5),
+        ),
+    )
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; ``ValueError`` names the ones there are."""
+    if name not in PRESETS:
+        raise ValueError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """A config of type ``kind`` (and the configs inside it) from plain values, as read from JSON.
+
+    Unknown keys raise ``ValueError``: a config written by a newer version must not be half read.
+    """
+    known = {f.name: f for f in fields(kind)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
+    nested = {"model": ModelConfig, "train": TrainConfig, "decode": DecodeConfig}
+    read = {}
+    for name, value in values.items():
+        if name in nested and not is_dataclass(value):
+            value = from_dict(nested[name], value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        read[name] = value
+    return kind(**read)

@@ -1,0 +1,1 @@
+"""Official files of a dataset -> a manifest; one small module per dataset."""

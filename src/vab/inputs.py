@@ -1,0 +1,87 @@
+"""What people name on the command line -> media files: files, folders, patterns, CSV lists."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+VIDEOS = (".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
+VIDEOS += (".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
+IMAGES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+Entry = tuple[Path, str | None]  # a file, and why it cannot be used (None: it can be tried)
+
+
+class NoInputs(ValueError):
+    """Nothing that was named holds a file to work on."""
+
+
+def expand(names: Iterable[str | Path], leave_out: Path | None = None) -> list[Entry]:
+    """The files that ``names`` stand for, each once, in order.
+
+    A folder is every video and image in it and below, sorted; hidden files, and those in the folder
+    ``leave_out``, are not looked at. A name with ``*``, ``?`` or ``[`` that does not exist is a pattern
+    (``**`` is any folders). A ``.csv`` lists files in its column ``video``, relative to its own folder; its
+    rows may be those of a manifest, if they start at 0. Anything else is a file and stays as it is.
+    ``NoInputs`` if that is nothing at all.
+    """
+    found: dict[tuple[str, str | None], Entry] = {}
+    empty: list[Entry] = []
+    for name in names:
+        entries = list(_expand(Path(name), leave_out))
+        if not entries:
+            kind = "has no video or image in it" if Path(name).is_dir() else "no file matches"
+            empty.append((Path(name), kind))
+        for entry in entries:
+            found.setdefault((os.path.abspath(entry[0]), entry[1]), entry)
+    if not found:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in empty)
+        raise NoInputs(reasons or "no input is given")
+    return [*found.values(), *empty]
+
+
+def _expand(path: Path, leave_out: Path | None) -> Iterator[Entry]:
+    if path.is_dir():
+        yield from ((file, None) for file in _media_below(path, leave_out))
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        yield from _read_list(path)
+    elif not path.exists() and glob.has_magic(str(path)):
+        for match in sorted(glob.glob(str(path), recursive=True)):
+            yield from _expand(Path(match), leave_out)
+    else:
+        yield path, None
+
+
+def _media_below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    hidden = leave_out.resolve() if leave_out is not None else None
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (here / name).resolve() != hidden
+        )
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEOS + IMAGES:
+                yield here / name
+
+
+def _read_list(path: Path) -> Iterator[Entry]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            if "video" not in (reader.fieldnames or []):
+                yield path, "has no column called video"
+                return
+            for row in reader:
+                line = f"line {reader.line_num}"
+                if not row["video"]:
+                    yield path.with_name(f"{path.name}:{reader.line_num}"), f"{line} names no video"
+                elif (row.get("start") or "").strip(" 0."):
+                    reason = f"{line} of {path} starts at {row['start']} s; only whole files can be used here"
+                    yield path.parent / row["video"], reason
+                else:
+                    yield path.parent / row["video"], None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        yield path, f"cannot be read as a list ({error})"

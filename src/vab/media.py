@@ -1,0 +1,427 @@
+"""Files -> frames and waveform, by presentation time (section 3.1); waveform -> files.
+
+Time 0 of a file is its first shown frame, or the first sample if there is no picture; sound that starts later
+keeps its distance as silence. Memory follows the window that is read, never the file's length.
+"""
+
+from __future__ import annotations
+
+import os
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps
+
+from vab.config import SAMPLE_RATE, video_frames
+from vab.mux import (
+    MediaError,
+    atomic,
+    check_file,
+    checked,
+    decoded,
+    interval,
+    mux,
+    open_media,
+    packets,
+    picture_of,
+    picture_start,
+    picture_times,
+    reason,
+    sound_of,
+)
+
+__all__ = [
+    "MediaError",
+    "MediaInfo",
+    "atomic",
+    "moving_crop",
+    "mux",
+    "probe",
+    "read_audio",
+    "read_frames",
+    "stream_audio",
+    "write_wav",
+]
+
+_IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_SLACK = 0.05  # seconds by which a sound's timestamps may be off before they are believed
+_LONGEST_GAP = 3600.0  # seconds; a longer leap of the clock is a fault, not a pause
+_LONGEST_RETURN = 1.0  # seconds; a longer leap back is a clock that starts again
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file holds. Sizes are as displayed: pixels made square, rotation applied."""
+
+    path: Path
+    kind: Literal["video", "audio", "image"]
+    seconds: float  # of the picture if there is one, else of the sound; 0 for an image
+    has_audio: bool
+    width: int  # 0 for sound
+    height: int
+    fps: float  # mean frame rate of a video, else 0
+
+
+def probe(path: str | Path) -> MediaInfo:
+    """Say what ``path`` holds; the length comes from the packets' times, not from the header.
+
+    ``MediaError`` if it is missing, a folder, empty, not media, or has not one frame that can be decoded.
+    """
+    path = Path(path)
+    image = _open_image(path)
+    if image is not None:
+        height, width = _pixels(path, image, None).shape[:2]
+        return MediaInfo(path, "image", 0.0, False, width, height, 0.0)
+    with open_media(path) as container:
+        stream, has_audio = picture_of(container), sound_of(container) is not None
+        if stream is None and not has_audio:
+            raise MediaError(f"{path}: has neither a video nor an audio stream")
+        if stream is not None:
+            frame = next(decoded(container, stream), None)
+            if frame is None:
+                raise MediaError(f"{path}: not one frame of its video stream can be decoded")
+            height, width = _Painter(None)(frame, stream).shape[:2]
+    if stream is None:
+        return MediaInfo(path, "audio", _sound_seconds(path), True, 0, 0, 0.0)
+    times = picture_times(path)
+    rate = times.frames / times.seconds if times.seconds > 0 else 0.0
+    return MediaInfo(path, "video", times.seconds, has_audio, width, height, rate)
+
+
+def _sound_seconds(path: Path) -> float:
+    origin = end = _sound_start(path)
+    with open_media(path) as container:
+        stream: Any = sound_of(container)
+        for packet in packets(container, stream):
+            if packet.pts is not None:
+                end = packet.pts * packet.time_base
+            lasts = (packet.duration or 0) * packet.time_base
+            if lasts < _LONGEST_GAP:  # the last packet of some Ogg files claims 2^32 samples
+                end += lasts
+    return float(end - origin)
+
+
+def read_frames(
+    path: str | Path,
+    fps: float,
+    start: float = 0.0,
+    seconds: float | None = None,
+    size: int | None = None,
+) -> Iterator[np.ndarray]:
+    """The frames on screen at ``start + i / fps`` seconds: uint8 [H,W,3] RGB, upright.
+
+    There are ``config.video_frames(seconds, fps)`` of them; ``seconds=None`` is all that remains. A video
+    that ends sooner repeats its last frame; an image is a video that stands still (one frame if ``seconds``
+    is None).
+    ``size``: the short side is scaled down to it, in the decoder's own pixel format. ``MediaError`` as in
+    :func:`probe`, or if there is no video stream.
+    """
+    path = Path(path)
+    if fps <= 0 or start < 0:
+        raise ValueError(f"fps must be positive and start not negative, not {fps} and {start}")
+    image = _open_image(path)
+    if image is not None:
+        pixels = _pixels(path, image, size)
+        for _ in range(video_frames(seconds or 0.0, fps)):
+            yield pixels
+        return
+    if seconds is None:
+        seconds = max(0.0, picture_times(path).seconds - start)
+    wanted, given = video_frames(seconds, fps), 0
+    paint = _Painter(size)
+    shown: np.ndarray | None = None
+    waiting: tuple[Any, Any] | None = None  # newest frame not after the wanted time, pixels not made yet
+    for time, frame, stream in _timed_frames(path, start):
+        while waiting is not None and time > start + given / fps:
+            shown = paint(*waiting) if shown is None else shown
+            yield shown
+            given += 1
+            if given == wanted:
+                return
+        waiting, shown = (frame, stream), None
+    if waiting is None:
+        raise MediaError(f"{path}: not one frame of its video stream can be decoded")
+    shown = paint(*waiting) if shown is None else shown
+    for _ in range(given, wanted):
+        yield shown
+
+
+def _timed_frames(path: Path, start: float) -> Iterator[tuple[float, Any, Any]]:
+    """(seconds since the first shown frame, frame, stream), from the frame on screen at ``start`` or before.
+
+    Times are lowered by half a millisecond: many containers keep whole ones.
+    """
+    origin, timed = picture_start(path)
+    position = origin + Fraction(start) if timed and start > 0 else None
+    first: int | None = None
+    for index, (frame, stream) in enumerate(_decode(path, picture_of, position)):
+        base = stream.time_base
+        if timed and frame.pts is not None:
+            time = frame.pts * base - origin
+        elif frame.dts is not None:
+            first = frame.dts if first is None else first
+            time = (frame.dts - first) * base
+        else:
+            time = index * (frame.duration * base if frame.duration else interval(stream))
+        yield float(time) - 0.0005 - 1e-6, frame, stream
+
+
+def _decode(path: Path, pick: Callable[[Any], Any], position: Fraction | None) -> Iterator[tuple[Any, Any]]:
+    """(frame, stream) of the picked stream; the first one is at or before ``position`` if any frame is.
+
+    A seek may land too late (a bad index, frames that need earlier ones): then from further back, at last
+    from the beginning.
+    """
+    for back in (Fraction(1, 2), Fraction(10), None) if position is not None else (None,):
+        with open_media(path) as container:
+            stream = pick(container)
+            stream.codec_context.thread_count = min(4, os.cpu_count() or 1)
+            stream.thread_type = "AUTO"
+            if back is not None and position is not None:
+                try:
+                    container.seek(int((position - back) / stream.time_base), stream=stream)
+                except FFmpegError:
+                    continue
+            good = back is None
+            for frame in decoded(container, stream):
+                if not good and (frame.pts is None or frame.pts * stream.time_base > (position or 0)):
+                    break
+                good = True
+                yield frame, stream
+            if good:
+                return
+
+
+class _Painter:
+    """Decoded frames of one stream -> pixels as displayed, with one scaler and one look at the orientation.
+
+    Asking a frame for its side data ties it into a reference cycle; done for each, frames would pile up.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        self.size = size
+        self.scaler = VideoReformatter()
+        self.turn: tuple[bool, int, int] | None = None
+
+    def __call__(self, frame: Any, stream: Any) -> np.ndarray:
+        """uint8 [H,W,3] RGB."""
+        if self.turn is None:
+            self.turn = _orientation(frame)
+        aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+        width, height = max(1, round(frame.width * aspect)), frame.height
+        scale = min(1.0, self.size / min(width, height)) if self.size else 1.0
+        alpha = any(component.is_alpha for component in frame.format.components)
+        pixels: np.ndarray = self.scaler.reformat(
+            frame,
+            width=max(1, round(width * scale)),
+            height=max(1, round(height * scale)),
+            format="rgba" if alpha else "rgb24",
+            interpolation="BICUBIC",
+            threads=1,
+        ).to_ndarray()
+        if alpha:
+            cover = pixels[..., 3:].astype(np.uint16)
+            pixels = ((pixels[..., :3] * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
+        swap, down, right = self.turn
+        if swap:
+            pixels = pixels.transpose(1, 0, 2)
+        return np.array(pixels[::down, ::right], order="C")
+
+
+def _orientation(frame: Any) -> tuple[bool, int, int]:
+    """(swap the axes, step down, step right) of the display matrix, to the nearest quarter turn."""
+    for data in frame.side_data:
+        if data.type == SideDataType.DISPLAYMATRIX:  # x' = a x + c y, y' = b x + d y
+            a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+            swap = abs(b) + abs(c) > abs(a) + abs(d)
+            across, along = (c, b) if swap else (a, d)
+            return swap, -1 if along < 0 else 1, -1 if across < 0 else 1
+    return False, 1, 1
+
+
+def _open_image(path: Path) -> Image.Image | None:
+    """The still image at ``path``, not read yet; None if it is anything else (a moving GIF is a video)."""
+    check_file(path)
+    try:
+        image = Image.open(path, formats=_IMAGES)
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path}: the image is too large") from error
+    except (OSError, SyntaxError, ValueError):
+        return None
+    moving = image.format in ("GIF", "PNG") and getattr(image, "n_frames", 1) > 1
+    if moving:
+        image.close()
+    return None if moving else image
+
+
+def _pixels(path: Path, image: Image.Image, size: int | None) -> np.ndarray:
+    """An image as uint8 [H,W,3]: upright, transparency over white, 16 bits brought to 8."""
+    try:
+        with image:
+            image.draft("RGB", (size, size) if size else image.size)
+            picture = ImageOps.exif_transpose(image)
+            if picture.mode.startswith("I") or picture.mode == "F":
+                values = np.asarray(picture, dtype=np.float64)
+                top = values.max(initial=0)
+                values = values / (257 if top > 255 else 1 if top > 1 else 1 / 255)
+                picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                white = Image.new("RGBA", picture.size, "white")
+                picture = Image.alpha_composite(white, picture)
+            picture = picture.convert("RGB")
+            if size and min(picture.size) > size:
+                scale = size / min(picture.size)
+                width, height = (max(1, round(side * scale)) for side in picture.size)
+                picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            return np.array(picture)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise MediaError(f"{path}: the image cannot be read ({reason(error)})") from error
+
+
+def _sound_start(path: Path) -> Fraction:
+    """Time of the first decoded sample on the container's clock. ``MediaError`` if there is none."""
+    with open_media(path) as container:
+        stream: Any = sound_of(container)
+        if stream is None:
+            raise MediaError(f"{path}: has no audio stream")
+        for frame in decoded(container, stream):
+            return (frame.pts or 0) * stream.time_base
+    raise MediaError(f"{path}: its audio stream cannot be decoded")
+
+
+def _sound(path: Path, start: float) -> Iterator[np.ndarray]:
+    """Blocks of mono 16 kHz float32 from ``start`` seconds on; silence where the file has none."""
+    first = _sound_start(path)
+    with open_media(path) as container:
+        has_picture = picture_of(container) is not None
+    origin = picture_start(path)[0] if has_picture else first
+    position = origin + Fraction(start) if start > 0 and origin + Fraction(start) > first else None
+    written = 0  # samples given since ``start``
+    for at, block in _placed(path, position, float(origin) + start):
+        while written < at:
+            silence = np.zeros(min(SAMPLE_RATE, at - written), dtype=np.float32)
+            written += len(silence)
+            yield silence
+        kept = block[written - at :]
+        written += len(kept)
+        if len(kept):
+            yield kept
+
+
+def _placed(path: Path, position: Fraction | None, zero: float) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of the first sample after ``zero`` seconds, block of mono 16 kHz float32), in order.
+
+    One resampler runs on until the clock leaps or the sample rate, the layout or the sample format changes.
+    """
+    resampler: Any = None
+    shape: tuple[int, str, str] = (SAMPLE_RATE, "", "")
+    begin, heard, at, shift = 0.0, 0, 0, 0.0  # of this run: first time, samples in, next place; clock repair
+    for frame, stream in _decode(path, sound_of, position):
+        expected = begin + heard / shape[0]
+        time = float(frame.pts * stream.time_base) - zero + shift if frame.pts is not None else expected
+        if time - expected > _LONGEST_GAP or (resampler and time - expected < -_LONGEST_RETURN):
+            shift += expected - time
+            time = expected
+        new = (frame.sample_rate, frame.layout.name, frame.format.name)
+        if resampler is None or new != shape or abs(time - expected) > _SLACK:
+            for part in resampler.resample(None) if resampler else ():
+                yield at, part.to_ndarray()[0]
+                at += part.samples
+            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            shape, begin, heard, at = new, time, 0, round(time * SAMPLE_RATE)
+        heard += frame.samples
+        frame.pts = None
+        for part in resampler.resample(frame):
+            yield at, part.to_ndarray()[0]
+            at += part.samples
+    for part in resampler.resample(None) if resampler else ():
+        yield at, part.to_ndarray()[0]
+        at += part.samples
+
+
+def stream_audio(path: str | Path, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
+    """The whole sound in blocks of ``block_seconds``: float32 [S] mono 16 kHz, the last one shorter.
+
+    One resampler runs through the file. ``MediaError`` if there is no audio stream or none of it decodes.
+    """
+    size = round(block_seconds * SAMPLE_RATE)
+    if size < 1:
+        raise ValueError(f"block_seconds must be positive, not {block_seconds}")
+    yield from _regroup(_sound(Path(path), 0.0), size)
+
+
+def _regroup(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    held: list[np.ndarray] = []
+    count = 0
+    for block in blocks:
+        held.append(block)
+        count += len(block)
+        while count >= size:
+            joined = np.concatenate(held)
+            yield joined[:size].copy()
+            held, count = [joined[size:]], count - size
+    if count:
+        yield np.concatenate(held)
+
+
+def read_audio(path: str | Path, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
+    """The sound from ``start`` on: float32 [S] mono 16 kHz; S = round(seconds * 16000), padded with zeros.
+
+    ``seconds=None`` reads to the end. Only what is needed is decoded. ``MediaError`` as :func:`stream_audio`.
+    """
+    if start < 0 or (seconds is not None and seconds < 0):
+        raise ValueError("start and seconds must not be negative")
+    wanted = None if seconds is None else round(seconds * SAMPLE_RATE)
+    parts, count = [np.zeros(0, dtype=np.float32)], 0
+    for block in _sound(Path(path), start):
+        parts.append(block)
+        count += len(block)
+        if wanted is not None and count >= wanted:
+            break
+    sound = np.concatenate(parts)[:wanted]
+    return sound if wanted is None else np.pad(sound, (0, wanted - len(sound)))
+
+
+def moving_crop(image: np.ndarray, frames: int, seed: int, size: int = 224) -> np.ndarray:
+    """A photo [H,W,3] as a short video uint8 [frames,size,size,3]: a square that slowly pans and zooms.
+
+    Half of the seeds mirror the photo. The same seed gives the same video.
+    """
+    draw = np.random.default_rng(seed)
+    picture = Image.fromarray(image)
+    if draw.random() < 0.5:
+        picture = ImageOps.mirror(picture)
+    short = min(picture.size)
+    side = short * draw.uniform(0.6, 1.0, size=2)  # of the square, at the first and the last frame
+    corner = draw.uniform(size=(2, 2)) * (np.array(picture.size) - side[:, None])
+    crops = []
+    for progress in np.linspace(0.0, 1.0, frames):
+        edge = side[0] + progress * (side[1] - side[0])
+        left, top = corner[0] + progress * (corner[1] - corner[0])
+        box = (left, top, min(left + edge, picture.width), min(top + edge, picture.height))
+        crop = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+        crops.append(np.asarray(crop))
+    return np.stack(crops) if crops else np.zeros((0, size, size, 3), dtype=np.uint8)
+
+
+def write_wav(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> None:
+    """Write ``waveform`` [S] in [-1, 1] (louder is clipped) as 16-bit PCM, complete or not at all.
+
+    ``MediaError`` if it is empty or holds NaN or infinity.
+    """
+    samples = checked(waveform, Path(path)).clip(-1, 1)
+    with atomic(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).round().astype("<i2").tobytes())

@@ -1,0 +1,357 @@
+"""The network: masked audio tokens and image features in, logits of every audio token out (section 3.2).
+
+The sequence is ``[video; audio]``. Self-attention is shared by both; in the first L1 layers each
+modality has its own feed-forward network (an "expert"), above it is shared. Distances enter the
+attention by symmetric ALiBi, so any length works. The network knows nothing of masking laws or sampling.
+
+Shapes: B batch, K codebooks, T audio frames, F video frames, L = F + T, D width, V codebook size,
+C codebook vector size, H heads. A token id of V is [MASK].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vab.config import FRAME_RATE, ModelConfig, video_frames
+
+INIT_STD = 0.02  # of every weight matrix and learned vector
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """One slope per head: 2^(-8h/H) for H a power of two.
+
+    Else the slopes of the next lower power of two, then every second one of the next higher.
+    """
+    lower = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8 * h / lower) for h in range(1, lower + 1)]
+    between = [2.0 ** (-4 * h / lower) for h in range(1, 2 * lower + 1, 2)]
+    return slopes + between[: heads - lower]
+
+
+@lru_cache(maxsize=4)
+def alibi_bias(
+    heads: int,
+    video: int,
+    audio: int,
+    positions: Literal["sequence", "time"],
+    fps: float,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What attention adds to its scores: minus slope times distance, [1,H,L,L]. The last few are kept.
+
+    ``sequence`` counts places in ``[video; audio]`` (the paper). ``time`` measures on one clock in audio
+    frames: video frame i sits in the middle of its share of time, at ``(i + 0.5) / fps`` seconds.
+    """
+    with torch.inference_mode(False), torch.no_grad():  # kept beyond this call, training may use it next
+        if positions == "sequence":
+            place = torch.arange(video + audio, device=device, dtype=torch.float32)
+        else:
+            frames = torch.arange(video, device=device, dtype=torch.float32)
+            clock = (frames + 0.5) * FRAME_RATE / fps - 0.5
+            place = torch.cat([clock, torch.arange(audio, device=device, dtype=torch.float32)])
+        return _distance_bias(place[None], heads).to(dtype)
+
+
+def _distance_bias(place: Tensor, heads: int) -> Tensor:
+    """The bias [B,H,L,L] of the places [B,L]."""
+    slopes = torch.tensor(alibi_slopes(heads), device=place.device)
+    distance = (place[:, :, None] - place[:, None, :]).abs()
+    return distance[:, None] * -slopes[:, None, None]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with its norm before it; shared by both modalities."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x [B,L,D], bias [1 or B,H,L,L] -> [B,L,D]."""
+        query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Norm, four times wider, GELU, back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width)
+        self.out = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,N,D] -> [B,N,D]."""
+        return self.out(functional.gelu(self.up(self.norm(x))))
+
+
+class Experts(nn.Module):
+    """One feed-forward network per modality: the first F places are video (VLMo's pattern)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.video = FeedForward(width)
+        self.audio = FeedForward(width)
+
+    def forward(self, x: Tensor, video: int) -> Tensor:
+        """x [B,L,D], of which the first ``video`` places are video -> [B,L,D]."""
+        if video == 0:
+            return self.audio(x)
+        if video == x.shape[1]:
+            return self.video(x)
+        return torch.cat([self.video(x[:, :video]), self.audio(x[:, video:])], dim=1)
+
+
+class Block(nn.Module):
+    """A pre-norm layer: shared attention, then experts or one shared feed-forward network."""
+
+    def __init__(self, config: ModelConfig, experts: bool) -> None:
+        super().__init__()
+        self.attention = Attention(config.width, config.heads)
+        self.feed_forward = Experts(config.width) if experts else FeedForward(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, video: int, bias: Tensor) -> Tensor:
+        """x [B,L,D] -> [B,L,D]; the first ``video`` places are video."""
+        x = x + self.dropout(self.attention(x, bias))
+        net = self.feed_forward
+        return x + self.dropout(net(x, video) if isinstance(net, Experts) else net(x))
+
+
+class AudioEmbedding(nn.Module):
+    """Tokens [B,K,T] -> [B,T,D], from the codec's own codebook vectors and one learned [MASK] per codebook.
+
+    EnCodec's residual codebooks share one space: the vectors are summed, then projected. Those of DAC are
+    8-d and each has its own space: each is projected on its own and then summed, which is one
+    projection of all of them side by side.
+    """
+
+    vectors: Tensor  # [K,V,C], frozen
+
+    def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None) -> None:
+        super().__init__()
+        shape = (config.codebooks, config.vocabulary, config.codebook_dim)
+        vectors = torch.randn(shape) if codebook_vectors is None else codebook_vectors[: config.codebooks]
+        if vectors.shape != shape:
+            raise ValueError(
+                f"codebook vectors are {tuple(vectors.shape)}, the model needs [K,V,C] = {shape}"
+            )
+        self.side_by_side = config.codec == "dac"
+        self.register_buffer("vectors", vectors.detach().clone().float())
+        self.mask = nn.Parameter(torch.zeros(config.codebooks, config.codebook_dim))
+        inputs = config.codebook_dim * (config.codebooks if self.side_by_side else 1)
+        self.projection = nn.Linear(inputs, config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        tables = torch.cat([self.vectors.to(self.mask.dtype), self.mask[:, None]], dim=1)  # [K,V+1,C]
+        # one look-up per codebook: an id out of range is an error, not a row of the next codebook
+        found = [functional.embedding(tokens[:, k], table) for k, table in enumerate(tables)]
+        if self.side_by_side:
+            return self.projection(torch.cat(found, dim=-1))
+        return self.projection(torch.stack(found).sum(0))
+
+
+class VAB(nn.Module):
+    """Vision to Audio and Beyond (section 3.2).
+
+    ``codebook_vectors`` [K,V,C] are the codec's (more than K codebooks: the first K are taken). Without
+    them the frozen table is random, to be filled by ``load_state_dict``. ``ValueError`` if the shape is
+    wrong or the heads do not divide the width.
+    """
+
+    def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
+        super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"width {config.width} is not a multiple of {config.heads} heads")
+        self.config = config
+        self.audio_embedding = AudioEmbedding(config, codebook_vectors)
+        self.video_projection = nn.Linear(config.vision_dim, config.width)
+        self.modality = nn.Parameter(torch.zeros(2, config.width))  # video, audio
+        self.blocks = nn.ModuleList(Block(config, n < config.expert_layers) for n in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.heads = nn.Linear(config.width, config.predicted_codebooks * config.vocabulary)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Truncated normal; what is added to the residual stream is smaller the deeper the model."""
+        residual = INIT_STD / math.sqrt(2 * self.config.layers)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" not in name:
+                std = residual if name.endswith("out.weight") else INIT_STD
+                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        features: Tensor | None,
+        *,
+        token_padding: Tensor | None = None,
+        feature_padding: Tensor | None = None,
+        drop_features: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B,Kp,T,V] of the Kp predicted codebooks, for masked and unmasked places alike.
+
+        tokens [B,K,T] (V = [MASK]); features [B,F,vision_dim]; paddings bool [B,T] and [B,F], True where a
+        place is not real; drop_features bool [B], True for clips that are to be unconditional. Unconditional
+        is zeros in place of the features; ``features=None`` is so for all, with the F that T asks for.
+        ``ValueError`` if a shape does not fit the model.
+        """
+        if features is None:
+            features, feature_padding = self._no_features(tokens, token_padding)
+        x, video = self._embed(tokens, features, feature_padding, drop_features)
+        bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
+        for block in self.blocks:
+            x = block(x, video, bias)
+        logits = self.heads(self.norm(x[:, video:]))
+        return logits.unflatten(-1, (self.config.predicted_codebooks, -1)).transpose(1, 2)
+
+    def encode(
+        self,
+        tokens: Tensor | None,
+        features: Tensor | None,
+        token_padding: Tensor | None = None,
+        feature_padding: Tensor | None = None,
+    ) -> Tensor:
+        """What the first L1 layers make of audio, video or both (sections 3.4, 3.5): [B,L',D].
+
+        Unlike in :meth:`forward`, ``None`` means that the modality is absent: it takes no places.
+        ``ValueError`` if both are absent, or if the model has no expert layers.
+        """
+        if not self.config.expert_layers:
+            raise ValueError("this model has no expert layers, so it gives no embeddings")
+        x, video = self._embed(tokens, features, feature_padding)
+        bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
+        for block in self.blocks[: self.config.expert_layers]:
+            x = block(x, video, bias)
+        return x
+
+    def pooled(
+        self,
+        tokens: Tensor | None,
+        features: Tensor | None,
+        token_padding: Tensor | None = None,
+        feature_padding: Tensor | None = None,
+    ) -> Tensor:
+        """The mean [B,D] of :meth:`encode` over its real places."""
+        x = self.encode(tokens, features, token_padding, feature_padding)
+        video = 0 if features is None else features.shape[1]
+        padding = _join_padding(x, video, token_padding, feature_padding)
+        if padding is None:
+            return x.mean(1)
+        real = ~padding[:, :, None]
+        return (x * real).sum(1) / real.sum(1).clamp(min=1)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Learned numbers. The paper counts without prediction heads, and so does ``parameters``.
+
+        ``expert_parameters`` are the embeddings and the first L1 layers: what embeds a clip.
+        """
+        heads = _size(self.heads.parameters())
+        total = _size(self.parameters())
+        embeddings = total - heads - _size(self.blocks.parameters()) - _size(self.norm.parameters())
+        first = self.blocks[: self.config.expert_layers]
+        return {
+            "parameters": total - heads,
+            "expert_parameters": embeddings + _size(first.parameters()),
+            "head_parameters": heads,
+            "total_parameters": total,
+        }
+
+    def _embed(
+        self,
+        tokens: Tensor | None,
+        features: Tensor | None,
+        feature_padding: Tensor | None = None,
+        drop_features: Tensor | None = None,
+    ) -> tuple[Tensor, int]:
+        """The sequence [B,L,D] and F, how many of its places are video."""
+        config = self.config
+        parts = []
+        if features is not None:
+            if features.ndim != 3 or features.shape[-1] != config.vision_dim:
+                raise ValueError(
+                    f"features are {tuple(features.shape)}, the model needs [B,F,{config.vision_dim}]"
+                )
+            features = features.to(self.video_projection.weight.dtype)
+            if feature_padding is not None:
+                features = features.masked_fill(feature_padding[:, :, None], 0.0)
+            if drop_features is not None:
+                features = features.masked_fill(drop_features[:, None, None], 0.0)
+            parts.append(self.video_projection(features) + self.modality[0])
+        if tokens is not None:
+            if tokens.ndim != 3 or tokens.shape[1] != config.codebooks:
+                raise ValueError(
+                    f"tokens are {tuple(tokens.shape)}, the model needs [B,{config.codebooks},T]"
+                )
+            parts.append(self.audio_embedding(tokens) + self.modality[1])
+        if not parts:
+            raise ValueError("neither tokens nor features are given")
+        return (
+            torch.cat(parts, dim=1) if len(parts) == 2 else parts[0],
+            0 if features is None else features.shape[1],
+        )
+
+    def _no_features(self, tokens: Tensor, token_padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Zeros [B,F,vision_dim] for the F of T, and padding that leaves each clip its own F."""
+        batch, _, length = tokens.shape
+        config = self.config
+        video = video_frames(length / FRAME_RATE, config.fps)
+        zeros = torch.zeros(batch, video, config.vision_dim, device=tokens.device)
+        if token_padding is None:
+            return zeros, None
+        real = [video_frames(n / FRAME_RATE, config.fps) for n in (~token_padding).sum(1).tolist()]
+        own = torch.tensor(real, device=tokens.device)
+        return zeros, torch.arange(video, device=tokens.device) >= own[:, None]
+
+    def _bias(self, x: Tensor, video: int, padding: Tensor | None) -> Tensor:
+        """ALiBi and, at padded keys, minus infinity: [1 or B,H,L,L] in the type attention runs in."""
+        config = self.config
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        length = x.shape[1]
+        bias = alibi_bias(config.heads, video, length - video, config.positions, config.fps, x.device, dtype)
+        if padding is None:
+            return bias
+        if config.positions == "sequence":  # padding takes no place, or it would move the audio away
+            place = (~padding).cumsum(1).float() - 1
+            bias = _distance_bias(place, config.heads).to(dtype)
+        return bias.masked_fill(padding[:, None, None, :], -torch.inf)
+
+
+def _join_padding(
+    x: Tensor, video: int, token_padding: Tensor | None, feature_padding: Tensor | None
+) -> Tensor | None:
+    """Padding [B,L] of ``[video; audio]``, or None where neither has any."""
+    if token_padding is None and feature_padding is None:
+        return None
+    padding = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+    if feature_padding is not None:
+        padding[:, :video] = feature_padding
+    if token_padding is not None:
+        padding[:, video:] = token_padding
+    return padding
+
+
+def _size(parameters: Iterator[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """:meth:`VAB.parameter_counts` of a model that is never built: it costs neither memory nor time."""
+    with torch.device("meta"):
+        return VAB(config).parameter_counts()

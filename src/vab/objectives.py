@@ -1,0 +1,59 @@
+"""What training minimises, as pure functions: masked prediction, contrast, classification."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def masked_prediction(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Mean cross entropy over the hidden tokens of the batch (eq. 1; eq. 3 when some codebooks are given).
+
+    logits [B,Kp,T,V], targets int64 [B,Kp,T], mask bool [B,Kp,T] (True = hidden) -> scalar, 0 if none is
+    hidden. ``smoothing`` of the target's mass is spread over all V tokens. Only hidden tokens are turned
+    to float32 and to log-probabilities, which saves about a third of the memory.
+    """
+    chosen = logits[mask].float()
+    loss = functional.cross_entropy(chosen, targets[mask], label_smoothing=smoothing, reduction="sum")
+    return loss / max(1, len(chosen))
+
+
+@torch.no_grad()
+def masked_accuracy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Share of hidden tokens whose likeliest token is the true one, per codebook: float [Kp].
+
+    Shapes as in :func:`masked_prediction`. NaN for a codebook of which nothing is hidden.
+    """
+    right = (logits.argmax(-1) == targets) & mask
+    return right.sum((0, 2)) / mask.sum((0, 2))
+
+
+def contrastive(audio: Tensor, video: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric InfoNCE (eq. 4): row b of each belongs to row b of the other -> scalar.
+
+    audio, video [B,D], of any length: they are normalised here. ``scale`` is one over the temperature.
+    """
+    audio = functional.normalize(audio.float(), dim=-1)
+    video = functional.normalize(video.float(), dim=-1)
+    logits = scale * audio @ video.T
+    pairs = torch.arange(len(logits), device=logits.device)
+    return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
+
+
+def classification(
+    logits: Tensor, targets: Tensor, kind: Literal["bce", "ce"], smoothing: float = 0.1
+) -> Tensor:
+    """Loss of a classifier (section 3.5, Table 8): logits [B,N] -> scalar.
+
+    targets are class ids int64 [B], or float [B,N] for clips of several labels or none. ``bce`` judges each
+    class on its own, ``ce`` among all. ``smoothing`` moves that share of the target to an even spread over N.
+    """
+    if targets.ndim == 1:
+        targets = functional.one_hot(targets, logits.shape[1])
+    goal = targets.float() * (1 - smoothing) + smoothing / logits.shape[1]
+    if kind == "bce":
+        return functional.binary_cross_entropy_with_logits(logits.float(), goal)
+    return functional.cross_entropy(logits.float(), goal)

@@ -1,0 +1,428 @@
+"""File in, sound out: probe, features, tokens, waveform (section 3.3), for any length.
+
+A clip's sound depends on the clip, the seed and the settings alone: noise is drawn on the CPU from
+(seed, number of the sample), and every sample is decoded on its own.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from huggingface_hub import ModelHubMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vab.codec import Codec, decode_long, load_codec
+from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
+from vab.config import video_frames as video_places
+from vab.decode import LogitsFn, generate_long, guided
+from vab.media import MediaError, MediaInfo, moving_crop, probe, read_audio, read_frames, write_wav
+from vab.model import VAB
+from vab.vision import VisionEncoder, load_vision
+from vab.weights import CODEC, MODEL, ModelError, find_model, read_config
+
+IMAGE_SECONDS = 10.0  # of sound for an image
+LONGEST = 2 * 3600.0  # seconds of a video
+OVERLAP = 1.0  # seconds that neighbouring windows share
+FADE = round(0.02 * SAMPLE_RATE)  # samples of cross-fade, outside of what is kept
+ENCODED_AT_ONCE = 1500  # audio frames of kept sound
+CONTEXT = 50  # audio frames on either side of them
+
+Span = tuple[float, float]  # seconds; the end may be infinite
+Progress = Callable[[str, int, int], None]  # stage, done, in all
+
+
+@dataclass(frozen=True)
+class Audio:
+    """A mono sound and what it took to make it."""
+
+    waveform: np.ndarray  # float32 [S], about -1..1
+    rate: int = SAMPLE_RATE
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+
+    def save(self, path: str | Path) -> None:
+        """Write a 16-bit WAV file, complete or not at all."""
+        write_wav(path, self.waveform, self.rate)
+
+
+class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vision-to-audio"]):
+    """A VAB with its codec and image encoder, ready for files.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are huggingface_hub's; weights are
+    safetensors, and nothing in a model directory is ever executed.
+    """
+
+    def __init__(
+        self, config: Preset, network: VAB, codec: Codec, vision: VisionEncoder, device: str = "cpu"
+    ) -> None:
+        _check_parts(config.model, network, codec, vision)
+        self.config = config
+        self.device = pick_device(device)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        self.codec = codec.to(self.device)
+        self.vision = vision.to(self.device)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        source: str | Path | None = None,
+        *,
+        device: str = "auto",
+        codec_path: str | Path | None = None,
+        vision_path: str | Path | None = None,
+        **hub: Any,
+    ) -> Self:
+        """The bundled model (None or ``vab-tiny``), that of a directory, or that of a Hub id.
+
+        ``device``: auto, cpu, cuda or mps. ``codec_path`` and ``vision_path``: a file, folder or Hub id to
+        take these weights from. ``hub``: revision, token, cache_dir ... of ``snapshot_download``.
+        Raises ``ModelError``, ``CodecError`` or ``VisionError``, each one line that says what to do.
+        """
+        folder = find_model(source, **hub)
+        read_config(folder)
+        chosen = {"device": pick_device(device).type, "codec_path": codec_path, "vision_path": vision_path}
+        return super().from_pretrained(folder, **chosen)
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]
+        cls,
+        *,
+        model_id: str,
+        device: str,
+        codec_path: str | Path | None,
+        vision_path: str | Path | None,
+        **_: Any,
+    ) -> Self:
+        folder = Path(model_id)
+        preset = read_config(folder)
+        network = _read_network(folder, preset.model)
+        if codec_path is None and (folder / CODEC).is_file():
+            codec_path = folder
+        codec = load_codec(preset.model.codec, codec_path)
+        return cls(preset, network, codec, load_vision(preset.model.vision, vision_path), device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        save_file(state, save_directory / MODEL)
+        if self.config.model.codec == "tiny":  # the others have a home of their own
+            from vab.codec_tiny import TinyCodec
+
+            assert isinstance(self.codec, TinyCodec)
+            self.codec.save_pretrained(save_directory)
+
+    def generate(
+        self,
+        path: str | Path,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        temperature: float | None = None,
+        keep: Sequence[Span] = (),
+        progress: Progress | None = None,
+    ) -> Audio:
+        """The sound of a video, exactly as long as it is; of an image, 10 s.
+
+        ``steps``, ``guidance`` and ``temperature`` replace the model's own. ``keep``: spans (from, to) in
+        seconds of the video's own sound that stay as they are; what is new fits to their tokens, and fades
+        into them over 20 ms. Raises ``MediaError`` for a file that cannot be used, ``ValueError`` for a
+        setting that makes no sense.
+        """
+        chosen = decode_settings(self.config.decode, steps, guidance, temperature)
+        return next(self.generate_many(path, 1, seed=seed, decode=chosen, keep=keep, progress=progress))
+
+    def generate_many(
+        self,
+        path: str | Path,
+        samples: int,
+        *,
+        seed: int = 0,
+        decode: DecodeConfig | None = None,
+        keep: Sequence[Span] = (),
+        progress: Progress | None = None,
+    ) -> Iterator[Audio]:
+        """``samples`` sounds for one file, one after another; the first is that of :meth:`generate`.
+
+        The file is read once: the first sound's timings hold that.
+        """
+        tell = progress or (lambda stage, done, total: None)
+        timings: dict[str, float] = {}
+        info = probe(path)
+        length = sound_length(info)
+        kept = kept_samples(info, keep, length)
+        config = self.config.model
+        total = padded_length(samples_to_frames(length), config)
+        features = self._features(info, total, seed, timings, tell)
+        tokens = torch.zeros(config.codebooks, total, dtype=torch.int64, device=self.device)
+        given = torch.zeros_like(tokens, dtype=torch.bool)
+        with _timed(timings, "codec"):
+            for start, stop in kept:
+                first, last = -(-start // HOP), stop // HOP
+                if first < last:
+                    tokens[:, first:last] = self._encode(info.path, first, last)
+                    given[:, first:last] = True
+        for number in range(samples):
+            with _timed(timings, "sampling"):
+                result = generate_long(
+                    lambda start, stop: self._logits_fn(features, start, stop, decode),
+                    tokens,
+                    given,
+                    config.vocabulary,
+                    decode or self.config.decode,
+                    _generator(seed, number),
+                    config.audio_length,
+                    window_overlap(config),
+                    progress=lambda done, of, n=number: tell("sampling", n * of + done, samples * of),
+                )
+            with _timed(timings, "codec"):
+                waveform = self._waveform(result[:, : samples_to_frames(length)], length)
+                for start, stop in kept:
+                    _paste(waveform, info.path, start, stop)
+            yield Audio(waveform, SAMPLE_RATE, dict(timings))
+            timings.clear()
+
+    def _features(
+        self, info: MediaInfo, total: int, seed: int, timings: dict[str, float], tell: Progress
+    ) -> Tensor:
+        """Features [F, dim] for ``total`` audio frames; a shorter video repeats its last (section 3.1)."""
+        fps = self.config.model.fps
+        side = self.vision.size * 8 // 7  # as in extraction: a little more than the network sees
+        places = video_places(total / FRAME_RATE, fps)
+        frames: Iterator[np.ndarray]
+        if info.kind == "image":
+            wanted = video_places(IMAGE_SECONDS, fps)
+            frames = _moving(info.path, wanted, seed, side)
+        else:
+            wanted = video_places(info.seconds, fps)
+            frames = read_frames(info.path, fps, seconds=info.seconds, size=side)
+        begin = time.perf_counter()
+        with torch.no_grad():
+            counted = _counted(frames, timings, lambda done: tell("features", done, wanted))
+            features = self.vision.encode(counted)
+        timings["features"] = time.perf_counter() - begin - timings["decode_video"]
+        last = features[-1:].expand(max(0, places - len(features)), -1)
+        return torch.cat([features[:places], last])
+
+    @torch.no_grad()
+    def _encode(self, path: Path, first: int, last: int) -> Tensor:
+        """Tokens [K, last - first] of a file's own sound, with a second of context on either side."""
+        parts = []
+        for start in range(first, last, ENCODED_AT_ONCE):
+            stop = min(start + ENCODED_AT_ONCE, last)
+            before = min(start, CONTEXT)
+            begin, end = (start - before) * HOP, (stop + CONTEXT) * HOP
+            sound = _own_sound(path, begin, end - begin)
+            codes = self.codec.encode(torch.from_numpy(sound)[None].to(self.device))[0]
+            parts.append(codes[: self.config.model.codebooks, before : before + stop - start])
+        return torch.cat(parts, dim=1)
+
+    def _logits_fn(self, features: Tensor, start: int, stop: int, decode: DecodeConfig | None) -> LogitsFn:
+        """Guided logits of the audio frames ``start`` to ``stop``."""
+        config = self.config.model
+        first = math.floor(start / FRAME_RATE * config.fps + 1e-6)
+        places = video_places((stop - start) / FRAME_RATE, config.fps)
+        seen = features[None, first : first + places]
+
+        def model(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
+            return self.network(tokens, features, drop_features=drop)
+
+        return guided(model, seen, (decode or self.config.decode).guidance)
+
+    def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
+        """Waveform float32 [length] of tokens [K, T]."""
+        waveform = np.zeros(length, dtype=np.float32)
+        done = 0
+        with torch.no_grad():
+            for piece in decode_long(self.codec, tokens):
+                part = piece.float().cpu().numpy()[: length - done]
+                waveform[done : done + len(part)] = part
+                done += len(part)
+        return waveform
+
+
+def feature_step(config: ModelConfig) -> int:
+    """Audio frames after which an image feature and an audio frame start together again."""
+    return (Fraction(FRAME_RATE) / Fraction(config.fps).limit_denominator(1000)).numerator
+
+
+def window_overlap(config: ModelConfig) -> int:
+    """Audio frames that windows share: about a second, so that each window starts with an image feature."""
+    window, step = config.audio_length, feature_step(config)
+    free = window - round(OVERLAP * FRAME_RATE)
+    return window - min(window, max(step, free // step * step))
+
+
+def padded_length(frames: int, config: ModelConfig) -> int:
+    """Audio frames to generate for ``frames``: a whole window at least, as in training, and whole steps on."""
+    window, step = config.audio_length, feature_step(config)
+    return window + max(0, -(-(frames - window) // step) * step)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the best there is; ``ModelError`` for a device that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, available in there.items() if available))
+    if not there.get(name):
+        have = ", ".join(kind for kind, available in there.items() if available)
+        raise ModelError(f"there is no device {name} here; there is: {have}")
+    return torch.device(name)
+
+
+def decode_settings(
+    default: DecodeConfig,
+    steps: int | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+) -> DecodeConfig:
+    """``default`` with what is given in its place; ``ValueError`` names a value that makes no sense."""
+    given = {"steps": steps, "guidance": guidance, "temperature": temperature}
+    chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
+    if chosen.steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {chosen.steps}")
+    if not math.isfinite(chosen.guidance):
+        raise ValueError(f"guidance must be a number, not {chosen.guidance}")
+    if not (math.isfinite(chosen.temperature) and chosen.temperature >= 0):
+        raise ValueError(f"temperature must be 0 or more, not {chosen.temperature}")
+    return chosen
+
+
+def sound_length(info: MediaInfo) -> int:
+    """Samples S of the sound for a file; ``MediaError`` if it has no picture, or lasts 0 s or too long."""
+    if info.kind == "image":
+        return round(IMAGE_SECONDS * SAMPLE_RATE)
+    if info.kind == "audio":
+        raise MediaError(f"{info.path}: has no video stream, only sound")
+    if info.seconds > LONGEST:
+        hours, limit = info.seconds / 3600, LONGEST / 3600
+        raise MediaError(f"{info.path}: lasts {hours:.2f} hours; the longest that can be done is {limit:g}")
+    length = round(info.seconds * SAMPLE_RATE)
+    if length < 1:
+        raise MediaError(f"{info.path}: the video lasts 0 s")
+    return length
+
+
+def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tuple[int, int]]:
+    """The spans to keep as samples (from, to), in order, those that touch made one.
+
+    ``MediaError`` if the file has no sound, or ends before a span starts; ``ValueError`` for no span.
+    """
+    if keep and not info.has_audio:
+        raise MediaError(f"{info.path}: has no sound of its own to keep")
+    kept: list[tuple[int, int]] = []
+    for start, stop in sorted(keep):
+        if not 0 <= start < stop:
+            raise ValueError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
+        first, last = round(start * SAMPLE_RATE), min(length, round(min(stop, LONGEST) * SAMPLE_RATE))
+        if first >= length:
+            raise MediaError(
+                f"{info.path}: cannot keep its sound from {start:g} s on, it ends at {info.seconds:g} s"
+            )
+        if kept and first <= kept[-1][1]:
+            kept[-1] = (kept[-1][0], max(last, kept[-1][1]))
+        elif first < last:
+            kept.append((first, last))
+    return kept
+
+
+def _paste(waveform: np.ndarray, path: Path, start: int, stop: int) -> None:
+    """Put a file's own samples ``start`` to ``stop`` into ``waveform`` [S], with a fade on either side."""
+    begin, end = max(0, start - FADE), min(len(waveform), stop + FADE)
+    own = _own_sound(path, begin, end - begin)
+    weight = np.ones(end - begin, dtype=np.float32)
+    weight[: start - begin] = (np.arange(start - begin) + 1) / (start - begin + 1)
+    weight[len(weight) - (end - stop) :] = 1 - (np.arange(end - stop) + 1) / (end - stop + 1)
+    waveform[begin:end] += weight * (own - waveform[begin:end])
+    waveform[start:stop] = own[start - begin : stop - begin]
+
+
+def _own_sound(path: Path, begin: int, samples: int) -> np.ndarray:
+    sound = read_audio(path, begin / SAMPLE_RATE, samples / SAMPLE_RATE)
+    if not np.isfinite(sound).all():
+        raise MediaError(f"{path}: its sound holds values that are not numbers")
+    return sound
+
+
+def _moving(path: Path, frames: int, seed: int, side: int) -> Iterator[np.ndarray]:
+    """An image as in training: a slowly moving crop."""
+    yield from moving_crop(next(read_frames(path, 1.0)), frames, seed, side)
+
+
+def _counted(
+    frames: Iterator[np.ndarray], timings: dict[str, float], tell: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    """The same frames; the time to get them is added up as ``decode_video``."""
+    timings["decode_video"] = 0.0
+    done = 0
+    while True:
+        begin = time.perf_counter()
+        frame = next(frames, None)
+        timings["decode_video"] += time.perf_counter() - begin
+        if frame is None:
+            return
+        done += 1
+        tell(done)
+        yield frame
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """The noise of one sample."""
+    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - begin
+
+
+def _read_network(folder: Path, config: ModelConfig) -> VAB:
+    """The network of a model directory, float32. It is not initialised first: that would take longer."""
+    path = folder / MODEL
+    try:
+        with torch.device("meta"):
+            network = VAB(config)
+        state = {name: tensor.float() for name, tensor in load_file(path).items()}
+        network.load_state_dict(state, assign=True)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({_first_line(error)})") from error
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{path}: does not fit its config.json ({_first_line(error)})") from error
+    return network
+
+
+def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:
+    """``ModelError`` if the parts were not made for each other, which would give noise in silence."""
+    if config.given_codebooks:
+        raise ModelError(
+            f"this model refines {config.given_codebooks} codebooks of another model; "
+            "it makes no sound from a picture alone"
+        )
+    if vision.dim != config.vision_dim:
+        raise ModelError(
+            f"{vision.name} gives {vision.dim} numbers a frame, the model needs {config.vision_dim}"
+        )
+    own = codec.codebook_vectors()[: config.codebooks].float().cpu()
+    learned = network.audio_embedding.vectors.float().cpu()
+    if own.shape != learned.shape or (own - learned).norm() > 0.01 * learned.norm():
+        raise ModelError(
+            "the model was trained on the tokens of another codec than this one; "
+            "put its codec.json and codec.safetensors into its folder, or name it with --codec-path"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__

@@ -1,0 +1,344 @@
+"""Manifests of clips, and their latents on disk.
+
+A store is a folder: ``store.json`` (what made it), ``codebooks.safetensors`` (the codec's vectors, so that
+training needs no codec), ``failures.csv``, and shards ``shard-000000.arrow`` ...
+
+The shards are uncompressed Arrow IPC files of one record batch each, not Parquet: their columns are memory
+mapped as they lie, so any row is read without decoding its neighbours, opening a store of any size takes no
+memory, and the processes of one machine share the pages. Codec tokens do not compress anyway.
+A shard is written under a temporary name, synced and renamed, so a killed run leaves only whole shards.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
+
+from .config import audio_frames, video_frames
+from .record import sha256, sync_folder, write_whole
+
+COLUMNS = ("id", "audio", "video", "start", "seconds", "label", "split")
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message lists line, column and what is wrong there."""
+
+
+class StoreError(ValueError):
+    """A store that cannot be read, or that was made with other settings."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of a manifest. At least one of ``audio`` and ``video`` is given; both may be one file."""
+
+    id: str
+    audio: Path | None
+    video: Path | None  # a video or an image
+    start: float = 0.0  # seconds into the files
+    seconds: float | None = None  # how much of them; None is all, up to the window
+    label: str = ""
+    split: str = "train"
+
+
+def read_manifest(path: str | Path) -> list[Clip]:
+    """Clips of a csv file with the columns ``id,audio,video,start,seconds,label,split`` (more are ignored).
+
+    Paths are relative to the manifest's folder. Empty ``start``: 0; ``seconds``: all; ``split``: train.
+    Raises ``ManifestError`` with every mistake found (the first 20). Files are not opened here.
+    """
+    path = Path(path)
+    mistakes: list[str] = []
+    clips: list[Clip] = []
+    lines: dict[str, int] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+    if missing:
+        raise ManifestError(f"{path}: line 1: no column {', '.join(missing)}; needed: {','.join(COLUMNS)}")
+    for row in reader:
+        line = reader.line_num
+        found = list(_row_mistakes(row))
+        if not found and row["id"] in lines:
+            found = [f"column id: {row['id']!r} stands already in line {lines[row['id']]}"]
+        if found:
+            mistakes += [f"line {line}: {mistake}" for mistake in found]
+            continue
+        lines[row["id"]] = line
+        clips.append(
+            Clip(
+                id=row["id"],
+                audio=path.parent / row["audio"] if row["audio"] else None,
+                video=path.parent / row["video"] if row["video"] else None,
+                start=float(row["start"] or 0),
+                seconds=float(row["seconds"]) if row["seconds"] else None,
+                label=row["label"],
+                split=row["split"] or "train",
+            )
+        )
+    if mistakes:
+        more = [f"... and {len(mistakes) - 20} more"] if len(mistakes) > 20 else []
+        raise ManifestError("\n".join([f"{path}:", *mistakes[:20], *more]))
+    if not clips:
+        raise ManifestError(f"{path}: no clips in it")
+    return clips
+
+
+def _row_mistakes(row: dict[str, str]) -> Iterator[str]:
+    if None in row or None in row.values():
+        yield f"{'more' if None in row else 'fewer'} fields than the header has"
+        return
+    if not row["id"]:
+        yield "column id: is empty"
+    if not row["audio"] and not row["video"]:
+        yield "columns audio, video: both are empty"
+    for column in ("start", "seconds"):
+        try:
+            value = float(row[column] or 1)
+        except ValueError:
+            yield f"column {column}: {row[column]!r} is not a number"
+            continue
+        if not math.isfinite(value) or value < 0 or (column == "seconds" and value == 0):
+            kind = "positive time" if column == "seconds" else "time"
+            yield f"column {column}: {row[column]!r} is not a {kind} in seconds"
+
+
+def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Write clips as ``read_manifest`` reads them, paths relative to the manifest's folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def relative(file: Path | None) -> str:
+        return "" if file is None else Path(os.path.relpath(file, path.parent)).as_posix()
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for c in clips:
+        seconds = "" if c.seconds is None else f"{c.seconds:.6g}"
+        writer.writerow(
+            [c.id, relative(c.audio), relative(c.video), f"{c.start:.9g}", seconds, c.label, c.split]
+        )
+    write_whole(path, text.getvalue().encode())
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What made a store. Latents made with different values never mix."""
+
+    codec: str
+    vision: str
+    codebooks: int  # K
+    vocabulary: int  # V
+    codebook_dim: int  # C
+    vision_dim: int
+    seconds: float  # the window
+    fps: float  # video features per second
+    fill: str = "zero"  # what follows a sound shorter than the window: zero or repeat
+    codec_fingerprint: str = ""
+    vision_fingerprint: str = ""
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """K, T."""
+        return self.codebooks, audio_frames(self.seconds)
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """F, dim."""
+        return video_frames(self.seconds, self.fps), self.vision_dim
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One clip's latents; a stream it does not have is None."""
+
+    id: str
+    label: str
+    split: str
+    tokens: NDArray[np.uint16] | None  # [K, T]
+    features: NDArray[np.float16] | None  # [F, dim]
+
+
+class LatentStore:
+    """Latents on disk; rows are numbered from 0 in the order of writing."""
+
+    def __init__(self, directory: Path, meta: StoreMeta) -> None:
+        self.directory = directory
+        self.meta = meta
+        self.ids: list[str] = []
+        self.labels: list[str] = []
+        self.splits: list[str] = []
+        self._starts: list[int] = []  # first row of each shard
+        self._has: dict[str, list[NDArray[np.bool_]]] = {"tokens": [], "features": []}
+        self._values: dict[str, list[NDArray]] = {"tokens": [], "features": []}
+        self._hashes: list[str] = []
+        for shard in sorted(directory.glob("shard-*.arrow")):
+            self._map(shard)
+
+    @classmethod
+    def create(cls, directory: str | Path, meta: StoreMeta, codebook_vectors: NDArray) -> LatentStore:
+        """A new store, or the one that stands there if it was made the same way (else ``StoreError``).
+
+        ``codebook_vectors`` [K, V, C] are kept for training.
+        """
+        directory = Path(directory)
+        if (directory / "store.json").exists():
+            store = cls.open(directory)
+            old, new = asdict(store.meta), asdict(meta)
+            other = [f"{key} is {old[key]!r}, now {new[key]!r}" for key in new if old[key] != new[key]]
+            if other:
+                raise StoreError(f"{directory} was made otherwise: {'; '.join(other)}. Use another folder.")
+            return store
+        if codebook_vectors.shape != (meta.codebooks, meta.vocabulary, meta.codebook_dim):
+            raise StoreError(f"codebook vectors are {codebook_vectors.shape}, the store says {meta}")
+        directory.mkdir(parents=True, exist_ok=True)
+        vectors = np.ascontiguousarray(codebook_vectors, dtype=np.float32)
+        write_whole(directory / "codebooks.safetensors", save({"codebooks": vectors}))
+        write_whole(directory / "store.json", (json.dumps(asdict(meta), indent=1) + "\n").encode())
+        return cls(directory, meta)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> LatentStore:
+        """The store of that folder; ``StoreError`` if there is none or a shard is damaged."""
+        path = Path(directory) / "store.json"
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise StoreError(
+                f"{directory} holds no store (no store.json); make one with `vab extract`"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise StoreError(f"{path}: {error}") from None
+        unknown = set(values) ^ {field.name for field in fields(StoreMeta)}
+        if unknown:
+            raise StoreError(f"{path} comes from another version of vab: {', '.join(sorted(unknown))}")
+        return cls(Path(directory), StoreMeta(**values))
+
+    def _map(self, shard: Path) -> None:
+        try:
+            with pa.memory_map(str(shard)) as source:  # the pages stay mapped, the file need not stay open
+                table = pa.ipc.open_file(source).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{shard} is damaged ({error}); delete it and extract again") from None
+        self._starts.append(len(self.ids))
+        self.ids += table["id"].to_pylist()
+        self.labels += table["label"].to_pylist()
+        self.splits += table["split"].to_pylist()
+        self._hashes.append(table.schema.metadata[b"sha256"].decode())
+        for name, shape in (("tokens", self.meta.token_shape), ("features", self.meta.feature_shape)):
+            column = table[name].chunk(0)
+            self._has[name].append(column.is_valid().to_numpy(zero_copy_only=False))
+            self._values[name].append(column.values.to_numpy().reshape(-1, *shape))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the store for one writer; removes what a killed one left half written."""
+        with (self.directory / ".lock").open("w") as lock:
+            if os.name == "posix":
+                import fcntl
+
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise StoreError(f"{self.directory}: another process writes to this store") from None
+            for stale in self.directory.glob(".*.tmp"):
+                stale.unlink()
+            yield
+
+    def add(self, rows: Sequence[Latents]) -> None:
+        """Write one shard of clips; all of it or nothing. ``StoreError`` on wrong shapes or known ids."""
+        if not rows:
+            return
+        ids = [row.id for row in rows]
+        known = set(self.ids).intersection(ids)
+        if known or len(set(ids)) != len(ids):
+            raise StoreError(f"{self.directory} has these clips already: {sorted(known) or ids}")
+        tokens = self._column(rows, "tokens", np.dtype(np.uint16), self.meta.token_shape)
+        features = self._column(rows, "features", np.dtype(np.float16), self.meta.feature_shape)
+        texts = [ids, [row.label for row in rows], [row.split for row in rows]]
+        content = sha256(json.dumps(texts), tokens.values.to_numpy().data, features.values.to_numpy().data)
+        arrays = [*(pa.array(text, pa.string()) for text in texts), tokens, features]
+        batch = pa.record_batch(arrays, names=["id", "label", "split", "tokens", "features"])
+        batch = batch.replace_schema_metadata({"sha256": content})
+        shard = self.directory / f"shard-{len(self._starts):06d}.arrow"
+        temporary = shard.with_name(f".{shard.name}.tmp")
+        with temporary.open("wb") as stream:
+            with pa.ipc.new_file(stream, batch.schema) as writer:
+                writer.write_batch(batch)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.rename(shard)
+        sync_folder(self.directory)
+        self._map(shard)
+
+    def _column(
+        self, rows: Sequence[Latents], name: str, kind: np.dtype, shape: tuple[int, int]
+    ) -> pa.FixedSizeListArray:
+        """[n, *shape] as one fixed-size list per row; an absent stream is null."""
+        values = np.zeros((len(rows), *shape), kind)
+        absent = np.ones(len(rows), bool)
+        for i, row in enumerate(rows):
+            value = getattr(row, name)
+            if value is None:
+                continue
+            if value.shape != shape or value.dtype != kind:
+                raise StoreError(f"{name} of {row.id} are {value.dtype} {value.shape}, not {kind} {shape}")
+            values[i], absent[i] = value, False
+        flat = pa.array(values.reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, math.prod(shape), mask=pa.array(absent))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> Latents:
+        has = {name: bool(self.has(name)[row]) for name in self._has}
+        tokens = self.gather("tokens", [row])[0] if has["tokens"] else None
+        features = self.gather("features", [row])[0] if has["features"] else None
+        return Latents(self.ids[row], self.labels[row], self.splits[row], tokens, features)
+
+    def has(self, name: str) -> NDArray[np.bool_]:
+        """[N]: which rows have ``tokens`` or ``features``."""
+        return np.concatenate([np.zeros(0, bool), *self._has[name]])
+
+    def gather(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> NDArray:
+        """``tokens`` [n, K, T] or ``features`` [n, F, dim] of those rows; zeros where a row has none."""
+        values = self._values[name]
+        shape = self.meta.token_shape if name == "tokens" else self.meta.feature_shape
+        out = np.empty((len(rows), *shape), np.uint16 if name == "tokens" else np.float16)
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        for i, (shard, row) in enumerate(zip(shards, rows, strict=True)):
+            out[i] = values[shard][row - self._starts[shard]]
+        return out
+
+    def preload(self, limit: int = 2 << 30) -> None:
+        """Copy the latents to memory when they take less than ``limit`` bytes; else they stay mapped."""
+        shards = [shard for values in self._values.values() for shard in values]
+        if sum(shard.nbytes for shard in shards) < limit:
+            self._values = {name: [shard.copy() for shard in v] for name, v in self._values.items()}
+
+    def codebook_vectors(self) -> NDArray[np.float32]:
+        """[K, V, C] of the codec that made the tokens."""
+        return load_file(self.directory / "codebooks.safetensors")["codebooks"]
+
+    def fingerprint(self) -> str:
+        """Hash of settings, vectors and content; the order of the shards does not count."""
+        vectors = self.codebook_vectors()
+        return sha256(json.dumps(asdict(self.meta)), vectors.tobytes(), *sorted(self._hashes))

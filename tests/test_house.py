@@ -1,0 +1,184 @@
+"""The rules of the house: quick to start, arrows one way, small documented modules, papers that tell the truth."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from vab.config import PRESETS
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "vab"
+MODULES = {
+    ".".join(("vab", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+HEAVY = {"torch", "numpy", "transformers", "timm", "av", "pyarrow", "lightning_fabric", "huggingface_hub"}
+IMPORT_VAB = "import vab"
+RUN_VAB = "import sys; from vab.cli import main; sys.exit(main())"  # what the installed script does
+
+
+def python(*arguments: str) -> tuple[set[str], float]:
+    """Modules that a fresh interpreter imported for these arguments, and the seconds of CPU it took."""
+    command = [sys.executable, "-X", "importtime", "-c", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    before = os.times()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = set(re.findall(r"^import time:.*\|\s*([\w.]+)$", done.stderr, flags=re.MULTILINE))
+    assert "vab" in imported
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return imported, seconds
+
+
+@pytest.mark.parametrize("arguments", [(IMPORT_VAB,), (RUN_VAB, "--help")], ids=["import", "help"])
+def test_starts_in_under_a_second_without_anything_heavy(arguments: tuple[str, ...]) -> None:
+    # CPU seconds, best of three: a busy machine must not fail this, a slow import must
+    runs = [python(*arguments) for _ in range(3)]
+    imported = runs[0][0]
+    assert not HEAVY & imported
+    assert min(seconds for _, seconds in runs) < 1.0
+
+
+def test_the_command_line_is_where_pyproject_says() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, function = project["scripts"]["vab"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def imports(name: str) -> set[str]:
+    """Modules of the package that module ``name`` imports anywhere, also inside functions."""
+    base = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            up = base.split(".")[: len(base.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*up, *([node.module] if node.module else [])])
+            # `from package import module` imports the module; `from module import name` imports the module
+            found |= {f"{source}.{a.name}" if f"{source}.{a.name}" in MODULES else source for a in node.names}
+    return found & set(MODULES) - {name}
+
+
+def test_imports_point_one_way() -> None:
+    # The package itself only hands out public names, lazily: it is no link of a chain.
+    graph = {name: imports(name) - {"vab"} for name in MODULES if name != "vab"}
+    assert sum(map(len, graph.values())) > 20, "the walk found hardly an import: is it blind?"
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_the_network_knows_nothing_of_sampling_and_config_nothing_at_all() -> None:
+    assert imports("vab.model") <= {"vab.config"}
+    assert imports("vab.config") == set()
+    assert imports("vab.decode") <= {"vab.config", "vab.masking"}
+
+
+def test_modules_are_small() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def undocumented() -> list[str]:
+    """Modules, public functions, public classes and their public methods that have no docstring."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    elsewhere = {"forward", "to"}  # what they do is said by their class, and by the protocol it follows
+    missing = []
+    for name, tree in TREES.items():
+        places: list[tuple[str, ast.Module | ast.ClassDef]] = [(name, tree)]
+        while places:
+            where, place = places.pop()
+            missing += [] if ast.get_docstring(place) else [where]
+            for node in place.body:
+                if not isinstance(node, kinds) or node.name.startswith("_"):
+                    continue
+                if isinstance(node, ast.ClassDef):
+                    places.append((f"{where}.{node.name}", node))
+                elif not ast.get_docstring(node) and (place is tree or node.name not in elsewhere):
+                    missing.append(f"{where}.{node.name}")
+    return missing
+
+
+def test_everything_public_is_documented() -> None:
+    assert undocumented() == []
+
+
+def test_what_ships_stays_under_25_mb() -> None:
+    files = [path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 25e6
+
+
+PAPERS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/paper_to_code.md", "docs/decisions.md"]
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_links_lead_somewhere(paper: str) -> None:
+    path = ROOT / paper
+    links = re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def code_of(paper: str) -> str:
+    """Everything in a paper that is set as code: blocks and spans."""
+    text = (ROOT / paper).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```.*?^```", text, flags=re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return "\n".join([*blocks, *spans])
+
+
+def test_make_targets_in_the_papers_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {n for paper in PAPERS for n in re.findall(r"\bmake ([a-z]+)", code_of(paper))}
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_verbs_in_the_readme_exist() -> None:
+    verbs = set(re.findall(r"^(?:\$ )?vab ((?:[a-z]+\b ?){1,2})", code_of("README.md"), re.MULTILINE))
+    assert any(verb.startswith("generate") for verb in verbs)
+    for verb in sorted({verb.split()[0] for verb in verbs}):
+        python(RUN_VAB, verb, "--help")
+
+
+def test_presets_in_the_readme_are_those_there_are() -> None:
+    rows = re.findall(r"^\| `(vab-[\w-]+)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(PRESETS)
+
+
+def exists(dotted: str) -> bool:
+    """Whether ``vab.module.name`` or ``vab.module.Class.name`` is defined, told from the source alone."""
+    module = max((name for name in MODULES if f"{dotted}.".startswith(f"{name}.")), key=len)
+    body: list[ast.stmt] = TREES[module].body
+    for part in dotted.removeprefix(module).split(".")[1:]:
+        for node in body:
+            names = {getattr(node, "name", None)}
+            names |= {t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)}
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id)
+            if part in names:
+                body = node.body if isinstance(node, ast.ClassDef) else []
+                break
+        else:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("paper", ["docs/paper_to_code.md", "docs/decisions.md", "CONTRIBUTING.md"])
+def test_code_named_in_the_papers_exists(paper: str) -> None:
+    named = set(re.findall(r"\bvab\.\w+(?:\.\w+)*\b", code_of(paper)))
+    assert named
+    assert sorted(name for name in named if not exists(name)) == []

@@ -1,0 +1,204 @@
+"""Masking laws, the decoding schedule, and the augmentations of appendix B.3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vab.augment import augment, drop_features, temporal_mixup, temporal_roll
+from vab.config import TrainConfig
+from vab.masking import apply_mask, cosine_schedule, ratio_law, token_mask
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- masking ---
+
+
+def test_ratio_law_is_the_papers() -> None:
+    ratio = ratio_law(200_000, TrainConfig(), seeded())
+    assert ratio.mean().item() == pytest.approx(0.694, abs=0.002)
+    assert ratio.std().item() == pytest.approx(0.129, abs=0.002)
+    quartiles = ratio.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    assert quartiles == pytest.approx([0.586, 0.676, 0.787], abs=0.003)
+
+
+@pytest.mark.parametrize("mean", [0.35, 0.55, 0.75])
+def test_ratio_law_is_a_truncated_normal(mean: float) -> None:
+    """The share below any point is that of the normal law between the cuts."""
+    config = replace(TrainConfig(), mask_mean=mean)
+    ratio = ratio_law(100_000, config, seeded(1))
+    assert ratio.min() >= 0.5
+    assert ratio.max() <= 1.0
+    normal = torch.distributions.Normal(mean, 0.25)
+    low, high = normal.cdf(torch.tensor(0.5)), normal.cdf(torch.tensor(1.0))
+    for point in (0.55, 0.65, 0.8, 0.95):
+        expected = (normal.cdf(torch.tensor(point)) - low) / (high - low)
+        assert (ratio < point).float().mean().item() == pytest.approx(expected.item(), abs=0.006)
+
+
+@settings(deadline=None)
+@given(
+    ratio=st.lists(st.floats(0, 1), min_size=1, max_size=5),
+    codebooks=st.integers(1, 5),
+    frames=st.integers(1, 30),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+def test_token_mask_hides_some_and_never_what_is_given(
+    ratio: list[float], codebooks: int, frames: int, seed: int, data: st.DataObject
+) -> None:
+    given_codebooks = data.draw(st.integers(0, codebooks - 1))
+    mask = token_mask(torch.tensor(ratio), codebooks, frames, seeded(seed), given_codebooks)
+    assert mask.shape == (len(ratio), codebooks, frames)
+    assert mask.dtype == torch.bool
+    assert mask.flatten(1).any(1).all()
+    assert not mask[:, :given_codebooks].any()
+    again = token_mask(torch.tensor(ratio), codebooks, frames, seeded(seed), given_codebooks)
+    assert torch.equal(mask, again)
+
+
+def test_token_mask_draws_each_token_on_its_own_at_its_clips_ratio() -> None:
+    ratio = torch.tensor([0.2, 0.5, 0.9])
+    mask = token_mask(ratio, 4, 20_000, seeded()).float()
+    for b, expected in enumerate(ratio.tolist()):
+        assert mask[b].mean(1).tolist() == pytest.approx([expected] * 4, abs=0.015)
+        between = torch.corrcoef(mask[b])  # codebooks do not follow one another
+        assert (between - torch.eye(4)).abs().max() < 0.03
+        next_in_time = torch.corrcoef(torch.stack([mask[b, 0, 1:], mask[b, 0, :-1]]))[0, 1]
+        assert abs(next_in_time) < 0.03
+
+
+def test_token_mask_at_the_ends() -> None:
+    mask = token_mask(torch.tensor([0.0, 1.0]), 3, 7, seeded())
+    assert mask.flatten(1).sum(1).tolist() == [1, 21]
+
+
+def test_apply_mask() -> None:
+    tokens = torch.tensor([[[1, 2], [3, 4]]])
+    mask = torch.tensor([[[True, False], [False, True]]])
+    assert apply_mask(tokens, mask, 9).tolist() == [[[9, 2], [3, 9]]]
+    assert tokens.tolist() == [[[1, 2], [3, 4]]]
+
+
+def test_cosine_schedule_by_hand() -> None:
+    assert [cosine_schedule(n, 4, 2000) for n in range(5)] == [2000, 1847, 1414, 765, 0]
+    assert cosine_schedule(2, 3, 10) == 5
+    assert cosine_schedule(83, 83, 1) == 0  # where pi / 2 * 83 / 83 is rounded to more than pi / 2
+
+
+@given(steps=st.integers(1, 100), total=st.integers(0, 50_000))
+def test_cosine_schedule_goes_from_all_to_none(steps: int, total: int) -> None:
+    left = [cosine_schedule(n, steps, total) for n in range(steps + 1)]
+    assert left[0] == total
+    assert left[-1] == 0
+    assert left == sorted(left, reverse=True)
+
+
+# --- augmentation: each latent says which clip and which second it came from ---
+
+FPS = 1.0
+
+
+def marked(batch: int = 4, seconds: int = 5, fps: float = FPS) -> tuple[Tensor, Tensor]:
+    """tokens [B,2,T] = 1000 * clip + audio frame; features [B,F,3] = 1000 * clip + picture."""
+    clip = torch.arange(batch)[:, None] * 1000
+    tokens = (clip + torch.arange(50 * seconds))[:, None].expand(-1, 2, -1)
+    features = (clip + torch.arange(round(fps * seconds)))[:, :, None].expand(-1, -1, 3).float()
+    return tokens.clone(), features.clone()
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**31), batch=st.integers(2, 6), fps=st.sampled_from([1.0, 2.0, 5.0]))
+def test_mixup_splices_sound_and_picture_at_one_time(seed: int, batch: int, fps: float) -> None:
+    tokens, features = marked(batch, fps=fps)
+    mixed = temporal_mixup(tokens, features, 1.0, fps, seeded(seed))
+    assert mixed.features is not None
+    for b in range(batch):
+        other = int(mixed.partner[b])
+        assert other != b
+        source = mixed.tokens[b, 0] // 1000
+        point = int((source == b).sum())
+        assert 0 < point < 250
+        assert source.tolist() == [b] * point + [other] * (250 - point)
+        assert torch.equal(mixed.tokens[b] % 1000, tokens[b] % 1000)  # time goes on
+        assert mixed.share[b].item() == pytest.approx(point / 250)
+        for f, picture in enumerate(mixed.features[b, :, 0].int().tolist()):
+            shown_at = (f + 0.5) * 50 / fps
+            assert picture == 1000 * (b if shown_at < point else other) + f
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]))
+def test_roll_keeps_sound_and_picture_together(seed: int, fps: float) -> None:
+    tokens, features = marked(fps=fps)
+    rolled, pictures = temporal_roll(tokens, features, 1.0, fps, seeded(seed))
+    assert pictures is not None
+    per_picture = round(50 / fps)
+    for b in range(len(tokens)):
+        turn = int(pictures[b, :, 0].argmin())
+        assert turn > 0
+        torch.testing.assert_close(pictures[b], features[b].roll(turn, 0))
+        assert torch.equal(rolled[b], tokens[b].roll(turn * per_picture, 1))
+
+
+def test_augmentation_without_pictures() -> None:
+    tokens, _ = marked()
+    rolled, none = temporal_roll(tokens, None, 1.0, FPS, seeded())
+    assert none is None
+    turns = [int(row.argmin()) for row in rolled[:, 0]]
+    assert any(turn % 50 for turn in turns)
+    for b, turn in enumerate(turns):
+        assert torch.equal(rolled[b], tokens[b].roll(turn, 1))
+    assert temporal_mixup(tokens, None, 1.0, FPS, seeded()).features is None
+
+
+@given(batch=st.integers(1, 5))
+def test_chance_zero_changes_nothing(batch: int) -> None:
+    tokens, features = marked(batch)
+    kept = augment(tokens, features, replace(TrainConfig(), mixup=0.0, roll=0.0), FPS, seeded())
+    assert kept.features is not None
+    assert torch.equal(kept.tokens, tokens)
+    assert torch.equal(kept.features, features)
+    assert kept.partner.tolist() == list(range(batch))
+    assert kept.share.tolist() == [1.0] * batch
+
+
+def test_one_clip_or_one_picture_alone_is_left_as_it_is() -> None:
+    tokens, features = marked(batch=1)
+    mixed = temporal_mixup(tokens, features, 1.0, FPS, seeded())
+    assert torch.equal(mixed.tokens, tokens)
+    assert mixed.share.tolist() == [1.0]
+    tokens, features = marked(seconds=1)
+    rolled, _ = temporal_roll(tokens, features, 1.0, FPS, seeded())
+    assert torch.equal(rolled, tokens)
+
+
+def test_chances_are_those_of_the_configuration() -> None:
+    config = TrainConfig()
+    tokens, features = marked(batch=4000)
+    out = augment(tokens, features, config, FPS, seeded(3))
+    mixed = out.partner != torch.arange(4000)
+    assert mixed.float().mean().item() == pytest.approx(config.mixup, abs=0.03)
+    rolled = (out.tokens[:, 0] % 1000).argmin(1) != 0
+    assert rolled.float().mean().item() == pytest.approx(config.roll, abs=0.02)
+    dropped = drop_features(4000, config.drop_features, seeded(4))
+    assert dropped.float().mean().item() == pytest.approx(config.drop_features, abs=0.02)
+    assert out.share[~mixed].eq(1).all()
+    assert out.share[mixed].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert out.share[mixed].min() >= 1 / 250
+
+
+def test_augmentation_repeats_with_its_seed() -> None:
+    tokens, features = marked(batch=16)
+    config = replace(TrainConfig(), roll=0.5)
+    first, again, other = (augment(tokens, features, config, FPS, seeded(s)) for s in (5, 5, 6))
+    assert torch.equal(first.tokens, again.tokens)
+    assert not torch.equal(first.tokens, other.tokens)

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vab.batches import ClipBatches
+from vab.checkpoint import checkpoints
+from vab.config import ModelConfig, Preset, TrainConfig, from_dict
+from vab.store import Latents, LatentStore, StoreError, StoreMeta
+from vab.train import Outcome, TrainError, learning_rate, masked_tokens, train
+
+MODEL = ModelConfig(
+    codec="tiny",
+    vision="efficientnet-lite0",
+    seconds=0.4,
+    fps=5.0,
+    codebooks=2,
+    vocabulary=16,
+    codebook_dim=4,
+    vision_dim=8,
+    width=32,
+    layers=2,
+    expert_layers=1,
+    heads=2,
+)
+TRAIN = TrainConfig(
+    learning_rate=3e-3,
+    warmup_steps=3,
+    epochs=8.0,
+    batch_size=6,
+    ema=0.9,
+    precision="32-true",
+    save_every=5,
+    log_every=1,
+)
+PRESET = Preset("test", "a small network for tests", MODEL, TRAIN)
+META = StoreMeta("tiny", "efficientnet-lite0", 2, 16, 4, 8, seconds=0.4, fps=10.0)
+
+
+def fill(folder: Path, meta: StoreMeta = META, clips: int = 20, pictures: str = "own") -> Path:
+    """A store where the label says which tokens and which picture a clip has."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(meta.codebooks, meta.vocabulary, meta.codebook_dim)).astype(np.float32)
+    store = LatentStore.create(folder, meta, vectors)
+    rows = []
+    for n in range(clips):
+        label = n % 4
+        tokens = rng.integers(0, 3, meta.token_shape, dtype=np.uint16) + np.uint16(4 * label)
+        features = rng.normal(size=meta.feature_shape).astype(np.float16) + np.float16(2 * label)
+        split = "dev" if n % 5 == 4 else "train"
+        if pictures == "own":
+            rows.append(Latents(f"c{n}", str(label), split, tokens, features))
+        else:
+            rows.append(Latents(f"s{n}", str(label), split, tokens, None))
+            if label != 3:
+                rows.append(Latents(f"p{n}", str(label), split, None, features))
+    store.add(rows[: clips // 3])
+    store.add(rows[clips // 3 :])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("latents") / "store")
+
+
+def metrics(run: Path, split: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["split"] == split]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    x, y = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
+def with_train(**changes: object) -> Preset:
+    return replace(PRESET, train=replace(TRAIN, **changes))
+
+
+def test_loss_falls_and_a_model_directory_comes_out(latents: Path, tmp_path: Path) -> None:
+    run = train(with_train(log_every=4), latents, tmp_path / "run", max_steps=60)
+    losses = [line["loss"] for line in metrics(run, "train")]
+    assert len(losses) == 15 and np.mean(losses[-3:]) < np.mean(losses[:2]) - 0.3
+    dev = metrics(run, "dev")
+    assert [line["step"] for line in dev] == list(range(5, 61, 5))
+    assert dev[-1]["loss"] < dev[0]["loss"] and dev[-1]["accuracy/1"] > 0.15
+    config = json.loads((run / "config.json").read_text())
+    assert from_dict(Preset, config) == with_train(log_every=4)
+    record = json.loads((run / "record.json").read_text())
+    assert record["clips"] == {"train": 16, "dev": 4} and record["steps"] == 60 and record["code"]["sources"]
+    assert [path.stem for path in checkpoints(run / "checkpoints")] == ["000000060", "000000055"]
+    assert list(run.glob("events.out.tfevents*"))
+
+
+def test_twice_the_same(latents: Path, tmp_path: Path) -> None:
+    a, b = (train(PRESET, latents, tmp_path / name) for name in "ab")
+    assert same_weights(a, b)
+    c = train(with_train(seed=1), latents, tmp_path / "c")
+    assert not same_weights(a, c)
+
+
+def test_a_finished_run_is_left_as_it_is(latents: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    run = train(PRESET, latents, tmp_path / "a", max_steps=7)
+    before = (run / "model.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    train(PRESET, latents, run, max_steps=7, log=said.append)
+    assert before == ((run / "model.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes())
+    assert "step 7 of 7" in said[0]
+
+
+def test_another_run_in_the_folder_is_refused(latents: Path, tmp_path: Path) -> None:
+    train(PRESET, latents, tmp_path / "a", max_steps=5)
+    with pytest.raises(TrainError, match=r"train\.learning_rate was 0\.003, is 0\.1"):
+        train(with_train(learning_rate=0.1), latents, tmp_path / "a", max_steps=5)
+    with pytest.raises(TrainError, match=r"store was"):
+        train(PRESET, fill(tmp_path / "other", clips=21), tmp_path / "a", max_steps=5)
+
+
+def test_a_damaged_checkpoint_falls_back(latents: Path, tmp_path: Path) -> None:
+    whole = train(PRESET, latents, tmp_path / "whole", max_steps=10)
+    run = train(PRESET, latents, tmp_path / "run", max_steps=10)
+    newest = checkpoints(run / "checkpoints")[0]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(PRESET, latents, run, max_steps=10)
+    assert same_weights(whole, run)
+    assert [line["step"] for line in metrics(run, "train")] == list(range(1, 11))
+
+
+def test_init_starts_from_weights(latents: Path, tmp_path: Path) -> None:
+    first = train(PRESET, latents, tmp_path / "a", max_steps=40)
+    fresh = train(PRESET, latents, tmp_path / "b", max_steps=1)
+    again = train(PRESET, latents, tmp_path / "c", max_steps=1, init=first)
+    assert metrics(again, "dev")[0]["loss"] < metrics(fresh, "dev")[0]["loss"] - 0.3
+
+
+def test_not_a_number_stops_and_names_the_clips(latents: Path, tmp_path: Path) -> None:
+    steps = 0
+
+    def masked_tokens_then_nan(network: torch.nn.Module, batch: object, preset: Preset) -> Outcome:
+        nonlocal steps
+        steps += network.training
+        outcome = masked_tokens(network, batch, preset)
+        return replace(outcome, loss=outcome.loss * (float("nan") if steps == 8 else 1.0))
+
+    with pytest.raises(TrainError, match="step 8: the loss is nan") as caught:
+        train(PRESET, latents, tmp_path / "run", objective=masked_tokens_then_nan)
+    clips = ClipBatches(LatentStore.open(latents), PRESET, "train")
+    assert all(name in str(caught.value) for name in clips.ids_of(7))
+    kept = checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.stem for path in kept] == ["000000005"]
+    assert all(tensor.isfinite().all() for tensor in load_file(kept[0]).values())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_rate_rises_then_falls_to_nothing() -> None:
+    config = replace(TRAIN, learning_rate=1.0, warmup_steps=10)
+    rates = [learning_rate(step, 110, config) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.5) and rates[-1] < 1e-3
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_latents_that_do_not_fit_are_refused(latents: Path, tmp_path: Path) -> None:
+    wrong = replace(PRESET, model=replace(MODEL, codebooks=3, vocabulary=17, fps=3.0))
+    with pytest.raises(StoreError, match="vocabulary is 16, the model's is 17; it has 2 codebooks"):
+        train(wrong, latents, tmp_path / "run")
+
+
+def test_every_clip_once_per_epoch(latents: Path) -> None:
+    clips = ClipBatches(LatentStore.open(latents), PRESET, "train")
+    assert len(clips) == 16 and clips.steps(3.0) == 8
+    seen = [name for step in range(8) for name in clips.ids_of(step)]
+    epochs = [sorted(seen[i : i + 16]) for i in (0, 16, 32)]
+    assert len(set(epochs[0])) == 16 and epochs[0] == epochs[1] == epochs[2]
+    assert seen[:16] != seen[16:32]
+
+
+def test_a_batch_does_not_depend_on_the_order_of_the_shards(latents: Path, tmp_path: Path) -> None:
+    store = LatentStore.open(latents)
+    turned = LatentStore.create(tmp_path / "turned", META, store.codebook_vectors())
+    turned.add([store[row] for row in reversed(range(len(store)))])
+    a = ClipBatches(store, PRESET, "train").train_batch(3)
+    b = ClipBatches(turned, PRESET, "train").train_batch(3)
+    assert a.ids == b.ids and torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask)
+    assert torch.equal(a.features, b.features)
+
+
+def test_one_of_n_frames_per_step(latents: Path) -> None:
+    plain = with_train(mixup=0.0, roll=0.0, drop_features=0.0)
+    store = LatentStore.open(latents)
+    clips = ClipBatches(store, plain, "train")
+    drawn = set()
+    for step in range(8):
+        batch = clips.train_batch(step)
+        for name, features in zip(batch.ids, batch.features, strict=True):
+            row = torch.from_numpy(store[store.ids.index(name)].features).float().view(2, 2, 8)  # F, n, dim
+            for place in range(2):
+                found = [n for n in range(2) if torch.equal(row[place, n], features[place])]
+                assert len(found) == 1
+                drawn.add((place, found[0]))
+    assert len(drawn) == 4
+    rows = clips.dev_batches()[0]
+    middle = torch.from_numpy(store.gather("features", rows)[:, 1::2]).float()
+    assert torch.equal(clips.dev_batch(rows).features, middle)
+    assert torch.equal(clips.dev_batch(rows).mask, clips.dev_batch(rows).mask)
+
+
+def test_pictures_of_the_same_label(tmp_path: Path) -> None:
+    paired = with_train(pair_by_label=True, mixup=0.0, roll=0.0)
+    store = LatentStore.open(fill(tmp_path / "store", replace(META, fps=5.0), pictures="other"))
+    clips = ClipBatches(store, paired, "train")
+    pictures = {
+        store[row].features.tobytes(): (store.labels[row], store.splits[row])
+        for row in range(len(store))
+        if store[row].features is not None
+    }
+    used: dict[str, set[bytes]] = {}
+    for step in range(20):
+        batch = clips.train_batch(step)
+        for label, features in zip(batch.labels, batch.features, strict=True):
+            if label == "3":
+                assert not features.any()
+                continue
+            data = features.numpy().astype(np.float16).tobytes()
+            assert pictures[data] == (label, "train")
+            used.setdefault(label, set()).add(data)
+    assert all(len(found) == 4 for found in used.values())
+    unpaired = ClipBatches(store, with_train(), "train").train_batch(0)
+    assert not unpaired.features.any()
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from vab.config import Preset, from_dict
+from vab.train import train
+preset, store, run, devices = sys.argv[1:]
+train(from_dict(Preset, json.loads(preset)), store, run, devices=int(devices))
+"""
+
+
+def command(script: Path, preset: Preset, store: Path, run: Path, devices: int = 1) -> list[str]:
+    script.write_text(SCRIPT)
+    return [sys.executable, str(script), json.dumps(asdict(preset)), str(store), str(run), str(devices)]
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_ends_the_same(latents: Path, tmp_path: Path) -> None:
+    preset = with_train(epochs=150.0, save_every=7)  # 400 steps
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = train(preset, latents, tmp_path / "whole")
+    torch.set_num_threads(torch_threads)
+    rng, kills, run = random.Random(0), 0, tmp_path / "killed"
+    call = command(tmp_path / "run.py", preset, latents, run)
+    for _ in range(8):
+        start = checkpoints(run / "checkpoints")[:1]
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL)
+        while process.poll() is None and checkpoints(run / "checkpoints")[:1] == start:
+            time.sleep(0.01)
+        try:
+            process.wait(rng.uniform(0, 0.4))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        if kills == 3:
+            subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+            break
+    assert kills == 3 and same_weights(whole, run)
+
+    def curve(folder: Path) -> list[tuple[int, float]]:
+        return [(line["step"], line["loss"]) for line in metrics(folder, "train")]
+
+    assert curve(whole) == curve(run)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(latents: Path, tmp_path: Path) -> None:
+    preset = with_train(epochs=2.0, batch_size=5)  # shares of 3 and 2 clips
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for devices, run in enumerate(runs, start=1):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        call = command(tmp_path / "run.py", preset, latents, run, devices)
+        subprocess.run(call, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=300)
+    assert json.loads((runs[1] / "record.json").read_text())["processes"] == 2
+    for split in ("train", "dev"):
+        one, two = (metrics(run, split) for run in runs)
+        assert len(one) == len(two) > 1
+        for a, b in zip(one, two, strict=True):
+            for name in ("loss", "accuracy/0", "accuracy/1"):
+                assert a[name] == pytest.approx(b[name], rel=1e-4), (split, a["step"], name)
+    a, b = (load_file(run / "model.safetensors") for run in runs)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4

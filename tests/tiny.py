@@ -1,0 +1,91 @@
+"""A random model of the least size, with the real parts, and small videos to run it on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from vab.codec_tiny import TinyCodec, TinyCodecConfig
+from vab.config import PRESETS, DecodeConfig
+from vab.model import VAB
+from vab.pipeline import VABPipeline
+from vab.vision import load_vision
+
+
+def write_model(folder: Path) -> Path:
+    """A model directory: window 2 s, 2 codebooks of 32, 2 layers of 32, and EfficientNet-Lite0 as it is."""
+    torch.manual_seed(0)
+    sizes = TinyCodecConfig(
+        codebooks=2,
+        vocabulary=32,
+        dim=8,
+        encoder_width=16,
+        encoder_layers=1,
+        decoder_width=16,
+        decoder_layers=1,
+        detail_width=16,
+        detail_layers=1,
+    )
+    codec = TinyCodec(sizes).eval()
+    for layer in codec.quantizer.layers:
+        layer._codebook.embed.normal_()
+        layer._codebook.initted.fill_(True)
+    model = replace(
+        PRESETS["vab-tiny"].model,
+        seconds=2.0,
+        codebooks=2,
+        vocabulary=32,
+        codebook_dim=8,
+        width=32,
+        layers=2,
+        expert_layers=1,
+        heads=2,
+    )
+    preset = replace(PRESETS["vab-tiny"], name="test", model=model, decode=DecodeConfig(steps=4, guidance=3.0))
+    network = VAB(model, codec.codebook_vectors())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(5)  # a model that is sure of something
+    VABPipeline(preset, network, codec, load_vision("efficientnet-lite0")).save_pretrained(folder)
+    return folder
+
+
+def write_video(
+    path: Path,
+    frames: int,
+    fps: int | Fraction,
+    sound: bool = True,
+    colour: tuple[int, int, int] = (200, 60, 30),
+) -> Path:
+    """``frames`` frames of a moving stripe, as long as they say, and a rising tone."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("mpeg4", rate=Fraction(fps))
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("aac", rate=16000, layout="mono") if sound else None
+        for n in range(frames):
+            picture = np.full((48, 64, 3), colour, np.uint8)
+            picture[:, n * 3 % 60 : n * 3 % 60 + 4] = 255
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        if audio is not None:
+            time = np.arange(round(frames / Fraction(fps) * 16000)) / 16000
+            wave = (0.3 * np.sin(2 * np.pi * (300 + 50 * time) * time)).astype(np.float32)
+            block = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+            block.sample_rate = 16000
+            container.mux(audio.encode(block))
+            container.mux(audio.encode(None))
+    return path
+
+
+def picture_packets(path: Path) -> Iterator[bytes]:
+    """The encoded picture, packet by packet."""
+    with av.open(str(path)) as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size:
+                yield bytes(packet)
