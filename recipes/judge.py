@@ -94,7 +94,7 @@ def through_opus(waveform: np.ndarray, bits: int = 6000) -> np.ndarray:
         out.mux(stream.encode(None))
     buffer.seek(0)
     resampler = av.AudioResampler("fltp", "mono", RATE)
-    with av.open(buffer) as back:
+    with av.open(buffer, "r") as back:
         pieces = [p.to_ndarray()[0] for f in back.decode(audio=0) for p in resampler.resample(f)]
         pieces += [p.to_ndarray()[0] for p in resampler.resample(None)]
     return np.concatenate(pieces)[: len(waveform)]

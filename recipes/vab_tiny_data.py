@@ -1,4 +1,4 @@
-"""The manifests vab-tiny is trained from: ``sounds.csv`` and ``photos.csv`` -> ``codec.csv`` and ``latents.csv``.
+"""The manifests vab-tiny is trained from: ``codec.csv`` and ``latents.csv``.
 
 ``codec.csv`` lists every sound, ``latents.csv`` every 5 s of sound that is not a single spoken digit, and
 every photo. A photo has no sound of its own: training pairs it with sounds of the same label.

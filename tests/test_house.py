@@ -1,4 +1,4 @@
-"""The rules of the house: quick to start, arrows one way, small documented modules, papers that tell the truth."""
+"""The rules of the house: a quick start, imports one way, small documented modules, papers that are true."""
 
 from __future__ import annotations
 

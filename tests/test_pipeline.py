@@ -12,15 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import picture_packets, write_model, write_video
 
+from tiny import picture_packets, write_model, write_video
 from vab import Audio, MediaError, ModelError, VABPipeline
 from vab.batch import Result, Settings, generate_files
-from vab.config import FRAME_RATE, HOP, PRESETS, SAMPLE_RATE
+from vab.config import FRAME_RATE, PRESETS, SAMPLE_RATE
 from vab.decode import windows
 from vab.inputs import NoInputs, expand
+from vab.keep import FADE, kept_samples
 from vab.media import MediaInfo, probe, read_audio
-from vab.pipeline import FADE, feature_step, kept_samples, padded_length, sound_length, window_overlap
+from vab.pipeline import feature_step, padded_length, sound_length, window_overlap
 from vab.weights import ASSETS, find_model, is_model, known_models
 
 DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
@@ -112,9 +113,7 @@ def test_spans_to_keep() -> None:
         kept_samples(replace(info, has_audio=False), [(0, 1)], length)
 
 
-@given(
-    st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 12.5]), st.integers(2, 12), st.integers(1, 40_000)
-)
+@given(st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 12.5]), st.integers(2, 12), st.integers(1, 40_000))
 def test_every_window_starts_with_a_feature(fps: float, seconds: int, frames: int) -> None:
     config = replace(PRESETS["vab-tiny"].model, fps=fps, seconds=2.0 * seconds)
     total, window, overlap = padded_length(frames, config), config.audio_length, window_overlap(config)
@@ -168,7 +167,7 @@ def test_bad_models_are_refused_in_one_line(model: Path, tmp_path: Path) -> None
     wider = json.dumps(config | {"model": config["model"] | {"width": 64}}).encode()
     unknown = json.dumps(config | {"colour": "red"}).encode()
     weights = (model / "model.safetensors").read_bytes()
-    cases = [
+    cases: list[tuple[Path | str, str]] = [
         (broken("a", "config.json", b"{"), "config"),
         (broken("b", "config.json", unknown), "colour"),
         (broken("c", "config.json", wider), "does not fit"),
@@ -207,7 +206,7 @@ def test_the_bundled_model(tmp_path: Path) -> None:
 
 
 def run(names: list[Path | str], out: Path, model: Path, **settings: object) -> list[Result]:
-    chosen = Settings(model=str(model), device="cpu", steps=1, **settings)  # type: ignore[arg-type]
+    chosen = Settings(model=str(model), device="cpu", steps=1, **settings)
     return list(generate_files(names, out, chosen))
 
 
@@ -268,12 +267,20 @@ def test_no_result_overwrites_another_or_an_input(model: Path, tmp_path: Path) -
 def test_values_that_make_no_sense(clip: Path, tmp_path: Path) -> None:
     for bad in ({"samples": 0}, {"steps": 0}, {"seed": -1}, {"temperature": -1}, {"keep": ((2, 1),)}):
         with pytest.raises(ValueError):
-            list(generate_files([clip], tmp_path / "out", Settings(**bad)))  # type: ignore[arg-type]
+            list(generate_files([clip], tmp_path / "out", Settings(**bad)))
     assert not (tmp_path / "out").exists()
 
 
 def test_what_names_stand_for(tmp_path: Path) -> None:
-    for name in ("b.mp4", "a.png", "deep/c.MKV", "deep/notes.txt", ".hidden.mp4", ".cache/d.mp4", "out/e.mp4"):
+    for name in (
+        "b.mp4",
+        "a.png",
+        "deep/c.MKV",
+        "deep/notes.txt",
+        ".hidden.mp4",
+        ".cache/d.mp4",
+        "out/e.mp4",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
@@ -316,7 +323,3 @@ def test_real_clips(model: Path, tmp_path: Path) -> None:
         with wave.open(result.outputs[0]) as file:
             assert file.getnframes() == round(probe(source).seconds * SAMPLE_RATE)
         assert list(picture_packets(Path(result.outputs[1]))) == list(picture_packets(source))
-
-
-def test_the_legend_of_rates() -> None:
-    assert feature_step(PRESETS["vab-tiny"].model) == 50 and HOP * FRAME_RATE == SAMPLE_RATE

@@ -25,8 +25,6 @@ def write_model(folder: Path) -> Path:
         codebooks=2,
         vocabulary=32,
         dim=8,
-        encoder_width=16,
-        encoder_layers=1,
         decoder_width=16,
         decoder_layers=1,
         detail_width=16,
@@ -47,7 +45,9 @@ def write_model(folder: Path) -> Path:
         expert_layers=1,
         heads=2,
     )
-    preset = replace(PRESETS["vab-tiny"], name="test", model=model, decode=DecodeConfig(steps=4, guidance=3.0))
+    preset = replace(
+        PRESETS["vab-tiny"], name="test", model=model, decode=DecodeConfig(steps=4, guidance=3.0)
+    )
     network = VAB(model, codec.codebook_vectors())
     with torch.no_grad():
         for parameter in network.parameters():

@@ -8,6 +8,7 @@ global batch, of which each takes its share.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -143,7 +144,14 @@ class ClipBatches:
         return self._batch(rows, tokens, features, drop, self.preset.train, generator)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        return torch.randperm(len(self), generator=seeded(self.preset.train.seed, "epoch", epoch)).numpy()
+        """Places of the clips in an epoch: a shuffle, or draws weighted by how rare their label is."""
+        generator = seeded(self.preset.train.seed, "epoch", epoch)
+        if not self.preset.train.balanced:
+            return torch.randperm(len(self), generator=generator).numpy()
+        labels = [self.store.labels[row] for row in self.rows]
+        counts = Counter(labels)
+        weights = torch.tensor([1000 / (counts[label] + 0.01) for label in labels], dtype=torch.float64)
+        return torch.multinomial(weights, len(self), replacement=True, generator=generator).numpy()
 
     def _latents(
         self, rows: NDArray[np.int64], frames: NDArray[np.int64], generator: torch.Generator

@@ -1,9 +1,10 @@
-"""The small codec that ships in the package: ConvNeXt on spectrogram frames, residual VQ, Griffin-Lim.
+"""The small codec that ships in the package: residual VQ of log-mel frames, a ConvNeXt decoder, Griffin-Lim.
 
-Log-mel frames go in; K codes come out every 20 ms. The decoder makes a magnitude spectrogram of two
-parts: tone, and noise under a predicted envelope. Sea, rain and rotors are noise, and a decoder that
-can only predict a mean turns them into a hum. Phases come from Griffin-Lim iterations, which need no
-training. The noise is drawn from a fixed seed, so the waveform is a function of the tokens alone.
+The encoder is not learned by gradients: the principal components of log-mel frames are quantised by K
+codebooks every 20 ms, so tokens do not depend on the decoder. The decoder turns the quantised frames
+into a magnitude spectrogram of two parts: tone, and noise under an envelope. Sea, rain and rotors are
+noise, and a decoder that can only predict a mean turns them into a hum. Phases come from Griffin-Lim
+iterations. The noise is drawn from a fixed seed, so the waveform is a function of the tokens alone.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from vector_quantize_pytorch import ResidualVQ
 
 from vab.config import HOP, SAMPLE_RATE, samples_to_frames
 
+FLOOR = 0.008  # of mel magnitudes, about 90 dB below full scale
+SPREAD = 4.0  # brings a frame's components to a size networks like
+
 
 @dataclass(frozen=True)
 class TinyCodecConfig:
     """Sizes of the small codec. The spectrogram runs at twice the token rate, for sharper onsets."""
 
-    codebooks: int = 4  # K
+    codebooks: int = 6  # K
     vocabulary: int = 1024  # V
-    dim: int = 64  # C
-    bands: int = 100  # mel bands that go in
+    dim: int = 64  # C, principal components of a frame
+    bands: int = 100  # mel bands
     window: int = 1024  # samples of one spectrogram frame, hop 160
-    encoder_width: int = 192
-    encoder_layers: int = 4
     decoder_width: int = 256  # at 50 Hz
     decoder_layers: int = 4
     detail_width: int = 160  # at 100 Hz
@@ -89,6 +91,12 @@ def _blocks(width: int, layers: int) -> nn.Sequential:
 class TinyCodec(nn.Module):
     """Waveform [B, S] at 16 kHz <-> tokens [B, K, T] at 50 Hz."""
 
+    hann: Tensor  # [window]
+    filters: Tensor  # [bins, bands]
+    spread: Tensor  # [bands, bins]
+    mean: Tensor  # [2 * bands]
+    basis: Tensor  # [2 * bands, C]
+
     name = "tiny"
     hop = HOP
     sample_rate = SAMPLE_RATE
@@ -98,21 +106,22 @@ class TinyCodec(nn.Module):
         self.config = c = config or TinyCodecConfig()
         self.codebooks, self.vocabulary, self.dim = c.codebooks, c.vocabulary, c.dim
         self.register_buffer("hann", torch.hann_window(c.window), persistent=False)
-        self.register_buffer("filters", mel_filters(c.bands, c.window), persistent=False)
+        filters = mel_filters(c.bands, c.window)
+        self.register_buffer("filters", filters, persistent=False)
+        # bands back to bins: each bin is the mean of the bands it is in, each band spread over its bins
+        spread = filters / filters.sum(1, keepdim=True).clamp_min(1e-6) / (filters.sum(0) + 1e-2)
+        self.register_buffer("spread", spread.T.contiguous(), persistent=False)
 
-        self.enter = nn.Conv1d(2 * c.bands, c.encoder_width, 7, padding=3)
-        self.encoder = _blocks(c.encoder_width, c.encoder_layers)
-        self.to_code = nn.Linear(c.encoder_width, c.dim)
+        self.register_buffer("mean", torch.zeros(2 * c.bands))  # of the two log-mel frames of a token
+        self.register_buffer("basis", torch.eye(2 * c.bands, c.dim))  # their principal components
         self.quantizer = ResidualVQ(
             dim=c.dim,
             num_quantizers=c.codebooks,
             codebook_size=c.vocabulary,
             kmeans_init=True,
             kmeans_iters=20,
-            threshold_ema_dead_code=0.1,
-            decay=0.98,
-            commitment_weight=0.25,
-            rotation_trick=True,
+            threshold_ema_dead_code=1,
+            decay=0.9,
         )
         self.from_code = nn.Conv1d(c.dim, c.decoder_width, 7, padding=3)
         self.decoder = _blocks(c.decoder_width, c.decoder_layers)
@@ -121,7 +130,8 @@ class TinyCodec(nn.Module):
         self.detail = _blocks(c.detail_width, c.detail_layers)
         self.norm = nn.LayerNorm(c.detail_width)
         self.to_spectrum = nn.Linear(c.detail_width, 2 * c.bins)
-        nn.init.constant_(self.to_spectrum.bias, -2.0)  # start quiet
+        nn.init.normal_(self.to_spectrum.weight, std=0.02)
+        nn.init.constant_(self.to_spectrum.bias, -0.7)  # begin with the outline, half tone and half noise
 
     # --- between waveforms and continuous frames: what training needs ---
 
@@ -135,13 +145,17 @@ class TinyCodec(nn.Module):
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Waveform [B, 320 T] -> log-mel frames [B, 2 T, bands]."""
-        return torch.log(self.spectrogram(waveform).abs() @ self.filters + 1e-3)
+        return torch.log(self.spectrogram(waveform).abs() @ self.filters + FLOOR)
 
     def analyse(self, waveform: Tensor) -> Tensor:
         """Waveform [B, 320 T] -> frames [B, T, C], before quantising."""
-        mel = self.log_mel(waveform)
-        pairs = mel.reshape(len(mel), -1, 2 * self.config.bands).transpose(1, 2)
-        return self.to_code(self.encoder(self.enter(pairs)).transpose(1, 2))
+        pairs = self.log_mel(waveform).reshape(len(waveform), -1, 2 * self.config.bands)
+        return (pairs - self.mean) @ self.basis
+
+    def outline(self, frames: Tensor) -> Tensor:
+        """Quantised frames [B, T, C] -> the log magnitudes [B, 2 T, bins] they stand for, unsharpened."""
+        mel = (frames @ self.basis.T + self.mean).reshape(len(frames), -1, self.config.bands)
+        return torch.log((mel.clamp(max=8.0).exp() - FLOOR).clamp_min(0.0) @ self.spread + 1e-3)
 
     def synthesise(
         self, frames: Tensor, generator: torch.Generator | None = None, draws: int = 1
@@ -152,12 +166,14 @@ class TinyCodec(nn.Module):
         """
         c = self.config
         batch, length = draws * frames.shape[0], frames.shape[1]
-        x = self.decoder(self.from_code(frames.transpose(1, 2))).transpose(1, 2)
+        x = self.decoder(self.from_code(frames.transpose(1, 2) / SPREAD)).transpose(1, 2)
         x = self.to_detail(x).repeat(draws, 1, 1).reshape(batch, 2 * length, c.detail_width)
         hiss = self.spectrogram(torch.randn(batch, HOP * length, generator=generator).to(x))
         noise = torch.randn(batch, 2 * length, c.noise, generator=generator).to(x)
         x = self.detail((x + self.add_noise(noise)).transpose(1, 2)).transpose(1, 2)
-        tone, envelope = self.to_spectrum(self.norm(x)).clamp(max=8.0).exp().chunk(2, dim=-1)
+        outline = self.outline(frames).repeat(draws, 1, 1)
+        tone, envelope = self.to_spectrum(self.norm(x)).chunk(2, dim=-1)
+        tone, envelope = ((outline + change).clamp(max=8.0).exp() for change in (tone, envelope))
         return tone, envelope * hiss / self.hann.norm()
 
     def with_phases(self, tone: Tensor, noise: Tensor) -> Tensor:
@@ -209,7 +225,9 @@ class TinyCodec(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "codec.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file({k: v.half().contiguous() for k, v in self._weights().items()}, folder / "codec.safetensors")
+        save_file(
+            {k: v.half().contiguous() for k, v in self._weights().items()}, folder / "codec.safetensors"
+        )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TinyCodec:

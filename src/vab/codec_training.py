@@ -1,11 +1,10 @@
-"""Training the small codec: a spectral energy distance, then discriminators on top.
+"""Training the small codec: codes from statistics, then a decoder by a spectral energy distance.
 
-A codec this small cannot know the fine structure of noise, and a loss against one target teaches it
-the mean, which is a hum. The generalised energy distance (Gritsenko et al., 2020) compares two draws
-of the decoder with the target and rewards them for differing from each other as much as they differ
-from it: the best answer is then the distribution, texture included. Once that has settled, encoder and
-codebooks stay as they are and patch discriminators on log-mel pictures sharpen the decoder. So a better
-decoder needs no new tokens, and no new VAB.
+The codes are principal components and k-means. The decoder cannot know the fine structure of noise, and a
+loss against one target would teach it the mean, which is a hum. The generalised energy distance
+(Gritsenko et al., 2020) compares two draws of the decoder with the target and rewards them for differing
+from each other as much as they differ from it: the best answer is then the distribution, texture
+included. Patch discriminators on log spectrograms sharpen the result once that has settled.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +31,9 @@ class CodecTrainConfig:
     """One run of training the small codec."""
 
     steps: int = 6_000
-    quantise_from: int = 300  # the step at which the codebooks are set up, from a sensible encoder
-    adversarial_from: int = 3_000  # the discriminators join and the decoder alone learns: tokens stay
+    adversarial_from: int = 3_000  # the step at which the discriminators join
+    code_seconds: float = 2560.0  # of sound the codes are fitted on
+    code_rounds: int = 12  # of k-means over it
     batch_size: int = 16
     seconds: float = 1.0  # of each excerpt
     learning_rate: float = 1e-3
@@ -46,6 +47,9 @@ class CodecTrainConfig:
 
 class Pictures(nn.Module):
     """What two magnitude spectrograms are compared on: bins, and mel bands at several blurs."""
+
+    fine: Tensor  # [bins, 64]
+    coarse: Tensor  # [bins, 16]
 
     def __init__(self, config: TinyCodecConfig) -> None:
         super().__init__()
@@ -96,9 +100,7 @@ def discriminators() -> nn.ModuleList:
     return nn.ModuleList((PatchDiscriminator((4, 2, 2, 2)), PatchDiscriminator((1, 2, 2))))
 
 
-def excerpts(
-    sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, step: int
-) -> Tensor:
+def excerpts(sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, step: int) -> Tensor:
     """The batch [B, S] of one step: every label alike, random place, gain and polarity.
 
     A function of the seed and the step alone, so a run goes on where it was cut.
@@ -137,7 +139,12 @@ def train_codec(
     betas = (0.8, 0.99)
     optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas, weight_decay=1e-3)
     judge_optimizer = torch.optim.AdamW(judges.parameters(), config.learning_rate / 2, betas)
-    parts = {"codec": codec, "judges": judges, "optimizer": optimizer, "judge_optimizer": judge_optimizer}
+    parts: dict[str, Any] = {
+        "codec": codec,
+        "judges": judges,
+        "optimizer": optimizer,
+        "judge_optimizer": judge_optimizer,
+    }
     state, begin = run / "state.pt", 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
@@ -151,9 +158,12 @@ def train_codec(
         state.with_suffix(".tmp").rename(state)
         codec.save_pretrained(run)
 
+    if not state.exists():
+        fit_codes(codec, sounds, config)
+        save(0)
+    codec.eval()  # the codes stay as they are
     clock = time.perf_counter()
     for step in range(begin, config.steps):
-        codec.train()
         rate = _schedule(step, config)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * rate
@@ -162,24 +172,17 @@ def train_codec(
 
         torch.manual_seed(config.seed * 1_000_003 + step)
         x = excerpts(sounds, config, step)
-        if step == config.quantise_from:
-            _start_codebooks(codec, sounds, config)
-        adversarial = step >= config.adversarial_from
-        codec.quantizer.train(not adversarial)
-        with torch.set_grad_enabled(not adversarial):
-            frames, commitment = codec.analyse(x), x.new_zeros(1)
-            if step >= config.quantise_from:
-                frames, _, commitment = codec.quantizer(frames)
         with torch.no_grad():
+            frames = codec.quantizer(codec.analyse(x))[0]
             target = pictures(codec.spectrogram(x).abs())
         tone, noise = codec.synthesise(frames, draws=2)
         both = pictures((tone + noise).abs())
         first, second = [p[: len(x)] for p in both], [p[len(x) :] for p in both]
         distance = energy_distance(target, first, second)
-        loss = distance + commitment.sum()
-        line = {"step": step + 1, "distance": distance.item(), "commitment": commitment.sum().item()}
+        loss = distance
+        line = {"step": step + 1, "distance": distance.item()}
 
-        if adversarial:
+        if step >= config.adversarial_from:
             judged = _judge(judges, target, [p.detach() for p in first])
             judge_optimizer.zero_grad(set_to_none=True)
             judged.backward()
@@ -193,7 +196,9 @@ def train_codec(
         nn.utils.clip_grad_norm_(codec.parameters(), 5.0)
         optimizer.step()
         if not torch.isfinite(loss):
-            raise RuntimeError(f"the codec's loss is not finite at step {step + 1}; {state} is the last good one")
+            raise RuntimeError(
+                f"the codec's loss is not finite at step {step + 1}; {state} is the last good one"
+            )
         if (step + 1) % config.log_every == 0:
             line["seconds"] = (time.perf_counter() - clock) / config.log_every
             clock = time.perf_counter()
@@ -207,12 +212,39 @@ def train_codec(
 
 
 @torch.no_grad()
-def _start_codebooks(codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig) -> None:
-    """Set the codebooks by k-means on a large batch, so that every vector begins where sounds are."""
-    vectors = 4 * codec.vocabulary
-    batches = range(-math.ceil(vectors / (config.batch_size * config.seconds * FRAME_RATE)), 0)
-    frames = torch.cat([codec.analyse(excerpts(sounds, config, config.steps - b)) for b in batches])
-    codec.quantizer(frames)
+def fit_codes(codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig) -> None:
+    """Set the principal components, and the codebooks by k-means on what the ones before leave over."""
+    c = codec.config
+    batches = math.ceil(config.code_seconds / (config.batch_size * config.seconds))
+    mel = torch.cat([codec.log_mel(excerpts(sounds, config, config.steps + n)) for n in range(batches)])
+    pairs = mel.reshape(-1, 2 * c.bands)
+    codec.mean.copy_(pairs.mean(0))
+    components = torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim]
+    codec.basis.copy_(components)
+    rest = (pairs - codec.mean) @ components
+    for layer in codec.quantizer.layers:
+        vectors = _k_means(rest, c.vocabulary, config.code_rounds)
+        layer.codebook = vectors  # an attribute of the library that sets its tables
+        layer._codebook.initted.fill_(True)
+        rest = rest - vectors[_nearest(rest, vectors)]
+
+
+def _k_means(points: Tensor, count: int, rounds: int) -> Tensor:
+    """Lloyd's algorithm: points [n, C] -> centres [count, C]; an empty one starts again at a random point."""
+    centres = points[torch.randperm(len(points))[:count]]
+    for _ in range(rounds):
+        nearest = _nearest(points, centres)
+        sizes = torch.bincount(nearest, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        again = points[torch.randint(len(points), (count,))]
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), again)
+    return centres
+
+
+def _nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """The index [n] of the nearest centre of each point [n, C]."""
+    half = centres.square().sum(1) / 2
+    return torch.cat([(half - part @ centres.T).argmin(1) for part in points.split(8192)])
 
 
 def _schedule(step: int, config: CodecTrainConfig) -> float:
@@ -242,6 +274,8 @@ def _fool(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> tupl
             targets: list[Tensor] = judge(x)[1]
         fooling = fooling - score.mean()
         for feature, target in zip(features, targets, strict=True):
-            matching = matching + (feature - target).abs().mean() / (target.abs().mean() + 1e-6) / len(targets)
+            matching = matching + (feature - target).abs().mean() / (target.abs().mean() + 1e-6) / len(
+                targets
+            )
     judges.requires_grad_(True)
     return fooling / len(judges), matching / len(judges)

@@ -74,6 +74,7 @@ class TrainConfig:
     roll: float = 0.1  # chance of temporal rolling (B.3)
     drop_features: float = 0.1  # chance of no picture at all, for guidance (B.3)
     pair_by_label: bool = False  # draw the picture from any clip of the same label
+    balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     seed: int = 0
@@ -161,23 +162,25 @@ PRESETS: dict[str, Preset] = {
                 codec="tiny",
                 vision="efficientnet-lite0",
                 seconds=5.0,
+                codebooks=6,
                 vocabulary=1024,
                 codebook_dim=64,
                 vision_dim=1280,
                 width=192,
-                layers=8,
-                expert_layers=4,
+                layers=6,
+                expert_layers=3,
                 heads=6,
             ),
             train=TrainConfig(
                 learning_rate=1e-3,
-                warmup_steps=300,
-                epochs=40.0,
-                batch_size=32,
+                warmup_steps=100,
+                epochs=10.0,
+                batch_size=16,
                 pair_by_label=True,
-                ema=0.999,
+                balanced=True,
+                ema=0.995,
                 precision="32-true",
-                save_every=200,
+                save_every=100,
             ),
             decode=DecodeConfig(guidance=3.0, temperature=10.5),
         ),

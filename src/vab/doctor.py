@@ -73,10 +73,16 @@ def _media() -> list[Finding]:
     import av
 
     findings = [Finding("PyAV", "ok", av.__version__)]
-    for codec, mode in (("h264", "r"), ("hevc", "r"), ("aac", "r"), ("aac", "w")):
+    wanted: tuple[tuple[str, Literal["r", "w"]], ...] = (
+        ("h264", "r"),
+        ("hevc", "r"),
+        ("aac", "r"),
+        ("aac", "w"),
+    )
+    for codec, mode in wanted:
         part = f"{codec} {'decoder' if mode == 'r' else 'encoder'}"
         try:
-            av.Codec(codec, mode)  # type: ignore[call-overload]
+            av.Codec(codec, mode)
             findings.append(Finding(part, "ok", "there"))
         except ValueError:
             advice = "reinstall PyAV from its wheel: pip install --force-reinstall --only-binary :all: av"

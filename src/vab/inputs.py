@@ -8,7 +8,20 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-VIDEOS = (".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts")
+VIDEOS: tuple[str, ...] = (
+    ".3gp",
+    ".avi",
+    ".flv",
+    ".gif",
+    ".m2ts",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+)
 VIDEOS += (".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
 IMAGES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

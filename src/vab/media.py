@@ -19,13 +19,12 @@ import numpy as np
 from av.error import FFmpegError
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps
 
 from vab.config import SAMPLE_RATE, video_frames
+from vab.images import moving_crop, open_image, read_pixels
 from vab.mux import (
     MediaError,
     atomic,
-    check_file,
     checked,
     decoded,
     interval,
@@ -35,7 +34,6 @@ from vab.mux import (
     picture_of,
     picture_start,
     picture_times,
-    reason,
     sound_of,
 )
 
@@ -52,7 +50,6 @@ __all__ = [
     "write_wav",
 ]
 
-_IMAGES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _SLACK = 0.05  # seconds by which a sound's timestamps may be off before they are believed
 _LONGEST_GAP = 3600.0  # seconds; a longer leap of the clock is a fault, not a pause
 _LONGEST_RETURN = 1.0  # seconds; a longer leap back is a clock that starts again
@@ -77,9 +74,9 @@ def probe(path: str | Path) -> MediaInfo:
     ``MediaError`` if it is missing, a folder, empty, not media, or has not one frame that can be decoded.
     """
     path = Path(path)
-    image = _open_image(path)
+    image = open_image(path)
     if image is not None:
-        height, width = _pixels(path, image, None).shape[:2]
+        height, width = read_pixels(path, image, None).shape[:2]
         return MediaInfo(path, "image", 0.0, False, width, height, 0.0)
     with open_media(path) as container:
         stream, has_audio = picture_of(container), sound_of(container) is not None
@@ -128,9 +125,9 @@ def read_frames(
     path = Path(path)
     if fps <= 0 or start < 0:
         raise ValueError(f"fps must be positive and start not negative, not {fps} and {start}")
-    image = _open_image(path)
+    image = open_image(path)
     if image is not None:
-        pixels = _pixels(path, image, size)
+        pixels = read_pixels(path, image, size)
         for _ in range(video_frames(seconds or 0.0, fps)):
             yield pixels
         return
@@ -248,46 +245,6 @@ def _orientation(frame: Any) -> tuple[bool, int, int]:
     return False, 1, 1
 
 
-def _open_image(path: Path) -> Image.Image | None:
-    """The still image at ``path``, not read yet; None if it is anything else (a moving GIF is a video)."""
-    check_file(path)
-    try:
-        image = Image.open(path, formats=_IMAGES)
-    except Image.DecompressionBombError as error:
-        raise MediaError(f"{path}: the image is too large") from error
-    except (OSError, SyntaxError, ValueError):
-        return None
-    moving = image.format in ("GIF", "PNG") and getattr(image, "n_frames", 1) > 1
-    if moving:
-        image.close()
-    return None if moving else image
-
-
-def _pixels(path: Path, image: Image.Image, size: int | None) -> np.ndarray:
-    """An image as uint8 [H,W,3]: upright, transparency over white, 16 bits brought to 8."""
-    try:
-        with image:
-            image.draft("RGB", (size, size) if size else image.size)
-            picture = ImageOps.exif_transpose(image)
-            if picture.mode.startswith("I") or picture.mode == "F":
-                values = np.asarray(picture, dtype=np.float64)
-                top = values.max(initial=0)
-                values = values / (257 if top > 255 else 1 if top > 1 else 1 / 255)
-                picture = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(white, picture)
-            picture = picture.convert("RGB")
-            if size and min(picture.size) > size:
-                scale = size / min(picture.size)
-                width, height = (max(1, round(side * scale)) for side in picture.size)
-                picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-            return np.array(picture)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise MediaError(f"{path}: the image cannot be read ({reason(error)})") from error
-
-
 def _sound_start(path: Path) -> Fraction:
     """Time of the first decoded sample on the container's clock. ``MediaError`` if there is none."""
     with open_media(path) as container:
@@ -390,28 +347,6 @@ def read_audio(path: str | Path, start: float = 0.0, seconds: float | None = Non
             break
     sound = np.concatenate(parts)[:wanted]
     return sound if wanted is None else np.pad(sound, (0, wanted - len(sound)))
-
-
-def moving_crop(image: np.ndarray, frames: int, seed: int, size: int = 224) -> np.ndarray:
-    """A photo [H,W,3] as a short video uint8 [frames,size,size,3]: a square that slowly pans and zooms.
-
-    Half of the seeds mirror the photo. The same seed gives the same video.
-    """
-    draw = np.random.default_rng(seed)
-    picture = Image.fromarray(image)
-    if draw.random() < 0.5:
-        picture = ImageOps.mirror(picture)
-    short = min(picture.size)
-    side = short * draw.uniform(0.6, 1.0, size=2)  # of the square, at the first and the last frame
-    corner = draw.uniform(size=(2, 2)) * (np.array(picture.size) - side[:, None])
-    crops = []
-    for progress in np.linspace(0.0, 1.0, frames):
-        edge = side[0] + progress * (side[1] - side[0])
-        left, top = corner[0] + progress * (corner[1] - corner[0])
-        box = (left, top, min(left + edge, picture.width), min(top + edge, picture.height))
-        crop = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
-        crops.append(np.asarray(crop))
-    return np.stack(crops) if crops else np.zeros((0, size, size, 3), dtype=np.uint8)
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ from vab.codec import Codec, decode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as video_places
 from vab.decode import LogitsFn, generate_long, guided
-from vab.media import MediaError, MediaInfo, moving_crop, probe, read_audio, read_frames, write_wav
+from vab.keep import Span, kept_samples, own_sound, paste
+from vab.media import MediaError, MediaInfo, moving_crop, probe, read_frames, write_wav
 from vab.model import VAB
 from vab.vision import VisionEncoder, load_vision
 from vab.weights import CODEC, MODEL, ModelError, find_model, read_config
@@ -34,11 +36,9 @@ from vab.weights import CODEC, MODEL, ModelError, find_model, read_config
 IMAGE_SECONDS = 10.0  # of sound for an image
 LONGEST = 2 * 3600.0  # seconds of a video
 OVERLAP = 1.0  # seconds that neighbouring windows share
-FADE = round(0.02 * SAMPLE_RATE)  # samples of cross-fade, outside of what is kept
 ENCODED_AT_ONCE = 1500  # audio frames of kept sound
 CONTEXT = 50  # audio frames on either side of them
 
-Span = tuple[float, float]  # seconds; the end may be infinite
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
 
@@ -90,8 +90,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         """
         folder = find_model(source, **hub)
         read_config(folder)
-        chosen = {"device": pick_device(device).type, "codec_path": codec_path, "vision_path": vision_path}
-        return super().from_pretrained(folder, **chosen)
+        chosen: dict[str, Any] = {"codec_path": codec_path, "vision_path": vision_path}
+        return super().from_pretrained(folder, device=pick_device(device).type, **chosen)
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
@@ -108,7 +108,12 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         network = _read_network(folder, preset.model)
         if codec_path is None and (folder / CODEC).is_file():
             codec_path = folder
-        codec = load_codec(preset.model.codec, codec_path)
+        try:
+            codec = load_codec(preset.model.codec, codec_path)
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{codec_path or folder}: its codec cannot be read ({_first_line(error)})"
+            ) from error
         return cls(preset, network, codec, load_vision(preset.model.vision, vision_path), device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -182,12 +187,12 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     _generator(seed, number),
                     config.audio_length,
                     window_overlap(config),
-                    progress=lambda done, of, n=number: tell("sampling", n * of + done, samples * of),
+                    progress=partial(_tell_sampling, tell, number, samples),
                 )
             with _timed(timings, "codec"):
                 waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                 for start, stop in kept:
-                    _paste(waveform, info.path, start, stop)
+                    paste(waveform, info.path, start, stop)
             yield Audio(waveform, SAMPLE_RATE, dict(timings))
             timings.clear()
 
@@ -221,7 +226,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             stop = min(start + ENCODED_AT_ONCE, last)
             before = min(start, CONTEXT)
             begin, end = (start - before) * HOP, (stop + CONTEXT) * HOP
-            sound = _own_sound(path, begin, end - begin)
+            sound = own_sound(path, begin, end - begin)
             codes = self.codec.encode(torch.from_numpy(sound)[None].to(self.device))[0]
             parts.append(codes[: self.config.model.codebooks, before : before + stop - start])
         return torch.cat(parts, dim=1)
@@ -263,7 +268,7 @@ def window_overlap(config: ModelConfig) -> int:
 
 
 def padded_length(frames: int, config: ModelConfig) -> int:
-    """Audio frames to generate for ``frames``: a whole window at least, as in training, and whole steps on."""
+    """Audio frames to generate for ``frames``: at least a window, as in training; then whole steps."""
     window, step = config.audio_length, feature_step(config)
     return window + max(0, -(-(frames - window) // step) * step)
 
@@ -286,7 +291,7 @@ def decode_settings(
     temperature: float | None = None,
 ) -> DecodeConfig:
     """``default`` with what is given in its place; ``ValueError`` names a value that makes no sense."""
-    given = {"steps": steps, "guidance": guidance, "temperature": temperature}
+    given: dict[str, Any] = {"steps": steps, "guidance": guidance, "temperature": temperature}
     chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
     if chosen.steps < 1:
         raise ValueError(f"steps must be 1 or more, not {chosen.steps}")
@@ -310,47 +315,6 @@ def sound_length(info: MediaInfo) -> int:
     if length < 1:
         raise MediaError(f"{info.path}: the video lasts 0 s")
     return length
-
-
-def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tuple[int, int]]:
-    """The spans to keep as samples (from, to), in order, those that touch made one.
-
-    ``MediaError`` if the file has no sound, or ends before a span starts; ``ValueError`` for no span.
-    """
-    if keep and not info.has_audio:
-        raise MediaError(f"{info.path}: has no sound of its own to keep")
-    kept: list[tuple[int, int]] = []
-    for start, stop in sorted(keep):
-        if not 0 <= start < stop:
-            raise ValueError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
-        first, last = round(start * SAMPLE_RATE), min(length, round(min(stop, LONGEST) * SAMPLE_RATE))
-        if first >= length:
-            raise MediaError(
-                f"{info.path}: cannot keep its sound from {start:g} s on, it ends at {info.seconds:g} s"
-            )
-        if kept and first <= kept[-1][1]:
-            kept[-1] = (kept[-1][0], max(last, kept[-1][1]))
-        elif first < last:
-            kept.append((first, last))
-    return kept
-
-
-def _paste(waveform: np.ndarray, path: Path, start: int, stop: int) -> None:
-    """Put a file's own samples ``start`` to ``stop`` into ``waveform`` [S], with a fade on either side."""
-    begin, end = max(0, start - FADE), min(len(waveform), stop + FADE)
-    own = _own_sound(path, begin, end - begin)
-    weight = np.ones(end - begin, dtype=np.float32)
-    weight[: start - begin] = (np.arange(start - begin) + 1) / (start - begin + 1)
-    weight[len(weight) - (end - stop) :] = 1 - (np.arange(end - stop) + 1) / (end - stop + 1)
-    waveform[begin:end] += weight * (own - waveform[begin:end])
-    waveform[start:stop] = own[start - begin : stop - begin]
-
-
-def _own_sound(path: Path, begin: int, samples: int) -> np.ndarray:
-    sound = read_audio(path, begin / SAMPLE_RATE, samples / SAMPLE_RATE)
-    if not np.isfinite(sound).all():
-        raise MediaError(f"{path}: its sound holds values that are not numbers")
-    return sound
 
 
 def _moving(path: Path, frames: int, seed: int, side: int) -> Iterator[np.ndarray]:
@@ -379,6 +343,10 @@ def _generator(seed: int, number: int) -> torch.Generator:
     """The noise of one sample."""
     state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def _tell_sampling(tell: Progress, number: int, samples: int, done: int, total: int) -> None:
+    tell("sampling", number * total + done, samples * total)
 
 
 @contextmanager

@@ -255,6 +255,7 @@ class _Run:
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Means over all processes of sums [sum, count]."""
         total = self.fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="sum")
+        assert isinstance(total, Tensor)
         return dict(zip(sums, (total[:, 0] / total[:, 1]).tolist(), strict=True))
 
     @torch.no_grad()

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vab.cli.interrupt import check
+
 
 @contextmanager
 def file_progress() -> Iterator[Callable[[int, int, Path, str, int, int], None]]:
@@ -21,6 +23,7 @@ def file_progress() -> Iterator[Callable[[int, int, Path, str, int, int], None]]
         task = bar.add_task("reading the list", total=None)
 
         def move(number: int, of: int, path: Path, stage: str, done: int, total: int) -> None:
+            check()
             text = f"{number + 1}/{of} {escape(path.name)}: {stage}"
             bar.update(task, description=text, completed=done, total=total)
 

@@ -68,8 +68,8 @@ def _clips(
     return [
         Clip(
             id=name.as_posix() + (f"#{n}" if count > 1 else ""),
-            audio=audio and audio.path,
-            video=video and video.path,
+            audio=audio.path if audio else None,
+            video=video.path if video else None,
             start=n * window,
             seconds=min(window, length - n * window) or None,
             label=label,

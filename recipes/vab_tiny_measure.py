@@ -1,0 +1,218 @@
+"""The numbers of vab-tiny's model card, on the dev split: codec, tokens, and generated sound.
+
+    python recipes/vab_tiny_measure.py --data ../shared/data --store runs/tiny/store [--model DIR]
+        [--guidance 1 3 5] [--temperature 4.5 10.5] [--json FILE]
+
+Several values of guidance or temperature make a sweep over generated sound. The outside judge is fitted
+on real training sounds (see judge.py) and kept beside the store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from judge import RATE, Judge, Yamnet, through_opus, with_noise
+from numpy.typing import NDArray
+
+from vab.batches import ClipBatches
+from vab.codec_tiny import TinyCodec
+from vab.config import HOP, DecodeConfig
+from vab.decode import generate, guided
+from vab.masking import apply_mask
+from vab.media import read_audio
+from vab.objectives import masked_accuracy
+from vab.pipeline import VABPipeline
+from vab.store import LatentStore, read_manifest
+
+Sound = NDArray[np.float32]
+SECONDS = 5.0  # of a sound that the judge hears
+GENERATED = 160  # generated sounds of one row, spread over the classes
+
+
+def sounds_of(manifest: Path, split: str) -> tuple[list[Sound], list[str]]:
+    """Every sound of the split that is not a single spoken digit, and its label."""
+    clips = [c for c in read_manifest(manifest) if c.split == split and not c.label.startswith("digit_")]
+    sounds = [read_audio(c.audio)[: round(SECONDS * RATE)] for c in clips if c.audio is not None]
+    return sounds, [c.label for c in clips if c.audio is not None]
+
+
+def fitted_judge(data: Path, kept: Path, sounds: list[Sound], labels: list[str]) -> Judge:
+    """The judge, fitted once and kept in ``kept``."""
+    judge = Judge(Yamnet(data / "weights" / "yamnet" / "yamnet_spectra_in.tflite"))
+    if kept.exists():
+        judge.model = pickle.loads(kept.read_bytes())
+    else:
+        judge.fit(sounds, labels)
+        kept.write_bytes(pickle.dumps(judge.model))
+    return judge
+
+
+def interval(right: NDArray[np.bool_]) -> str:
+    """A share with its 95 % bootstrap interval and N."""
+    random = np.random.default_rng(0)
+    means = random.choice(right.astype(float), (2000, len(right))).mean(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return f"{right.mean():.3f} [{low:.3f}, {high:.3f}] N={len(right)}"
+
+
+def frechet(real: list[NDArray], made: list[NDArray]) -> float:
+    """Fréchet distance of per-clip features in float64, by eigenvalues."""
+    a, b = np.stack(real).astype(np.float64), np.stack(made).astype(np.float64)
+    product_ = np.cov(a.T) @ np.cov(b.T)
+    roots = np.sqrt(np.linalg.eigvals(product_).astype(complex)).real.sum()
+    difference = a.mean(0) - b.mean(0)
+    return float(difference @ difference + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * roots)
+
+
+def log_mel(codec: TinyCodec, sound: Sound) -> NDArray:
+    """log10-mel frames [2 T, bands] of whole codec frames."""
+    whole = torch.from_numpy(sound[: len(sound) // HOP * HOP])[None]
+    return (codec.log_mel(whole)[0] / np.log(10)).numpy()
+
+
+def reconstructed(codec: TinyCodec, sound: Sound) -> Sound:
+    """The sound through the codec."""
+    return codec.decode(codec.encode(torch.from_numpy(sound)[None]))[0, : len(sound)].numpy()
+
+
+def measure_codec(codec: TinyCodec, judge: Judge, sounds: list[Sound], labels: list[str]) -> dict:
+    """Distances and the judge's share of sounds through the codec."""
+    back = [reconstructed(codec, sound) for sound in sounds]
+    pairs = [(log_mel(codec, x), log_mel(codec, y)) for x, y in zip(sounds, back, strict=True)]
+    statistics = [[np.concatenate((m.mean(0), m.std(0))) for m in side] for side in zip(*pairs, strict=True)]
+    right = judge.name(back) == np.asarray(labels)
+    by_class = {label: float(right[np.asarray(labels) == label].mean()) for label in sorted(set(labels))}
+    return {
+        "log10-mel distance": float(np.mean([np.abs(x - y).mean() for x, y in pairs])),
+        "Fréchet distance of log-mel statistics": frechet(*statistics),
+        "judge's share": interval(right),
+        "by class": by_class,
+    }
+
+
+@torch.no_grad()
+def measure_tokens(pipeline: VABPipeline, store: LatentStore) -> dict:
+    """Accuracy of masked dev tokens per codebook, with the masks of pre-training."""
+    clips = ClipBatches(store, pipeline.config, "dev")
+    found = []
+    for rows in clips.dev_batches():
+        batch = clips.dev_batch(rows)
+        logits = pipeline.network(
+            apply_mask(batch.tokens, batch.mask, pipeline.config.model.vocabulary), batch.features
+        )
+        found.append(masked_accuracy(logits, batch.tokens, batch.mask))
+    return {f"codebook {k}": float(a) for k, a in enumerate(torch.stack(found).nanmean(0))}
+
+
+def pictures(store: LatentStore) -> tuple[torch.Tensor, list[str]]:
+    """Features [N, F, dim] of dev photos, every class alike, and their labels."""
+    sounded = {store.labels[row] for row in np.flatnonzero(store.has("tokens"))}
+    rows: dict[str, list[int]] = {}
+    for row in np.flatnonzero(store.has("features")):
+        if store.splits[row] == "dev" and store.labels[row] in sounded:
+            rows.setdefault(store.labels[row], []).append(int(row))
+    each = -(-GENERATED // len(rows))
+    chosen = [row for found in rows.values() for row in np.resize(found, each)]
+    features = torch.from_numpy(store.gather("features", np.asarray(chosen))).float()
+    return features, [store.labels[row] for row in chosen]
+
+
+@torch.no_grad()
+def generated(
+    pipeline: VABPipeline, features: torch.Tensor, decode: DecodeConfig, seen: bool
+) -> Iterator[Sound]:
+    """A sound of one window for each picture; without the picture if not ``seen``."""
+    model = pipeline.config.model
+
+    def network(tokens: torch.Tensor, pictures: torch.Tensor, drop: torch.Tensor) -> torch.Tensor:
+        return pipeline.network(tokens, pictures, drop_features=drop if seen else torch.ones_like(drop))
+
+    for start in range(0, len(features), 16):
+        part = features[start : start + 16]
+        empty = torch.zeros(len(part), model.codebooks, model.audio_length, dtype=torch.long)
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        logits_fn = guided(network, part, decode.guidance if seen else 1.0)
+        tokens = generate(
+            logits_fn, empty, torch.zeros_like(empty, dtype=torch.bool), model.vocabulary, decode, generators
+        )
+        yield from pipeline.codec.decode(tokens).numpy()
+
+
+def main() -> None:
+    """Measure and print; ``--json`` keeps it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--guidance", type=float, nargs="*")
+    parser.add_argument("--temperature", type=float, nargs="*")
+    parser.add_argument("--steps", type=int, nargs="*")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+
+    manifest = args.store.parent / "codec.csv"
+    train_sounds, train_labels = sounds_of(manifest, "train")
+    sounds, labels = sounds_of(manifest, "dev")
+    judge = fitted_judge(args.data, args.store.parent / "judge.pickle", train_sounds, train_labels)
+    pipeline, store = VABPipeline.from_pretrained(args.model, device="cpu"), LatentStore.open(args.store)
+    codec = pipeline.codec
+    assert isinstance(codec, TinyCodec)
+    features, wanted = pictures(store)
+    random = np.random.default_rng(0)
+    results: dict = {}
+
+    def note(name: str, value: object) -> None:
+        results[name] = value
+        print(f"{name}: {value}", flush=True)
+
+    def share(heard: list[Sound], names: list[str]) -> str:
+        return interval(judge.name(heard) == np.asarray(names))
+
+    sweep = list(
+        product(
+            args.guidance or [pipeline.config.decode.guidance],
+            args.temperature or [pipeline.config.decode.temperature],
+            args.steps or [pipeline.config.decode.steps],
+        )
+    )
+    if len(sweep) == 1:
+        note("real sound", share(sounds, labels))
+        note("real sound, white noise at 20 dB", share([with_noise(s, 20.0, random) for s in sounds], labels))
+        note("real sound, Opus at 6 kbit/s", share([through_opus(s) for s in sounds], labels))
+        note("codec", measure_codec(codec, judge, sounds, labels))
+        note("masked accuracy", measure_tokens(pipeline, store))
+        paired = [s for s, label in zip(train_sounds, train_labels, strict=True) if label in set(wanted)]
+        others = [paired[i] for i in random.integers(len(paired), size=len(wanted))]
+        note("a random training sound", share(others, wanted))
+        alone = list(generated(pipeline, features, pipeline.config.decode, seen=False))
+        note("generated without the picture", share(alone, wanted))
+    for guidance, temperature, steps in sweep:
+        decode = replace(pipeline.config.decode, guidance=guidance, temperature=temperature, steps=steps)
+        clock = time.perf_counter()
+        heard = list(generated(pipeline, features, decode, seen=True))
+        clock = (time.perf_counter() - clock) / len(heard)
+        title = (
+            f"generated for the picture, guidance {guidance:g}, temperature {temperature:g}, {steps} steps"
+        )
+        names = judge.name(heard)
+        note(title, f"{interval(names == np.asarray(wanted))}, {clock:.2f} s each")
+        if len(sweep) == 1:
+            right = names == np.asarray(wanted)
+            note("by class", {w: float(right[np.asarray(wanted) == w].mean()) for w in sorted(set(wanted))})
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import wave
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from tiny import write_model, write_video
+from vab.cli import VERBS, main
+from vab.cli.progress import file_progress
+from vab.config import PRESETS
+from vab.media import probe, write_wav
+
+SOURCES = Path(__file__).parents[1] / "src"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCES), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def vab(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a call."""
+    with pytest.raises(SystemExit) as left:
+        main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert isinstance(left.value.code, int) and "Traceback" not in err
+    return left.value.code, out, err
+
+
+def test_help_and_import_load_no_torch() -> None:
+    code = """
+import sys, time
+begin = time.process_time()
+import vab, vab.cli
+try:
+    vab.cli.main(["--help"])
+except SystemExit as left:
+    assert left.code == 0
+took = time.process_time() - begin
+heavy = {"torch", "numpy", "av", "tyro", "huggingface_hub"} & set(sys.modules)
+print(f"\\n{took} {sorted(heavy)}")
+"""
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    took, heavy = done.stdout.splitlines()[-1].split(maxsplit=1)
+    assert heavy == "[]" and float(took) < 1
+    assert all(name in done.stdout for name in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself_and_knows_json(capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    words = [*verb.split(), *(["vab-tiny"] if verb == "pretrain" else [])]
+    code, out, _ = vab(capsys, *words, "--help")
+    assert code == 0 and "--json" in out
+
+
+def test_options_are_known_without_torch() -> None:
+    """All but those of the codec, whose options are its own configuration."""
+    verbs = [verb.split() for verb in VERBS if verb != "codec train"]
+    code = f"""
+import sys
+from vab.cli import main
+for words in {verbs!r}:
+    try:
+        main([*words, "--help"])
+    except SystemExit as left:
+        assert left.code == 0
+print("torch" in sys.modules)
+"""
+    assert python("-c", code).stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("nonsense", "no verb"),
+        ("generat a.mp4 -o out", "generate"),
+        ("codec", "train"),
+        ("generate", "--out"),
+        ("generate -o OUT", "no input"),
+        ("generate a.mp4", "--out"),
+        ("generate a.mp4 -o OUT --steps many", "steps"),
+        ("generate a.mp4 -o OUT --steps 0", "steps"),
+        ("generate a.mp4 -o OUT --samples 0", "samples"),
+        ("generate a.mp4 -o OUT --seed -1", "seed"),
+        ("generate a.mp4 -o OUT --temperature nan", "temperature"),
+        ("generate a.mp4 -o OUT --keep 2", "2.0:5.5"),
+        ("generate a.mp4 -o OUT --keep 3:2", "keep"),
+        ("generate a.mp4 -o OUT --device tpu", "device"),
+        ("generate a.mp4 -o OUT --model vab-encodec", "nobody has published"),
+        ("generate a.mp4 -o OUT --model none/such", "none/such"),
+        ("generate OUT/*.mp4 -o OUT", "no file matches"),
+        ("presets nope", "vab-tiny"),
+        ("pretrain nope --store a --run b", "nope"),
+        ("pretrain vab-tiny --store OUT/no --run OUT/run", "store"),
+        ("extract OUT/no.csv -o OUT/store", "no.csv"),
+        ("extract OUT/no.csv -o OUT/store --preset nope", "nope"),
+        ("codec train OUT/no.csv --run OUT/run", "no.csv"),
+        ("data folder OUT/no -o OUT/a.csv", "no such folder"),
+        ("data synthetic -o OUT/a.csv --clips 0", "clips"),
+    ],
+)
+def test_bad_calls_exit_with_two(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    says: str,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, out, err = vab(capsys, *words.replace("OUT", str(tmp_path)).split())
+    assert code == 2 and says in err and not out
+
+
+def test_a_bad_call_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = vab(capsys, "presets", "nope", "--json")
+    assert code == 2 and "nope" in json.loads(out)["error"] and err.count("\n") == 1
+
+
+def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = vab(capsys, "presets", "vab-encodec", "--json")
+    document = json.loads(out)
+    assert code == 0 and document["model"]["width"] == 1024 and document["train"]["warmup_steps"] == 100_000
+    assert document["decode"]["temperature"] == 25.5
+    assert document["parameters"] == pytest.approx(403e6, rel=0.01)
+    assert document["expert_parameters"] == pytest.approx(253e6, rel=0.01)
+    _, text, _ = vab(capsys, "presets", "vab-tiny")
+    assert f"model.width {PRESETS['vab-tiny'].model.width}" in " ".join(text.split())
+    _, table, _ = vab(capsys, "presets")
+    assert all(name in table for name in PRESETS)
+
+
+def test_models_and_doctor(capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    code, out, _ = vab(capsys, "models", model, "--json")
+    states = {entry["name"]: entry["state"] for entry in json.loads(out)["models"]}
+    assert code == 0 and states[str(model)] == "local" and states["vab-encodec"] == "missing"
+    code, out, _ = vab(capsys, "doctor", "--json")
+    parts = {finding["part"]: finding for finding in json.loads(out)["findings"]}
+    assert code == 0 and parts["aac encoder"]["state"] == "ok" and parts["torch"]["state"] == "ok"
+    assert all(finding["advice"] for finding in parts.values() if finding["state"] != "ok")
+    assert parts["codec encodec"]["state"] in ("ok", "missing")
+
+
+def _bad_files(folder: Path) -> dict[str, str]:
+    """Files that cannot be used: name -> what must be said."""
+    folder.mkdir()
+    (folder / "text.mp4").write_text("this is no video\n" * 100)
+    (folder / "nothing.mp4").touch()
+    whole = write_video(folder / "whole.mp4", 60, 10).read_bytes()
+    (folder / "truncated.mp4").write_bytes(whole[: len(whole) // 2])  # the index stands at the end
+    (folder / "whole.mp4").unlink()
+    write_wav(folder / "sound.wav", np.zeros(1600, np.float32))
+    shutil.copy(folder / "sound.wav", folder / "renamed.mp4")
+    with av.open(str(folder / "no_frames.mkv"), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        sound: Any = container.add_stream("aac", rate=16000, layout="mono")
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        block.sample_rate = 16000
+        container.mux(sound.encode(block))
+        container.mux(sound.encode(None))
+    write_video(folder / "three_hours.mp4", 19, Fraction(1, 600), sound=False)
+    return {
+        "text.mp4": "not a",
+        "nothing.mp4": "empty",
+        "truncated.mp4": "",
+        "sound.wav": "no video stream",
+        "renamed.mp4": "no video stream",
+        "no_frames.mkv": "",
+        "three_hours.mp4": "longest",
+        "missing.mp4": "no such file",
+    }
+
+
+def test_bad_inputs_get_one_line_each_and_the_others_go_on(model: Path, tmp_path: Path) -> None:
+    bad = _bad_files(tmp_path / "bad")
+    (tmp_path / "empty").mkdir()
+    for name in ("films/one.mp4", "films/deep/two.mp4", "three.mkv", "four.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        write_video(tmp_path / name, 4, 10)
+    (tmp_path / "list.csv").write_text("video\nfour.mp4\n")
+    out = tmp_path / "out"
+    names = ["empty", "films", *(f"bad/{name}" for name in bad), "thr*.mkv", "list.csv"]
+    done = python(
+        *["-m", "vab", "generate", *(str(tmp_path / name) for name in names), "-o", str(out)],
+        *["--model", str(model), "--steps", "1", "--json"],
+    )
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    results = {Path(row["input"]).name: row for row in document["results"]}
+    assert (document["done"], document["failed"]) == (4, len(bad) + 1)
+    assert document["settings"]["steps"] == 1
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(bad) + 1, done.stderr
+    for name, says in {**bad, "empty": "no video or image"}.items():
+        (line,) = (line for line in errors if str(tmp_path) in line and f"/{name}:" in line)
+        assert says in line and results[name]["error"] == line
+    stems = ("one", "two", "three", "four")
+    assert {path.name for path in out.iterdir()} == {f"{s}.{kind}" for s in stems for kind in ("wav", "mp4")}
+    timings = [results[name]["timings"] for name in ("one.mp4", "two.mp4")]
+    assert timings[0]["load"] > 0 and timings[1]["load"] == 0
+    assert all({"decode_video", "features", "sampling", "codec", "mux"} <= set(row) for row in timings)
+
+
+def _start(model: Path, folder: Path) -> tuple[subprocess.Popen[str], Path]:
+    """``vab generate`` on many files, up to where the first mp4 is being written."""
+    videos = [write_video(folder / f"clip_{n}.mp4", 8, 10) for n in range(30)]
+    out = folder / "out"
+    command = [sys.executable, "-m", "vab", "generate", *map(str, videos), "-o", str(out)]
+    process = subprocess.Popen(
+        [*command, "--model", str(model)],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not any(out.glob("*.mp4")):  # hidden ones too
+        time.sleep(0.002)
+    return process, out
+
+
+def _all_whole(out: Path) -> int:
+    """How many results there are; each must be complete."""
+    found = [path for path in out.iterdir() if not path.name.startswith(".")]
+    for path in found:
+        if path.suffix == ".wav":
+            with wave.open(str(path)) as file:
+                assert file.getnframes() == 12800 and len(file.readframes(20000)) == 25600
+        else:
+            assert probe(path).seconds == pytest.approx(0.8) and probe(path).has_audio
+    return len(found)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_no_part_of_a_file(model: Path, tmp_path: Path) -> None:
+    process, out = _start(model, tmp_path)
+    process.kill()
+    process.communicate()
+    assert 1 <= _all_whole(out) < 60
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_one_line(model: Path, tmp_path: Path) -> None:
+    process, out = _start(model, tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and err == "vab: interrupted\n"
+    assert not list(out.glob(".*")) and 1 <= _all_whole(out) < 60
+
+
+def test_a_ctrl_c_that_a_library_drops_is_not_lost(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def drops(json: bool = False) -> int:
+        nonlocal calls
+        with file_progress() as move:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            calls += 1
+            move(0, 1, Path("a.mp4"), "sampling", 0, 1)
+            calls += 1
+        return 0
+
+    monkeypatch.setattr("vab.cli.info.doctor", drops)
+    before = signal.getsignal(signal.SIGINT)
+    code, out, err = vab(capsys, "doctor")
+    assert (code, out, err, calls) == (130, "", "vab: interrupted\n", 1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_from_raw_data_to_a_model_that_makes_sound(
+    capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path
+) -> None:
+    """data -> extract -> pretrain -> generate, by the commands alone."""
+    code, out, _ = vab(
+        capsys, "data", "synthetic", "-o", tmp_path / "set", "--clips", 8, "--seconds", 2, "--json"
+    )
+    manifest = Path(json.loads(out)["manifest"])
+    assert code == 0 and json.loads(out)["clips"] == 8
+    code, out, _ = vab(capsys, "data", "folder", manifest.parent, "-o", tmp_path / "folder.csv", "--json")
+    assert code == 1  # the set's own csv and json files are no media, and it says so
+    assert json.loads(out)["clips"] == 8 and len(json.loads(out)["failed"]) == 2
+    store, run = tmp_path / "store", tmp_path / "run"
+    extract = ("extract", manifest, "-o", store, "--codec-path", model, "--seconds", 2, "--json")
+    code, out, _ = vab(capsys, *extract)
+    assert code == 0 and json.loads(out)["done"] == 8
+    assert json.loads(vab(capsys, *extract)[1])["present"] == 8
+    sizes = {"seconds": 2.0, "codebooks": 2, "vocabulary": 32, "codebook-dim": 8, "width": 32, "layers": 2}
+    sizes |= {"heads": 2, "expert-layers": 1}
+    options = [word for name, value in sizes.items() for word in (f"--model.{name}", value)]
+    pretrain = ("pretrain", "vab-tiny", "--store", store, "--run", run, *options, "--train.batch-size", 4)
+    code, out, err = vab(capsys, *pretrain, "--max-steps", 3, "--json")
+    assert code == 0, err
+    assert json.loads(out)["settings"]["model"]["width"] == 32
+    shutil.copy(model / "codec.json", run)
+    shutil.copy(model / "codec.safetensors", run)
+    clip = next(manifest.parent.glob("*.mp4"))
+    code, out, err = vab(capsys, "generate", clip, "-o", tmp_path / "out", "--model", run, "--steps", 2)
+    assert code == 0, err
+    assert "done" in out and (tmp_path / "out" / f"{clip.stem}.mp4").is_file()
+
+
+@pytest.mark.slow
+def test_the_codec_is_trained_on_a_manifest(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, out, _ = vab(
+        capsys, "data", "synthetic", "-o", tmp_path / "set", "--clips", 4, "--seconds", 1, "--json"
+    )
+    sizes = {
+        "vocabulary": 8,
+        "dim": 4,
+        "decoder-width": 8,
+        "detail-width": 8,
+        "codebooks": 2,
+    }
+    options = [word for name, value in sizes.items() for word in (f"--codec.{name}", value)]
+    options += ["--steps", 2, "--batch-size", 2, "--code-seconds", 4, "--code-rounds", 1]
+    run = tmp_path / "run"
+    code, out, err = vab(
+        capsys, "codec", "train", json.loads(out)["manifest"], "--run", run, *options, "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["run"] == str(run) and (run / "codec.safetensors").is_file()

@@ -1,0 +1,201 @@
+"""The small codec: its interface, its texture, and how it is trained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vab.codec import load_codec
+from vab.codec_tiny import TinyCodec, TinyCodecConfig, mel_filters
+from vab.codec_training import CodecTrainConfig, energy_distance, excerpts, fit_codes, train_codec
+from vab.config import HOP, SAMPLE_RATE
+
+SMALL = TinyCodecConfig(
+    codebooks=3, vocabulary=32, dim=16, decoder_width=24, decoder_layers=1, detail_width=16, detail_layers=1
+)
+BRIEF = CodecTrainConfig(
+    steps=6,
+    adversarial_from=4,
+    code_seconds=24.0,
+    code_rounds=5,
+    batch_size=4,
+    save_every=2,
+    log_every=1,
+    warmup_steps=2,
+)
+
+
+def tones(seconds: float = 1.0) -> dict[str, list[np.ndarray]]:
+    """Two labels: tones and noise."""
+    time_ = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    random = np.random.default_rng(0)
+    sines = [8000 * np.sin(2 * np.pi * f * time_) for f in (220, 440, 880)]
+    noises = [3000 * random.standard_normal(len(time_)) for _ in range(3)]
+    return {"noise": [n.astype(np.int16) for n in noises], "tone": [s.astype(np.int16) for s in sines]}
+
+
+@pytest.fixture(scope="module")
+def codec() -> TinyCodec:
+    """A small codec with fitted codes and an untrained decoder."""
+    torch.manual_seed(0)
+    made = TinyCodec(SMALL)
+    fit_codes(made, tones(), BRIEF)
+    return made.eval()
+
+
+@settings(max_examples=15)
+@given(samples=st.integers(1, 5000), batch=st.integers(1, 3))
+def test_lengths(codec: TinyCodec, samples: int, batch: int) -> None:
+    tokens = codec.encode(torch.randn(batch, samples))
+    frames = -(-samples // HOP)
+    assert tokens.shape == (batch, 3, frames)
+    assert tokens.min() >= 0 and tokens.max() < 32
+    assert codec.decode(tokens).shape == (batch, HOP * frames)
+
+
+def test_the_waveform_is_a_function_of_the_tokens(codec: TinyCodec) -> None:
+    tokens = torch.randint(32, (3, 3, 20), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(5)
+    together = codec.decode(tokens)
+    torch.manual_seed(6)
+    alone = torch.cat([codec.decode(clip[None]) for clip in tokens])
+    assert torch.equal(together, alone)
+
+
+def test_codes_are_the_nearest_vectors_of_what_is_left(codec: TinyCodec) -> None:
+    waveform = torch.from_numpy(tones()["tone"][0][None, : 40 * HOP] / 32768.0).float()
+    rest = codec.analyse(waveform)[0]
+    vectors = codec.codebook_vectors()
+    expected = []
+    for table in vectors:
+        nearest = torch.cdist(rest, table).argmin(1)
+        rest = rest - table[nearest]
+        expected.append(nearest)
+    assert torch.equal(codec.encode(waveform)[0], torch.stack(expected))
+
+
+def test_more_codebooks_leave_less(codec: TinyCodec) -> None:
+    frames = codec.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP])
+    codes = codec.quantizer(frames)[1][0]
+    vectors, left = codec.codebook_vectors(), [frames.square().mean()]
+    rest = frames[0]
+    for k in range(3):
+        rest = rest - vectors[k][codes[:, k]]
+        left.append(rest.square().mean())
+    assert left == sorted(left, reverse=True) and left[-1] < 0.5 * left[0]
+
+
+def test_griffin_lim_keeps_magnitudes(codec: TinyCodec) -> None:
+    """True magnitudes come back as a waveform that has nearly the same ones."""
+    waveform = torch.from_numpy(tones()["tone"][1][None, : 48 * HOP] / 32768.0).float()
+    magnitude = codec.spectrogram(waveform).abs()
+    back = codec.with_phases(magnitude, torch.zeros_like(magnitude).to(torch.complex64))
+    error = (codec.spectrogram(back).abs() - magnitude).norm() / magnitude.norm()
+    assert error < 0.2
+
+
+def test_draws_differ_in_noise_only(codec: TinyCodec) -> None:
+    frames = codec.analyse(torch.randn(2, 20 * HOP))
+    tone, noise = codec.synthesise(frames, torch.Generator().manual_seed(0), draws=2)
+    assert tone.shape == noise.shape == (4, 40, 513)
+    assert not torch.equal(noise[:2], noise[2:])
+
+
+def test_round_trip_on_disk(codec: TinyCodec, tmp_path: Path) -> None:
+    codec.save_pretrained(tmp_path)
+    read = load_codec("tiny", tmp_path)
+    assert isinstance(read, TinyCodec) and read.config == SMALL
+    tokens = torch.randint(32, (1, 3, 30), generator=torch.Generator().manual_seed(2))
+    assert (read.decode(tokens) - codec.decode(tokens)).abs().max() < 0.05 * codec.decode(tokens).abs().max()
+    assert torch.allclose(read.codebook_vectors(), codec.codebook_vectors(), rtol=1e-3, atol=1e-2)
+    again = TinyCodec.from_pretrained(tmp_path)
+    assert torch.equal(again.decode(tokens), read.decode(tokens))
+
+
+def test_weights_of_another_shape_are_refused(codec: TinyCodec, tmp_path: Path) -> None:
+    codec.save_pretrained(tmp_path)
+    text = (tmp_path / "codec.json").read_text()
+    (tmp_path / "codec.json").write_text(text.replace('"decoder_layers": 1', '"decoder_layers": 2'))
+    with pytest.raises(ValueError, match="not of this codec"):
+        TinyCodec.from_pretrained(tmp_path)
+
+
+def test_mel_filters_are_triangles_that_cover_everything() -> None:
+    filters = mel_filters(40, 1024)
+    assert filters.shape == (513, 40) and filters.min() == 0 and filters.max() <= 1
+    inside = filters[4:-40].sum(1)
+    assert (inside > 0.5).all() and (inside < 1.01).all()
+
+
+def test_energy_distance_is_least_for_the_distribution() -> None:
+    """Draws from the target's own law beat the constant that is best for a plain distance."""
+    generator = torch.Generator().manual_seed(0)
+    target, first, second = torch.randn(3, 20_000, generator=generator)
+    median = torch.zeros_like(target)
+    of_law = energy_distance([target], [first], [second])
+    of_median = energy_distance([target], [median], [median])
+    assert of_law < of_median - 0.3
+    assert (target - median).abs().mean() < (target - first).abs().mean()  # a plain distance prefers it
+    exact = 2 / np.sqrt(np.pi)  # E|x - y| of two standard normals
+    assert of_law.item() == pytest.approx(exact, rel=0.03)
+
+
+def test_excerpts_depend_on_seed_and_step_alone() -> None:
+    sounds = tones(0.3)
+    assert torch.equal(excerpts(sounds, BRIEF, 3), excerpts(sounds, BRIEF, 3))
+    assert not torch.equal(excerpts(sounds, BRIEF, 3), excerpts(sounds, BRIEF, 4))
+    batch = excerpts(sounds, BRIEF, 5)
+    assert batch.shape == (4, SAMPLE_RATE) and batch.abs().max() <= 0.96
+
+
+def test_training_lowers_the_distance(tmp_path: Path) -> None:
+    lines: list[dict[str, float]] = []
+    config = CodecTrainConfig(
+        **{**BRIEF.__dict__, "steps": 60, "adversarial_from": 60, "learning_rate": 5e-3, "save_every": 60}
+    )
+    train_codec(tones(), tmp_path, config, SMALL, lines.append)
+    distances = [line["distance"] for line in lines]
+    assert np.mean(distances[-10:]) < 0.8 * np.mean(distances[:5])
+
+
+RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_codec_tiny import BRIEF, SMALL, tones
+from vab.codec_training import train_codec
+train_codec(tones(), Path(sys.argv[1]), BRIEF, SMALL, lambda line: print(line["step"], flush=True))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_codec(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", RUN, str(folder), str(Path(__file__).parent)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    assert start(whole).wait(300) == 0
+    first = start(killed)
+    assert first.stdout is not None
+    for line in first.stdout:  # one saved step has been passed, and the discriminators have joined
+        if int(line) == 5:
+            break
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(0.1)
+    assert start(killed).wait(300) == 0
+    for name in ("codec.safetensors", "codec.json", "training.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
