@@ -15,10 +15,11 @@ from PIL import Image
 from transformers import DacConfig, DacModel
 
 from vab.codec import DAC, Codec
+from vab.codec_tiny import TinyCodec, TinyCodecConfig
 from vab.config import SAMPLE_RATE
 from vab.datasets.folder import folder_clips
 from vab.datasets.synthetic import write_synthetic
-from vab.extract import Extraction, decode, extract
+from vab.extract import Extraction, decode, extract, weights_fingerprint
 from vab.media import probe, read_audio, read_frames, write_wav
 from vab.store import Clip, LatentStore, StoreError, StoreMeta, read_manifest, write_manifest
 from vab.vision import VisionEncoder, load_vision
@@ -250,3 +251,14 @@ def test_killed_extraction_goes_on_to_the_same_store(
     assert sorted(path.name for path in store.iterdir()) == sorted(
         p.name for p in (tmp_path / "whole").iterdir()
     )
+
+
+def test_the_small_codec_s_fingerprint_is_that_of_its_codes() -> None:
+    codec = TinyCodec(TinyCodecConfig(vocabulary=16, decoder_width=8, detail_width=8))
+    before = weights_fingerprint(codec)
+    with torch.no_grad():
+        codec.to_detail.weight.add_(1)
+    assert weights_fingerprint(codec) == before
+    with torch.no_grad():
+        codec.mean.add_(1)
+    assert weights_fingerprint(codec) != before

@@ -244,6 +244,11 @@ class TinyCodec(nn.Module):
             layer._codebook.initted.fill_(True)
         return codec.eval()
 
+    def code_weights(self) -> dict[str, Tensor]:
+        """What tokens depend on; the decoder may be trained further without making them anew."""
+        codes = ("mean", "basis", "quantizer.")
+        return {k: v for k, v in self._weights().items() if k.startswith(codes)}
+
     def _weights(self) -> dict[str, Tensor]:
         training_only = ("initted", "cluster_size", "embed_avg")
         return {k: v for k, v in self.state_dict().items() if not k.endswith(training_only)}

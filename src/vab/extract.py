@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from .codec import Codec
+from .codec_tiny import TinyCodec
 from .config import SAMPLE_RATE, video_frames
 from .media import MediaError, moving_crop, probe, read_audio, read_frames
 from .record import sha256, write_whole
@@ -179,14 +180,17 @@ def encode(
 
 
 def weights_fingerprint(encoder: Codec | VisionEncoder) -> str:
-    """Hash of every weight in an encoder: the network it is, or the networks it holds."""
-    held = [encoder] if isinstance(encoder, nn.Module) else vars(encoder).values()
-    state = {
-        f"{n}.{name}": tensor
-        for n, module in enumerate(held)
-        if isinstance(module, nn.Module)
-        for name, tensor in module.state_dict().items()
-    }
+    """Hash of what an encoder's latents depend on: all its weights, or for the small codec those of its codes."""
+    if isinstance(encoder, TinyCodec):
+        state = encoder.code_weights()
+    else:
+        held = [encoder] if isinstance(encoder, nn.Module) else vars(encoder).values()
+        state = {
+            f"{n}.{name}": tensor
+            for n, module in enumerate(held)
+            if isinstance(module, nn.Module)
+            for name, tensor in module.state_dict().items()
+        }
     content = (
         tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for tensor in state.values()
     )
