@@ -86,11 +86,11 @@ def test_codes_are_the_nearest_vectors_of_what_is_left(codec: TinyCodec) -> None
 
 def test_more_codebooks_leave_less(codec: TinyCodec) -> None:
     frames = codec.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP])
-    codes = codec.quantizer(frames)[1][0]
+    codes = codec.quantise(frames)[1][0]
     vectors, left = codec.codebook_vectors(), [frames.square().mean()]
     rest = frames[0]
     for k in range(3):
-        rest = rest - vectors[k][codes[:, k]]
+        rest = rest - vectors[k][codes[k]]
         left.append(rest.square().mean())
     assert left == sorted(left, reverse=True) and left[-1] < 0.5 * left[0]
 

@@ -31,9 +31,7 @@ def write_model(folder: Path) -> Path:
         detail_layers=1,
     )
     codec = TinyCodec(sizes).eval()
-    for layer in codec.quantizer.layers:
-        layer._codebook.embed.normal_()
-        layer._codebook.initted.fill_(True)
+    codec.vectors.normal_()
     model = replace(
         PRESETS["vab-tiny"].model,
         seconds=2.0,

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from vector_quantize_pytorch import ResidualVQ
 
 from vab.config import HOP, SAMPLE_RATE, samples_to_frames
 
@@ -67,6 +66,12 @@ def mel_filters(bands: int, fft: int, low: float = 20.0, high: float = SAMPLE_RA
     return torch.minimum(rise, fall).clamp_min(0.0).float()
 
 
+def nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """The index [n] of the nearest of the centres [V, C] for each point [n, C]."""
+    half = centres.square().sum(1) / 2
+    return torch.cat([(half - part @ centres.T).argmin(1) for part in points.split(8192)])
+
+
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time, then a two-layer network per frame: [B, width, T] -> same."""
 
@@ -96,6 +101,7 @@ class TinyCodec(nn.Module):
     spread: Tensor  # [bands, bins]
     mean: Tensor  # [2 * bands]
     basis: Tensor  # [2 * bands, C]
+    vectors: Tensor  # [K, V, C]
 
     name = "tiny"
     hop = HOP
@@ -114,15 +120,8 @@ class TinyCodec(nn.Module):
 
         self.register_buffer("mean", torch.zeros(2 * c.bands))  # of the two log-mel frames of a token
         self.register_buffer("basis", torch.eye(2 * c.bands, c.dim))  # their principal components
-        self.quantizer = ResidualVQ(
-            dim=c.dim,
-            num_quantizers=c.codebooks,
-            codebook_size=c.vocabulary,
-            kmeans_init=True,
-            kmeans_iters=20,
-            threshold_ema_dead_code=1,
-            decay=0.9,
-        )
+        self.register_buffer("vectors", torch.zeros(c.codebooks, c.vocabulary, c.dim))
+
         self.from_code = nn.Conv1d(c.dim, c.decoder_width, 7, padding=3)
         self.decoder = _blocks(c.decoder_width, c.decoder_layers)
         self.to_detail = nn.Linear(c.decoder_width, 2 * c.detail_width)
@@ -151,6 +150,15 @@ class TinyCodec(nn.Module):
         """Waveform [B, 320 T] -> frames [B, T, C], before quantising."""
         pairs = self.log_mel(waveform).reshape(len(waveform), -1, 2 * self.config.bands)
         return (pairs - self.mean) @ self.basis
+
+    def quantise(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames [B, T, C] -> what each codebook takes of the rest, summed [B, T, C], and the codes [B, K, T]."""
+        rest, codes = frames.flatten(0, 1), []
+        for table in self.vectors:
+            codes.append(nearest(rest, table))
+            rest = rest - table[codes[-1]]
+        stacked = torch.stack(codes).unflatten(1, frames.shape[:2])
+        return frames - rest.view_as(frames), stacked.transpose(0, 1).contiguous()
 
     def outline(self, frames: Tensor) -> Tensor:
         """Quantised frames [B, T, C] -> the log magnitudes [B, 2 T, bins] they stand for, unsharpened."""
@@ -202,13 +210,13 @@ class TinyCodec(nn.Module):
     def encode(self, waveform: Tensor) -> Tensor:
         """Waveform [B, S] -> tokens [B, K, ceil(S / 320)]; the end is padded with silence."""
         missing = HOP * samples_to_frames(waveform.shape[1]) - waveform.shape[1]
-        codes = self.quantizer(self.analyse(F.pad(waveform, (0, missing))))[1]
-        return codes.transpose(1, 2).contiguous()
+        return self.quantise(self.analyse(F.pad(waveform, (0, missing))))[1]
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens [B, K, T] -> waveform [B, 320 T], the same for the same tokens."""
-        frames = self.quantizer.get_output_from_indices(tokens.transpose(1, 2))
+        found = [table[tokens[:, k]] for k, table in enumerate(self.vectors)]
+        frames = torch.stack(found).sum(0)
         pieces = []
         for clip in frames[:, None]:  # each draws the same noise, so a clip's sound is its own affair
             pieces.append(self.with_phases(*self.synthesise(clip, torch.Generator().manual_seed(0))))
@@ -216,17 +224,17 @@ class TinyCodec(nn.Module):
 
     def codebook_vectors(self) -> Tensor:
         """The quantiser's vectors [K, V, C]."""
-        return self.quantizer.codebooks.detach().clone()
+        return self.vectors.clone()
 
     # --- on disk: codec.json and codec.safetensors, half precision ---
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``codec.json`` and ``codec.safetensors`` (float16; what training alone needs is left out)."""
+        """Write ``codec.json`` and ``codec.safetensors`` (float16)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "codec.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         save_file(
-            {k: v.half().contiguous() for k, v in self._weights().items()}, folder / "codec.safetensors"
+            {k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "codec.safetensors"
         )
 
     @classmethod
@@ -235,20 +243,14 @@ class TinyCodec(nn.Module):
         folder = Path(folder)
         codec = cls(TinyCodecConfig(**json.loads((folder / "codec.json").read_text())))
         weights = load_file(folder / "codec.safetensors")
-        expected = codec._weights()
+        expected = codec.state_dict()
         if set(weights) != set(expected):
             odd = sorted(set(weights) ^ set(expected))
             raise ValueError(f"{folder / 'codec.safetensors'} is not of this codec: {odd[0]} does not match")
-        codec.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items()}, strict=False)
-        for layer in codec.quantizer.layers:
-            layer._codebook.initted.fill_(True)
+        codec.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items()})
         return codec.eval()
 
     def code_weights(self) -> dict[str, Tensor]:
         """What tokens depend on; the decoder may be trained further without making them anew."""
-        codes = ("mean", "basis", "quantizer.")
-        return {k: v for k, v in self._weights().items() if k.startswith(codes)}
-
-    def _weights(self) -> dict[str, Tensor]:
-        training_only = ("initted", "cluster_size", "embed_avg")
-        return {k: v for k, v in self.state_dict().items() if not k.endswith(training_only)}
+        codes = ("mean", "basis", "vectors")
+        return {k: v for k, v in self.state_dict().items() if k.startswith(codes)}

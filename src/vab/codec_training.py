@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vab.codec_tiny import TinyCodec, TinyCodecConfig, mel_filters
+from vab.codec_tiny import TinyCodec, TinyCodecConfig, mel_filters, nearest
 from vab.config import FRAME_RATE, HOP
 
 
@@ -161,7 +161,6 @@ def train_codec(
     if not state.exists():
         fit_codes(codec, sounds, config)
         save(0)
-    codec.eval()  # the codes stay as they are
     clock = time.perf_counter()
     for step in range(begin, config.steps):
         rate = _schedule(step, config)
@@ -173,7 +172,7 @@ def train_codec(
         torch.manual_seed(config.seed * 1_000_003 + step)
         x = excerpts(sounds, config, step)
         with torch.no_grad():
-            frames = codec.quantizer(codec.analyse(x))[0]
+            frames = codec.quantise(codec.analyse(x))[0]
             target = pictures(codec.spectrogram(x).abs())
         tone, noise = codec.synthesise(frames, draws=2)
         both = pictures((tone + noise).abs())
@@ -222,29 +221,21 @@ def fit_codes(codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: Cod
     components = torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim]
     codec.basis.copy_(components)
     rest = (pairs - codec.mean) @ components
-    for layer in codec.quantizer.layers:
-        vectors = _k_means(rest, c.vocabulary, config.code_rounds)
-        layer.codebook = vectors  # an attribute of the library that sets its tables
-        layer._codebook.initted.fill_(True)
-        rest = rest - vectors[_nearest(rest, vectors)]
+    for table in codec.vectors:
+        table.copy_(_k_means(rest, c.vocabulary, config.code_rounds))
+        rest = rest - table[nearest(rest, table)]
 
 
 def _k_means(points: Tensor, count: int, rounds: int) -> Tensor:
     """Lloyd's algorithm: points [n, C] -> centres [count, C]; an empty one starts again at a random point."""
     centres = points[torch.randperm(len(points))[:count]]
     for _ in range(rounds):
-        nearest = _nearest(points, centres)
-        sizes = torch.bincount(nearest, minlength=count)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        own = nearest(points, centres)
+        sizes = torch.bincount(own, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, own, points)
         again = points[torch.randint(len(points), (count,))]
         centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), again)
     return centres
-
-
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """The index [n] of the nearest centre of each point [n, C]."""
-    half = centres.square().sum(1) / 2
-    return torch.cat([(half - part @ centres.T).argmin(1) for part in points.split(8192)])
 
 
 def _schedule(step: int, config: CodecTrainConfig) -> float:
