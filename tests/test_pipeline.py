@@ -15,9 +15,9 @@ from PIL import Image
 
 from tiny import picture_packets, write_model, write_video
 from vab import Audio, MediaError, ModelError, VABPipeline
-from vab.files import Result, Settings, generate_files
 from vab.config import FRAME_RATE, PRESETS, SAMPLE_RATE
 from vab.decode import windows
+from vab.files import Result, Settings, generate_files
 from vab.inputs import NoInputs, expand
 from vab.keep import FADE, kept_samples
 from vab.media import MediaInfo, probe, read_audio

@@ -152,7 +152,7 @@ class TinyCodec(nn.Module):
         return (pairs - self.mean) @ self.basis
 
     def quantise(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames [B, T, C] -> what each codebook takes of the rest, summed [B, T, C], and the codes [B, K, T]."""
+        """Frames [B, T, C] -> what the codebooks make of them, summed [B, T, C], and the codes [B, K, T]."""
         rest, codes = frames.flatten(0, 1), []
         for table in self.vectors:
             codes.append(nearest(rest, table))

@@ -180,7 +180,7 @@ def encode(
 
 
 def weights_fingerprint(encoder: Codec | VisionEncoder) -> str:
-    """Hash of what an encoder's latents depend on: all its weights, or for the small codec those of its codes."""
+    """Hash of what latents depend on: all weights, or for the small codec those of its codes."""
     if isinstance(encoder, TinyCodec):
         state = encoder.code_weights()
     else:

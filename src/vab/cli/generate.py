@@ -53,8 +53,8 @@ def generate(
         vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
         json: one JSON document on standard output: settings, and result and timings of each input.
     """
-    from vab.files import Settings, generate_files, summary
     from vab.cli.progress import file_progress
+    from vab.files import Settings, generate_files, summary
 
     settings = Settings(
         model=model,
