@@ -192,7 +192,8 @@ def weights_fingerprint(encoder: Codec | VisionEncoder) -> str:
             for name, tensor in module.state_dict().items()
         }
     content = (
-        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for tensor in state.values()
+        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in state.values()
     )
     return sha256(encoder.name, *(part for pair in zip(state, content, strict=True) for part in pair))
 
