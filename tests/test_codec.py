@@ -590,3 +590,15 @@ def test_the_seam_is_a_linear_fade_away_from_the_edges() -> None:
 def test_decode_long_refuses_impossible_chunks(chunk: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="overlap"):
         list(decode_long(Lookup(), torch.zeros(2, 5, dtype=torch.int64), chunk, overlap))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("codec.json", b"not JSON"), ("codec.json", b'{"octaves": 3}'), ("codec.safetensors", b"cut")],
+)
+def test_a_damaged_small_codec_is_one_line(tmp_path: Path, file: str, content: bytes) -> None:
+    load_codec("tiny").save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(CodecError, match="holds no small codec") as caught:
+        load_codec("tiny", tmp_path)
+    assert "\n" not in str(caught.value)

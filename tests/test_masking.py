@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vab.augment import augment, drop_features, temporal_mixup, temporal_roll
+from vab.augment import augment, drop_features, random_crop, temporal_mixup, temporal_roll
 from vab.config import TrainConfig
 from vab.masking import apply_mask, cosine_schedule, ratio_law, token_mask
 
@@ -147,6 +147,31 @@ def test_roll_keeps_sound_and_picture_together(seed: int, fps: float) -> None:
         assert turn > 0
         torch.testing.assert_close(pictures[b], features[b].roll(turn, 0))
         assert torch.equal(rolled[b], tokens[b].roll(turn * per_picture, 1))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]), seconds=st.integers(1, 7))
+def test_a_crop_starts_with_a_picture(seed: int, fps: float, seconds: int) -> None:
+    tokens, features = marked(fps=fps)
+    cropped, pictures = random_crop(tokens, features, float(seconds), fps, seeded(seed))
+    assert pictures is not None
+    kept = min(seconds, 5)
+    assert cropped.shape[2] == 50 * kept
+    assert pictures.shape[1] == round(fps * kept)
+    for b in range(len(tokens)):
+        first = round(pictures[b, 0, 0].item()) - round(features[b, 0, 0].item())
+        assert torch.equal(pictures[b], features[b, first : first + pictures.shape[1]])
+        begin = first * round(50 / fps)
+        assert torch.equal(cropped[b], tokens[b, :, begin : begin + 50 * kept])
+
+
+def test_crops_of_a_batch_differ_and_move_with_the_preset() -> None:
+    tokens, features = marked(64)
+    whole = augment(tokens, features, replace(TrainConfig(), mixup=0.0, roll=0.0), FPS, seeded())
+    assert torch.equal(whole.tokens, tokens)
+    part = augment(tokens, features, replace(TrainConfig(), crop=1.0, mixup=0.0, roll=0.0), FPS, seeded())
+    assert part.tokens.shape == (64, tokens.shape[1], 50)
+    assert len({row for row in (part.tokens[:, 0, 0] - tokens[:, 0, 0]).tolist()}) == 5
 
 
 def test_augmentation_without_pictures() -> None:

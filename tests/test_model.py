@@ -49,7 +49,7 @@ def formula_model(config: ModelConfig) -> VAB:
             place = torch.arange(1, value.numel() + 1, dtype=torch.float64)
             wave = torch.sin(place.square() * (0.7 + 0.013 * n) + n)  # squares, else matrices have rank 2
             scale = 0.1 if value.ndim == 1 else 0.9 if value.ndim == 3 else 1.4 / math.sqrt(value.shape[-1])
-            value.copy_((wave * scale).view(value.shape) + (1.0 if name.endswith("norm.weight") else 0.0))
+            value.copy_((wave * scale).view(value.shape) + (1.0 if name.endswith(("norm.weight", "feature_std")) else 0.0))
     return model
 
 
@@ -180,7 +180,8 @@ def plain_forward(model: VAB, tokens: Tensor, features: Tensor) -> Tensor:
     config, embedding = model.config, model.audio_embedding
     norm = torch.nn.functional.layer_norm
     gelu = torch.nn.functional.gelu
-    places = [model.video_projection(f) + model.modality[0] for f in features]
+    standard = [(f - model.feature_mean) / model.feature_std for f in features]
+    places = [model.video_projection(f) + model.modality[0] for f in standard]
     clock = [(i + 0.5) / config.fps * 50 - 0.5 for i in range(len(features))]
     for t in range(tokens.shape[1]):
         ids = [int(i) for i in tokens[:, t]]
@@ -257,6 +258,16 @@ def test_heads_learn_their_own_codebook_and_frame() -> None:
 @pytest.fixture(scope="module", params=CASES)
 def model(request: pytest.FixtureRequest) -> VAB:
     return formula_model(CASES[request.param])
+
+
+def test_features_of_zeros_are_no_picture(model: VAB) -> None:
+    """Also where the training pictures' mean is not zero."""
+    tokens, features = formula_inputs(model.config)
+    assert model.feature_mean.abs().min() > 0
+    with torch.no_grad():
+        everything = model(tokens, torch.zeros_like(features))
+        torch.testing.assert_close(everything, model(tokens, None))
+        torch.testing.assert_close(everything, model(tokens, features, drop_features=torch.ones(2).bool()))
 
 
 @torch.no_grad()

@@ -197,6 +197,18 @@ def test_a_batch_does_not_depend_on_the_order_of_the_shards(latents: Path, tmp_p
     b = ClipBatches(turned, PRESET, "train").train_batch(3)
     assert a.ids == b.ids and torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask)
     assert torch.equal(a.features, b.features)
+    assert np.array_equal(store.feature_statistics(), turned.feature_statistics())
+
+
+def test_features_are_standardised_by_the_training_pictures(latents: Path, tmp_path: Path) -> None:
+    store = LatentStore.open(latents)
+    seen = np.stack([c.features for c in map(store.__getitem__, range(len(store))) if c.split == "train"])
+    mean, std = store.feature_statistics()
+    np.testing.assert_allclose(mean, seen.astype(np.float64).mean((0, 1)), atol=1e-4)
+    np.testing.assert_allclose(std, seen.astype(np.float64).std((0, 1)), atol=1e-4)
+    weights = load_file(train(PRESET, latents, tmp_path / "run", max_steps=1) / "model.safetensors")
+    assert np.array_equal(weights["feature_mean"].numpy(), mean)
+    assert np.array_equal(weights["feature_std"].numpy(), std)
 
 
 def test_one_of_n_frames_per_step(latents: Path) -> None:

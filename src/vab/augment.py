@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vab.config import FRAME_RATE, TrainConfig
+from vab.config import FRAME_RATE, TrainConfig, audio_frames, video_frames
 
 
 class Augmented(NamedTuple):
@@ -26,10 +26,30 @@ class Augmented(NamedTuple):
 def augment(
     tokens: Tensor, features: Tensor | None, config: TrainConfig, fps: float, generator: torch.Generator
 ) -> Augmented:
-    """Temporal mixup, then temporal roll, with the chances of ``config``."""
+    """A random crop if ``config`` asks for one, temporal mixup, then temporal roll."""
+    if config.crop:
+        tokens, features = random_crop(tokens, features, config.crop, fps, generator)
     mixed = temporal_mixup(tokens, features, config.mixup, fps, generator)
     rolled = temporal_roll(mixed.tokens, mixed.features, config.roll, fps, generator)
     return Augmented(*rolled, mixed.partner, mixed.share)
+
+
+def random_crop(
+    tokens: Tensor, features: Tensor | None, seconds: float, fps: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """``seconds`` of each clip, from the start of a random picture on: more clips for the same work.
+
+    A crop as long as the clips, or longer, changes nothing.
+    """
+    batch, _, frames = tokens.shape
+    steps = video_frames(frames / FRAME_RATE, fps)
+    kept = min(video_frames(seconds, fps), steps)
+    begin = torch.randint(steps - kept + 1, (batch,), generator=generator, device=generator.device)
+    begin = begin.to(tokens.device)
+    first = (begin * FRAME_RATE / fps).round().long()
+    length = min(audio_frames(seconds), frames - int(first.max()))
+    tokens = _window(tokens, first, length, dim=2)
+    return tokens, None if features is None else _window(features, begin, kept, dim=1)
 
 
 def temporal_mixup(
@@ -86,7 +106,18 @@ def _chosen(batch: int, probability: float, generator: torch.Generator) -> Tenso
 def _roll(x: Tensor, turn: Tensor, dim: int) -> Tensor:
     """x [B,...] with each row rolled by its own ``turn`` [B] along ``dim``."""
     length = x.shape[dim]
-    source = (torch.arange(length, device=x.device) - turn[:, None]) % length
+    return _take(x, (torch.arange(length, device=x.device) - turn[:, None]) % length, dim)
+
+
+def _window(x: Tensor, begin: Tensor, length: int, dim: int) -> Tensor:
+    """``length`` places of x [B,...] along ``dim``, of each row from its own ``begin`` [B] on."""
+    return _take(x, begin[:, None] + torch.arange(length, device=x.device), dim)
+
+
+def _take(x: Tensor, source: Tensor, dim: int) -> Tensor:
+    """The places ``source`` [B,n] of x [B,...] along ``dim``, of each row its own."""
     shape = [1] * x.ndim
     shape[0], shape[dim] = source.shape
-    return x.gather(dim, source.view(shape).expand_as(x))
+    whole = list(x.shape)
+    whole[dim] = source.shape[1]
+    return x.gather(dim, source.view(shape).expand(whole))

@@ -175,7 +175,11 @@ def load_codec(
     if name == "tiny":
         from .codec_tiny import TinyCodec
 
-        return TinyCodec.from_pretrained(_find(source or TINY_SOURCE)).to(device)
+        folder = _find(source or TINY_SOURCE)
+        try:
+            return TinyCodec.from_pretrained(folder).to(device)
+        except Exception as error:  # JSON, safetensors and torch each raise their own kinds
+            raise CodecError(f"{folder} holds no small codec: {_one_line(error)}") from error
     raise CodecError(f"no codec is called {name!r}; there are: encodec, dac, tiny")
 
 

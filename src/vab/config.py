@@ -70,6 +70,7 @@ class TrainConfig:
     mask_std: float = 0.25
     mask_min: float = 0.5
     mask_max: float = 1.0
+    crop: float = 0.0  # seconds of each clip that a step sees; 0 is the whole window
     mixup: float = 0.5  # chance of temporal mixup (B.3)
     roll: float = 0.1  # chance of temporal rolling (B.3)
     drop_features: float = 0.1  # chance of no picture at all, for guidance (B.3)
@@ -173,16 +174,16 @@ PRESETS: dict[str, Preset] = {
                 positions="time",
             ),
             train=TrainConfig(
-                learning_rate=1e-3,
+                learning_rate=2e-3,
                 warmup_steps=100,
-                epochs=10.0,
-                batch_size=16,
+                epochs=85.0,
+                batch_size=32,
+                crop=1.0,
                 mask_mean=0.9,
                 pair_by_label=True,
                 balanced=True,
                 ema=0.995,
-                precision="32-true",
-                save_every=100,
+                save_every=500,
             ),
             decode=DecodeConfig(guidance=3.0, temperature=10.5),
         ),

@@ -172,12 +172,17 @@ class VAB(nn.Module):
     wrong or the heads do not divide the width.
     """
 
+    feature_mean: Tensor  # [vision_dim] of the training pictures, frozen
+    feature_std: Tensor
+
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         super().__init__()
         if config.width % config.heads:
             raise ValueError(f"width {config.width} is not a multiple of {config.heads} heads")
         self.config = config
         self.audio_embedding = AudioEmbedding(config, codebook_vectors)
+        self.register_buffer("feature_mean", torch.zeros(config.vision_dim))
+        self.register_buffer("feature_std", torch.ones(config.vision_dim))
         self.video_projection = nn.Linear(config.vision_dim, config.width)
         self.modality = nn.Parameter(torch.zeros(2, config.width))  # video, audio
         self.blocks = nn.ModuleList(Block(config, n < config.expert_layers) for n in range(config.layers))
@@ -208,7 +213,8 @@ class VAB(nn.Module):
 
         tokens [B,K,T] (V = [MASK]); features [B,F,vision_dim]; paddings bool [B,T] and [B,F], True where a
         place is not real; drop_features bool [B], True for clips that are to be unconditional. Unconditional
-        is zeros in place of the features; ``features=None`` is so for all, with the F that T asks for.
+        is zeros in place of the standardised features, and features that are all zeros are no picture;
+        ``features=None`` is so for all, with the F that T asks for.
         ``ValueError`` if a shape does not fit the model.
         """
         if features is None:
@@ -287,11 +293,13 @@ class VAB(nn.Module):
                 raise ValueError(
                     f"features are {tuple(features.shape)}, the model needs [B,F,{config.vision_dim}]"
                 )
-            features = features.to(self.video_projection.weight.dtype)
+            absent = (features == 0).all(-1)
             if feature_padding is not None:
-                features = features.masked_fill(feature_padding[:, :, None], 0.0)
+                absent = absent | feature_padding
             if drop_features is not None:
-                features = features.masked_fill(drop_features[:, None, None], 0.0)
+                absent = absent | drop_features[:, None]
+            features = (features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std
+            features = features.masked_fill(absent[:, :, None], 0.0).to(self.video_projection.weight.dtype)
             parts.append(self.video_projection(features) + self.modality[0])
         if tokens is not None:
             if tokens.ndim != 3 or tokens.shape[1] != config.codebooks:

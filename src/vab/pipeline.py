@@ -108,12 +108,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         network = _read_network(folder, preset.model)
         if codec_path is None and (folder / CODEC).is_file():
             codec_path = folder
-        try:
-            codec = load_codec(preset.model.codec, codec_path)
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
-            raise ModelError(
-                f"{codec_path or folder}: its codec cannot be read ({_first_line(error)})"
-            ) from error
+        codec = load_codec(preset.model.codec, codec_path)
         return cls(preset, network, codec, load_vision(preset.model.vision, vision_path), device)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -338,6 +338,20 @@ class LatentStore:
         """[K, V, C] of the codec that made the tokens."""
         return load_file(self.directory / "codebooks.safetensors")["codebooks"]
 
+    def feature_statistics(self, clips: int = 10_000) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation [dim] of the training pictures, over ``clips`` spread evenly.
+
+        Without a picture there is nothing to know: zeros and ones.
+        """
+        seen = np.flatnonzero(self.has("features") & (np.array(self.splits) == "train"))
+        rows = np.array(sorted(seen, key=lambda row: self.ids[row]))
+        if not len(rows):
+            dim = self.meta.vision_dim
+            return np.zeros(dim, np.float32), np.ones(dim, np.float32)
+        rows = rows[np.linspace(0, len(rows), min(clips, len(rows)), endpoint=False).astype(np.int64)]
+        values = self.gather("features", rows).reshape(-1, self.meta.vision_dim).astype(np.float32)
+        return values.mean(0), values.std(0).clip(min=1e-3)
+
     def fingerprint(self) -> str:
         """Hash of settings, vectors and content; the order of the shards does not count."""
         vectors = self.codebook_vectors()

@@ -135,6 +135,10 @@ class _Run:
         config = preset.train
         torch.manual_seed(config.seed)
         self.model = VAB(preset.model, torch.from_numpy(clips.store.codebook_vectors()))
+        for buffer, values in zip(
+            (self.model.feature_mean, self.model.feature_std), clips.store.feature_statistics(), strict=True
+        ):
+            buffer.copy_(torch.from_numpy(values))
         optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.learning_rate,
