@@ -79,14 +79,17 @@ def log_mel(codec: TinyCodec, sound: Sound) -> NDArray:
     return (codec.log_mel(whole)[0] / np.log(10)).numpy()
 
 
-def reconstructed(codec: TinyCodec, sound: Sound) -> Sound:
-    """The sound through the codec."""
-    return codec.decode(codec.encode(torch.from_numpy(sound)[None]))[0, : len(sound)].numpy()
+def reconstructed(codec: TinyCodec, sound: Sound, codebooks: int) -> Sound:
+    """The sound through the first so many codebooks of the codec."""
+    tokens = codec.encode(torch.from_numpy(sound)[None])[:, :codebooks]
+    return codec.decode(tokens)[0, : len(sound)].numpy()
 
 
-def measure_codec(codec: TinyCodec, judge: Judge, sounds: list[Sound], labels: list[str]) -> dict:
-    """Distances and the judge's share of sounds through the codec."""
-    back = [reconstructed(codec, sound) for sound in sounds]
+def measure_codec(
+    codec: TinyCodec, judge: Judge, sounds: list[Sound], labels: list[str], codebooks: int
+) -> dict:
+    """Distances and the judge's share of sounds through the first so many codebooks of the codec."""
+    back = [reconstructed(codec, sound, codebooks) for sound in sounds]
     pairs = [(log_mel(codec, x), log_mel(codec, y)) for x, y in zip(sounds, back, strict=True)]
     statistics = [[np.concatenate((m.mean(0), m.std(0))) for m in side] for side in zip(*pairs, strict=True)]
     right = judge.name(back) == np.asarray(labels)
@@ -114,11 +117,15 @@ def measure_tokens(pipeline: VABPipeline, store: LatentStore) -> dict:
 
 
 def pictures(store: LatentStore) -> tuple[torch.Tensor, list[str]]:
-    """Features [N, F, dim] of dev photos, every class alike, and their labels."""
-    sounded = {store.labels[row] for row in np.flatnonzero(store.has("tokens"))}
+    """Features [N, F, dim] of dev photos of classes with training sounds and photos, every class alike."""
+
+    def trained(name: str) -> set[str]:
+        return {store.labels[row] for row in np.flatnonzero(store.has(name)) if store.splits[row] == "train"}
+
+    paired = trained("tokens") & trained("features")
     rows: dict[str, list[int]] = {}
     for row in np.flatnonzero(store.has("features")):
-        if store.splits[row] == "dev" and store.labels[row] in sounded:
+        if store.splits[row] == "dev" and store.labels[row] in paired:
             rows.setdefault(store.labels[row], []).append(int(row))
     each = -(-GENERATED // len(rows))
     chosen = [row for found in rows.values() for row in np.resize(found, each)]
@@ -190,7 +197,8 @@ def main() -> None:
         note("real sound", share(sounds, labels))
         note("real sound, white noise at 20 dB", share([with_noise(s, 20.0, random) for s in sounds], labels))
         note("real sound, Opus at 6 kbit/s", share([through_opus(s) for s in sounds], labels))
-        note("codec", measure_codec(codec, judge, sounds, labels))
+        for codebooks in sorted({codec.codebooks, pipeline.config.model.codebooks}, reverse=True):
+            note(f"codec, {codebooks} codebooks", measure_codec(codec, judge, sounds, labels, codebooks))
         note("masked accuracy", measure_tokens(pipeline, store))
         paired = [s for s, label in zip(train_sounds, train_labels, strict=True) if label in set(wanted)]
         others = [paired[i] for i in random.integers(len(paired), size=len(wanted))]

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from vab.codec import load_codec
 from vab.codec_tiny import TinyCodec, TinyCodecConfig, mel_filters
-from vab.codec_training import CodecTrainConfig, energy_distance, excerpts, fit_codes, train_codec
+from vab.codec_training import (
+    CodecTrainConfig,
+    energy_distance,
+    excerpts,
+    fit_codes,
+    kept_codebooks,
+    train_codec,
+)
 from vab.config import HOP, SAMPLE_RATE
 
 SMALL = TinyCodecConfig(
@@ -86,13 +93,26 @@ def test_codes_are_the_nearest_vectors_of_what_is_left(codec: TinyCodec) -> None
 
 def test_more_codebooks_leave_less(codec: TinyCodec) -> None:
     frames = codec.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP])
-    codes = codec.quantise(frames)[1][0]
-    vectors, left = codec.codebook_vectors(), [frames.square().mean()]
-    rest = frames[0]
-    for k in range(3):
-        rest = rest - vectors[k][codes[k]]
-        left.append(rest.square().mean())
+    codes = codec.quantise(frames)
+    left = [frames.square().mean()]
+    left += [(frames - codec.dequantise(codes[:, :k])).square().mean() for k in (1, 2, 3)]
     assert left == sorted(left, reverse=True) and left[-1] < 0.5 * left[0]
+
+
+def test_dropped_codebooks_are_left_out(codec: TinyCodec) -> None:
+    codes = torch.randint(32, (3, 3, 20), generator=torch.Generator().manual_seed(1))
+    some = codec.dequantise(codes, torch.tensor([1, 3, 2]))
+    for clip, kept in enumerate((1, 3, 2)):
+        assert torch.equal(some[clip], codec.dequantise(codes[clip : clip + 1, :kept])[0])
+    assert codec.decode(codes[:, :2]).shape == codec.decode(codes).shape
+
+
+def test_codebooks_are_dropped_as_often_as_asked() -> None:
+    torch.manual_seed(0)
+    kept = kept_codebooks(60_000, 4, 0.3)
+    shares = torch.bincount(kept, minlength=5) / len(kept)
+    assert shares.tolist() == pytest.approx([0.0, 0.1, 0.1, 0.1, 0.7], abs=0.01)
+    assert kept_codebooks(9, 1, 1.0).tolist() == [1] * 9
 
 
 def test_griffin_lim_keeps_magnitudes(codec: TinyCodec) -> None:

@@ -49,7 +49,10 @@ def formula_model(config: ModelConfig) -> VAB:
             place = torch.arange(1, value.numel() + 1, dtype=torch.float64)
             wave = torch.sin(place.square() * (0.7 + 0.013 * n) + n)  # squares, else matrices have rank 2
             scale = 0.1 if value.ndim == 1 else 0.9 if value.ndim == 3 else 1.4 / math.sqrt(value.shape[-1])
-            value.copy_((wave * scale).view(value.shape) + (1.0 if name.endswith(("norm.weight", "feature_std")) else 0.0))
+            value.copy_(
+                (wave * scale).view(value.shape)
+                + (1.0 if name.endswith(("norm.weight", "feature_std")) else 0.0)
+            )
     return model
 
 

@@ -151,14 +151,24 @@ class TinyCodec(nn.Module):
         pairs = self.log_mel(waveform).reshape(len(waveform), -1, 2 * self.config.bands)
         return (pairs - self.mean) @ self.basis
 
-    def quantise(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames [B, T, C] -> what the codebooks make of them, summed [B, T, C], and the codes [B, K, T]."""
+    def quantise(self, frames: Tensor) -> Tensor:
+        """Frames [B, T, C] -> codes [B, K, T]: each codebook's nearest vector to what is left over."""
         rest, codes = frames.flatten(0, 1), []
         for table in self.vectors:
             codes.append(nearest(rest, table))
             rest = rest - table[codes[-1]]
-        stacked = torch.stack(codes).unflatten(1, frames.shape[:2])
-        return frames - rest.view_as(frames), stacked.transpose(0, 1).contiguous()
+        return torch.stack(codes).unflatten(1, frames.shape[:2]).transpose(0, 1).contiguous()
+
+    def dequantise(self, codes: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Codes [B, K, T] -> frames [B, T, C]; fewer than K codebooks give a coarser frame.
+
+        ``kept`` [B] is how many of its codebooks each clip uses, if not all.
+        """
+        found = torch.stack([table[codes[:, k]] for k, table in enumerate(self.vectors[: codes.shape[1]])])
+        if kept is not None:
+            used = torch.arange(len(found), device=codes.device)[:, None] < kept
+            found = found * used[:, :, None, None]
+        return found.sum(0)
 
     def outline(self, frames: Tensor) -> Tensor:
         """Quantised frames [B, T, C] -> the log magnitudes [B, 2 T, bins] they stand for, unsharpened."""
@@ -210,15 +220,14 @@ class TinyCodec(nn.Module):
     def encode(self, waveform: Tensor) -> Tensor:
         """Waveform [B, S] -> tokens [B, K, ceil(S / 320)]; the end is padded with silence."""
         missing = HOP * samples_to_frames(waveform.shape[1]) - waveform.shape[1]
-        return self.quantise(self.analyse(F.pad(waveform, (0, missing))))[1]
+        return self.quantise(self.analyse(F.pad(waveform, (0, missing))))
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, K, T] -> waveform [B, 320 T], the same for the same tokens."""
-        found = [table[tokens[:, k]] for k, table in enumerate(self.vectors)]
-        frames = torch.stack(found).sum(0)
+        """Tokens [B, K, T] -> waveform [B, 320 T], the same for the same tokens. The first few will do."""
         pieces = []
-        for clip in frames[:, None]:  # each draws the same noise, so a clip's sound is its own affair
+        # each draws the same noise, so a clip's sound is its own affair
+        for clip in self.dequantise(tokens)[:, None]:
             pieces.append(self.with_phases(*self.synthesise(clip, torch.Generator().manual_seed(0))))
         return torch.cat(pieces)
 
