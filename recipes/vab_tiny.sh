@@ -6,7 +6,7 @@ data=$1 run=$2
 here=$(dirname "${BASH_SOURCE[0]}")
 
 [ -f "$run/latents.csv" ] || python "$here/vab_tiny_data.py" "$data" "$run"
-vab codec train "$run/codec.csv" --run "$run/codec" --steps 3400 --adversarial-from 1300
+vab codec train "$run/codec.csv" --run "$run/codec" --steps 2800 --adversarial-from 1300
 vab extract "$run/latents.csv" -o "$run/store" --preset vab-tiny --fill repeat --codec-path "$run/codec"
 vab pretrain vab-tiny --store "$run/store" --run "$run/vab"
 python "$here/vab_tiny_pack.py" "$run/vab" "$run/codec" "$run/model"

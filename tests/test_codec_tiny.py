@@ -22,7 +22,6 @@ from vab.codec_training import (
     energy_distance,
     excerpts,
     fit_codes,
-    kept_codebooks,
     train_codec,
 )
 from vab.config import HOP, SAMPLE_RATE
@@ -99,20 +98,10 @@ def test_more_codebooks_leave_less(codec: TinyCodec) -> None:
     assert left == sorted(left, reverse=True) and left[-1] < 0.5 * left[0]
 
 
-def test_dropped_codebooks_are_left_out(codec: TinyCodec) -> None:
-    codes = torch.randint(32, (3, 3, 20), generator=torch.Generator().manual_seed(1))
-    some = codec.dequantise(codes, torch.tensor([1, 3, 2]))
-    for clip, kept in enumerate((1, 3, 2)):
-        assert torch.equal(some[clip], codec.dequantise(codes[clip : clip + 1, :kept])[0])
-    assert codec.decode(codes[:, :2]).shape == codec.decode(codes).shape
-
-
-def test_codebooks_are_dropped_as_often_as_asked() -> None:
-    torch.manual_seed(0)
-    kept = kept_codebooks(60_000, 4, 0.3)
-    shares = torch.bincount(kept, minlength=5) / len(kept)
-    assert shares.tolist() == pytest.approx([0.0, 0.1, 0.1, 0.1, 0.7], abs=0.01)
-    assert kept_codebooks(9, 1, 1.0).tolist() == [1] * 9
+def test_the_first_codebooks_will_do(codec: TinyCodec) -> None:
+    tokens = torch.randint(32, (1, 3, 20), generator=torch.Generator().manual_seed(1))
+    coarse, whole = codec.decode(tokens[:, :2]), codec.decode(tokens)
+    assert coarse.shape == whole.shape and not torch.equal(coarse, whole)
 
 
 def test_griffin_lim_keeps_magnitudes(codec: TinyCodec) -> None:

@@ -159,16 +159,11 @@ class TinyCodec(nn.Module):
             rest = rest - table[codes[-1]]
         return torch.stack(codes).unflatten(1, frames.shape[:2]).transpose(0, 1).contiguous()
 
-    def dequantise(self, codes: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Codes [B, K, T] -> frames [B, T, C]; fewer than K codebooks give a coarser frame.
-
-        ``kept`` [B] is how many of its codebooks each clip uses, if not all.
-        """
-        found = torch.stack([table[codes[:, k]] for k, table in enumerate(self.vectors[: codes.shape[1]])])
-        if kept is not None:
-            used = torch.arange(len(found), device=codes.device)[:, None] < kept
-            found = found * used[:, :, None, None]
-        return found.sum(0)
+    def dequantise(self, codes: Tensor) -> Tensor:
+        """Codes [B, K, T] -> frames [B, T, C]; fewer than K codebooks give a coarser frame."""
+        return torch.stack(
+            [table[codes[:, k]] for k, table in enumerate(self.vectors[: codes.shape[1]])]
+        ).sum(0)
 
     def outline(self, frames: Tensor) -> Tensor:
         """Quantised frames [B, T, C] -> the log magnitudes [B, 2 T, bins] they stand for, unsharpened."""

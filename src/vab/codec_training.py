@@ -40,7 +40,6 @@ class CodecTrainConfig:
     warmup_steps: int = 100
     adversarial: float = 0.1  # weight of fooling the discriminators
     matching: float = 0.5  # weight of matching their features
-    drop_codebooks: float = 0.5  # chance that an excerpt is decoded from its first codebooks only
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -173,8 +172,7 @@ def train_codec(
         torch.manual_seed(config.seed * 1_000_003 + step)
         x = excerpts(sounds, config, step)
         with torch.no_grad():
-            codes = codec.quantise(codec.analyse(x))
-            frames = codec.dequantise(codes, kept_codebooks(len(x), codec.codebooks, config.drop_codebooks))
+            frames = codec.dequantise(codec.quantise(codec.analyse(x)))
             target = pictures(codec.spectrogram(x).abs())
         tone, noise = codec.synthesise(frames, draws=2)
         both = pictures((tone + noise).abs())
@@ -210,12 +208,6 @@ def train_codec(
             save(step + 1)
     (run / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     return codec.eval()
-
-
-def kept_codebooks(batch: int, codebooks: int, drop: float) -> Tensor:
-    """How many codebooks [B] each excerpt keeps: all, or with chance ``drop`` any number below that."""
-    fewer = torch.randint(1, max(codebooks, 2), (batch,)).clamp(max=codebooks)
-    return torch.where(torch.rand(batch) < drop, fewer, codebooks)
 
 
 @torch.no_grad()

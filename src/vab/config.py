@@ -176,7 +176,7 @@ PRESETS: dict[str, Preset] = {
             train=TrainConfig(
                 learning_rate=2e-3,
                 warmup_steps=100,
-                epochs=120.0,
+                epochs=100.0,
                 batch_size=32,
                 crop=1.0,
                 mask_mean=0.9,
@@ -185,7 +185,7 @@ PRESETS: dict[str, Preset] = {
                 ema=0.995,
                 save_every=500,
             ),
-            decode=DecodeConfig(guidance=3.0, temperature=10.5),
+            decode=DecodeConfig(temperature=4.5),
         ),
     )
 }
