@@ -185,7 +185,7 @@ PRESETS: dict[str, Preset] = {
                 ema=0.995,
                 save_every=500,
             ),
-            decode=DecodeConfig(temperature=4.5),
+            decode=DecodeConfig(temperature=4.5, top_k=64),
         ),
     )
 }
