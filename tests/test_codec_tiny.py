@@ -177,6 +177,31 @@ def test_training_lowers_the_distance(tmp_path: Path) -> None:
     assert np.mean(distances[-10:]) < 0.8 * np.mean(distances[:5])
 
 
+def test_what_is_saved_is_the_average(tmp_path: Path) -> None:
+    saved = {}
+    for ema in (0.0, 0.9):
+        changes = {"steps": 12, "adversarial_from": 12, "ema": ema, "learning_rate": 1e-2}
+        config = CodecTrainConfig(**{**BRIEF.__dict__, **changes})
+        train_codec(tones(), tmp_path / str(ema), config, SMALL)
+        saved[ema] = TinyCodec.from_pretrained(tmp_path / str(ema)).state_dict()
+    state = torch.load(tmp_path / "0.9" / "state.pt", weights_only=True)
+    last, average = state["codec"]["from_code.weight"], state["average"]["module.from_code.weight"]
+    assert torch.allclose(saved[0.0]["from_code.weight"], last, atol=1e-4)
+    assert torch.allclose(saved[0.9]["from_code.weight"], average, atol=1e-4)
+    assert (last - average).abs().max() > 1e-3  # more than half precision loses
+
+
+def test_a_codec_to_start_from_keeps_its_codes(codec: TinyCodec, tmp_path: Path) -> None:
+    codec.save_pretrained(tmp_path / "first")
+    first = TinyCodec.from_pretrained(tmp_path / "first")
+    config = CodecTrainConfig(**{**BRIEF.__dict__, "adversarial_from": 0, "steps": 3})
+    second = train_codec(tones(), tmp_path / "second", config, init=tmp_path / "first")
+    assert second.config == SMALL
+    for name, value in first.code_weights().items():
+        assert torch.equal(second.code_weights()[name], value)
+    assert not torch.equal(second.from_code.weight, first.from_code.weight)
+
+
 RUN = """
 import sys
 from pathlib import Path

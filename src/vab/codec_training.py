@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from vab.codec_tiny import TinyCodec, TinyCodecConfig, mel_filters, nearest
 from vab.config import FRAME_RATE, HOP
@@ -40,6 +41,7 @@ class CodecTrainConfig:
     warmup_steps: int = 100
     adversarial: float = 0.1  # weight of fooling the discriminators
     matching: float = 0.5  # weight of matching their features
+    ema: float = 0.998  # decay of the averaged weights, which are the codec that is saved
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -126,21 +128,26 @@ def train_codec(
     config: CodecTrainConfig,
     codec_config: TinyCodecConfig | None = None,
     report: Callable[[dict[str, float]], None] = lambda line: None,
+    init: Path | None = None,
 ) -> TinyCodec:
     """Train on ``sounds`` (label -> int16 waveforms at 16 kHz) and leave the codec in ``run``.
 
     ``run/state.pt`` is renewed every ``save_every`` steps under a temporary name; called again, the
-    run goes on from there. ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far.
+    run goes on from there. ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its
+    weights averaged. ``init`` is a codec to start from: its decoder is trained on, its codes stay.
     """
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    codec, judges = TinyCodec(codec_config), discriminators()
+    codec = TinyCodec(codec_config) if init is None else TinyCodec.from_pretrained(init).train()
+    average = AveragedModel(codec, avg_fn=_averaging(config.ema))
+    judges = discriminators()
     pictures = Pictures(codec.config)
     betas = (0.8, 0.99)
     optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas, weight_decay=1e-3)
     judge_optimizer = torch.optim.AdamW(judges.parameters(), config.learning_rate / 2, betas)
     parts: dict[str, Any] = {
         "codec": codec,
+        "average": average,
         "judges": judges,
         "optimizer": optimizer,
         "judge_optimizer": judge_optimizer,
@@ -156,10 +163,12 @@ def train_codec(
         whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
         torch.save(whole, state.with_suffix(".tmp"))
         state.with_suffix(".tmp").rename(state)
-        codec.save_pretrained(run)
+        average.module.save_pretrained(run)
 
     if not state.exists():
-        fit_codes(codec, sounds, config)
+        if init is None:
+            fit_codes(codec, sounds, config)
+        average.update_parameters(codec)
         save(0)
     clock = time.perf_counter()
     for step in range(begin, config.steps):
@@ -194,6 +203,7 @@ def train_codec(
         loss.backward()
         nn.utils.clip_grad_norm_(codec.parameters(), 5.0)
         optimizer.step()
+        average.update_parameters(codec)
         if not torch.isfinite(loss):
             raise RuntimeError(
                 f"the codec's loss is not finite at step {step + 1}; {state} is the last good one"
@@ -207,7 +217,7 @@ def train_codec(
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save(step + 1)
     (run / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    return codec.eval()
+    return average.module.eval()
 
 
 @torch.no_grad()
@@ -244,6 +254,15 @@ def _schedule(step: int, config: CodecTrainConfig) -> float:
     begin, end = (0, min(first, config.steps)) if step < first else (first, config.steps)
     rise = min(1.0, (step - begin + 1) / config.warmup_steps)
     return rise * (0.05 + 0.95 * (1.0 + math.cos(math.pi * (step - begin) / (end - begin))) / 2)
+
+
+def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The moving average of weights; early on it must forget the random start faster."""
+
+    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        return torch.lerp(old, new, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return average
 
 
 def _judge(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ def train(
     run: Path,
     training: Annotated[CodecTrainConfig, tyro.conf.arg(name="")] = CodecTrainConfig(),  # noqa: B008 (frozen)
     codec: TinyCodecConfig = TinyCodecConfig(),  # noqa: B008 (frozen)
+    init: Path | None = None,
     json: bool = False,
 ) -> int:
     """Train the small codec on the sounds of a manifest's split train; called again, it goes on.
@@ -28,6 +29,7 @@ def train(
         run: folder for the run's state and the codec (codec.json, codec.safetensors).
         training: how to train.
         codec: its sizes.
+        init: folder of a codec to start from; its codes and sizes stay, its decoder is trained on.
         json: one JSON document on standard output.
     """
     left_out: list[str] = []
@@ -44,7 +46,7 @@ def train(
         tell("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
     try:
-        train_codec(sounds, run, training, codec, report)
+        train_codec(sounds, run, training, codec, report, init)
     except (OSError, RuntimeError) as error:
         raise BadCall(str(error)) from error
     show({"run": str(run), "last": last, "failed": left_out}, f"{run}: done", json)
