@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,9 +170,7 @@ def test_excerpts_depend_on_seed_and_step_alone() -> None:
 
 def test_training_lowers_the_distance(tmp_path: Path) -> None:
     lines: list[dict[str, float]] = []
-    config = CodecTrainConfig(
-        **{**BRIEF.__dict__, "steps": 60, "adversarial_from": 60, "learning_rate": 5e-3, "save_every": 60}
-    )
+    config = replace(BRIEF, steps=60, adversarial_from=60, learning_rate=5e-3, save_every=60)
     train_codec(tones(), tmp_path, config, SMALL, lines.append)
     distances = [line["distance"] for line in lines]
     assert np.mean(distances[-10:]) < 0.8 * np.mean(distances[:5])
@@ -180,8 +179,7 @@ def test_training_lowers_the_distance(tmp_path: Path) -> None:
 def test_what_is_saved_is_the_average(tmp_path: Path) -> None:
     saved = {}
     for ema in (0.0, 0.9):
-        changes = {"steps": 12, "adversarial_from": 12, "ema": ema, "learning_rate": 1e-2}
-        config = CodecTrainConfig(**{**BRIEF.__dict__, **changes})
+        config = replace(BRIEF, steps=12, adversarial_from=12, ema=ema, learning_rate=1e-2)
         train_codec(tones(), tmp_path / str(ema), config, SMALL)
         saved[ema] = TinyCodec.from_pretrained(tmp_path / str(ema)).state_dict()
     state = torch.load(tmp_path / "0.9" / "state.pt", weights_only=True)
@@ -194,12 +192,17 @@ def test_what_is_saved_is_the_average(tmp_path: Path) -> None:
 def test_a_codec_to_start_from_keeps_its_codes(codec: TinyCodec, tmp_path: Path) -> None:
     codec.save_pretrained(tmp_path / "first")
     first = TinyCodec.from_pretrained(tmp_path / "first")
-    config = CodecTrainConfig(**{**BRIEF.__dict__, "adversarial_from": 0, "steps": 3})
-    second = train_codec(tones(), tmp_path / "second", config, init=tmp_path / "first")
-    assert second.config == SMALL
-    for name, value in first.code_weights().items():
-        assert torch.equal(second.code_weights()[name], value)
+    config, larger = replace(BRIEF, adversarial_from=0, steps=3, coarse=2), replace(SMALL, codebooks=5)
+    second = train_codec(tones(), tmp_path / "second", config, larger, init=tmp_path / "first")
+    assert torch.equal(second.mean, first.mean) and torch.equal(second.basis, first.basis)
+    assert second.vectors.shape == (5, 32, 16) and torch.equal(second.vectors[:3], first.vectors)
+    frames = second.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP])
+    codes = second.quantise(frames)
+    left = [(frames - second.dequantise(codes[:, :k])).square().mean() for k in (3, 4, 5)]
+    assert left == sorted(left, reverse=True)
     assert not torch.equal(second.from_code.weight, first.from_code.weight)
+    with pytest.raises(ValueError, match="other sizes"):
+        train_codec(tones(), tmp_path / "third", config, SMALL, init=tmp_path / "second")
 
 
 RUN = """

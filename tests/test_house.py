@@ -156,7 +156,7 @@ def test_verbs_in_the_readme_exist() -> None:
 
 def test_presets_in_the_readme_are_those_there_are() -> None:
     rows = re.findall(r"^\| `(vab-[\w-]+)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(rows) == sorted(PRESETS)
+    assert sorted(rows) == sorted(p.name for p in PRESETS.values() if p.train.objective == "masked")
 
 
 def exists(dotted: str) -> bool:

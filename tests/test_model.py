@@ -437,7 +437,7 @@ def test_bad_input_is_named() -> None:
         model(tokens, features[..., :4])
     with pytest.raises(ValueError, match="neither tokens nor features"):
         model.encode(None, None)
-    with pytest.raises(ValueError, match="no expert layers"):
+    with pytest.raises(ValueError, match="no layers that give"):
         formula_model(CASES["no_experts"]).encode(tokens, features)
     with pytest.raises(IndexError):  # not read as a row of the next codebook
         model(torch.full_like(tokens, TINY.vocabulary + 1), features)

@@ -20,7 +20,8 @@ from vab.batches import ClipBatches
 from vab.checkpoint import checkpoints
 from vab.config import ModelConfig, Preset, TrainConfig, from_dict
 from vab.store import Latents, LatentStore, StoreError, StoreMeta
-from vab.train import Outcome, TrainError, learning_rate, masked_tokens, train
+from vab.tasks import OBJECTIVES, Outcome, masked_tokens
+from vab.train import TrainError, learning_rate, train
 
 MODEL = ModelConfig(
     codec="tiny",
@@ -147,7 +148,9 @@ def test_init_starts_from_weights(latents: Path, tmp_path: Path) -> None:
     assert metrics(again, "dev")[0]["loss"] < metrics(fresh, "dev")[0]["loss"] - 0.3
 
 
-def test_not_a_number_stops_and_names_the_clips(latents: Path, tmp_path: Path) -> None:
+def test_not_a_number_stops_and_names_the_clips(
+    latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps = 0
 
     def masked_tokens_then_nan(network: torch.nn.Module, batch: object, preset: Preset) -> Outcome:
@@ -156,8 +159,9 @@ def test_not_a_number_stops_and_names_the_clips(latents: Path, tmp_path: Path) -
         outcome = masked_tokens(network, batch, preset)
         return replace(outcome, loss=outcome.loss * (float("nan") if steps == 8 else 1.0))
 
+    monkeypatch.setitem(OBJECTIVES, "masked", masked_tokens_then_nan)
     with pytest.raises(TrainError, match="step 8: the loss is nan") as caught:
-        train(PRESET, latents, tmp_path / "run", objective=masked_tokens_then_nan)
+        train(PRESET, latents, tmp_path / "run")
     clips = ClipBatches(LatentStore.open(latents), PRESET, "train")
     assert all(name in str(caught.value) for name in clips.ids_of(7))
     kept = checkpoints(tmp_path / "run" / "checkpoints")
@@ -243,7 +247,8 @@ def test_pictures_of_the_same_label(tmp_path: Path) -> None:
     used: dict[str, set[bytes]] = {}
     for step in range(20):
         batch = clips.train_batch(step)
-        for label, features in zip(batch.labels, batch.features, strict=True):
+        labels = [str(n) for n in batch.targets.argmax(1).tolist()]
+        for label, features in zip(labels, batch.features, strict=True):
             if label == "3":
                 assert not features.any()
                 continue

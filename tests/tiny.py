@@ -13,6 +13,7 @@ import torch
 
 from vab.codec_tiny import TinyCodec, TinyCodecConfig
 from vab.config import PRESETS, DecodeConfig
+from vab.finetune import Classifier, Contrastive
 from vab.model import VAB
 from vab.pipeline import VABPipeline
 from vab.vision import load_vision
@@ -50,7 +51,16 @@ def write_model(folder: Path) -> Path:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(5)  # a model that is sure of something
-    VABPipeline(preset, network, codec, load_vision("efficientnet-lite0")).save_pretrained(folder)
+    pipeline = VABPipeline(preset, network, codec, load_vision("efficientnet-lite0"))
+    vectors, classes = codec.codebook_vectors(), ("bell", "cat", "dog")
+    pipeline.finetuned = (
+        (Contrastive(model, vectors), replace(PRESETS["vab-tiny-contrastive"], model=model)),
+        (
+            Classifier(model, 3, vectors),
+            replace(PRESETS["vab-tiny-classes"], model=model, classes=classes),
+        ),
+    )
+    pipeline.save_pretrained(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .augment import augment, drop_features
-from .config import Preset, TrainConfig
+from .config import Preset
 from .masking import ratio_law, token_mask
 from .record import sha256
 from .store import LatentStore, StoreError
@@ -31,9 +31,11 @@ class Batch:
     """Clips side by side; all tensors on one device."""
 
     ids: list[str]
-    labels: list[str]
     tokens: Tensor  # int64 [B, K, T], the truth
     features: Tensor  # float32 [B, F, dim]; zeros where a clip has no picture
+    token_padding: Tensor  # bool [B, T]: True where the sound is filled up, not the clip's own
+    feature_padding: Tensor  # bool [B, F]; all True where a clip has no picture
+    targets: Tensor  # float32 [B, N]: share of each class in the clip (after mixup)
     drop_features: Tensor  # bool [B]: train this clip without picture
     mask: Tensor  # bool [B, K, T]: the tokens to predict
 
@@ -41,14 +43,14 @@ class Batch:
         """Every ``world``-th clip from ``rank`` on: what one of several processes works on."""
         if world == 1:
             return self
-        part = slice(rank, None, world)
-        tensors = (self.tokens, self.features, self.drop_features, self.mask)
-        return Batch(self.ids[part], self.labels[part], *(tensor[part] for tensor in tensors))
+        return Batch(self.ids[rank::world], *(tensor[rank::world] for tensor in self._tensors()))
 
     def to(self, device: torch.device) -> Batch:
         """The same clips on ``device``."""
-        tensors = (self.tokens, self.features, self.drop_features, self.mask)
-        return Batch(self.ids, self.labels, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+        return Batch(self.ids, *(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def _tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)[1:]]
 
 
 def seeded(*parts: int | str) -> torch.Generator:
@@ -96,6 +98,8 @@ class ClipBatches:
                 if has_features[row] and store.labels[row]:
                     pictures.setdefault(store.labels[row], []).append(row)
         self.pictures = {label: np.array(found, dtype=np.int64) for label, found in pictures.items()}
+        self.classes = {name: n for n, name in enumerate(preset.classes or classes_of(store))}
+        self.real = {name: store.real(name) * store.has(name) for name in ("tokens", "features")}
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def __len__(self) -> int:
@@ -112,6 +116,10 @@ class ClipBatches:
         places = [divmod(place, len(self)) for place in range(step * size, (step + 1) * size)]
         return self.rows[[self._order(epoch)[offset] for epoch, offset in places]]
 
+    def labels(self) -> list[str]:
+        """The labels of all clips, in the order of ``rows``."""
+        return [self.store.labels[row] for row in self.rows]
+
     def ids_of(self, step: int) -> list[str]:
         """Ids of the clips of a training step."""
         return [self.store.ids[row] for row in self.clips_of(step)]
@@ -125,8 +133,10 @@ class ClipBatches:
         tokens, features = self._latents(rows, frames, generator)
         mixed = augment(tokens, features, config, model.fps, generator)
         assert mixed.features is not None
+        targets = self._targets(rows)
+        targets = torch.lerp(targets[mixed.partner], targets, mixed.share[:, None])
         drop = drop_features(len(rows), config.drop_features, generator)
-        return self._batch(rows, mixed.tokens, mixed.features, drop, config, generator)
+        return self._batch(rows, mixed.tokens, mixed.features, targets, drop, generator)
 
     def dev_batches(self) -> list[NDArray[np.int64]]:
         """Rows of the batches of a validation pass: at most ``DEV_CLIPS`` clips."""
@@ -141,22 +151,26 @@ class ClipBatches:
         frames = np.full((len(rows), self.preset.model.video_length), self.ratio // 2)
         tokens, features = self._latents(rows, frames, generator)
         drop = torch.zeros(len(rows), dtype=torch.bool)
-        return self._batch(rows, tokens, features, drop, self.preset.train, generator)
+        return self._batch(rows, tokens, features, self._targets(rows), drop, generator)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Places of the clips in an epoch: a shuffle, or draws weighted by how rare their label is."""
         generator = seeded(self.preset.train.seed, "epoch", epoch)
         if not self.preset.train.balanced:
             return torch.randperm(len(self), generator=generator).numpy()
-        labels = [self.store.labels[row] for row in self.rows]
-        counts = Counter(labels)
-        weights = torch.tensor([1000 / (counts[label] + 0.01) for label in labels], dtype=torch.float64)
+        labels = [labels_of(self.store.labels[row]) for row in self.rows]
+        counts = Counter(label for several in labels for label in several)
+        rare = [sum(1000 / (counts[label] + 0.01) for label in several) for several in labels]
+        weights = torch.tensor(rare, dtype=torch.float64)
         return torch.multinomial(weights, len(self), replacement=True, generator=generator).numpy()
 
     def _latents(
         self, rows: NDArray[np.int64], frames: NDArray[np.int64], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """tokens [B, K, T] and features [B, F, dim]; ``frames`` [B, F]: which of each step's n to take."""
+        """tokens [B, K + 1, T], features [B, F, dim + 1]; ``frames`` [B, F]: which of each step's n to take.
+
+        The last codebook and the last dimension say which places are the clip's own: 1 or 0.
+        """
         model = self.preset.model
         tokens = self.store.gather("tokens", rows)[:, : model.codebooks]
         draws = torch.rand(len(rows), generator=generator, dtype=torch.float64).tolist()
@@ -169,19 +183,51 @@ class ClipBatches:
         places = np.arange(model.video_length) * self.ratio + frames
         places = places.clip(max=self.store.meta.feature_shape[0] - 1)
         features = self.store.gather("features", sources)[np.arange(len(rows))[:, None], places]
-        return torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(features).float()
+        own_tokens = np.arange(tokens.shape[2]) < self.real["tokens"][rows, None]
+        own_features = places < self.real["features"][sources, None]
+        tokens = np.concatenate((tokens, own_tokens[:, None]), axis=1, dtype=np.int64)
+        features = np.concatenate((features, own_features[:, :, None]), axis=2, dtype=np.float32)
+        return torch.from_numpy(tokens), torch.from_numpy(features)
+
+    def _targets(self, rows: NDArray[np.int64]) -> Tensor:
+        """[B, N]: 1 for each class of a clip."""
+        targets = torch.zeros(len(rows), len(self.classes))
+        for target, row in zip(targets, rows, strict=True):
+            for label in labels_of(self.store.labels[row]):
+                if label in self.classes:
+                    target[self.classes[label]] = 1.0
+        return targets
 
     def _batch(
         self,
         rows: NDArray[np.int64],
         tokens: Tensor,
         features: Tensor,
+        targets: Tensor,
         drop: Tensor,
-        config: TrainConfig,
         generator: torch.Generator,
     ) -> Batch:
-        _, codebooks, frames = tokens.shape
-        ratio = ratio_law(len(rows), config, generator)
-        mask = token_mask(ratio, codebooks, frames, generator, self.preset.model.given_codebooks)
-        ids, labels = ([names[row] for row in rows] for names in (self.store.ids, self.store.labels))
-        return Batch(ids, labels, tokens, features, drop, mask)
+        model = self.preset.model
+        ratio = ratio_law(len(rows), self.preset.train, generator)
+        mask = token_mask(ratio, model.codebooks, tokens.shape[2], generator, model.given_codebooks)
+        return Batch(
+            ids=[self.store.ids[row] for row in rows],
+            tokens=tokens[:, :-1],
+            features=features[:, :, :-1],
+            token_padding=tokens[:, -1] == 0,
+            feature_padding=features[:, :, -1] == 0,
+            targets=targets,
+            drop_features=drop,
+            mask=mask,
+        )
+
+
+def labels_of(text: str) -> list[str]:
+    """The labels of a clip: several are joined by ";"."""
+    return [label for label in text.split(";") if label]
+
+
+def classes_of(store: LatentStore) -> tuple[str, ...]:
+    """Every label of the split train, sorted: what a classifier that knows no better tells apart."""
+    texts = {text for text, split in zip(store.labels, store.splits, strict=True) if split == "train"}
+    return tuple(sorted({label for text in texts for label in labels_of(text)}))

@@ -29,7 +29,7 @@ SPREAD = 4.0  # brings a frame's components to a size networks like
 class TinyCodecConfig:
     """Sizes of the small codec. The spectrogram runs at twice the token rate, for sharper onsets."""
 
-    codebooks: int = 6  # K
+    codebooks: int = 12  # K; VAB models the first four, as with DAC
     vocabulary: int = 1024  # V
     dim: int = 64  # C, principal components of a frame
     bands: int = 100  # mel bands

@@ -13,9 +13,9 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class CodecTrainConfig:
     code_rounds: int = 12  # of k-means over it
     batch_size: int = 16
     seconds: float = 1.0  # of each excerpt
+    coarse: int = 4  # every other excerpt is decoded from its first so many codebooks; 0 is never
     learning_rate: float = 1e-3
     warmup_steps: int = 100
     adversarial: float = 0.1  # weight of fooling the discriminators
@@ -134,12 +135,16 @@ def train_codec(
 
     ``run/state.pt`` is renewed every ``save_every`` steps under a temporary name; called again, the
     run goes on from there. ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its
-    weights averaged. ``init`` is a codec to start from: its decoder is trained on, its codes stay.
+    weights averaged. ``init`` is a codec to start from: its decoder is trained on and its codes stay;
+    codebooks that ``codec_config`` wants beyond them are fitted on what they leave over.
     """
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    codec = TinyCodec(codec_config) if init is None else TinyCodec.from_pretrained(init).train()
+    codec, given = TinyCodec(codec_config), 0
+    if init is not None:
+        given = _start_from(codec, TinyCodec.from_pretrained(init))
     average = AveragedModel(codec, avg_fn=_averaging(config.ema))
+    averaged = cast(TinyCodec, average.module)
     judges = discriminators()
     pictures = Pictures(codec.config)
     betas = (0.8, 0.99)
@@ -163,11 +168,10 @@ def train_codec(
         whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
         torch.save(whole, state.with_suffix(".tmp"))
         state.with_suffix(".tmp").rename(state)
-        average.module.save_pretrained(run)
+        averaged.save_pretrained(run)
 
     if not state.exists():
-        if init is None:
-            fit_codes(codec, sounds, config)
+        fit_codes(codec, sounds, config, given)
         average.update_parameters(codec)
         save(0)
     clock = time.perf_counter()
@@ -181,7 +185,10 @@ def train_codec(
         torch.manual_seed(config.seed * 1_000_003 + step)
         x = excerpts(sounds, config, step)
         with torch.no_grad():
-            frames = codec.dequantise(codec.quantise(codec.analyse(x)))
+            codes = codec.quantise(codec.analyse(x))
+            frames = codec.dequantise(codes)
+            if config.coarse:
+                frames[::2] = codec.dequantise(codes[::2, : config.coarse])
             target = pictures(codec.spectrogram(x).abs())
         tone, noise = codec.synthesise(frames, draws=2)
         both = pictures((tone + noise).abs())
@@ -217,23 +224,41 @@ def train_codec(
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save(step + 1)
     (run / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    return average.module.eval()
+    return averaged.eval()
 
 
 @torch.no_grad()
-def fit_codes(codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig) -> None:
-    """Set the principal components, and the codebooks by k-means on what the ones before leave over."""
+def fit_codes(
+    codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, given: int = 0
+) -> None:
+    """Set the principal components, and the codebooks by k-means on what the ones before leave over.
+
+    The first ``given`` codebooks and, if there are any, the components stay as they are.
+    """
     c = codec.config
+    if given >= c.codebooks:
+        return
     batches = math.ceil(config.code_seconds / (config.batch_size * config.seconds))
     mel = torch.cat([codec.log_mel(excerpts(sounds, config, config.steps + n)) for n in range(batches)])
     pairs = mel.reshape(-1, 2 * c.bands)
-    codec.mean.copy_(pairs.mean(0))
-    components = torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim]
-    codec.basis.copy_(components)
-    rest = (pairs - codec.mean) @ components
-    for table in codec.vectors:
-        table.copy_(_k_means(rest, c.vocabulary, config.code_rounds))
+    if not given:
+        codec.mean.copy_(pairs.mean(0))
+        codec.basis.copy_(torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim])
+    rest = (pairs - codec.mean) @ codec.basis
+    for k, table in enumerate(codec.vectors):
+        if k >= given:
+            table.copy_(_k_means(rest, c.vocabulary, config.code_rounds))
         rest = rest - table[nearest(rest, table)]
+
+
+def _start_from(codec: TinyCodec, first: TinyCodec) -> int:
+    """Take over a codec with as many codebooks or fewer; returns how many."""
+    if first.config != replace(codec.config, codebooks=first.codebooks) or first.codebooks > codec.codebooks:
+        raise ValueError(f"the codec to start from has other sizes: {first.config}, not {codec.config}")
+    weights = first.state_dict()
+    weights["vectors"] = torch.cat((first.vectors, codec.vectors[first.codebooks :]))
+    codec.load_state_dict(weights)
+    return first.codebooks
 
 
 def _k_means(points: Tensor, count: int, rounds: int) -> Tensor:

@@ -33,7 +33,8 @@ class ModelConfig:
     vision_dim: int = 768
     width: int = 1024  # D
     layers: int = 24
-    expert_layers: int = 12  # L1: the first so many have one feed-forward network per modality
+    expert_layers: int = 12  # L1: the first so many understand; each has a feed-forward network per modality
+    experts: bool = True  # or one for both modalities (ablation C.2)
     heads: int = 16
     dropout: float = 0.0
     positions: Literal["sequence", "time"] = "sequence"  # distances of ALiBi: index, or common clock
@@ -76,6 +77,10 @@ class TrainConfig:
     drop_features: float = 0.1  # chance of no picture at all, for guidance (B.3)
     pair_by_label: bool = False  # draw the picture from any clip of the same label
     balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
+    objective: Literal["masked", "contrastive", "classification"] = "masked"  # (eq. 1, 4, section 3.5)
+    inputs: tuple[Literal["audio", "video", "both"], ...] = ("both",)  # what a classifier is taught to use
+    loss: Literal["bce", "ce"] = "bce"  # of a classifier
+    frozen: bool = False  # only the classifier's head learns (linear probe, Table 6)
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     seed: int = 0
@@ -102,6 +107,7 @@ class Preset:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    classes: tuple[str, ...] = ()  # of a classifier, in the order of its logits; empty: those of the store
 
 
 def audio_frames(seconds: float) -> int:
@@ -121,59 +127,80 @@ def video_frames(seconds: float, fps: float) -> int:
 
 _encodec = ModelConfig()
 _dac = replace(_encodec, codec="dac", vocabulary=1024, codebook_dim=8)
+_dac_test = replace(_dac, width=768, layers=20, heads=12)
 _dac_decode = DecodeConfig(temperature=10.5)
+_tiny = ModelConfig(
+    codec="tiny",
+    vision="efficientnet-lite0",
+    seconds=5.0,
+    codebooks=4,
+    vocabulary=1024,
+    codebook_dim=64,
+    vision_dim=1280,
+    width=192,
+    layers=6,
+    expert_layers=3,
+    heads=6,
+    positions="time",
+)
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("vab-encodec", "the paper's best model: EnCodec 16 kHz, 4 codebooks of 2048"),
+# the other columns of Table 8; a pair is VAB-EnCodec / VAB-DAC
+_contrastive = TrainConfig(objective="contrastive", batch_size=108, drop_features=0.0)
+_classes = TrainConfig(
+    objective="classification", learning_rate=1e-4, warmup_steps=0, batch_size=60, drop_features=0.0
+)
+_FINETUNED: dict[str, tuple[str, TrainConfig, tuple[float, float]]] = {
+    "contrastive": ("sound and picture in one space", _contrastive, (14.0, 15.0)),
+    "as2m": ("classes of AudioSet-2M", replace(_classes, balanced=True), (2.0, 2.0)),
+    "as20k": ("classes of AudioSet-20K", _classes, (10.0, 10.0)),
+    "vggsound": ("classes of VGGSound", replace(_classes, batch_size=48, balanced=True), (5.0, 5.0)),
+    "esc50": ("classes of ESC-50", replace(_classes, roll=1.0, inputs=("audio",)), (50.0, 50.0)),
+    "spc1": ("classes of Speech Commands v1", replace(_classes, roll=1.0, inputs=("audio",)), (10.0, 5.0)),
+}
+
+
+def _presets() -> list[Preset]:
+    found = [
+        Preset("vab-encodec", "the paper's best model: EnCodec 16 kHz, 4 codebooks of 2048", _encodec),
         Preset(
             "vab-dac",
             "the paper's model on DAC 16 kHz, the first 4 of 12 codebooks of 1024",
-            model=_dac,
-            train=TrainConfig(epochs=9.0),
-            decode=_dac_decode,
+            _dac,
+            TrainConfig(epochs=9.0),
+            _dac_decode,
         ),
         Preset(
             "vab-dac-test",
             "the smaller model of the paper's ablations (12 heads as the text says; Table 7 says 8)",
-            model=replace(_dac, width=768, layers=20, heads=12),
-            train=TrainConfig(epochs=9.0),
-            decode=_dac_decode,
+            _dac_test,
+            TrainConfig(epochs=9.0),
+            _dac_decode,
         ),
+        Preset(
+            "vab-dac-test-no-experts",
+            "vab-dac-test whose first layers share their feed-forward networks (ablation C.2)",
+            replace(_dac_test, experts=False),
+            TrainConfig(epochs=9.0),
+            _dac_decode,
+        ),
+    ]
+    for base in list(found):
+        for column, (note, train, epochs) in _FINETUNED.items():
+            chosen = replace(train, epochs=epochs[base.model.codec == "dac"])
+            found.append(Preset(f"{base.name}-{column}", f"{base.name}: {note}", base.model, chosen))
+    found += [
         Preset(
             "vab-dac-coarse2fine",
             "second stage: the fine 8 codebooks of DAC from the coarse 4",
-            model=replace(
-                _dac,
-                codebooks=12,
-                given_codebooks=4,
-                width=1280,
-                layers=16,
-                expert_layers=0,
-                heads=20,
-            ),
-            train=TrainConfig(epochs=9.0),
-            decode=replace(_dac_decode, steps=36),
+            replace(_dac, codebooks=12, given_codebooks=4, width=1280, layers=16, expert_layers=0, heads=20),
+            TrainConfig(epochs=9.0),
+            replace(_dac_decode, steps=36),
         ),
         Preset(
             "vab-tiny",
             "the model inside the package: small enough to ship and for a laptop",
-            model=ModelConfig(
-                codec="tiny",
-                vision="efficientnet-lite0",
-                seconds=5.0,
-                codebooks=4,
-                vocabulary=1024,
-                codebook_dim=64,
-                vision_dim=1280,
-                width=192,
-                layers=6,
-                expert_layers=3,
-                heads=6,
-                positions="time",
-            ),
-            train=TrainConfig(
+            _tiny,
+            TrainConfig(
                 learning_rate=2e-3,
                 warmup_steps=100,
                 epochs=100.0,
@@ -185,10 +212,58 @@ PRESETS: dict[str, Preset] = {
                 ema=0.995,
                 save_every=500,
             ),
-            decode=DecodeConfig(temperature=4.5, top_k=64),
+            DecodeConfig(temperature=4.5, top_k=64),
         ),
+    ]
+    tiny = TrainConfig(
+        objective="contrastive",
+        learning_rate=1e-3,
+        warmup_steps=50,
+        epochs=30.0,
+        batch_size=64,
+        crop=2.0,
+        drop_features=0.0,
+        pair_by_label=True,
+        balanced=True,
+        ema=0.99,
+        save_every=250,
     )
+    found += [
+        Preset("vab-tiny-contrastive", "vab-tiny: sound and picture in one space", _tiny, tiny),
+        Preset(
+            "vab-tiny-classes",
+            "vab-tiny: classes from sound, picture or both",
+            _tiny,
+            replace(tiny, objective="classification", inputs=("audio", "video", "both"), loss="ce"),
+        ),
+    ]
+    return found
+
+
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in _presets()}
+
+TABLE_8 = {  # the paper's words for each field of the columns; a pair is VAB-EnCodec / VAB-DAC
+    "pre-training": ("2e-4", "100K", "17/9", "60", "0.1", "N/A", "CE"),
+    "contrastive": ("2e-4", "100K", "14/15", "108", "0.1", "N/A", "CE"),
+    "as2m": ("1e-4", "0", "2", "60", "0.1", "True", "BCE"),
+    "as20k": ("1e-4", "0", "10", "60", "0.1", "False", "BCE"),
+    "vggsound": ("1e-4", "0", "5", "48", "0.1", "True", "BCE"),
+    "esc50": ("1e-4", "0", "50", "60", "1.0", "False", "BCE"),
+    "spc1": ("1e-4", "0", "10/5", "60", "1.0", "False", "BCE"),
 }
+
+
+def table_8(name: str) -> dict[str, str]:
+    """What the paper's Table 8 says of a preset's training, by field; empty for a preset that is ours."""
+    if not name.startswith(("vab-encodec", "vab-dac")) or name.endswith("coarse2fine"):
+        return {}
+    column = name.rpartition("-")[2]
+    if column not in TABLE_8:
+        column = "pre-training"
+    fields = ("learning_rate", "warmup_steps", "epochs", "batch_size", "roll", "balanced", "loss")
+    said = dict(zip(fields, TABLE_8[column], strict=True))
+    said |= {"weight_decay": "1e-5", "mixup": "0.5", "label_smoothing": "0.1"}
+    return {f"train.{field}": value for field, value in said.items()}
 
 
 def preset(name: str) -> Preset:

@@ -7,10 +7,10 @@ import io
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import nn
 
 from .codec import Codec
 from .codec_tiny import TinyCodec
-from .config import SAMPLE_RATE, video_frames
+from .config import SAMPLE_RATE, samples_to_frames, video_frames
 from .media import MediaError, moving_crop, probe, read_audio, read_frames
 from .record import sha256, write_whole
 from .store import Clip, Latents, LatentStore, StoreMeta, read_manifest
@@ -51,6 +51,8 @@ class Decoded:
     waveform: NDArray[np.float32] | None  # [S]
     frames: list[NDArray[np.uint8]]  # each [H, W, 3]; none if the clip has no picture
     looped: list[int]  # for each of the window's F places, the frame that stands there
+    real_tokens: int = 0  # how many of the window's T and F places are the clip's own
+    real_features: int = 0
 
 
 def extract(
@@ -76,21 +78,12 @@ def extract(
     Raises ``ManifestError``, and ``StoreError`` if the store was made with other settings or weights.
     """
     clips = read_manifest(manifest)
-    vectors = codec.codebook_vectors()
-    codebooks, vocabulary, dim = vectors.shape
-    meta = StoreMeta(
-        codec=codec.name,
-        vision=vision.name,
-        codebooks=codebooks,
-        vocabulary=vocabulary,
-        codebook_dim=dim,
-        vision_dim=vision.dim,
-        seconds=float(seconds),
-        fps=float(fps),
-        fill=fill,
+    meta = replace(
+        latents_meta(codec, vision, seconds, fps, fill),
         codec_fingerprint=weights_fingerprint(codec),
         vision_fingerprint=weights_fingerprint(vision),
     )
+    vectors = codec.codebook_vectors()
     store = LatentStore.create(out, meta, vectors.cpu().numpy())
     codec.to(device)
     vision.to(device)
@@ -102,7 +95,7 @@ def extract(
         rows: list[Latents] = []
         side = vision.size * 8 // 7  # a little more than the network sees; encoders crop and resize
         with _progress(len(clips), len(clips) - len(wanted)) as advance:
-            for clip, result in _ahead(wanted, lambda clip: decode(clip, meta, side), batch_clips):
+            for clip, result in read_ahead(wanted, meta, side, batch_clips):
                 if isinstance(result, Decoded):
                     pending.append(result)
                 else:
@@ -121,6 +114,24 @@ def extract(
     return Extraction(len(wanted) - len(failed), len(clips) - len(wanted), failed)
 
 
+def latents_meta(
+    codec: Codec, vision: VisionEncoder, seconds: float, fps: float, fill: Fill = "zero"
+) -> StoreMeta:
+    """What latents of these two for windows of ``seconds`` look like; without fingerprints."""
+    codebooks, vocabulary, dim = codec.codebook_vectors().shape
+    return StoreMeta(
+        codec=codec.name,
+        vision=vision.name,
+        codebooks=codebooks,
+        vocabulary=vocabulary,
+        codebook_dim=dim,
+        vision_dim=vision.dim,
+        seconds=float(seconds),
+        fps=float(fps),
+        fill=fill,
+    )
+
+
 def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
     """The streams of one clip: a waveform of exactly the window, frames of about ``side`` pixels.
 
@@ -128,27 +139,30 @@ def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
     """
     samples = round(meta.seconds * SAMPLE_RATE)
     waveform = None
+    real_tokens, places = 0, video_frames(meta.seconds, meta.fps)
     if clip.audio is not None:
         waveform = read_audio(clip.audio, clip.start, _length(clip, clip.audio, meta.seconds))
         if not np.isfinite(waveform).all():
             raise MediaError(f"{clip.audio}: the sound holds values that are not numbers")
         if meta.fill == "repeat":
             waveform = np.resize(waveform, samples)
+        real_tokens = samples_to_frames(min(len(waveform), samples))
         waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
     if clip.video is None:
-        return Decoded(clip, waveform, [], [])
-    places = video_frames(meta.seconds, meta.fps)
+        return Decoded(clip, waveform, [], [], real_tokens)
     if _info(clip.video).kind == "image":
         picture = next(read_frames(clip.video, meta.fps))
         seed = int(sha256(clip.id)[:8], 16)
-        return Decoded(clip, waveform, list(moving_crop(picture, places, seed, side)), list(range(places)))
+        crops = list(moving_crop(picture, places, seed, side))
+        return Decoded(clip, waveform, crops, list(range(places)), real_tokens, places)
     length = _length(clip, clip.video, meta.seconds)
     frames = list(read_frames(clip.video, meta.fps, clip.start, length, size=side))
     times = np.arange(places) / meta.fps
     if meta.fill == "repeat":
         times %= length
     looped = np.minimum((times * meta.fps + 1e-6).astype(int), len(frames) - 1)
-    return Decoded(clip, waveform, frames, looped.tolist())
+    real = places if meta.fill == "repeat" else min(places, video_frames(length, meta.fps))
+    return Decoded(clip, waveform, frames, looped.tolist(), real_tokens, real)
 
 
 @torch.no_grad()
@@ -174,6 +188,8 @@ def encode(
             item.clip.split,
             next(tokens) if item.waveform is not None else None,
             features[end - len(item.frames) : end][item.looped] if item.frames else None,
+            item.real_tokens,
+            item.real_features,
         )
         for item, end in zip(batch, ends, strict=True)
     ]
@@ -212,14 +228,14 @@ def _length(clip: Clip, path: Path, window: float) -> float:
     return length
 
 
-def _ahead(
-    clips: list[Clip], work: Callable[[Clip], Decoded], depth: int
+def read_ahead(
+    clips: Iterable[Clip], meta: StoreMeta, side: int, depth: int
 ) -> Iterator[tuple[Clip, Decoded | str]]:
     """Each clip with its streams or the reason why not, in order; threads run ``depth`` clips ahead."""
 
     def attempt(clip: Clip) -> Decoded | str:
         try:
-            return work(clip)
+            return decode(clip, meta, side)
         except MediaError as error:
             return str(error)
         except Exception as error:  # one clip out of a million must not end the run

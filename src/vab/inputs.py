@@ -24,6 +24,8 @@ VIDEOS: tuple[str, ...] = (
 )
 VIDEOS += (".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
 IMAGES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+AUDIO: tuple[str, ...] = (".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka")
+AUDIO += (".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma", ".wv")
 
 Entry = tuple[Path, str | None]  # a file, and why it cannot be used (None: it can be tried)
 
@@ -32,22 +34,25 @@ class NoInputs(ValueError):
     """Nothing that was named holds a file to work on."""
 
 
-def expand(names: Iterable[str | Path], leave_out: Path | None = None) -> list[Entry]:
+def expand(
+    names: Iterable[str | Path], leave_out: Path | None = None, kinds: tuple[str, ...] = VIDEOS + IMAGES
+) -> list[Entry]:
     """The files that ``names`` stand for, each once, in order.
 
-    A folder is every video and image in it and below, sorted; hidden files, and those in the folder
-    ``leave_out``, are not looked at. A name with ``*``, ``?`` or ``[`` that does not exist is a pattern
-    (``**`` is any folders). A ``.csv`` lists files in its column ``video``, relative to its own folder; its
-    rows may be those of a manifest, if they start at 0. Anything else is a file and stays as it is.
-    ``NoInputs`` if that is nothing at all.
+    A folder is every file of these ``kinds`` (endings) in it and below, sorted; hidden files, and those in
+    the folder ``leave_out``, are not looked at. A name with ``*``, ``?`` or ``[`` that does not exist is a
+    pattern (``**`` is any folders). A ``.csv`` lists files in its column ``video``, relative to its own
+    folder; its rows may be those of a manifest, if they start at 0. Anything else is a file and stays as it
+    is. ``NoInputs`` if that is nothing at all.
     """
     found: dict[tuple[str, str | None], Entry] = {}
     empty: list[Entry] = []
     for name in names:
-        entries = list(_expand(Path(name), leave_out))
+        entries = list(_expand(Path(name), leave_out, kinds))
         if not entries:
-            kind = "has no video or image in it" if Path(name).is_dir() else "no file matches"
-            empty.append((Path(name), kind))
+            wanted = "video or image" if kinds == VIDEOS + IMAGES else "media"
+            reason = f"has no {wanted} in it" if Path(name).is_dir() else "no file matches"
+            empty.append((Path(name), reason))
         for entry in entries:
             found.setdefault((os.path.abspath(entry[0]), entry[1]), entry)
     if not found:
@@ -56,19 +61,19 @@ def expand(names: Iterable[str | Path], leave_out: Path | None = None) -> list[E
     return [*found.values(), *empty]
 
 
-def _expand(path: Path, leave_out: Path | None) -> Iterator[Entry]:
+def _expand(path: Path, leave_out: Path | None, kinds: tuple[str, ...]) -> Iterator[Entry]:
     if path.is_dir():
-        yield from ((file, None) for file in _media_below(path, leave_out))
+        yield from ((file, None) for file in _media_below(path, leave_out, kinds))
     elif path.suffix.lower() == ".csv" and path.is_file():
         yield from _read_list(path)
     elif not path.exists() and glob.has_magic(str(path)):
         for match in sorted(glob.glob(str(path), recursive=True)):
-            yield from _expand(Path(match), leave_out)
+            yield from _expand(Path(match), leave_out, kinds)
     else:
         yield path, None
 
 
-def _media_below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+def _media_below(folder: Path, leave_out: Path | None, kinds: tuple[str, ...]) -> Iterator[Path]:
     hidden = leave_out.resolve() if leave_out is not None else None
     for place, folders, files in os.walk(folder):
         here = Path(place)
@@ -76,7 +81,7 @@ def _media_below(folder: Path, leave_out: Path | None) -> Iterator[Path]:
             name for name in folders if not name.startswith(".") and (here / name).resolve() != hidden
         )
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEOS + IMAGES:
+            if not name.startswith(".") and Path(name).suffix.lower() in kinds:
                 yield here / name
 
 

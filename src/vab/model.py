@@ -164,8 +164,8 @@ class AudioEmbedding(nn.Module):
         return self.projection(torch.stack(found).sum(0))
 
 
-class VAB(nn.Module):
-    """Vision to Audio and Beyond (section 3.2).
+class Trunk(nn.Module):
+    """What goes in, and the first L1 layers: the part of VAB that understands (sections 3.4, 3.5).
 
     ``codebook_vectors`` [K,V,C] are the codec's (more than K codebooks: the first K are taken). Without
     them the frozen table is random, to be filled by ``load_state_dict``. ``ValueError`` if the shape is
@@ -185,46 +185,8 @@ class VAB(nn.Module):
         self.register_buffer("feature_std", torch.ones(config.vision_dim))
         self.video_projection = nn.Linear(config.vision_dim, config.width)
         self.modality = nn.Parameter(torch.zeros(2, config.width))  # video, audio
-        self.blocks = nn.ModuleList(Block(config, n < config.expert_layers) for n in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
-        self.heads = nn.Linear(config.width, config.predicted_codebooks * config.vocabulary)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """Truncated normal; what is added to the residual stream is smaller the deeper the model."""
-        residual = INIT_STD / math.sqrt(2 * self.config.layers)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif "norm" not in name:
-                std = residual if name.endswith("out.weight") else INIT_STD
-                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        features: Tensor | None,
-        *,
-        token_padding: Tensor | None = None,
-        feature_padding: Tensor | None = None,
-        drop_features: Tensor | None = None,
-    ) -> Tensor:
-        """Logits [B,Kp,T,V] of the Kp predicted codebooks, for masked and unmasked places alike.
-
-        tokens [B,K,T] (V = [MASK]); features [B,F,vision_dim]; paddings bool [B,T] and [B,F], True where a
-        place is not real; drop_features bool [B], True for clips that are to be unconditional. Unconditional
-        is zeros in place of the standardised features, and features that are all zeros are no picture;
-        ``features=None`` is so for all, with the F that T asks for.
-        ``ValueError`` if a shape does not fit the model.
-        """
-        if features is None:
-            features, feature_padding = self._no_features(tokens, token_padding)
-        x, video = self._embed(tokens, features, feature_padding, drop_features)
-        bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
-        for block in self.blocks:
-            x = block(x, video, bias)
-        logits = self.heads(self.norm(x[:, video:]))
-        return logits.unflatten(-1, (self.config.predicted_codebooks, -1)).transpose(1, 2)
+        self.blocks = nn.ModuleList(Block(config, config.experts) for _ in range(config.expert_layers))
+        initialise(self)
 
     def encode(
         self,
@@ -236,10 +198,10 @@ class VAB(nn.Module):
         """What the first L1 layers make of audio, video or both (sections 3.4, 3.5): [B,L',D].
 
         Unlike in :meth:`forward`, ``None`` means that the modality is absent: it takes no places.
-        ``ValueError`` if both are absent, or if the model has no expert layers.
+        ``ValueError`` if both are absent, or if the model has no such layers (L1 = 0).
         """
         if not self.config.expert_layers:
-            raise ValueError("this model has no expert layers, so it gives no embeddings")
+            raise ValueError("this model has no layers that give embeddings")
         x, video = self._embed(tokens, features, feature_padding)
         bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
         for block in self.blocks[: self.config.expert_layers]:
@@ -261,22 +223,6 @@ class VAB(nn.Module):
             return x.mean(1)
         real = ~padding[:, :, None]
         return (x * real).sum(1) / real.sum(1).clamp(min=1)
-
-    def parameter_counts(self) -> dict[str, int]:
-        """Learned numbers. The paper counts without prediction heads, and so does ``parameters``.
-
-        ``expert_parameters`` are the embeddings and the first L1 layers: what embeds a clip.
-        """
-        heads = _size(self.heads.parameters())
-        total = _size(self.parameters())
-        embeddings = total - heads - _size(self.blocks.parameters()) - _size(self.norm.parameters())
-        first = self.blocks[: self.config.expert_layers]
-        return {
-            "parameters": total - heads,
-            "expert_parameters": embeddings + _size(first.parameters()),
-            "head_parameters": heads,
-            "total_parameters": total,
-        }
 
     def _embed(
         self,
@@ -314,18 +260,6 @@ class VAB(nn.Module):
             0 if features is None else features.shape[1],
         )
 
-    def _no_features(self, tokens: Tensor, token_padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Zeros [B,F,vision_dim] for the F of T, and padding that leaves each clip its own F."""
-        batch, _, length = tokens.shape
-        config = self.config
-        video = video_frames(length / FRAME_RATE, config.fps)
-        zeros = torch.zeros(batch, video, config.vision_dim, device=tokens.device)
-        if token_padding is None:
-            return zeros, None
-        real = [video_frames(n / FRAME_RATE, config.fps) for n in (~token_padding).sum(1).tolist()]
-        own = torch.tensor(real, device=tokens.device)
-        return zeros, torch.arange(video, device=tokens.device) >= own[:, None]
-
     def _bias(self, x: Tensor, video: int, padding: Tensor | None) -> Tensor:
         """ALiBi and, at padded keys, minus infinity: [1 or B,H,L,L] in the type attention runs in."""
         config = self.config
@@ -339,6 +273,84 @@ class VAB(nn.Module):
             place = (~padding).cumsum(1).float() - 1
             bias = _distance_bias(place, config.heads).to(dtype)
         return bias.masked_fill(padding[:, None, None, :], -torch.inf)
+
+
+class VAB(Trunk):
+    """Vision to Audio and Beyond (section 3.2): the trunk, the layers above, a head per codebook."""
+
+    def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
+        super().__init__(config, codebook_vectors)
+        above = config.layers - config.expert_layers
+        self.blocks.extend(Block(config, experts=False) for _ in range(above))
+        self.norm = nn.LayerNorm(config.width)
+        self.heads = nn.Linear(config.width, config.predicted_codebooks * config.vocabulary)
+        initialise(self)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        features: Tensor | None,
+        *,
+        token_padding: Tensor | None = None,
+        feature_padding: Tensor | None = None,
+        drop_features: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B,Kp,T,V] of the Kp predicted codebooks, for masked and unmasked places alike.
+
+        tokens [B,K,T] (V = [MASK]); features [B,F,vision_dim]; paddings bool [B,T] and [B,F], True where a
+        place is not real; drop_features bool [B], True for clips that are to be unconditional. Unconditional
+        is zeros in place of the standardised features, and features that are all zeros are no picture;
+        ``features=None`` is so for all, with the F that T asks for.
+        ``ValueError`` if a shape does not fit the model.
+        """
+        if features is None:
+            features, feature_padding = self._no_features(tokens, token_padding)
+        x, video = self._embed(tokens, features, feature_padding, drop_features)
+        bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
+        for block in self.blocks:
+            x = block(x, video, bias)
+        logits = self.heads(self.norm(x[:, video:]))
+        return logits.unflatten(-1, (self.config.predicted_codebooks, -1)).transpose(1, 2)
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Learned numbers. The paper counts without prediction heads, and so does ``parameters``.
+
+        ``expert_parameters`` are the embeddings and the first L1 layers: what embeds a clip.
+        """
+        heads = _size(self.heads.parameters())
+        total = _size(self.parameters())
+        embeddings = total - heads - _size(self.blocks.parameters()) - _size(self.norm.parameters())
+        first = self.blocks[: self.config.expert_layers]
+        return {
+            "parameters": total - heads,
+            "expert_parameters": embeddings + _size(first.parameters()),
+            "head_parameters": heads,
+            "total_parameters": total,
+        }
+
+    def _no_features(self, tokens: Tensor, token_padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Zeros [B,F,vision_dim] for the F of T, and padding that leaves each clip its own F."""
+        batch, _, length = tokens.shape
+        config = self.config
+        video = video_frames(length / FRAME_RATE, config.fps)
+        zeros = torch.zeros(batch, video, config.vision_dim, device=tokens.device)
+        if token_padding is None:
+            return zeros, None
+        real = [video_frames(n / FRAME_RATE, config.fps) for n in (~token_padding).sum(1).tolist()]
+        own = torch.tensor(real, device=tokens.device)
+        return zeros, torch.arange(video, device=tokens.device) >= own[:, None]
+
+
+def initialise(network: nn.Module) -> None:
+    """Truncated normal; what is added to the residual stream is smaller the deeper the network."""
+    layers = sum(isinstance(module, Block) for module in network.modules())
+    residual = INIT_STD / math.sqrt(2 * max(1, layers))
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif "norm" not in name:
+            std = residual if name.endswith("out.weight") else INIT_STD
+            nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 
 
 def _join_padding(

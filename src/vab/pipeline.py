@@ -19,14 +19,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vab.codec import Codec, decode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as video_places
 from vab.decode import LogitsFn, generate_long, guided
+from vab.devices import pick_device
+from vab.embed import Understanding
+from vab.embeddings import Kind
+from vab.finetune import Finetuned, load_finetuned, load_network, save_finetuned
 from vab.keep import Span, kept_samples, own_sound, paste
 from vab.media import MediaError, MediaInfo, moving_crop, probe, read_frames, write_wav
 from vab.model import VAB
@@ -71,6 +74,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.codec = codec.to(self.device)
         self.vision = vision.to(self.device)
+        self.finetuned: Finetuned = (None, None)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -105,11 +109,13 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     ) -> Self:
         folder = Path(model_id)
         preset = read_config(folder)
-        network = _read_network(folder, preset.model)
+        network = load_network(folder, lambda: VAB(preset.model))
         if codec_path is None and (folder / CODEC).is_file():
             codec_path = folder
         codec = load_codec(preset.model.codec, codec_path)
-        return cls(preset, network, codec, load_vision(preset.model.vision, vision_path), device)
+        pipeline = cls(preset, network, codec, load_vision(preset.model.vision, vision_path), device)
+        pipeline.finetuned = load_finetuned(folder)
+        return pipeline
 
     def _save_pretrained(self, save_directory: Path) -> None:
         state = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
@@ -119,6 +125,22 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
             assert isinstance(self.codec, TinyCodec)
             self.codec.save_pretrained(save_directory)
+        save_finetuned(save_directory, self.finetuned)
+
+    @property
+    def understanding(self) -> Understanding:
+        """The part that embeds and classifies, with this pipeline's codec and image encoder."""
+        return Understanding(self.config.model, self.codec, self.vision, *self.finetuned, self.device.type)
+
+    def embed(self, path: str | Path) -> dict[str, np.ndarray]:
+        """The vectors of a file, float32 [D] of length one: ``audio`` and ``video``, as far as it has them.
+
+        Raises ``MediaError`` for a file that cannot be used, ``ModelError`` if the model gives no embeddings.
+        """
+        embedded = self.understanding.embed_file(path)
+        kinds: tuple[Kind, ...] = ("audio", "video")
+        means = {kind: embedded.mean(kind) for kind in kinds}
+        return {kind: mean for kind, mean in means.items() if mean is not None}
 
     def generate(
         self,
@@ -268,17 +290,6 @@ def padded_length(frames: int, config: ModelConfig) -> int:
     return window + max(0, -(-(frames - window) // step) * step)
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the best there is; ``ModelError`` for a device that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, available in there.items() if available))
-    if not there.get(name):
-        have = ", ".join(kind for kind, available in there.items() if available)
-        raise ModelError(f"there is no device {name} here; there is: {have}")
-    return torch.device(name)
-
-
 def decode_settings(
     default: DecodeConfig,
     steps: int | None = None,
@@ -351,21 +362,6 @@ def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
     timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - begin
 
 
-def _read_network(folder: Path, config: ModelConfig) -> VAB:
-    """The network of a model directory, float32. It is not initialised first: that would take longer."""
-    path = folder / MODEL
-    try:
-        with torch.device("meta"):
-            network = VAB(config)
-        state = {name: tensor.float() for name, tensor in load_file(path).items()}
-        network.load_state_dict(state, assign=True)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({_first_line(error)})") from error
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: does not fit its config.json ({_first_line(error)})") from error
-    return network
-
-
 def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:
     """``ModelError`` if the parts were not made for each other, which would give noise in silence."""
     if config.given_codebooks:
@@ -384,8 +380,3 @@ def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: Vision
             "the model was trained on the tokens of another codec than this one; "
             "put its codec.json and codec.safetensors into its folder, or name it with --codec-path"
         )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__

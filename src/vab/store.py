@@ -175,6 +175,8 @@ class Latents:
     split: str
     tokens: NDArray[np.uint16] | None  # [K, T]
     features: NDArray[np.float16] | None  # [F, dim]
+    real_tokens: int | None = None  # how many of the T are the clip's own, not filled up; None is all
+    real_features: int | None = None  # and of the F
 
 
 class LatentStore:
@@ -189,6 +191,7 @@ class LatentStore:
         self._starts: list[int] = []  # first row of each shard
         self._has: dict[str, list[NDArray[np.bool_]]] = {"tokens": [], "features": []}
         self._values: dict[str, list[NDArray]] = {"tokens": [], "features": []}
+        self._real: dict[str, list[NDArray[np.int32]]] = {"tokens": [], "features": []}
         self._hashes: list[str] = []
         for shard in sorted(directory.glob("shard-*.arrow")):
             self._map(shard)
@@ -238,6 +241,8 @@ class LatentStore:
                 table = pa.ipc.open_file(source).read_all()
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"{shard} is damaged ({error}); delete it and extract again") from None
+        if "real_tokens" not in table.column_names:
+            raise StoreError(f"{shard} comes from an older version of vab; extract again")
         self._starts.append(len(self.ids))
         self.ids += table["id"].to_pylist()
         self.labels += table["label"].to_pylist()
@@ -247,6 +252,7 @@ class LatentStore:
             column = table[name].chunk(0)
             self._has[name].append(column.is_valid().to_numpy(zero_copy_only=False))
             self._values[name].append(column.values.to_numpy().reshape(-1, *shape))
+            self._real[name].append(table[f"real_{name}"].to_numpy())
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -274,9 +280,17 @@ class LatentStore:
         tokens = self._column(rows, "tokens", np.dtype(np.uint16), self.meta.token_shape)
         features = self._column(rows, "features", np.dtype(np.float16), self.meta.feature_shape)
         texts = [ids, [row.label for row in rows], [row.split for row in rows]]
-        content = sha256(json.dumps(texts), tokens.values.to_numpy().data, features.values.to_numpy().data)
+        long, many = self.meta.token_shape[1], self.meta.feature_shape[0]
+        real = [
+            [long if row.real_tokens is None else row.real_tokens for row in rows],
+            [many if row.real_features is None else row.real_features for row in rows],
+        ]
+        values = (tokens.values.to_numpy().data, features.values.to_numpy().data)
+        content = sha256(json.dumps([texts, real]), *values)
         arrays = [*(pa.array(text, pa.string()) for text in texts), tokens, features]
-        batch = pa.record_batch(arrays, names=["id", "label", "split", "tokens", "features"])
+        arrays += [pa.array(counts, pa.int32()) for counts in real]
+        names = ["id", "label", "split", "tokens", "features", "real_tokens", "real_features"]
+        batch = pa.record_batch(arrays, names=names)
         batch = batch.replace_schema_metadata({"sha256": content})
         shard = self.directory / f"shard-{len(self._starts):06d}.arrow"
         temporary = shard.with_name(f".{shard.name}.tmp")
@@ -312,11 +326,17 @@ class LatentStore:
         has = {name: bool(self.has(name)[row]) for name in self._has}
         tokens = self.gather("tokens", [row])[0] if has["tokens"] else None
         features = self.gather("features", [row])[0] if has["features"] else None
-        return Latents(self.ids[row], self.labels[row], self.splits[row], tokens, features)
+        texts = (self.ids[row], self.labels[row], self.splits[row])
+        real = (int(self.real(name)[row]) for name in ("tokens", "features"))
+        return Latents(*texts, tokens, features, *real)
 
     def has(self, name: str) -> NDArray[np.bool_]:
         """[N]: which rows have ``tokens`` or ``features``."""
         return np.concatenate([np.zeros(0, bool), *self._has[name]])
+
+    def real(self, name: str) -> NDArray[np.int32]:
+        """[N]: how many places of each row's ``tokens`` or ``features`` are the clip's own."""
+        return np.concatenate([np.zeros(0, np.int32), *self._real[name]])
 
     def gather(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> NDArray:
         """``tokens`` [n, K, T] or ``features`` [n, F, dim] of those rows; zeros where a row has none."""

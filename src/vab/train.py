@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,50 +24,20 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from .batches import Batch, ClipBatches
+from .batches import Batch, ClipBatches, classes_of
 from .checkpoint import checkpoints, load_checkpoint, read_about, save_checkpoint, save_tensors
 from .config import Preset, TrainConfig
-from .masking import apply_mask
-from .model import VAB
-from .objectives import masked_prediction
+from .finetune import start_from
 from .record import code_version, write_whole
 from .store import LatentStore
+from .tasks import OBJECTIVES, build
 
 
 class TrainError(RuntimeError):
     """A run that cannot start or go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an objective makes of a process's share of a batch."""
-
-    loss: Tensor  # mean over ``weight`` things; gradients flow from here
-    weight: Tensor  # how many things (tokens, clips): shares of several processes count by it
-    measures: Callable[[], dict[str, Tensor]]  # name -> [sum, count]; called when there is something to log
-
-
-Objective = Callable[[nn.Module, Batch, Preset], Outcome]
-
-
-def masked_tokens(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
-    """Masked audio token prediction (eq. 1): the pre-training objective. Measures accuracy per codebook."""
-    model = preset.model
-    tokens = apply_mask(batch.tokens, batch.mask, model.vocabulary)
-    logits = network(tokens, batch.features, drop_features=batch.drop_features)
-    targets, mask = batch.tokens[:, model.given_codebooks :], batch.mask[:, model.given_codebooks :]
-    loss = masked_prediction(logits, targets, mask, preset.train.label_smoothing)
-
-    def measures() -> dict[str, Tensor]:
-        right = ((logits.detach().argmax(-1) == targets) & mask).sum((0, 2))
-        counts = torch.stack([right, mask.sum((0, 2))], dim=1).float()
-        return {f"accuracy/{model.given_codebooks + k}": count for k, count in enumerate(counts)}
-
-    return Outcome(loss, mask.sum().float(), measures)
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -86,7 +56,6 @@ def train(
     init: str | Path | None = None,
     devices: int = 1,
     max_steps: int | None = None,
-    objective: Objective = masked_tokens,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train, or go on with the run in ``run_dir``; returns ``run_dir``, then a model directory.
@@ -99,13 +68,17 @@ def train(
     """
     store = LatentStore.open(store_dir)
     store.preload()
+    if preset.train.objective == "classification" and not preset.classes:
+        preset = replace(preset, classes=classes_of(store))
+        if not preset.classes:
+            raise TrainError(f"{store_dir} has no labels in the split train to learn")
     clips, dev = ClipBatches(store, preset, "train"), ClipBatches(store, preset, "dev")
     if not len(clips):
         raise TrainError(f"{store_dir} has no clip with sound in the split train")
     strategy = "auto" if devices == 1 else DDPStrategy(broadcast_buffers=False)
     fabric = Fabric(devices=devices, strategy=strategy, precision=preset.train.precision)
     fabric.launch()
-    run = _Run(fabric, preset, clips, dev, Path(run_dir), max_steps, objective, log)
+    run = _Run(fabric, preset, clips, dev, Path(run_dir), max_steps, log)
     run.start(None if init is None else Path(init))
     run.loop()
     if fabric.is_global_zero:
@@ -125,29 +98,28 @@ class _Run:
         dev: ClipBatches,
         folder: Path,
         max_steps: int | None,
-        objective: Objective,
         log: Callable[[str], None],
     ) -> None:
         self.fabric, self.preset, self.clips, self.dev = fabric, preset, clips, dev
-        self.folder, self.objective = folder, objective
+        self.folder, self.objective = folder, OBJECTIVES[preset.train.objective]
         self.log = log if fabric.is_global_zero else lambda line: None
         self.total = clips.steps(preset.train.epochs) if max_steps is None else max_steps
         config = preset.train
         torch.manual_seed(config.seed)
-        self.model = VAB(preset.model, torch.from_numpy(clips.store.codebook_vectors()))
-        for buffer, values in zip(
-            (self.model.feature_mean, self.model.feature_std), clips.store.feature_statistics(), strict=True
+        self.model = build(preset, torch.from_numpy(clips.store.codebook_vectors()))
+        for name, values in zip(
+            ("feature_mean", "feature_std"), clips.store.feature_statistics(), strict=True
         ):
-            buffer.copy_(torch.from_numpy(values))
+            next(b for n, b in self.model.named_buffers() if n.endswith(name)).copy_(torch.from_numpy(values))
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self.parameters,
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
             fused=True,
         )
         self.network, self.optimizer = fabric.setup(self.model, optimizer)
-        self.parameters = list(self.model.parameters())
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.step = 0
         self.seconds = 0.0
@@ -163,7 +135,7 @@ class _Run:
             "train": train,
             "store": self.clips.store.fingerprint(),
             "steps": self.total,
-            "objective": getattr(self.objective, "__name__", repr(self.objective)),
+            "classes": self.preset.classes,
         }
         return json.loads(json.dumps(identity))
 
@@ -184,8 +156,8 @@ class _Run:
             break
         else:
             if init is not None:
-                self.model.load_state_dict(load_file(init / "model.safetensors"))
-                for average, parameter in zip(self.ema, self.parameters, strict=True):
+                start_from(self.model, init)
+                for average, parameter in zip(self.ema, self.parameters, strict=False):
                     average.copy_(parameter.detach())
             self.log(
                 f"training {self.preset.name} in {self.folder}: {len(self.clips)} clips, {self.total} steps"
@@ -349,7 +321,7 @@ class _Run:
                 "code": code_version(),
                 "command": sys.argv,
                 "seed": self.preset.train.seed,
-                "objective": self.identity["objective"],
+                "objective": self.preset.train.objective,
                 "steps": self.total,
                 "clips": {"train": len(self.clips), "dev": len(self.dev)},
                 "store": {"fingerprint": store.fingerprint(), **asdict(store.meta)},

@@ -1,7 +1,8 @@
 """Which weights are at hand, and the folder of a model from its name. Nothing here imports torch.
 
 A model directory holds ``config.json`` (a ``Preset`` as nested values) and ``model.safetensors``; that of a
-model on the small codec may also hold ``codec.json`` and ``codec.safetensors``.
+model on the small codec may also hold ``codec.json`` and ``codec.safetensors``. What fine-tuning made of it
+may stand in the folders ``contrastive`` and ``classes``.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 from vab.config import PRESETS, Preset, from_dict
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
+FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # of what fine-tuning made of a model
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = "vab-tiny"
 _FILES = [CONFIG, MODEL, CODEC, "codec.safetensors"]
+_FILES += [f"{folder}/{file}" for folder in FOLDERS.values() for file in (CONFIG, MODEL)]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -109,6 +112,8 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
     """The presets, then model directories in ``folders`` (up to two levels down), then the Hub's cache."""
     models = []
     for preset in PRESETS.values():
+        if preset.train.objective != "masked":  # fine-tuned ones stand in the folder of their model
+            continue
         folder = ASSETS / preset.name
         if is_model(folder):
             models.append(_known(preset.name, "bundled", folder, preset.note))

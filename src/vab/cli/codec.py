@@ -29,7 +29,7 @@ def train(
         run: folder for the run's state and the codec (codec.json, codec.safetensors).
         training: how to train.
         codec: its sizes.
-        init: folder of a codec to start from; its codes and sizes stay, its decoder is trained on.
+        init: folder of a codec to start from; its codes stay, its decoder is trained on.
         json: one JSON document on standard output.
     """
     left_out: list[str] = []
@@ -47,7 +47,7 @@ def train(
 
     try:
         train_codec(sounds, run, training, codec, report, init)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise BadCall(str(error)) from error
     show({"run": str(run), "last": last, "failed": left_out}, f"{run}: done", json)
     return 1 if left_out else 0

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from vab.cli.output import BadCall, show, tell
+
+if TYPE_CHECKING:
+    from vab.datasets.common import Report
+    from vab.store import Clip
 
 Manifest = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="MANIFEST")]
 
@@ -82,3 +88,180 @@ def synthetic(
         raise BadCall(f"{out}: cannot be written ({error.strerror})") from error
     show({"manifest": str(manifest), "clips": clips}, f"{manifest}: {clips} clips", json)
     return 0
+
+
+def vggsound(
+    listing: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
+    media: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MEDIA")],
+    out: Manifest,
+    subset: Literal["all", "retrieval"] = "all",
+    drop_still: bool = False,
+    json: bool = False,
+) -> int:
+    """Write the manifest of VGGSound: the clips of an official list that are there.
+
+    Files are called <id>_<start>.mp4, the start in seconds (padded to six places or not) or milliseconds, in
+    MEDIA or any folder below.
+
+    Args:
+        listing: vggsound.csv, or test.csv or train.csv.
+        media: the folder with the clips.
+        out: the csv file to write: id,audio,video,start,seconds,label,split.
+        subset: retrieval is the first 5 of each class in test.csv, 1,545 clips.
+        drop_still: leave out clips whose picture never moves (decodes a frame a second).
+        json: one JSON document on standard output.
+    """
+    from vab.datasets.vggsound import vggsound_clips
+
+    return _write(out, lambda: vggsound_clips(listing, media, subset, drop_still), json)
+
+
+def audioset(
+    lists: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LISTS")],
+    media: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MEDIA")],
+    out: Manifest,
+    parts: tuple[Literal["2m", "20k", "eval"], ...],
+    subset: Path | None = None,
+    drop_still: bool = False,
+    json: bool = False,
+) -> int:
+    """Write the manifest of AudioSet: the segments of the official lists that are there.
+
+    A file is one segment, called <id>, <id>_<start> or <id>_<start>_<end> (seconds or milliseconds), also
+    with a Y before it, in MEDIA or any folder below. Labels are display names, joined by ";".
+
+    Args:
+        lists: the folder with class_labels_indices.csv, eval_segments.csv, balanced_train_segments.csv, ...
+        media: the folder with the segments: videos, sounds, or both.
+        out: the csv file to write: id,audio,video,start,seconds,label,split.
+        parts: 2m is unbalanced and balanced, 20k balanced (both split train), eval the split test.
+        subset: json file {"data": [{"video_id": ...}]}; only these ids.
+        drop_still: leave out clips whose picture never moves (decodes a frame a second).
+        json: one JSON document on standard output.
+    """
+    from vab.datasets.audioset import audioset_clips
+
+    if not parts:
+        raise BadCall("--parts needs one or more of 2m, 20k, eval")
+    return _write(out, lambda: audioset_clips(lists, media, parts, subset, drop_still), json)
+
+
+def msrvtt(
+    listing: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
+    media: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MEDIA")],
+    out: Manifest,
+    drop_still: bool = False,
+    json: bool = False,
+) -> int:
+    """Write the manifest of MSR-VTT's test split, of the clips that are there and have a sound.
+
+    Args:
+        listing: test_videodatainfo.json.
+        media: the folder with video7010.mp4 ...
+        out: the csv file to write: id,audio,video,start,seconds,label,split.
+        drop_still: leave out clips whose picture never moves (decodes a frame a second).
+        json: one JSON document on standard output.
+    """
+    from vab.datasets.msrvtt import msrvtt_clips
+
+    return _write(out, lambda: msrvtt_clips(listing, media, drop_still), json)
+
+
+def esc50(
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    out: Manifest,
+    fold: int,
+    esc10: bool = False,
+    json: bool = False,
+) -> int:
+    """Write the manifest of ESC-50 with one of its five folds as the split test.
+
+    Args:
+        root: the unpacked set: meta/esc50.csv and audio/.
+        out: the csv file to write: id,audio,video,start,seconds,label,split.
+        fold: 1 to 5, the fold to test on; the others are the split train.
+        esc10: only the ten classes of ESC-10.
+        json: one JSON document on standard output.
+    """
+    from vab.datasets.esc50 import esc50_clips
+
+    return _write(out, lambda: esc50_clips(root, fold, esc10), json)
+
+
+def speech_commands(
+    root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    test: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TEST_FOLDER")],
+    out: Manifest,
+    json: bool = False,
+) -> int:
+    """Write the manifest of Speech Commands v0.01 with 12 classes: ten words, _unknown_ and _silence_.
+
+    Args:
+        root: the unpacked speech_commands_v0.01: the splits train and dev, by the official rule.
+        test: the unpacked speech_commands_test_set_v0.01.
+        out: the csv file to write: id,audio,video,start,seconds,label,split.
+        json: one JSON document on standard output.
+    """
+    from vab.datasets.speech_commands import speech_commands_clips
+
+    return _write(out, lambda: speech_commands_clips(root, test), json)
+
+
+def vatt(
+    tokens: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TOKENS")],
+    features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
+    listing: Annotated[Path, tyro.conf.arg(name="list", metavar="LIST")],
+    codebooks: str | None = None,
+    json: bool = False,
+) -> int:
+    """Bring VATT's published latents of VGGSound into a store. Called again, it goes on where it was.
+
+    Their features come from EVA02-CLIP-L for 336 pixels, so they are not those of vab extract (224 pixels).
+
+    Args:
+        tokens: the folder with EnCodec tokens, one npy (500, 4) a clip.
+        features: the folder with EVA-CLIP features at 5 frames a second, one npy (about 50, 768) a clip.
+        out: the store's folder.
+        listing: vggsound.csv, which has each clip's label and split.
+        codebooks: file, folder or Hub id of the EnCodec of AudioGen, if not the usual one.
+        json: one JSON document on standard output.
+    """
+    from vab.codec import CodecError, load_codec
+    from vab.datasets.common import ListError
+    from vab.datasets.vatt import vatt_store
+    from vab.store import StoreError
+
+    try:
+        vectors = load_codec("encodec", codebooks).codebook_vectors().cpu().numpy()
+        report = vatt_store(listing, tokens, features, out, vectors)
+    except (ListError, StoreError, CodecError, OSError) as error:
+        raise BadCall(str(error)) from error
+    return _tell("store", out, report, json)
+
+
+def _write(out: Path, gather: Callable[[], tuple[list[Clip], Report]], json: bool) -> int:
+    """Gather the clips, write the manifest and say what is left."""
+    from vab.datasets.common import ListError
+    from vab.store import write_manifest
+
+    try:
+        clips, report = gather()
+    except (ListError, OSError) as error:
+        raise BadCall(str(error)) from error
+    if clips:
+        try:
+            write_manifest(out, clips)
+        except OSError as error:
+            raise BadCall(f"{out}: cannot be written ({error.strerror})") from error
+    return _tell("manifest", out, report, json)
+
+
+def _tell(kind: str, out: Path, report: Report, json: bool) -> int:
+    """Print the report; the exit code. Clips that are gone are normal, unreadable ones are not."""
+    for reason in report.unreadable.values():
+        tell(reason)
+    if not report.left:
+        raise BadCall(f"{out}: not written, there would be {report.text()}")
+    show({kind: str(out), **asdict(report)}, f"{out}: {report.text()}", json)
+    return 1 if report.unreadable else 0

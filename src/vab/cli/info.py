@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -45,7 +46,7 @@ def presets(
         name: the preset to show in full. Left out: a table of all.
         json: one JSON document on standard output.
     """
-    from vab.config import PRESETS, preset
+    from vab.config import PRESETS, preset, table_8
 
     if name is not None and name not in PRESETS:
         raise BadCall(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
@@ -55,7 +56,14 @@ def presets(
     chosen = [preset(name)] if name else list(PRESETS.values())
     documents = [asdict(one) | parameter_counts(one.model) for one in chosen]
     if name:
-        show(documents[0], "\n".join(_lines(documents[0])), json)
+        paper = table_8(name)
+        lines = [(field, str(value), paper.get(field, "")) for field, value in _fields(documents[0])]
+        text = (
+            table(("field", "here", "paper's Table 8"), lines)
+            if paper
+            else table(("field", ""), [line[:2] for line in lines])
+        )
+        show(documents[0] | {"table_8": paper}, text, json)
         return 0
     rows = [
         (
@@ -87,12 +95,10 @@ def doctor(json: bool = False) -> int:
     return 0
 
 
-def _lines(document: dict[str, object], prefix: str = "") -> list[str]:
-    """``--model.width  192`` for each field, named as the options of ``vab pretrain`` are."""
-    lines: list[str] = []
+def _fields(document: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """``model.width``, 192 for each field, named as the options of ``vab pretrain`` are."""
     for key, value in document.items():
         if isinstance(value, dict):
-            lines += _lines(value, f"{prefix}{key}.")
+            yield from _fields(value, f"{prefix}{key}.")
         else:
-            lines.append(f"{prefix + key:28}  {value}")
-    return lines
+            yield prefix + key, value

@@ -1,10 +1,10 @@
-"""vab extract, vab pretrain."""
+"""vab extract, vab pretrain, vab finetune."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -99,20 +99,48 @@ class Run:
     json: bool = False  # one JSON document on standard output
 
 
-if TYPE_CHECKING:
-    Runs = Run
-else:  # one subcommand per preset, with its values as defaults
-    Runs = tyro.extras.subcommand_type_from_defaults(
-        {
-            p.name: Run(p.name, p.note, tyro.MISSING, tyro.MISSING, p.model, p.train, p.decode)
-            for p in PRESETS.values()
-        },
-        {p.name: p.note for p in PRESETS.values()},
+def _runs(objective: str) -> Any:
+    """One subcommand per preset of that objective, with its values as defaults."""
+    chosen = [p for p in PRESETS.values() if p.train.objective == objective]
+    return tyro.extras.subcommand_type_from_defaults(
+        {p.name: Run(p.name, p.note, tyro.MISSING, tyro.MISSING, p.model, p.train, p.decode) for p in chosen},
+        {p.name: p.note for p in chosen},
     )
 
 
-def pretrain(chosen: Annotated[Runs, tyro.conf.arg(name="")]) -> int:
+if TYPE_CHECKING:
+    Pretraining = Run
+    Contrasting = Run
+    Classifying = Run
+else:
+    Pretraining = _runs("masked")
+    Contrasting = _runs("contrastive")
+    Classifying = _runs("classification")
+
+
+def pretrain(chosen: Annotated[Pretraining, tyro.conf.arg(name="")]) -> int:
     """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --run DIR."""
+    return _train(chosen)
+
+
+def contrastive(chosen: Annotated[Contrasting, tyro.conf.arg(name="")]) -> int:
+    """Teach the first layers one space for sound and picture (section 3.4).
+
+    vab finetune contrastive PRESET --store STORE --run DIR [--init DIR]: from a pre-trained model, or fresh.
+    """
+    return _train(chosen)
+
+
+def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
+    """Teach the first layers and a linear head the classes of a store (section 3.5).
+
+    vab finetune classify PRESET --store STORE --run DIR [--init DIR]: from a contrastive or a pre-trained
+    model, or fresh. --train.inputs audio|video|both (or several); --train.frozen is a linear probe.
+    """
+    return _train(chosen)
+
+
+def _train(chosen: Run) -> int:
     from vab.store import StoreError
     from vab.train import TrainError, train
 

@@ -1,0 +1,277 @@
+"""vab evaluate retrieval, vab evaluate classification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import tyro
+
+from vab.cli.output import BadCall, show, tell
+from vab.evaluate.paper import (
+    AUDIO_ONLY,
+    CLASSIFICATION_TITLES,
+    MULTI_LABEL,
+    ClassificationBenchmark,
+    Inputs,
+    RetrievalBenchmark,
+)
+
+if TYPE_CHECKING:
+    from vab.batches import ClipBatches
+    from vab.embeddings import Embeddings
+    from vab.evaluate.predictions import Predictions
+
+Store = Annotated[Path | None, tyro.conf.arg(metavar="STORE")]
+Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
+Ids = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+NAMED = 10  # ids named in one line for people
+
+
+def retrieval(
+    embeddings: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    store: Store = None,
+    model: Model = None,
+    split: str = "test",
+    benchmark: RetrievalBenchmark | None = None,
+    ids: Ids = None,
+    block: int = 256,
+    json: bool = False,
+) -> int:
+    """Measure which sound belongs to a picture and which picture to a sound: R@1, R@5, R@10, median rank.
+
+    With labels also precision by class: the share of the first k results that share a label with the query.
+    Intervals are 95 %, by 1000 resamples of the clips.
+
+    What is measured is a model on the clips of a store, or embeddings made by any means (--embeddings).
+
+    Args:
+        embeddings: npz or parquet with id, audio [N, D], video [N, D] and, if known, label.
+        store: latents made by vab extract; the clips of the split that have both sound and picture count.
+        model: a directory made by vab finetune contrastive, a model that holds one, or a Hub id. Left out:
+            the bundled vab-tiny.
+        split: of the store.
+        benchmark: whose column of the paper's Table 3 to print beside.
+        ids: keep only these: one per line, a JSON list, or a list of CAV-MAE's.
+        block: queries compared at once; the result does not depend on it.
+        json: one JSON document on standard output.
+    """
+    from vab.embeddings import EmbeddingsError, read_embeddings
+
+    if block < 1:
+        raise BadCall("--block must be 1 or more")
+    if embeddings is not None and store is None:
+        try:
+            found = read_embeddings(embeddings)
+        except EmbeddingsError as error:
+            raise BadCall(str(error)) from error
+        return _retrieval(found, embeddings, benchmark, ids, block, json)
+    if store is None or embeddings is not None:
+        raise BadCall("what to measure: --embeddings FILE, or --store STORE with --model DIR")
+    with _told():
+        from vab.embed import embed_store
+        from vab.finetune import load_finetuned
+
+        folder = _folder(model)
+        contrastive, _ = load_finetuned(folder)
+        if contrastive is None:
+            raise ValueError(f"{folder}: gives no embeddings; make them with `vab finetune contrastive`")
+        found = embed_store(contrastive[0], _clips(store, folder, split))
+    return _retrieval(found, Path(folder.name), benchmark, ids, block, json)
+
+
+def classification(
+    predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    store: Store = None,
+    model: Model = None,
+    split: str = "test",
+    benchmark: ClassificationBenchmark | None = None,
+    inputs: Inputs | None = None,
+    ids: Ids = None,
+    json: bool = False,
+) -> int:
+    """Measure a classifier: accuracy where clips have one label, mean average precision, d', each class.
+
+    What is measured is a model on the clips of a store, or scores made by any means (--predictions).
+    Intervals are 95 %, by 1000 resamples of the clips.
+
+    Args:
+        store: latents made by vab extract.
+        model: a directory made by vab finetune classify, a model that holds one, or a Hub id. Left out: the
+            bundled vab-tiny.
+        split: of the store.
+        predictions: npz with id [N], label [N] (several joined by ";"), scores [N, C] and classes [C].
+        benchmark: whose column of the paper's Tables 4 to 6 to print beside.
+        inputs: from what the scores are made: a, v or av, and so which column of the paper's. Left out: what
+            the classifier was taught, or of the paper's columns av (a for esc50 and spc1).
+        ids: keep only these: one per line, a JSON list, or a list of CAV-MAE's.
+        json: one JSON document on standard output.
+    """
+    from vab.evaluate.predictions import read_predictions
+    from vab.evaluate.report import EvaluationError
+
+    if benchmark in AUDIO_ONLY and inputs not in (None, "a"):
+        raise BadCall(f"--inputs {inputs}: the paper has {CLASSIFICATION_TITLES[benchmark]} from audio only")
+    if predictions is not None and store is None:
+        try:
+            found = read_predictions(predictions)
+        except EvaluationError as error:
+            raise BadCall(str(error)) from error
+        return _classification(found, predictions, benchmark, inputs, ids, json)
+    if store is None or predictions is not None:
+        raise BadCall("what to measure: --predictions FILE, or --store STORE with --model DIR")
+    with _told():
+        from vab.embed import classify_store
+        from vab.evaluate.predictions import Predictions
+        from vab.finetune import load_finetuned
+
+        folder = _folder(model)
+        _, classifier = load_finetuned(folder)
+        if classifier is None:
+            raise ValueError(f"{folder}: knows no classes; teach it some with `vab finetune classify`")
+        network, learned = classifier
+        taught = {"audio": "a", "video": "v", "both": "av"}
+        chosen = next(
+            (kind for kind in ("both", "audio", "video") if taught[kind] == inputs), learned.train.inputs[-1]
+        )
+        clips = _clips(store, folder, split)
+        names, scores = classify_store(network, clips, chosen, learned.train.loss)
+        found = Predictions(names, scores, clips.labels(), list(learned.classes))
+    return _classification(found, Path(folder.name), benchmark, cast(Inputs, taught[chosen]), ids, json)
+
+
+def _folder(model: str | None) -> Path:
+    """The directory of a model."""
+    from vab.weights import find_model
+
+    return find_model(model)
+
+
+def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
+    """The clips of a store's split as the model of a directory takes them."""
+    from vab.batches import ClipBatches
+    from vab.store import LatentStore
+    from vab.weights import read_config
+
+    clips = ClipBatches(LatentStore.open(store), read_config(folder), split)
+    if not len(clips):
+        raise ValueError(f"{store} has no clip with sound in the split {split}")
+    return clips
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Mistakes of the call, each in one line."""
+    from vab.weights import ModelError
+
+    try:
+        yield
+    except (ModelError, ValueError, OSError) as error:
+        raise BadCall(str(error)) from error
+
+
+def _retrieval(
+    found: Embeddings,
+    source: Path,
+    benchmark: RetrievalBenchmark | None,
+    ids: Path | None,
+    block: int,
+    json: bool,
+) -> int:
+    """Evaluate embeddings, wherever they come from, and print; ``source`` names them."""
+    from vab.evaluate.report import EvaluationError, choose, list_hash, retrieval_beside_paper
+    from vab.evaluate.retrieval import retrieval as measure
+
+    wanted = _wanted(ids)
+    try:
+        rows, missing = choose(found.ids, wanted)
+        names, labels = ([texts[row] for row in rows] for texts in (found.ids, found.labels))
+        result = measure(found.audio[rows], found.video[rows], labels, block)
+    except EvaluationError as error:
+        raise BadCall(f"{source}: {error}") from error
+    left_out = [names[row] for row in result.left_out]
+    _name("left out, without sound or picture", left_out)
+    _name(f"missing from {source}", missing)
+    recall = {way: list(direction.recall.values()) for way, direction in result.ways.items()}
+    digest = list_hash([names[row] for row in result.kept])
+    parts = [_heading("Retrieval", source, len(result.kept), left_out, missing, digest), result.markdown()]
+    tied = {way: direction.ties for way, direction in result.ways.items() if direction.ties}
+    if tied:
+        counts = ", ".join(f"{count} {way}" for way, count in tied.items())
+        parts.append(f"Ties count for the true candidate; queries that have one: {counts}.")
+    if benchmark:
+        parts.append(retrieval_beside_paper(benchmark, source.stem, len(result.kept), recall))
+    document: dict[str, Any] = {"source": str(source), "benchmark": benchmark, **result.document()}
+    document |= {"ids_sha256": digest, "left_out": left_out, "missing": missing}
+    show(document, "\n\n".join(parts), json)
+    return 1 if left_out or missing else 0
+
+
+def _classification(
+    found: Predictions,
+    source: Path,
+    benchmark: ClassificationBenchmark | None,
+    inputs: Inputs | None,
+    ids: Path | None,
+    json: bool,
+) -> int:
+    """Evaluate predictions, wherever they come from, and print; ``source`` names them."""
+    from vab.evaluate.classification import classification as measure
+    from vab.evaluate.classification import targets_of
+    from vab.evaluate.report import EvaluationError, choose, classification_beside_paper, list_hash
+
+    wanted = _wanted(ids)
+    try:
+        rows, missing = choose(found.ids, wanted)
+        found = found.rows(rows)
+        targets, unknown = targets_of(found.labels, found.classes)
+        multi_label = None if benchmark is None else benchmark in MULTI_LABEL
+        result = measure(found.scores, targets, found.classes, multi_label)
+    except EvaluationError as error:
+        raise BadCall(f"{source}: {error}") from error
+    left_out = [found.ids[row] for row in result.left_out]
+    _name("left out, without scores or a label among the classes", left_out)
+    _name("labels that are no class of the scores", unknown)
+    _name(f"missing from {source}", missing)
+    digest = list_hash([found.ids[row] for row in result.kept])
+    parts = [
+        _heading("Classification", source, len(result.kept), left_out, missing, digest),
+        result.markdown(),
+    ]
+    if benchmark:
+        inputs = inputs or ("a" if benchmark in AUDIO_ONLY else "av")
+        ours = result.accuracy[1] if result.accuracy else result.mean_average_precision
+        parts.append(classification_beside_paper(benchmark, inputs, source.stem, len(result.kept), ours))
+    document: dict[str, Any] = {"source": str(source), "benchmark": benchmark, "inputs": inputs}
+    document |= result.document()
+    document |= {"ids_sha256": digest, "left_out": left_out, "missing": missing, "unknown_labels": unknown}
+    show(document, "\n\n".join(parts), json)
+    return 1 if left_out or missing else 0
+
+
+def _wanted(ids: Path | None) -> list[str] | None:
+    """The ids of a list; None without one."""
+    from vab.evaluate.report import EvaluationError, read_ids
+
+    try:
+        return None if ids is None else read_ids(ids)
+    except EvaluationError as error:
+        raise BadCall(str(error)) from error
+
+
+def _heading(
+    task: str, source: Path, clips: int, left_out: Sequence[str], missing: Sequence[str], digest: str
+) -> str:
+    """What was measured, on how many clips, and the hash of their ids."""
+    counts = f"N = {clips:,}, {len(left_out):,} left out, {len(missing):,} missing"
+    note = f"sha256 of the ids {digest[:16]}. Brackets: 95 % bootstrap intervals."
+    return f"{task}: {source}\n\n{counts}; {note}"
+
+
+def _name(reason: str, ids: Sequence[str]) -> None:
+    """Name some ids on standard error, if there are any."""
+    if ids:
+        more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
+        tell(f"{len(ids):,} {reason}: {', '.join(ids[:NAMED])}{more}")

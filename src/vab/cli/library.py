@@ -1,0 +1,270 @@
+"""vab index, vab search."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vab.cli.output import BadCall, show, table, tell
+
+if TYPE_CHECKING:
+    from vab.embed import Understanding
+    from vab.embeddings import Embedded, Kind
+    from vab.library import Hit, Library
+
+Database = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DB")]
+Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
+Place = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Seconds = Annotated[float | None, tyro.conf.arg(metavar="SECONDS")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def add(
+    db: Database,
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
+    model: Model = None,
+    device: Device = "auto",
+    codec_path: Place = None,
+    vision_path: Place = None,
+    json: bool = False,
+) -> int:
+    """Add sounds, videos and images to a library that vab search looks through.
+
+    Called again, it embeds only what is new or has changed (path, size, time); stopped at any moment, it
+    goes on from there. The label of a file is the name of its folder. From 100,000 vectors on, an index is
+    built and the share of the exact answer that it finds is told.
+
+    Args:
+        db: the library's folder; made if it is missing.
+        inputs: sounds, videos, images, folders (all in them and below), quoted patterns, or CSV lists with a
+            column "video".
+        model: a name (see vab models), a model directory or a Hub id. Left out: the library's own; the
+            bundled vab-tiny for a new one.
+        device: where to compute.
+        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
+        json: one JSON document on standard output.
+    """
+    from vab.cli.progress import file_progress
+    from vab.inputs import AUDIO, IMAGES, VIDEOS, expand
+    from vab.library import Library
+
+    counts = dict.fromkeys(("added", "replaced", "unchanged", "failed"), 0)
+    failed: dict[str, str] = {}
+    try:
+        entries = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
+        library = Library.create(db)
+        source = _source(library, model)
+        network = _load(source, device, codec_path, vision_path)
+        files = []
+        for path, reason in entries:
+            if reason is None:
+                files.append(path)
+            else:
+                counts["failed"] += 1
+                failed[str(path)] = f"{path}: {reason}"
+                tell(failed[str(path)])
+        with file_progress() as watch:
+            for result in library.add(files, network.embed_file, network.fingerprint(), source, watch):
+                counts[result.status] += 1
+                if result.error is not None:
+                    failed[result.path] = result.error
+                    tell(result.error)
+        document = {"library": str(db), **counts, "failed_files": failed, **_state(library)}
+    except Exception as error:
+        raise _bad_call(error) from error
+    told = ", ".join(f"{number} {status}" for status, number in counts.items())
+    show(document, "\n".join([f"{db}: {told}", *_lines(document)]), json)
+    return 1 if failed else 0
+
+
+def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
+    """Take the files that are no longer on disk out of a library.
+
+    Args:
+        db: the library's folder.
+        dry_run: only say which they are.
+        json: one JSON document on standard output.
+    """
+    from vab.library import Library
+
+    try:
+        library = Library.open(db)
+        gone = library.prune(dry_run)
+        document = {"library": str(db), "removed": [] if dry_run else gone, "gone": gone, **_state(library)}
+    except Exception as error:
+        raise _bad_call(error) from error
+    verb = "would be taken out" if dry_run else "taken out"
+    lines = [_printable(path) for path in gone]
+    show(document, "\n".join([*lines, f"{db}: {len(gone)} files {verb}", *_lines(document)]), json)
+    return 0
+
+
+def show_library(db: Database, json: bool = False) -> int:
+    """Say what is in a library: files, windows, labels, the model, the indexes.
+
+    Args:
+        db: the library's folder.
+        json: one JSON document on standard output.
+    """
+    from vab.library import Library
+
+    try:
+        document = {"library": str(db), **_state(Library.open(db))}
+    except Exception as error:
+        raise _bad_call(error) from error
+    rows = [(_printable(label) or "(none)", str(files)) for label, files in document["labels"].items()]
+    lines = _lines(document)
+    show(document, "\n".join([*lines, table(("label", "files"), rows)] if rows else lines), json)
+    return 0
+
+
+def search(
+    db: Database,
+    video: File = None,
+    audio: File = None,
+    label: Annotated[str | None, tyro.conf.arg(metavar="LABEL")] = None,
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"], metavar="N")] = 10,
+    kind: Annotated[Literal["audio", "video"] | None, tyro.conf.arg(metavar="audio|video")] = None,
+    under: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    longer_than: Seconds = None,
+    shorter_than: Seconds = None,
+    windows: bool = False,
+    model: Model = None,
+    device: Device = "auto",
+    codec_path: Place = None,
+    vision_path: Place = None,
+    json: bool = False,
+) -> int:
+    """Find the files of a library that sound like a file, fit its picture, or have a label.
+
+    Each hit is a file with its best window in seconds, the stream that was compared, and the cosine
+    similarity. A query file is compared as a whole (the mean of its windows).
+
+    Args:
+        db: the library's folder, made by vab index add.
+        video: a video or image, compared by its picture.
+        audio: a sound, or a video, compared by its sound.
+        label: files whose label is this, upper or lower case; with --video or --audio, only among these.
+        k: how many hits at most.
+        kind: which stream of the library to look through. Left out: sounds; with --label alone, both.
+        under: only files in this folder and below.
+        longer_than: only files that last longer than this.
+        shorter_than: only files that are shorter than this.
+        windows: every window is a hit of its own.
+        model: the model that made the library, if it is no longer where it was.
+        device: where to compute.
+        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
+        json: one JSON document on standard output.
+    """
+    if video is None and audio is None and label is None:
+        raise BadCall("what to search for? give one of --video, --audio, --label")
+    if video is not None and audio is not None:
+        raise BadCall("give --video or --audio, not both")
+    if k < 1:
+        raise BadCall(f"-k must be 1 or more, not {k}")
+    for name, value in (("longer-than", longer_than), ("shorter-than", shorter_than)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise BadCall(f"--{name} must be 0 or more seconds, not {value}")
+
+    from vab.library import Filters, Library
+
+    try:
+        library = Library.open(db)
+        filters = Filters(under, label, longer_than, shorter_than)
+        filters.sql()  # a filter that makes no sense is told before anything is loaded
+        vector, file, stream = None, video or audio, kind
+        if file is not None:
+            network = _load(_source(library, model), device, codec_path, vision_path)
+            library.check(network.fingerprint())
+            vector = _query(network.embed_file(file), file, "video" if video else "audio")
+            stream = kind or "audio"
+        hits = library.search(vector, stream, k, filters, windows)
+    except Exception as error:
+        raise _bad_call(error) from error
+    query = {"video": _text(video), "audio": _text(audio), "label": label, "kind": stream}
+    document = {"library": str(db), "query": query, "hits": [asdict(hit) for hit in hits]}
+    show(document, _table(hits) if hits else f"{db}: nothing found", json)
+    return 0
+
+
+def _query(embedded: Embedded, file: Path, kind: Kind) -> Any:
+    """One vector [D] for a file; ``BadCall`` if it does not have that stream."""
+    vector = embedded.mean(kind)
+    if vector is None:
+        raise BadCall(f"{file}: has no {'picture' if kind == 'video' else 'sound'} to search by")
+    return vector
+
+
+def _source(library: Library, model: str | None) -> str:
+    """The model as named now, else as it was for the library; "" is the bundled one."""
+    if model is None:
+        return library.meta.source if library.meta is not None else ""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def _load(source: str, device: str, codec_path: str | None, vision_path: str | None) -> Understanding:
+    from vab.embed import Understanding
+
+    return Understanding.from_pretrained(
+        source or None, device=device, codec_path=codec_path, vision_path=vision_path
+    )
+
+
+def _bad_call(error: Exception) -> Exception:
+    """Errors that are not of one input: the call was bad, or something is missing here."""
+    from vab.codec import CodecError
+    from vab.mux import MediaError
+    from vab.vision import VisionError
+    from vab.weights import ModelError
+
+    known = (ValueError, OSError, ModelError, CodecError, VisionError, MediaError)
+    return BadCall(" ".join(str(error).split())) if isinstance(error, known) else error
+
+
+def _state(library: Library) -> dict[str, Any]:
+    meta = None if library.meta is None else asdict(library.meta)
+    return {"model": None, "dim": None, "source": "", "indexes": {}, **(meta or {}), **library.counts()}
+
+
+def _lines(state: dict[str, Any]) -> list[str]:
+    """A library's state for people."""
+    lines = [
+        f"{state['files']} files of {state['seconds']:.0f} s in all: {state['windows']} windows, "
+        f"{state['audio']} with sound, {state['video']} with a picture",
+    ]
+    if state["model"] is not None:
+        source = state["source"] or "the bundled model"
+        lines.append(f"made with {source} ({state['model'][:12]}), {state['dim']} numbers a vector")
+    for kind, index in state["indexes"].items():
+        effort = f"{index['probes']} of {index['parts']} parts a query"
+        lines.append(f"index of {kind}: recall@10 {index['recall']:.3f}, {effort}")
+    return lines
+
+
+def _table(hits: list[Hit]) -> str:
+    rows = [
+        (
+            "" if hit.score is None else f"{hit.score:.3f}",
+            f"{hit.start:.1f}-{hit.end:.1f}",
+            hit.stream,
+            _printable(hit.label),
+            _printable(hit.path),
+        )
+        for hit in hits
+    ]
+    return table(("score", "seconds", "stream", "label", "file"), rows)
+
+
+def _printable(text: str) -> str:
+    """A name with line breaks and the like must not break the table."""
+    return text if text.isprintable() else repr(text)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,1 @@
+"""Evaluation: measures with their intervals, and the paper's numbers beside ours."""

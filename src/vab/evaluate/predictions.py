@@ -1,0 +1,77 @@
+"""A classifier's scores for clips, in memory and as npz."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.record import write_whole
+
+from .report import EvaluationError
+
+NEEDED = "id [N], label [N], scores [N, C], classes [C]"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Scores of N clips for C classes: logits or probabilities, more is likelier. A row of NaN: no score."""
+
+    ids: list[str]
+    scores: NDArray[np.floating]  # [N, C]
+    labels: list[str]  # the truth; several are joined by ";", "" where nothing is known
+    classes: list[str]  # of the columns
+
+    def rows(self, rows: NDArray[np.int64]) -> Predictions:
+        """Those of some rows."""
+        ids, labels = ([texts[row] for row in rows] for texts in (self.ids, self.labels))
+        return Predictions(ids, self.scores[rows], labels, self.classes)
+
+
+def write_predictions(path: str | Path, predictions: Predictions) -> None:
+    """Write an npz of ``id``, ``label``, ``scores`` and ``classes``, complete or not at all."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        id=np.array(predictions.ids, dtype=str),
+        label=np.array(predictions.labels, dtype=str),
+        scores=predictions.scores,
+        classes=np.array(predictions.classes, dtype=str),
+    )
+    write_whole(Path(path), buffer.getvalue())
+
+
+def read_predictions(path: str | Path) -> Predictions:
+    """Read what :func:`write_predictions` or any tool wrote.
+
+    Raises ``EvaluationError`` with the file and the reason.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("id", "label", "scores", "classes") if name in file}
+    except OSError as error:
+        raise EvaluationError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise EvaluationError(f"{path}: not an npz of predictions ({error}); needed: {NEEDED}") from None
+    missing = [name for name in ("id", "label", "scores", "classes") if name not in found]
+    if missing:
+        raise EvaluationError(f"{path}: has no {', '.join(missing)}; needed: {NEEDED}")
+    scores = found["scores"]
+    if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
+        raise EvaluationError(f"{path}: scores is not a table of numbers [N, C]")
+    sizes = (len(found["id"]), len(found["label"]), len(found["classes"]))
+    if sizes != (len(scores), len(scores), scores.shape[1]):
+        raise EvaluationError(f"{path}: id, label, classes have lengths {sizes} for scores {scores.shape}")
+    ids, labels, classes = (_texts(found[name]) for name in ("id", "label", "classes"))
+    if len(set(classes)) < len(classes):
+        raise EvaluationError(f"{path}: a class stands there twice")
+    return Predictions(ids, scores, labels, classes)
+
+
+def _texts(values: Sequence[object] | NDArray) -> list[str]:
+    return [str(value) for value in values]

@@ -1,0 +1,192 @@
+"""What every evaluation shares: intervals, which clips were used, and tables with the paper's rows beside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .paper import (
+    CLASSIFICATION,
+    CLASSIFICATION_TITLES,
+    FINE_TUNED,
+    MULTI_LABEL,
+    RETRIEVAL,
+    RETRIEVAL_SIZES,
+    RETRIEVAL_TITLES,
+    WAYS,
+    ClassificationBenchmark,
+    Inputs,
+    RetrievalBenchmark,
+    RetrievalRow,
+    Way,
+)
+
+RESAMPLES = 1000
+AT_ONCE = 2**20  # numbers of one chunk of resamples: bounds the memory of a bootstrap
+COLUMNS: tuple[Inputs, Inputs, Inputs] = ("av", "v", "a")
+
+
+class EvaluationError(ValueError):
+    """Something that cannot be evaluated; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, resampled: NDArray[np.floating]) -> Interval:
+        """The percentile interval of a measure from its resampled values [R]; NaN does not count."""
+        known = resampled[~np.isnan(resampled)]
+        if not len(known):
+            return cls(float(value), math.nan, math.nan)
+        # no interpolation: between two infinite values there is no number
+        low, high = np.quantile(known, [0.025, 0.975], method="inverted_cdf")
+        return cls(float(value), float(low), float(high))
+
+    def percent(self) -> str:
+        """``33.5 [31.1, 35.8]``: for shares, times a hundred."""
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def document(self) -> dict[str, float | None]:
+        """For JSON, which knows no infinity: None instead."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.floating]],
+    n: int,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> NDArray[np.floating]:
+    """A statistic on ``resamples`` draws of n of n things with replacement: [R, M].
+
+    ``statistic`` is handed the drawn rows of some resamples [S, n] and returns its M values for each [S, M].
+    The same seed and n draw the same rows, so two systems on the same clips are compared on the same draws.
+    """
+    generator = np.random.default_rng(seed)
+    size = max(1, AT_ONCE // n)
+    sizes = [min(size, resamples - start) for start in range(0, resamples, size)]
+    return np.concatenate([statistic(generator.integers(0, n, (count, n))) for count in sizes])
+
+
+def intervals(values: NDArray[np.floating]) -> list[Interval]:
+    """The M means over N things of values [N, M], each with its bootstrap interval."""
+    resampled = bootstrap(lambda rows: values[rows].mean(1), len(values))
+    return [Interval.of(float(mean), resampled[:, n]) for n, mean in enumerate(values.mean(0))]
+
+
+def labels_of(text: str) -> list[str]:
+    """The labels of a clip: several are joined by ";"."""
+    return [label for label in text.split(";") if label]
+
+
+def list_hash(ids: Collection[str]) -> str:
+    """Which clips a number stands on: sha256 of the sorted ids joined by newlines."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """Ids of a list: one per line, a JSON list, or CAV-MAE's ``{"data": [{"video_id": ...}]}``.
+
+    Empty lines do not count, nor does an id's second mention. Raises ``EvaluationError`` with the file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise EvaluationError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            found: Any = json.loads(text)
+            if isinstance(found, dict):
+                found = [entry["video_id"] for entry in found["data"]]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            reason = f"neither a JSON list of ids nor a list as CAV-MAE writes it ({error})"
+            raise EvaluationError(f"{path}: {reason}") from None
+        if not all(isinstance(name, str) for name in found):
+            raise EvaluationError(f"{path}: a JSON list, but not of ids (strings)")
+    else:
+        found = [line.strip() for line in text.splitlines()]
+    ids = list(dict.fromkeys(name for name in found if name))
+    if not ids:
+        raise EvaluationError(f"{path}: has no ids in it")
+    return ids
+
+
+def choose(ids: Sequence[str], wanted: Collection[str] | None) -> tuple[NDArray[np.int64], list[str]]:
+    """Rows of ``ids`` that are wanted (None: all), in their order, and the wanted ids that are missing.
+
+    Raises ``EvaluationError`` if an id stands there twice or no row is left.
+    """
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+        raise EvaluationError(f"the id {repeated[0]!r}{more} stands there more than once")
+    chosen = set(ids if wanted is None else wanted)
+    rows = [row for row, name in enumerate(ids) if name in chosen]
+    if not rows:
+        raise EvaluationError("no clips in it" if wanted is None else "none of the wanted ids is in it")
+    there = set(ids)
+    return np.array(rows, dtype=np.int64), [name for name in wanted or () if name not in there]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+
+
+def retrieval_beside_paper(
+    benchmark: RetrievalBenchmark, system: str, clips: int, recall: Mapping[Way, Sequence[Interval]]
+) -> str:
+    """Columns of Table 3 for one benchmark as Markdown: the paper's rows, and ours (R@1, 5, 10 both ways)."""
+    rows = []
+    for name in dict.fromkeys(row.system for row in _retrieval_rows(benchmark)):
+        found = {row.way: row for row in _retrieval_rows(benchmark) if row.system == name}
+        numbers = [f"{number:.1f}" for way in WAYS for number in found[way].recall[benchmark]]
+        rows.append([name, *numbers, found[WAYS[0]].source])
+    rows.append([system, *(each.percent() for way in WAYS for each in recall[way]), f"here, N = {clips:,}"])
+    header = ["system", *(f"{way} R@{k}" for way in ("V → A", "A → V") for k in (1, 5, 10)), "source"]
+    size = RETRIEVAL_SIZES.get(benchmark)
+    title = RETRIEVAL_TITLES[benchmark]
+    note = f"CAV-MAE's list has {size:,} clips. {FINE_TUNED}" if size else "VAB is zero-shot here."
+    return f"{title}, R@k in %\n\n{markdown(header, rows)}\n\nHere N = {clips:,}. {note}"
+
+
+def classification_beside_paper(
+    benchmark: ClassificationBenchmark, inputs: Inputs, system: str, clips: int, measured: Interval
+) -> str:
+    """One column of Table 4 or 5 as Markdown, with Table 6 where it has it: the paper's rows, and ours."""
+    rows = []
+    for row in CLASSIFICATION:
+        score = row.scores.get(benchmark, (None, None, None))[COLUMNS.index(inputs)]
+        if row.source in ("Table 4", "Table 5", "Table 6") and score is not None:
+            rows.append([row.system, f"{score:.1f}", row.source])
+    rows.append([system, measured.percent(), f"here, N = {clips:,}"])
+    measure = "mAP" if benchmark in MULTI_LABEL else "accuracy"
+    column = {"av": "V+A", "v": "V", "a": "A"}[inputs]
+    title = f"{CLASSIFICATION_TITLES[benchmark]}, from {column}"
+    return f"{title}, in %\n\n{markdown(('system', measure, 'source'), rows)}"
+
+
+def _retrieval_rows(benchmark: RetrievalBenchmark) -> list[RetrievalRow]:
+    """What stands beside ours: Table 3, and the system after the paper; not the ablations."""
+    return [r for r in RETRIEVAL if benchmark in r.recall and r.source not in ("Table 10", "Table 14")]
