@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -322,3 +323,40 @@ def test_real_clips(model: Path, tmp_path: Path) -> None:
         with wave.open(result.outputs[0]) as file:
             assert file.getnframes() == round(probe(source).seconds * SAMPLE_RATE)
         assert list(picture_packets(Path(result.outputs[1]))) == list(picture_packets(source))
+
+
+def test_rerank_keeps_the_candidate_nearest_to_the_picture(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = VABPipeline.from_pretrained(model, device="cpu")
+    clip = write_video(tmp_path / "clip.mp4", 30, 10)  # 3 s: two windows
+    seen: list[torch.Tensor] = []
+
+    def watch(drawn: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        network = pipe.understanding.contrastive
+        near = []
+        for tokens in drawn:
+            spans = [(0, 100, 0, 2), (100, 200, 2, 4)]  # audio frames and video frames of 2 s
+            pairs = [
+                (network.embed(tokens[None, :, a:b], None), network.embed(None, features[None, c:d]))
+                for a, b, c, d in spans
+                if a < tokens.shape[1]
+            ]
+            near.append(sum(float((a * v).sum()) for a, v in pairs) / len(pairs))
+        seen.extend(drawn)
+        assert len(set(near)) == len(near) == 3
+        chosen = nearest(drawn, features)
+        assert torch.equal(chosen, drawn[int(np.argmax(near))])
+        return chosen
+
+    alone = pipe.generate(clip, seed=1)
+    nearest = pipe._nearest
+    monkeypatch.setattr(pipe, "_nearest", watch)
+    ranked = pipe.generate(clip, seed=1, rerank=3)
+    assert len(seen) == 3 and not torch.equal(seen[0], seen[1])
+    first = pipe._waveform(seen[0][:, :150], 48_000)
+    assert np.array_equal(first, alone.waveform)  # the first candidate is what there is without
+    assert ranked.waveform.shape == alone.waveform.shape
+    pipe.finetuned = (None, None)
+    with pytest.raises(ModelError, match="vab finetune contrastive"):
+        pipe.generate(clip, rerank=2)

@@ -96,6 +96,7 @@ class DecodeConfig:
     guidance: float = 5.0  # s of u + s (c - u); 1 is none
     temperature: float = 25.5  # tau: the Gumbel noise of the confidence at the first step
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
+    candidates: int = 1  # drawn for each sound; the one nearest to the picture (section 3.4) is kept
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ batch, the order of the clips, the padding (padded places count as given) and th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -219,3 +222,29 @@ def _sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor
     chosen = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     log_p = (logits.gather(1, chosen) - total.log())[:, 0]
     return (chosen if ids is None else ids.gather(1, chosen))[:, 0], log_p
+
+
+def decode_settings(
+    default: DecodeConfig,
+    steps: int | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    rerank: int | None = None,
+) -> DecodeConfig:
+    """``default`` with what is given in its place; ``ValueError`` names a value that makes no sense."""
+    given: dict[str, Any] = {
+        "steps": steps,
+        "guidance": guidance,
+        "temperature": temperature,
+        "candidates": rerank,
+    }
+    chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
+    if chosen.steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {chosen.steps}")
+    if chosen.candidates < 1:
+        raise ValueError(f"rerank must be 1 or more, not {chosen.candidates}")
+    if not math.isfinite(chosen.guidance):
+        raise ValueError(f"guidance must be a number, not {chosen.guidance}")
+    if not (math.isfinite(chosen.temperature) and chosen.temperature >= 0):
+        raise ValueError(f"temperature must be 0 or more, not {chosen.temperature}")
+    return chosen

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .batches import Batch, ClipBatches
 from .codec import Codec, load_codec
-from .config import ModelConfig, Preset
+from .config import FRAME_RATE, ModelConfig, Preset
 from .devices import pick_device
 from .embeddings import Embedded, Embeddings
 from .extract import encode, latents_meta, read_ahead, weights_fingerprint
@@ -219,6 +219,24 @@ def embed_latents(
             tokens, features = (tensors[0], None) if column == 0 else (None, tensors[1])
             out[part] = network.embed(tokens, features, tensors[2 + column]).cpu().numpy()
     return audio, video
+
+
+@torch.no_grad()
+def agreement(network: Contrastive, tokens: Tensor, features: Tensor) -> Tensor:
+    """How near each sound is to the picture: cosines [n], the mean over the windows.
+
+    tokens [n,K,T] and features [F,dim] of one clip, which both start at its first moment.
+    """
+    config = network.trunk.config
+    found = []
+    for start in range(0, tokens.shape[2], config.audio_length):
+        first = round(start / FRAME_RATE * config.fps)
+        seen = features[None, first : first + config.video_length]
+        if not len(seen[0]):
+            break
+        heard = network.embed(tokens[:, : config.codebooks, start : start + config.audio_length], None)
+        found.append(heard @ network.embed(None, seen)[0])
+    return torch.stack(found).mean(0)
 
 
 @torch.no_grad()

@@ -24,9 +24,10 @@ class Settings:
 
     model: str | None = None  # None is the bundled one
     seed: int = 0
-    steps: int | None = None  # None: the model's own, as for the next two
+    steps: int | None = None  # None: the model's own, as for the next three
     guidance: float | None = None
     temperature: float | None = None
+    rerank: int | None = None
     samples: int = 1
     keep: tuple[tuple[float, float], ...] = ()  # spans in seconds; the end may be infinite
     skip_existing: bool = False
@@ -90,7 +91,7 @@ def generate_files(
 def check(settings: Settings) -> None:
     """``ValueError`` for values that make no sense, before anything is loaded."""
     values = asdict(settings)
-    for name, least in (("samples", 1), ("steps", 1), ("seed", 0), ("temperature", 0)):
+    for name, least in (("samples", 1), ("rerank", 1), ("steps", 1), ("seed", 0), ("temperature", 0)):
         if values[name] is not None and not values[name] >= least:
             raise ValueError(f"{name} must be {least} or more, not {values[name]}")
     for name in ("guidance", "temperature"):
@@ -151,12 +152,15 @@ def _finished(path: Path, out: Path, samples: int) -> list[Path]:
 def _load(settings: Settings) -> VABPipeline:
     from vab.pipeline import VABPipeline
 
-    return VABPipeline.from_pretrained(
+    pipe = VABPipeline.from_pretrained(
         settings.model,
         device=settings.device,
         codec_path=settings.codec_path,
         vision_path=settings.vision_path,
     )
+    if (settings.rerank or 1) > 1:
+        _ = pipe.understanding.contrastive  # a model without embeddings says so before the first file
+    return pipe
 
 
 def _one(
@@ -168,10 +172,12 @@ def _one(
     report: Callable[[str, int, int], None],
 ) -> Result:
     """Generate for one file and write; any fault of it becomes its result."""
+    from vab.decode import decode_settings
     from vab.media import MediaError, mux, probe, write_wav
-    from vab.pipeline import decode_settings
 
-    decode = decode_settings(pipe.config.decode, settings.steps, settings.guidance, settings.temperature)
+    decode = decode_settings(
+        pipe.config.decode, settings.steps, settings.guidance, settings.temperature, settings.rerank
+    )
     timings = {"load": load, "mux": 0.0}
     outputs: list[str] = []
     length = 0.0

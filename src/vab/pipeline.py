@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,9 @@ from torch import Tensor
 from vab.codec import Codec, decode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as video_places
-from vab.decode import LogitsFn, generate_long, guided
+from vab.decode import LogitsFn, decode_settings, generate_long, guided
 from vab.devices import pick_device
-from vab.embed import Understanding
+from vab.embed import Understanding, agreement
 from vab.embeddings import Kind
 from vab.finetune import Finetuned, load_finetuned, load_network, save_finetuned
 from vab.keep import Span, kept_samples, own_sound, paste
@@ -150,17 +150,19 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         steps: int | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
+        rerank: int | None = None,
         keep: Sequence[Span] = (),
         progress: Progress | None = None,
     ) -> Audio:
         """The sound of a video, exactly as long as it is; of an image, 10 s.
 
-        ``steps``, ``guidance`` and ``temperature`` replace the model's own. ``keep``: spans (from, to) in
+        ``steps``, ``guidance``, ``temperature`` and ``rerank`` (so many sounds are drawn, the one nearest to
+        the picture is kept) replace the model's own. ``keep``: spans (from, to) in
         seconds of the video's own sound that stay as they are; what is new fits to their tokens, and fades
         into them over 20 ms. Raises ``MediaError`` for a file that cannot be used, ``ValueError`` for a
         setting that makes no sense.
         """
-        chosen = decode_settings(self.config.decode, steps, guidance, temperature)
+        chosen = decode_settings(self.config.decode, steps, guidance, temperature, rerank)
         return next(self.generate_many(path, 1, seed=seed, decode=chosen, keep=keep, progress=progress))
 
     def generate_many(
@@ -193,25 +195,37 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 if first < last:
                     tokens[:, first:last] = self._encode(info.path, first, last)
                     given[:, first:last] = True
+        chosen = decode or self.config.decode
+        count = chosen.candidates
+        if count > 1:
+            _ = self.understanding.contrastive  # or say now that there is none
         for number in range(samples):
             with _timed(timings, "sampling"):
-                result = generate_long(
-                    lambda start, stop: self._logits_fn(features, start, stop, decode),
-                    tokens,
-                    given,
-                    config.vocabulary,
-                    decode or self.config.decode,
-                    _generator(seed, number),
-                    config.audio_length,
-                    window_overlap(config),
-                    progress=partial(_tell_sampling, tell, number, samples),
-                )
+                drawn = [
+                    generate_long(
+                        lambda start, stop: self._logits_fn(features, start, stop, chosen),
+                        tokens,
+                        given,
+                        config.vocabulary,
+                        chosen,
+                        _generator(seed, number, candidate),
+                        config.audio_length,
+                        window_overlap(config),
+                        progress=partial(_tell_sampling, tell, number * count + candidate, samples * count),
+                    )
+                    for candidate in range(count)
+                ]
+                result = drawn[0] if count == 1 else self._nearest(torch.stack(drawn), features)
             with _timed(timings, "codec"):
                 waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                 for start, stop in kept:
                     paste(waveform, info.path, start, stop)
             yield Audio(waveform, SAMPLE_RATE, dict(timings))
             timings.clear()
+
+    def _nearest(self, drawn: Tensor, features: Tensor) -> Tensor:
+        """The one [K, T] of several sounds [n, K, T] that fits the picture best."""
+        return drawn[agreement(self.understanding.contrastive, drawn, features).argmax()]
 
     def _features(
         self, info: MediaInfo, total: int, seed: int, timings: dict[str, float], tell: Progress
@@ -248,7 +262,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             parts.append(codes[: self.config.model.codebooks, before : before + stop - start])
         return torch.cat(parts, dim=1)
 
-    def _logits_fn(self, features: Tensor, start: int, stop: int, decode: DecodeConfig | None) -> LogitsFn:
+    def _logits_fn(self, features: Tensor, start: int, stop: int, decode: DecodeConfig) -> LogitsFn:
         """Guided logits of the audio frames ``start`` to ``stop``."""
         config = self.config.model
         first = math.floor(start / FRAME_RATE * config.fps + 1e-6)
@@ -258,7 +272,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         def model(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
             return self.network(tokens, features, drop_features=drop)
 
-        return guided(model, seen, (decode or self.config.decode).guidance)
+        return guided(model, seen, decode.guidance)
 
     def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
         """Waveform float32 [length] of tokens [K, T]."""
@@ -288,24 +302,6 @@ def padded_length(frames: int, config: ModelConfig) -> int:
     """Audio frames to generate for ``frames``: at least a window, as in training; then whole steps."""
     window, step = config.audio_length, feature_step(config)
     return window + max(0, -(-(frames - window) // step) * step)
-
-
-def decode_settings(
-    default: DecodeConfig,
-    steps: int | None = None,
-    guidance: float | None = None,
-    temperature: float | None = None,
-) -> DecodeConfig:
-    """``default`` with what is given in its place; ``ValueError`` names a value that makes no sense."""
-    given: dict[str, Any] = {"steps": steps, "guidance": guidance, "temperature": temperature}
-    chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
-    if chosen.steps < 1:
-        raise ValueError(f"steps must be 1 or more, not {chosen.steps}")
-    if not math.isfinite(chosen.guidance):
-        raise ValueError(f"guidance must be a number, not {chosen.guidance}")
-    if not (math.isfinite(chosen.temperature) and chosen.temperature >= 0):
-        raise ValueError(f"temperature must be 0 or more, not {chosen.temperature}")
-    return chosen
 
 
 def sound_length(info: MediaInfo) -> int:
@@ -345,9 +341,10 @@ def _counted(
         yield frame
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    """The noise of one sample."""
-    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]
+def _generator(seed: int, number: int, candidate: int) -> torch.Generator:
+    """The noise of one candidate of one sample."""
+    parts = (seed, number, candidate) if candidate else (seed, number)
+    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 

@@ -22,6 +22,7 @@ def generate(
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     guidance: Number = None,
     temperature: Number = None,
+    rerank: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     samples: int = 1,
     keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
     skip_existing: bool = False,
@@ -42,9 +43,10 @@ def generate(
         out: the folder for the results; made if it is missing.
         model: a name (see vab models), a model directory or a Hub id. Left out: the bundled vab-tiny.
         seed: the same seed gives the same sound for the same file and settings, whatever else is done.
-        steps: steps of decoding. Left out: the model's own, as for the next two.
+        steps: steps of decoding. Left out: the model's own, as for the next three.
         guidance: how strongly the sound follows the picture; 1 is not at all stronger than learned.
         temperature: randomness of the order in which tokens are decided.
+        rerank: how many sounds to draw for each, of which the one nearest to the picture is kept.
         samples: how many different sounds for each input.
         keep: seconds of the video's own sound that stay, such as 2.0:5.5, :3 or 7: (may be repeated).
         skip_existing: leave out inputs whose results all exist.
@@ -62,6 +64,7 @@ def generate(
         steps=steps,
         guidance=guidance,
         temperature=temperature,
+        rerank=rerank,
         samples=samples,
         keep=tuple(_span(text) for text in keep),
         skip_existing=skip_existing,
