@@ -23,6 +23,7 @@ help:
 
 demo: $(VENV)/installed
 	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
+	$(BIN)/vab classify "$(OUT)/$(STEM).mp4" --by video
 	@echo "sound:            $(abspath $(OUT))/$(STEM).wav"
 	@echo "video with sound: $(abspath $(OUT))/$(STEM).mp4"
 

@@ -27,6 +27,7 @@ from vab.batches import ClipBatches
 from vab.codec_tiny import TinyCodec
 from vab.config import HOP, DecodeConfig
 from vab.decode import generate, guided
+from vab.embed import agreement
 from vab.masking import apply_mask
 from vab.media import read_audio
 from vab.objectives import masked_accuracy
@@ -146,12 +147,20 @@ def generated(
     for start in range(0, len(features), 16):
         part = features[start : start + 16]
         empty = torch.zeros(len(part), model.codebooks, model.audio_length, dtype=torch.long)
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(part))]
+        none = torch.zeros_like(empty, dtype=torch.bool)
         logits_fn = guided(network, part, decode.guidance if seen else 1.0)
-        tokens = generate(
-            logits_fn, empty, torch.zeros_like(empty, dtype=torch.bool), model.vocabulary, decode, generators
-        )
-        yield from pipeline.codec.decode(tokens).numpy()
+        drawn = []
+        for candidate in range(decode.candidates):
+            generators = [
+                torch.Generator().manual_seed(candidate * 10_007 + start + i) for i in range(len(part))
+            ]
+            drawn.append(generate(logits_fn, empty, none, model.vocabulary, decode, generators))
+        several = torch.stack(drawn, dim=1)
+        for tokens, picture in zip(several, part, strict=True):
+            best = 0
+            if len(tokens) > 1:
+                best = int(agreement(pipeline.understanding.contrastive, tokens, picture).argmax())
+            yield pipeline.codec.decode(tokens[best : best + 1])[0].numpy()
 
 
 def main() -> None:
@@ -216,6 +225,8 @@ def main() -> None:
         names = judge.name(heard)
         note(title, f"{interval(names == np.asarray(wanted))}, {clock:.2f} s each")
         if len(sweep) == 1:
+            nearest = list(generated(pipeline, features, replace(decode, candidates=4), seen=True))
+            note("the same, the nearest of 4", share(nearest, wanted))
             right = names == np.asarray(wanted)
             note("by class", {w: float(right[np.asarray(wanted) == w].mean()) for w in sorted(set(wanted))})
     if args.json:

@@ -68,7 +68,12 @@ print(f"\\n{took} {sorted(heavy)}")
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself_and_knows_json(capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    words = [*verb.split(), *(["vab-tiny"] if verb == "pretrain" else [])]
+    presets = {
+        "pretrain": ["vab-tiny"],
+        "finetune contrastive": ["vab-tiny-contrastive"],
+        "finetune classify": ["vab-tiny-classes"],
+    }
+    words = [*verb.split(), *presets.get(verb, [])]
     code, out, _ = vab(capsys, *words, "--help")
     assert code == 0 and "--json" in out
 
@@ -342,3 +347,37 @@ def test_the_codec_is_trained_on_a_manifest(capsys: pytest.CaptureFixture[str], 
     )
     assert code == 0, err
     assert json.loads(out)["run"] == str(run) and (run / "codec.safetensors").is_file()
+
+
+def test_finetune_then_evaluate(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Media -> store -> a space and classes on it -> numbers, as a user types it."""
+    for name in ("bell", "dog"):
+        for split in ("train", "test"):
+            (tmp_path / "media" / split / name).mkdir(parents=True)
+            for n in range(2):
+                write_video(tmp_path / "media" / split / name / f"{n}.mp4", 20 + n, 10)
+    manifest, store = tmp_path / "manifest.csv", tmp_path / "store"
+    assert vab(capsys, "data", "folder", tmp_path / "media", "-o", manifest, "--seconds", 2)[0] == 0
+    extract = ("extract", manifest, "-o", store, "--seconds", 2, "--codec-path", model, "--device", "cpu")
+    assert vab(capsys, *extract)[0] == 0
+    sizes = {"seconds": 2.0, "codebooks": 2, "vocabulary": 32, "codebook-dim": 8, "width": 32, "layers": 2}
+    sizes |= {"expert-layers": 1, "heads": 2}
+    options = [part for name, value in sizes.items() for part in (f"--model.{name}", value)]
+    options += ["--store", store, "--train.batch-size", 4, "--max-steps", 3]
+    runs = tmp_path / "space", tmp_path / "classes"
+    first = ("finetune", "contrastive", "vab-tiny-contrastive", "--run", runs[0], "--init", model, *options)
+    assert vab(capsys, *first)[0] == 0
+    probe = ("--init", runs[0], "--train.frozen", "--train.inputs", "audio", "both")
+    second = ("finetune", "classify", "vab-tiny-classes", "--run", runs[1], *probe, *options)
+    assert vab(capsys, *second)[0] == 0
+    code, text, _ = vab(capsys, "evaluate", "retrieval", "--store", store, "--model", runs[0], "--json")
+    found = json.loads(text)
+    assert code == 0 and found["clips"] == 4 and 0 <= found["video to audio"]["P@1"]["value"] <= 1
+    for inputs in ("a", "av"):
+        words = ("--store", store, "--model", runs[1], "--inputs", inputs, "--json")
+        code, text, _ = vab(capsys, "evaluate", "classification", *words)
+        assert code == 0 and json.loads(text)["clips"] == 4
+    code, _, error = vab(capsys, "evaluate", "retrieval", "--store", store, "--model", runs[1])
+    assert code == 2 and "no embeddings" in error
+    code, _, error = vab(capsys, *first[:-1], 4)
+    assert code == 2 and "another run" in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -201,3 +202,31 @@ def test_evaluate_a_model_on_a_store(
     )  # fmt: skip
     document = json.loads(text)
     assert code == 0 and document["clips"] == 4
+
+
+def test_the_bundled_model_knows_things(data: Path) -> None:
+    """One dev photo and one dev sound of each class: told apart, and found by each other, far above chance."""
+    source = Understanding.from_pretrained(device="cpu")
+    files: dict[str, dict[str, Path]] = {}
+    for kind in ("photos", "sounds"):
+        with (data / f"{kind}.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                if row["split"] == "dev":
+                    files.setdefault(row["label"], {}).setdefault(kind, data / row["file"])
+    paired = {label: found for label, found in sorted(files.items()) if len(found) == 2}
+    assert len(paired) >= 20
+    classes = source.classifier[1].classes
+    vectors: dict[str, list[np.ndarray]] = {"photos": [], "sounds": []}
+    right = {"photos": 0, "sounds": 0}
+    for label, found in paired.items():
+        for kind, path in found.items():
+            _, result = next(source.classify_files([path]))
+            assert not isinstance(result, str)
+            right[kind] += classes[result[1].argmax()] == label
+            mean = source.embed_file(path).mean("audio" if kind == "sounds" else "video")
+            assert mean is not None
+            vectors[kind].append(mean)
+    assert right["photos"] > 0.6 * len(paired) and right["sounds"] > 0.4 * len(paired)
+    similar = np.stack(vectors["photos"]) @ np.stack(vectors["sounds"]).T
+    first = (similar > similar.diagonal()[:, None]).sum(1) == 0
+    assert first.mean() > 0.4  # chance is 0.05

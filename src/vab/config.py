@@ -207,13 +207,14 @@ def _presets() -> list[Preset]:
                 epochs=100.0,
                 batch_size=32,
                 crop=1.0,
+                mixup=0.0,
                 mask_mean=0.9,
                 pair_by_label=True,
                 balanced=True,
                 ema=0.995,
                 save_every=500,
             ),
-            DecodeConfig(temperature=4.5, top_k=64),
+            DecodeConfig(guidance=3.0, temperature=4.5),
         ),
     ]
     tiny = TrainConfig(
