@@ -205,7 +205,7 @@ def test_evaluate_a_model_on_a_store(
 
 
 def test_the_bundled_model_knows_things(data: Path) -> None:
-    """One dev photo and one dev sound of each class: told apart, and found by each other, far above chance."""
+    """A dev photo and a dev sound of each class: named, and found by each other, far above chance."""
     source = Understanding.from_pretrained(device="cpu")
     files: dict[str, dict[str, Path]] = {}
     for kind in ("photos", "sounds"):

@@ -300,3 +300,23 @@ def test_config_round_trip() -> None:
     chosen = replace(preset("classification", inputs=("audio", "both")), classes=("a", "b"))
     assert from_dict(Preset, json.loads(json.dumps(asdict(chosen)))) == chosen
     assert TrainConfig().objective == "masked"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_classes_of_one(tmp_path: Path) -> None:
+    """Three inputs, clips without a picture, unequal shares: the same loss and weights as one process."""
+    latents = fill(tmp_path / "store", pictures="other")
+    chosen = preset(
+        "classification", inputs=("audio", "video", "both"), pair_by_label=True, batch_size=5, epochs=1.0
+    )
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for devices, run in enumerate(runs, start=1):
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        call = command(tmp_path / "run.py", chosen, latents, run, devices)
+        subprocess.run(call, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=300)
+    one, two = (metrics(run, "train") for run in runs)
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "gradient_norm", "accuracy/both"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3), (a["step"], name)
+    a, b = (load_file(run / "model.safetensors") for run in runs)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-3

@@ -130,8 +130,10 @@ def save_finetuned(folder: Path, finetuned: Finetuned) -> None:
             continue
         network, taught = found
         state = {n: tensor.cpu().contiguous() for n, tensor in network.state_dict().items()}
-        if finetuned[0] is not None and isinstance(network, Classifier) and taught.train.frozen:
-            state = {n: tensor for n, tensor in state.items() if n.startswith("head.")}
+        if finetuned[0] is not None and isinstance(network, Classifier):
+            trunk = {f"trunk.{n}": tensor for n, tensor in finetuned[0][0].trunk.state_dict().items()}
+            if all(torch.equal(state[n], tensor.cpu()) for n, tensor in trunk.items()):
+                state = {n: tensor for n, tensor in state.items() if n not in trunk}
         (folder / name).mkdir(exist_ok=True)
         save_file(state, folder / name / MODEL)
         (folder / name / CONFIG).write_text(json.dumps(asdict(taught), indent=1) + "\n")
