@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vab.codec import load_codec
-from vab.codec_tiny import TinyCodec, TinyCodecConfig, mel_filters
+from vab.codec_tiny import TinyCodec, TinyCodecConfig, lasting, mel_filters
 from vab.codec_training import (
     CodecTrainConfig,
     energy_distance,
@@ -26,6 +26,7 @@ from vab.codec_training import (
     train_codec,
 )
 from vab.config import HOP, SAMPLE_RATE
+from vab.extract import weights_fingerprint
 
 SMALL = TinyCodecConfig(
     codebooks=3, vocabulary=32, dim=16, decoder_width=24, decoder_layers=1, detail_width=16, detail_layers=1
@@ -79,7 +80,7 @@ def test_the_waveform_is_a_function_of_the_tokens(codec: TinyCodec) -> None:
     assert torch.equal(together, alone)
 
 
-def test_codes_are_the_nearest_vectors_of_what_is_left(codec: TinyCodec) -> None:
+def test_without_hold_codes_are_the_nearest_vectors_of_what_is_left(codec: TinyCodec) -> None:
     waveform = torch.from_numpy(tones()["tone"][0][None, : 40 * HOP] / 32768.0).float()
     rest = codec.analyse(waveform)[0]
     vectors = codec.codebook_vectors()
@@ -88,7 +89,39 @@ def test_codes_are_the_nearest_vectors_of_what_is_left(codec: TinyCodec) -> None
         nearest = torch.cdist(rest, table).argmin(1)
         rest = rest - table[nearest]
         expected.append(nearest)
-    assert torch.equal(codec.encode(waveform)[0], torch.stack(expected))
+    free = TinyCodec(replace(SMALL, hold=0.0))
+    free.load_state_dict(codec.state_dict())
+    assert torch.equal(free.encode(waveform)[0], torch.stack(expected))
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), hold=st.floats(0.0, 6.0), frames=st.integers(1, 5))
+def test_lasting_codes_are_the_cheapest_of_all(seed: int, hold: float, frames: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    points, centres = torch.randn(2, frames, 2, generator=draw), torch.randn(3, 2, generator=draw)
+
+    def cost(way: torch.Tensor, clip: torch.Tensor) -> float:
+        changes = (way[1:] != way[:-1]).sum()
+        return float((clip - centres[way]).square().sum() + hold * changes)
+
+    for clip, found in zip(points, lasting(points, centres, hold), strict=True):
+        ways = torch.cartesian_prod(*[torch.arange(3)] * frames).view(-1, frames)
+        assert cost(found, clip) == pytest.approx(min(cost(way, clip) for way in ways), abs=1e-4)
+
+
+def test_hold_makes_codes_last(codec: TinyCodec) -> None:
+    noise = torch.from_numpy(tones()["noise"][0][None, : 45 * HOP] / 32768.0).float()
+    frames = codec.analyse(noise)
+    first = codec.vectors[0]
+    changes = [int((c := lasting(frames, first, hold))[:, 1:].ne(c[:, :-1]).sum()) for hold in (0, 10, 1000)]
+    assert changes[0] > 2 * changes[1] and changes[1] >= changes[2]
+    assert lasting(frames, first, 1e9).unique().numel() == 1
+
+
+def test_tokens_of_another_hold_are_other_latents(codec: TinyCodec) -> None:
+    other = TinyCodec(replace(SMALL, hold=1.0))
+    other.load_state_dict(codec.state_dict())
+    assert weights_fingerprint(other) != weights_fingerprint(codec)
 
 
 def test_more_codebooks_leave_less(codec: TinyCodec) -> None:

@@ -1,7 +1,9 @@
 """The small codec that ships in the package: residual VQ of log-mel frames, a ConvNeXt decoder, Griffin-Lim.
 
 The encoder is not learned by gradients: the principal components of log-mel frames are quantised by K
-codebooks every 20 ms, so tokens do not depend on the decoder. The decoder turns the quantised frames
+codebooks every 20 ms, so tokens do not depend on the decoder. A code lasts until another one saves more
+error than a change is worth (``hold``): what a sound's texture does from frame to frame would be noise in
+the tokens, and nobody could predict it. The decoder turns the quantised frames
 into a magnitude spectrogram of two parts: tone, and noise under an envelope. Sea, rain and rotors are
 noise, and a decoder that can only predict a mean turns them into a hum. Phases come from Griffin-Lim
 iterations. The noise is drawn from a fixed seed, so the waveform is a function of the tokens alone.
@@ -39,6 +41,7 @@ class TinyCodecConfig:
     detail_width: int = 160  # at 100 Hz
     detail_layers: int = 2
     noise: int = 16  # channels of noise the decoder may use
+    hold: float = 60.0  # squared error that a change of code must save; 0: the nearest code, frame by frame
     iterations: int = 32  # of Griffin-Lim
 
     @property
@@ -70,6 +73,26 @@ def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """The index [n] of the nearest of the centres [V, C] for each point [n, C]."""
     half = centres.square().sum(1) / 2
     return torch.cat([(half - part @ centres.T).argmin(1) for part in points.split(8192)])
+
+
+def lasting(frames: Tensor, centres: Tensor, hold: float) -> Tensor:
+    """The index [B, T] of a centre [V, C] for each of the frames [B, T, C], such that indices last.
+
+    Least is the sum of squared errors plus ``hold`` for each place where the index changes: Viterbi's
+    algorithm finds it. With a ``hold`` of 0 that is the nearest centre.
+    """
+    error = centres.square().sum(1) - 2 * frames @ centres.T  # [B, T, V]; what a frame adds to all is left out
+    own = torch.arange(len(centres), device=frames.device)
+    cost, moves = error[:, 0], []  # of the best way to each centre, and where that way comes from
+    for now in error.unbind(1)[1:]:
+        least, best = cost.min(1, keepdim=True)
+        stays = cost <= least + hold
+        moves.append(torch.where(stays, own, best))
+        cost = torch.where(stays, cost, least + hold) + now
+    way = [cost.argmin(1, keepdim=True)]
+    for move in reversed(moves):
+        way.append(move.gather(1, way[-1]))
+    return torch.cat(way[::-1], dim=1)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -152,12 +175,12 @@ class TinyCodec(nn.Module):
         return (pairs - self.mean) @ self.basis
 
     def quantise(self, frames: Tensor) -> Tensor:
-        """Frames [B, T, C] -> codes [B, K, T]: each codebook's nearest vector to what is left over."""
-        rest, codes = frames.flatten(0, 1), []
+        """Frames [B, T, C] -> codes [B, K, T]: each codebook follows what those before it leave over."""
+        rest, codes = frames, []
         for table in self.vectors:
-            codes.append(nearest(rest, table))
+            codes.append(lasting(rest, table, self.config.hold))
             rest = rest - table[codes[-1]]
-        return torch.stack(codes).unflatten(1, frames.shape[:2]).transpose(0, 1).contiguous()
+        return torch.stack(codes, dim=1)
 
     def dequantise(self, codes: Tensor) -> Tensor:
         """Codes [B, K, T] -> frames [B, T, C]; fewer than K codebooks give a coarser frame."""
@@ -257,4 +280,5 @@ class TinyCodec(nn.Module):
     def code_weights(self) -> dict[str, Tensor]:
         """What tokens depend on; the decoder may be trained further without making them anew."""
         codes = ("mean", "basis", "vectors")
-        return {k: v for k, v in self.state_dict().items() if k.startswith(codes)}
+        weights = {k: v for k, v in self.state_dict().items() if k.startswith(codes)}
+        return weights | {"hold": torch.tensor(self.config.hold)}

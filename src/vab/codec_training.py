@@ -136,7 +136,8 @@ def train_codec(
     ``run/state.pt`` is renewed every ``save_every`` steps under a temporary name; called again, the
     run goes on from there. ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its
     weights averaged. ``init`` is a codec to start from: its decoder is trained on and its codes stay;
-    codebooks that ``codec_config`` wants beyond them are fitted on what they leave over.
+    codebooks that ``codec_config`` wants beyond them are fitted on what they leave over. How long codes last
+    (``hold``) may change.
     """
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
@@ -253,7 +254,8 @@ def fit_codes(
 
 def _start_from(codec: TinyCodec, first: TinyCodec) -> int:
     """Take over a codec with as many codebooks or fewer; returns how many."""
-    if first.config != replace(codec.config, codebooks=first.codebooks) or first.codebooks > codec.codebooks:
+    own = replace(codec.config, codebooks=first.codebooks, hold=first.config.hold)
+    if first.config != own or first.codebooks > codec.codebooks:
         raise ValueError(f"the codec to start from has other sizes: {first.config}, not {codec.config}")
     weights = first.state_dict()
     weights["vectors"] = torch.cat((first.vectors, codec.vectors[first.codebooks :]))
