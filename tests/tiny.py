@@ -11,6 +11,7 @@ import av
 import numpy as np
 import torch
 
+from vab.baselines.foleygen import FoleyGen
 from vab.codec_tiny import TinyCodec, TinyCodecConfig
 from vab.config import PRESETS, DecodeConfig
 from vab.finetune import Classifier, Contrastive
@@ -19,8 +20,11 @@ from vab.pipeline import VABPipeline
 from vab.vision import load_vision
 
 
-def write_model(folder: Path) -> Path:
-    """A model directory: window 2 s, 2 codebooks of 32, 2 layers of 32, and EfficientNet-Lite0 as it is."""
+def write_model(folder: Path, like: str = "vab-tiny") -> Path:
+    """A model directory: window 2 s, 2 codebooks of 32, 2 layers of 32, and EfficientNet-Lite0 as it is.
+
+    ``like`` is a preset, vab-tiny or foleygen-tiny.
+    """
     torch.manual_seed(0)
     sizes = TinyCodecConfig(
         codebooks=2,
@@ -44,15 +48,18 @@ def write_model(folder: Path) -> Path:
         expert_layers=1,
         heads=2,
     )
+    vectors, classes = codec.codebook_vectors(), ("bell", "cat", "dog")
     preset = replace(
         PRESETS["vab-tiny"], name="test", model=model, decode=DecodeConfig(steps=4, guidance=3.0)
     )
-    network = VAB(model, codec.codebook_vectors())
+    network = VAB(model, vectors)
+    if like == "foleygen-tiny":
+        preset = replace(PRESETS[like], name="test", model=replace(model, expert_layers=0))
+        network = FoleyGen(preset.model, vectors)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(5)  # a model that is sure of something
     pipeline = VABPipeline(preset, network, codec, load_vision("efficientnet-lite0"))
-    vectors, classes = codec.codebook_vectors(), ("bell", "cat", "dog")
     pipeline.finetuned = (
         (Contrastive(model, vectors), replace(PRESETS["vab-tiny-contrastive"], model=model)),
         (

@@ -22,6 +22,8 @@ from huggingface_hub import ModelHubMixin
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vab.baselines import stepwise
+from vab.baselines.foleygen import Continuation, FoleyGen
 from vab.codec import Codec, decode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as video_places
@@ -59,7 +61,7 @@ class Audio:
 
 
 class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vision-to-audio"]):
-    """A VAB with its codec and image encoder, ready for files.
+    """A VAB (or a FoleyGen) with its codec and image encoder, ready for files.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are huggingface_hub's; weights are
     safetensors, and nothing in a model directory is ever executed.
@@ -109,7 +111,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     ) -> Self:
         folder = Path(model_id)
         preset = read_config(folder)
-        network = load_network(folder, lambda: VAB(preset.model))
+        kind = FoleyGen if preset.train.objective == "causal" else VAB
+        network = load_network(folder, lambda: kind(preset.model))
         if codec_path is None and (folder / CODEC).is_file():
             codec_path = folder
         codec = load_codec(preset.model.codec, codec_path)
@@ -196,13 +199,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     tokens[:, first:last] = self._encode(info.path, first, last)
                     given[:, first:last] = True
         chosen = decode or self.config.decode
+        long = stepwise.generate_long if isinstance(self.network, FoleyGen) else generate_long
         count = chosen.candidates
         if count > 1:
             _ = self.understanding.contrastive  # or say now that there is none
         for number in range(samples):
             with _timed(timings, "sampling"):
                 drawn = [
-                    generate_long(
+                    long(
                         lambda start, stop: self._logits_fn(features, start, stop, chosen),
                         tokens,
                         given,
@@ -263,11 +267,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         return torch.cat(parts, dim=1)
 
     def _logits_fn(self, features: Tensor, start: int, stop: int, decode: DecodeConfig) -> LogitsFn:
-        """Guided logits of the audio frames ``start`` to ``stop``."""
+        """Guided logits of the audio frames ``start`` to ``stop``, or of the next step of them."""
         config = self.config.model
         first = math.floor(start / FRAME_RATE * config.fps + 1e-6)
         places = video_places((stop - start) / FRAME_RATE, config.fps)
         seen = features[None, first : first + places]
+
+        if isinstance(self.network, FoleyGen):
+            return guided(Continuation(self.network, stop - start), seen, decode.guidance)
 
         def model(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
             return self.network(tokens, features, drop_features=drop)

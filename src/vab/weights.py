@@ -112,7 +112,7 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
     """The presets, then model directories in ``folders`` (up to two levels down), then the Hub's cache."""
     models = []
     for preset in PRESETS.values():
-        if preset.train.objective != "masked":  # fine-tuned ones stand in the folder of their model
+        if preset.train.objective in FOLDERS:  # fine-tuned ones stand in the folder of their model
             continue
         folder = ASSETS / preset.name
         if is_model(folder):
