@@ -223,6 +223,13 @@ def _presets() -> list[Preset]:
     tiny = found[-1].train
     found += [
         Preset(
+            "vab-tiny-fine",
+            "second stage of vab-tiny: the fine 8 codebooks of the small codec from the coarse 4",
+            replace(_tiny, codebooks=12, given_codebooks=4, expert_layers=0),
+            tiny,
+            DecodeConfig(steps=36, guidance=1.0, temperature=4.5),
+        ),
+        Preset(
             "foleygen-encodec",
             "the baseline FoleyGen as the paper rebuilt it: a decoder on the tokens of vab-encodec",
             replace(_encodec, expert_layers=0),
