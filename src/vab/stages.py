@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from .baselines import stepwise
 from .baselines.foleygen import Continuation, FoleyGen
 from .config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
-from .decode import LogitsFn, generate_long, guided
+from .decode import LogitsFn, Progress, generate_long, guided
 from .finetune import load_network
 from .model import VAB
 from .weights import CONFIG, FINE, MODEL, ModelError, read_config
@@ -41,19 +41,21 @@ class Stage:
         given: Tensor,
         features: Tensor,
         decode: DecodeConfig,
-        generator: torch.Generator,
-        progress: Callable[[int, int], None] | None = None,
+        generators: torch.Generator | Sequence[torch.Generator],
+        progress: Progress | None = None,
     ) -> Tensor:
         """``tokens`` int64 [K,T] of any length, with new ones where ``given`` bool [K,T] is False.
 
-        ``features`` [F,dim] are those of the T audio frames. Windows are as long as in training.
+        ``features`` [F,dim] are those of the T audio frames. Windows are as long as in training. Or B clips
+        of one length: [B,K,T], [B,K,T], [B,F,dim] and a generator for each.
         """
         config = self.preset.model
+        batch = features if features.dim() == 3 else features[None]
 
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
-            return self._logits_fn(features, start, stop, decode.guidance)
+            return self._logits_fn(batch, start, stop, decode.guidance)
 
-        what = (logits_fn_for, tokens, given, config.vocabulary, decode, generator)
+        what = (logits_fn_for, tokens, given, config.vocabulary, decode, generators)
         lengths = (config.audio_length, window_overlap(config))
         if isinstance(self.network, FoleyGen):
             return stepwise.generate_long(*what, *lengths, progress)
@@ -65,23 +67,24 @@ class Stage:
         tokens: Tensor,
         given: Tensor,
         features: Tensor,
-        generator: torch.Generator,
-        progress: Callable[[int, int], None] | None = None,
+        generators: torch.Generator | Sequence[torch.Generator],
+        progress: Progress | None = None,
     ) -> Tensor:
         """The finer codebooks for ``coarse`` [K1,T], with the stage's own settings: tokens [K,T] (eq. 3).
 
-        ``tokens`` and ``given`` [K,T] hold what is known of them; their first K1 rows do not count.
+        ``tokens`` and ``given`` [K,T] hold what is known of them; their first K1 rows do not count. Or B
+        clips, as in :meth:`fill`.
         """
         tokens, given = tokens.clone(), given.clone()
-        tokens[: len(coarse)] = coarse
-        given[: len(coarse)] = True
-        return self.fill(tokens, given, features, self.preset.decode, generator, progress)
+        tokens[..., : coarse.shape[-2], :] = coarse
+        given[..., : coarse.shape[-2], :] = True
+        return self.fill(tokens, given, features, self.preset.decode, generators, progress)
 
     def _logits_fn(self, features: Tensor, start: int, stop: int, guidance: float) -> LogitsFn:
         """Guided logits of the audio frames ``start`` to ``stop``, or of the next step of them."""
         network, fps = self.network, self.preset.model.fps
         first = math.floor(start / FRAME_RATE * fps + 1e-6)
-        seen = features[None, first : first + video_frames((stop - start) / FRAME_RATE, fps)]
+        seen = features[:, first : first + video_frames((stop - start) / FRAME_RATE, fps)]
         if isinstance(network, FoleyGen):
             return guided(Continuation(network, stop - start), seen, guidance)
 
