@@ -15,6 +15,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -25,14 +26,13 @@ from numpy.typing import NDArray
 
 from vab.batches import ClipBatches
 from vab.codec_tiny import TinyCodec
-from vab.config import HOP, DecodeConfig
-from vab.decode import generate, guided
+from vab.config import FRAME_RATE, HOP, DecodeConfig, video_frames
 from vab.embed import agreement
-from vab.masking import apply_mask
 from vab.media import read_audio
-from vab.objectives import masked_accuracy
 from vab.pipeline import VABPipeline
+from vab.stages import Stage
 from vab.store import LatentStore, read_manifest
+from vab.tasks import OBJECTIVES
 
 Sound = NDArray[np.float32]
 SECONDS = 5.0  # of a sound that the judge hears
@@ -80,17 +80,29 @@ def log_mel(codec: TinyCodec, sound: Sound) -> NDArray:
     return (codec.log_mel(whole)[0] / np.log(10)).numpy()
 
 
-def reconstructed(codec: TinyCodec, sound: Sound, codebooks: int) -> Sound:
-    """The sound through the first so many codebooks of the codec."""
+@torch.no_grad()
+def reconstructed(codec: TinyCodec, sound: Sound, codebooks: int, fine: Stage | None = None) -> Sound:
+    """The sound through the first so many codebooks of the codec; ``fine`` guesses the others, blind."""
     tokens = codec.encode(torch.from_numpy(sound)[None])[:, :codebooks]
+    if fine is not None:
+        model = fine.preset.model
+        empty = torch.zeros(model.codebooks, tokens.shape[2], dtype=torch.long)
+        unseen = torch.zeros(video_frames(tokens.shape[2] / FRAME_RATE, model.fps), model.vision_dim)
+        none = torch.zeros_like(empty, dtype=torch.bool)
+        tokens = fine.refine(tokens[0], empty, none, unseen, torch.Generator().manual_seed(0))[None]
     return codec.decode(tokens)[0, : len(sound)].numpy()
 
 
 def measure_codec(
-    codec: TinyCodec, judge: Judge, sounds: list[Sound], labels: list[str], codebooks: int
+    codec: TinyCodec,
+    judge: Judge,
+    sounds: list[Sound],
+    labels: list[str],
+    codebooks: int,
+    fine: Stage | None = None,
 ) -> dict:
     """Distances and the judge's share of sounds through the first so many codebooks of the codec."""
-    back = [reconstructed(codec, sound, codebooks) for sound in sounds]
+    back = [reconstructed(codec, sound, codebooks, fine) for sound in sounds]
     pairs = [(log_mel(codec, x), log_mel(codec, y)) for x, y in zip(sounds, back, strict=True)]
     statistics = [[np.concatenate((m.mean(0), m.std(0))) for m in side] for side in zip(*pairs, strict=True)]
     right = judge.name(back) == np.asarray(labels)
@@ -104,17 +116,17 @@ def measure_codec(
 
 
 @torch.no_grad()
-def measure_tokens(pipeline: VABPipeline, store: LatentStore) -> dict:
-    """Accuracy of masked dev tokens per codebook, with the masks of pre-training."""
-    clips = ClipBatches(store, pipeline.config, "dev")
+def measure_tokens(stage: Stage, store: LatentStore) -> dict:
+    """Accuracy of dev tokens per codebook: of the masked ones, with the masks of pre-training, or of all."""
+    clips = ClipBatches(store, stage.preset, "dev")
+    objective = OBJECTIVES[stage.preset.train.objective]
     found = []
     for rows in clips.dev_batches():
-        batch = clips.dev_batch(rows)
-        logits = pipeline.network(
-            apply_mask(batch.tokens, batch.mask, pipeline.config.model.vocabulary), batch.features
-        )
-        found.append(masked_accuracy(logits, batch.tokens, batch.mask))
-    return {f"codebook {k}": float(a) for k, a in enumerate(torch.stack(found).nanmean(0))}
+        measures = objective(stage.network, clips.dev_batch(rows), stage.preset).measures()
+        found.append(torch.stack(list(measures.values())))  # [codebooks, 2]: how many are right, of how many
+    total = torch.stack(found).sum(0)
+    first = stage.preset.model.given_codebooks
+    return {f"codebook {first + k}": float(right / count) for k, (right, count) in enumerate(total)}
 
 
 def pictures(store: LatentStore) -> tuple[torch.Tensor, list[str]]:
@@ -139,28 +151,34 @@ def generated(
     pipeline: VABPipeline, features: torch.Tensor, decode: DecodeConfig, seen: bool
 ) -> Iterator[Sound]:
     """A sound of one window for each picture; without the picture if not ``seen``."""
-    model = pipeline.config.model
-
-    def network(tokens: torch.Tensor, pictures: torch.Tensor, drop: torch.Tensor) -> torch.Tensor:
-        return pipeline.network(tokens, pictures, drop_features=drop if seen else torch.ones_like(drop))
-
+    model, fine = pipeline.config.model, pipeline.fine
+    codebooks = (fine or pipeline.first).preset.model.codebooks
+    if not seen:
+        features, decode = torch.zeros_like(features), replace(decode, guidance=1.0)
     for start in range(0, len(features), 16):
         part = features[start : start + 16]
-        empty = torch.zeros(len(part), model.codebooks, model.audio_length, dtype=torch.long)
+        empty = torch.zeros(len(part), codebooks, model.audio_length, dtype=torch.long)
         none = torch.zeros_like(empty, dtype=torch.bool)
-        logits_fn = guided(network, part, decode.guidance if seen else 1.0)
+        coarse = (empty[:, : model.codebooks], none[:, : model.codebooks])
         drawn = []
         for candidate in range(decode.candidates):
-            generators = [
-                torch.Generator().manual_seed(candidate * 10_007 + start + i) for i in range(len(part))
-            ]
-            drawn.append(generate(logits_fn, empty, none, model.vocabulary, decode, generators))
-        several = torch.stack(drawn, dim=1)
-        for tokens, picture in zip(several, part, strict=True):
-            best = 0
-            if len(tokens) > 1:
-                best = int(agreement(pipeline.understanding.contrastive, tokens, picture).argmax())
-            yield pipeline.codec.decode(tokens[best : best + 1])[0].numpy()
+            noise = generators(candidate * 10_007 + start, len(part))
+            drawn.append(pipeline.first.fill(*coarse, part, decode, noise))
+        best = [0] * len(part)
+        if len(drawn) > 1:
+            several = torch.stack(drawn, dim=1)
+            nearest = partial(agreement, pipeline.understanding.contrastive)
+            best = [int(nearest(*pair).argmax()) for pair in zip(several, part, strict=True)]
+        tokens = torch.stack([drawn[n][i] for i, n in enumerate(best)])
+        if fine is not None:
+            tokens = fine.refine(tokens, empty, none, part, generators(1_000_003 + start, len(part)))
+        for one in tokens:
+            yield pipeline.codec.decode(one[None])[0].numpy()
+
+
+def generators(seed: int, count: int) -> list[torch.Generator]:
+    """The noise of several sounds."""
+    return [torch.Generator().manual_seed(seed + i) for i in range(count)]
 
 
 def main() -> None:
@@ -208,7 +226,12 @@ def main() -> None:
         note("real sound, Opus at 6 kbit/s", share([through_opus(s) for s in sounds], labels))
         for codebooks in sorted({codec.codebooks, pipeline.config.model.codebooks}, reverse=True):
             note(f"codec, {codebooks} codebooks", measure_codec(codec, judge, sounds, labels, codebooks))
-        note("masked accuracy", measure_tokens(pipeline, store))
+        note("accuracy of tokens", measure_tokens(pipeline.first, store))
+        if pipeline.fine is not None:
+            given = pipeline.config.model.codebooks
+            title = f"codec, {given} codebooks, the others from the second stage"
+            note(title, measure_codec(codec, judge, sounds, labels, given, pipeline.fine))
+            note("accuracy of fine tokens", measure_tokens(pipeline.fine, store))
         paired = [s for s, label in zip(train_sounds, train_labels, strict=True) if label in set(wanted)]
         others = [paired[i] for i in random.integers(len(paired), size=len(wanted))]
         note("a random training sound", share(others, wanted))

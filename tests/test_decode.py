@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from vab.config import DecodeConfig
-from vab.decode import DecodeError, LogitsFn, _sample, generate, generate_long, guided, windows
+from vab.decode import DecodeError, LogitsFn, generate, generate_long, guided, sample, windows
 
 ONE_DRAW_BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives
 
@@ -304,7 +304,7 @@ def test_a_token_of_probability_zero_is_never_sampled() -> None:
     rows = torch.randn(2000, 64, generator=seeds(0)[0])
     rows[:, 0] = rows[:, 31] = rows[:, -1] = -1e4
     for draw in (0.0, 0.5, ONE_DRAW_BELOW_ONE):
-        token, log_p = _sample(rows, torch.full((2000,), draw), 0)
+        token, log_p = sample(rows, torch.full((2000,), draw), 0)
         assert not bool(torch.isin(token, torch.tensor([0, 31, 63])).any())
         torch.testing.assert_close(log_p, rows.log_softmax(1).gather(1, token[:, None])[:, 0])
 

@@ -23,7 +23,8 @@ from vab.files import Result, Settings, generate_files
 from vab.inputs import NoInputs, expand
 from vab.keep import FADE, kept_samples
 from vab.media import MediaInfo, probe, read_audio
-from vab.pipeline import feature_step, padded_length, sound_length, window_overlap
+from vab.pipeline import sound_length
+from vab.stages import feature_step, padded_length, window_overlap
 from vab.weights import ASSETS, find_model, is_model, known_models
 
 DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))

@@ -11,19 +11,25 @@ import av
 import numpy as np
 import torch
 
+from vab.baselines.foleygen import FoleyGen
 from vab.codec_tiny import TinyCodec, TinyCodecConfig
 from vab.config import PRESETS, DecodeConfig
 from vab.finetune import Classifier, Contrastive
 from vab.model import VAB
 from vab.pipeline import VABPipeline
+from vab.stages import Stage
 from vab.vision import load_vision
 
 
-def write_model(folder: Path) -> Path:
-    """A model directory: window 2 s, 2 codebooks of 32, 2 layers of 32, and EfficientNet-Lite0 as it is."""
+def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False) -> Path:
+    """A model directory: window 2 s, 2 codebooks of 32, 2 layers of 32, and EfficientNet-Lite0 as it is.
+
+    ``like`` is a preset, vab-tiny or foleygen-tiny. With ``fine`` the codec has 5 codebooks, and a second
+    stage fills in the last 3.
+    """
     torch.manual_seed(0)
     sizes = TinyCodecConfig(
-        codebooks=2,
+        codebooks=5 if fine else 2,
         vocabulary=32,
         dim=8,
         decoder_width=16,
@@ -44,15 +50,25 @@ def write_model(folder: Path) -> Path:
         expert_layers=1,
         heads=2,
     )
+    vectors, classes = codec.codebook_vectors(), ("bell", "cat", "dog")
     preset = replace(
         PRESETS["vab-tiny"], name="test", model=model, decode=DecodeConfig(steps=4, guidance=3.0)
     )
-    network = VAB(model, codec.codebook_vectors())
+    network = VAB(model, vectors)
+    if like == "foleygen-tiny":
+        preset = replace(PRESETS[like], name="test", model=replace(model, expert_layers=0))
+        network = FoleyGen(preset.model, vectors)
+    stages = [Stage(network, preset)]
+    if fine:
+        finer = replace(model, codebooks=5, given_codebooks=2, expert_layers=0)
+        second = replace(PRESETS["vab-tiny-fine"], model=finer, decode=DecodeConfig(steps=3, guidance=1.0))
+        stages.append(Stage(VAB(finer, vectors), second))
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(5)  # a model that is sure of something
-    pipeline = VABPipeline(preset, network, codec, load_vision("efficientnet-lite0"))
-    vectors, classes = codec.codebook_vectors(), ("bell", "cat", "dog")
+        for stage in stages:
+            for parameter in stage.network.parameters():
+                parameter.mul_(5)  # a model that is sure of something
+    vision = load_vision("efficientnet-lite0")
+    pipeline = VABPipeline(preset, network, codec, vision, fine=stages[1] if fine else None)
     pipeline.finetuned = (
         (Contrastive(model, vectors), replace(PRESETS["vab-tiny-contrastive"], model=model)),
         (

@@ -77,7 +77,8 @@ class TrainConfig:
     drop_features: float = 0.1  # chance of no picture at all, for guidance (B.3)
     pair_by_label: bool = False  # draw the picture from any clip of the same label
     balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
-    objective: Literal["masked", "contrastive", "classification"] = "masked"  # (eq. 1, 4, section 3.5)
+    # eq. 1, FoleyGen (appendix E), eq. 4, section 3.5
+    objective: Literal["masked", "causal", "contrastive", "classification"] = "masked"
     inputs: tuple[Literal["audio", "video", "both"], ...] = ("both",)  # what a classifier is taught to use
     loss: Literal["bce", "ce"] = "bce"  # of a classifier
     frozen: bool = False  # only the classifier's head learns (linear probe, Table 6)
@@ -90,11 +91,12 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Parallel decoding (section 3.3, appendix D)."""
+    """Parallel decoding (section 3.3, appendix D), or that of FoleyGen, step by step (appendix E)."""
 
-    steps: int = 16  # N
+    steps: int = 16  # N; 0 for FoleyGen, which takes one for each audio frame
     guidance: float = 5.0  # s of u + s (c - u); 1 is none
-    temperature: float = 25.5  # tau: the Gumbel noise of the confidence at the first step
+    # tau: the Gumbel noise of the confidence at the first step; for FoleyGen the logits are divided by it
+    temperature: float = 25.5
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
     candidates: int = 1  # drawn for each sound; the one nearest to the picture (section 3.4) is kept
 
@@ -130,6 +132,7 @@ _encodec = ModelConfig()
 _dac = replace(_encodec, codec="dac", vocabulary=1024, codebook_dim=8)
 _dac_test = replace(_dac, width=768, layers=20, heads=12)
 _dac_decode = DecodeConfig(temperature=10.5)
+_stepwise = DecodeConfig(steps=0, guidance=3.0, temperature=1.0, top_k=256)
 _tiny = ModelConfig(
     codec="tiny",
     vision="efficientnet-lite0",
@@ -215,6 +218,38 @@ def _presets() -> list[Preset]:
                 save_every=500,
             ),
             DecodeConfig(guidance=3.0, temperature=4.5),
+        ),
+    ]
+    tiny = found[-1].train
+    found += [
+        Preset(
+            "vab-tiny-fine",
+            "second stage of vab-tiny: the fine 8 codebooks of the small codec from the coarse 4",
+            replace(_tiny, codebooks=12, given_codebooks=4, expert_layers=0),
+            tiny,
+            DecodeConfig(steps=36, guidance=1.0, temperature=4.5),
+        ),
+        Preset(
+            "foleygen-encodec",
+            "the baseline FoleyGen as the paper rebuilt it: a decoder on the tokens of vab-encodec",
+            replace(_encodec, expert_layers=0),
+            TrainConfig(
+                objective="causal",
+                learning_rate=1e-4,
+                weight_decay=0.1,
+                warmup_steps=4000,
+                label_smoothing=0.0,
+                mixup=0.0,
+                roll=0.0,
+            ),
+            _stepwise,
+        ),
+        Preset(
+            "foleygen-tiny",
+            "FoleyGen at the size and with the training of vab-tiny",
+            replace(_tiny, expert_layers=0),
+            replace(tiny, objective="causal", label_smoothing=0.0),
+            _stepwise,
         ),
     ]
     tiny = TrainConfig(

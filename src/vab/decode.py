@@ -26,6 +26,8 @@ from vab.masking import cosine_schedule
 LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
 ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
 Progress = Callable[[int, int], None]  # steps done, steps in all
+# first frame, one after the last, tokens and given [B,K,n], progress of this window -> tokens [B,K,n]
+Fill = Callable[[int, int, Tensor, Tensor, Progress], Tensor]
 
 
 class DecodeError(ValueError):
@@ -79,7 +81,9 @@ def generate(
     Returns new tokens [B,K,T] without any [MASK]. Raises ``DecodeError`` when logits are not finite,
     ``ValueError`` when the arguments do not fit each other.
     """
-    _check(tokens, given, vocabulary, config, generators, given_codebooks)
+    if config.steps < 1:
+        raise ValueError(f"decoding needs steps >= 1, not {config}")
+    check_arguments(tokens, given, vocabulary, config, generators, given_codebooks)
     batch, codebooks, frames = tokens.shape
     predicted = (batch, codebooks - given_codebooks, frames)
     skipped = given_codebooks * frames  # places before the first one that has logits
@@ -99,7 +103,7 @@ def generate(
             if not torch.stack(rows.aminmax()).isfinite().all():
                 raise DecodeError(f"clip {b} of the batch: logits are NaN or infinite at step {step}")
             uniform, gumbel = _noise(len(places), generators[b], rows.device)
-            sampled, log_p = _sample(rows, uniform, config.top_k)
+            sampled, log_p = sample(rows, uniform, config.top_k)
             confidence = log_p + config.temperature * (1 - step / config.steps) * gumbel
             ascending = confidence.argsort(stable=True)
             decided = ascending[left[b] :]
@@ -149,39 +153,52 @@ def generate_long(
     if isinstance(generators, torch.Generator):
         one = (vocabulary, config, [generators], window, overlap, given_codebooks, progress)
         return generate_long(logits_fn_for, tokens[None], given[None], *one)[0]
+
+    def fill(start: int, stop: int, tokens: Tensor, given: Tensor, report: Progress) -> Tensor:
+        logits_fn = logits_fn_for(start, stop)
+        return generate(logits_fn, tokens, given, vocabulary, config, generators, given_codebooks, report)
+
+    return in_windows(fill, tokens, given, config.steps, window, overlap, progress)
+
+
+def in_windows(
+    fill: Fill,
+    tokens: Tensor,
+    given: Tensor,
+    steps: int,
+    window: int,
+    overlap: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """``fill`` one window after another: each keeps the tokens it shares with the one before.
+
+    ``tokens`` and ``given`` [B,K,T]. A window without a token to generate is passed over. ``progress`` counts
+    ``steps`` for each window. Returns new tokens [B,K,T].
+    """
     spans = windows(tokens.shape[2], window, overlap)
     result, known = tokens.clone(), given.clone()
     for index, (start, stop) in enumerate(spans):
 
-        def report(step: int, steps: int, before: int = index * config.steps) -> None:
+        def report(step: int, steps: int, before: int = index * steps) -> None:
             if progress is not None:
                 progress(before + step, len(spans) * steps)
 
         here = (slice(None), slice(None), slice(start, stop))
         if known[here].all():
-            report(config.steps, config.steps)
+            report(steps, steps)
             continue
-        result[here] = generate(
-            logits_fn_for(start, stop),
-            result[here],
-            known[here],
-            vocabulary,
-            config,
-            generators,
-            given_codebooks,
-            report,
-        )
+        result[here] = fill(start, stop, result[here], known[here], report)
         known[here] = True
     return result
 
 
-def _check(
+def check_arguments(
     tokens: Tensor,
     given: Tensor,
     vocabulary: int,
     config: DecodeConfig,
     generators: Sequence[torch.Generator],
-    given_codebooks: int,
+    given_codebooks: int = 0,
 ) -> None:
     """Raise ``ValueError`` for arguments of ``generate`` that would spoil its result in silence."""
     if tokens.dim() != 3 or tokens.shape != given.shape or given.dtype != torch.bool:
@@ -191,8 +208,8 @@ def _check(
         raise ValueError(f"each of the {len(tokens)} clips needs a generator of its own")
     if any(generator.device.type != "cpu" for generator in generators):
         raise ValueError("generators must be on the CPU, so that every device draws the same noise")
-    if config.steps < 1 or config.top_k < 0 or config.temperature < 0:
-        raise ValueError(f"decoding needs steps >= 1, top_k >= 0 and temperature >= 0, not {config}")
+    if config.top_k < 0 or config.temperature < 0:
+        raise ValueError(f"decoding needs top_k >= 0 and temperature >= 0, not {config}")
     if not given[:, :given_codebooks].all():
         raise ValueError(f"the first {given_codebooks} codebooks are not predicted, so they must be given")
     if (given & ((tokens < 0) | (tokens >= vocabulary))).any():
@@ -206,7 +223,7 @@ def _noise(count: int, generator: torch.Generator, device: torch.device) -> tupl
     return uniform.to(device), gumbel.to(device)
 
 
-def _sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """One token per row of ``logits`` [n,V] by inverse distribution function, and its log-probability, [n].
 
     One ``uniform`` number per row is enough this way. ``top_k`` > 0 keeps the k likeliest tokens.
@@ -239,7 +256,9 @@ def decode_settings(
         "candidates": rerank,
     }
     chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
-    if chosen.steps < 1:
+    if default.steps == 0 and steps is not None:
+        raise ValueError("steps cannot be chosen: this model makes one audio frame after another")
+    if chosen.steps < min(1, default.steps):
         raise ValueError(f"steps must be 1 or more, not {chosen.steps}")
     if chosen.candidates < 1:
         raise ValueError(f"rerank must be 1 or more, not {chosen.candidates}")

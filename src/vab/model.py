@@ -11,7 +11,7 @@ C codebook vector size, H heads. A token id of V is [MASK].
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -22,6 +22,8 @@ from torch.nn import functional
 from vab.config import FRAME_RATE, ModelConfig, video_frames
 
 INIT_STD = 0.02  # of every weight matrix and learned vector
+
+Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys, values -> those of earlier places too
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -77,9 +79,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x [B,L,D], bias [1 or B,H,L,L] -> [B,L,D]."""
+    def forward(self, x: Tensor, bias: Tensor, remember: Remember | None = None) -> Tensor:
+        """x [B,L,D], bias [1 or B,H,L,L] -> [B,L,D].
+
+        ``remember`` takes keys and values [B,H,L,D/H] and gives those of all places to attend to; then the
+        bias is that of the L places to all of these.
+        """
         query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if remember is not None:
+            key, value = remember(key, value)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -124,9 +132,9 @@ class Block(nn.Module):
         self.feed_forward = Experts(config.width) if experts else FeedForward(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, video: int, bias: Tensor) -> Tensor:
-        """x [B,L,D] -> [B,L,D]; the first ``video`` places are video."""
-        x = x + self.dropout(self.attention(x, bias))
+    def forward(self, x: Tensor, video: int, bias: Tensor, remember: Remember | None = None) -> Tensor:
+        """x [B,L,D] -> [B,L,D]; the first ``video`` places are video. ``remember`` is the attention's."""
+        x = x + self.dropout(self.attention(x, bias, remember))
         net = self.feed_forward
         return x + self.dropout(net(x, video) if isinstance(net, Experts) else net(x))
 
@@ -309,7 +317,11 @@ class VAB(Trunk):
         bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
         for block in self.blocks:
             x = block(x, video, bias)
-        logits = self.heads(self.norm(x[:, video:]))
+        return self.logits(x[:, video:])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [B,Kp,T,V] of the top layer's output [B,T,D] at the audio's places."""
+        logits = self.heads(self.norm(x))
         return logits.unflatten(-1, (self.config.predicted_codebooks, -1)).transpose(1, 2)
 
     def parameter_counts(self) -> dict[str, int]:

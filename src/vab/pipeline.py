@@ -6,12 +6,10 @@ A clip's sound depends on the clip, the seed and the settings alone: noise is dr
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -19,26 +17,25 @@ from typing import Any, Self
 import numpy as np
 import torch
 from huggingface_hub import ModelHubMixin
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vab.codec import Codec, decode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as video_places
-from vab.decode import LogitsFn, decode_settings, generate_long, guided
+from vab.decode import decode_settings
 from vab.devices import pick_device
 from vab.embed import Understanding, agreement
 from vab.embeddings import Kind
-from vab.finetune import Finetuned, load_finetuned, load_network, save_finetuned
+from vab.finetune import Finetuned, load_finetuned, save_finetuned
 from vab.keep import Span, kept_samples, own_sound, paste
 from vab.media import MediaError, MediaInfo, moving_crop, probe, read_frames, write_wav
 from vab.model import VAB
+from vab.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
 from vab.vision import VisionEncoder, load_vision
-from vab.weights import CODEC, MODEL, ModelError, find_model, read_config
+from vab.weights import CODEC, FINE, ModelError, find_model, read_config
 
 IMAGE_SECONDS = 10.0  # of sound for an image
 LONGEST = 2 * 3600.0  # seconds of a video
-OVERLAP = 1.0  # seconds that neighbouring windows share
 ENCODED_AT_ONCE = 1500  # audio frames of kept sound
 CONTEXT = 50  # audio frames on either side of them
 
@@ -59,17 +56,30 @@ class Audio:
 
 
 class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vision-to-audio"]):
-    """A VAB with its codec and image encoder, ready for files.
+    """A VAB (or a FoleyGen) with its codec and image encoder, and a second stage if it has one.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are huggingface_hub's; weights are
     safetensors, and nothing in a model directory is ever executed.
     """
 
     def __init__(
-        self, config: Preset, network: VAB, codec: Codec, vision: VisionEncoder, device: str = "cpu"
+        self,
+        config: Preset,
+        network: VAB,
+        codec: Codec,
+        vision: VisionEncoder,
+        device: str = "cpu",
+        fine: Stage | None = None,
     ) -> None:
         _check_parts(config.model, network, codec, vision)
+        if fine is not None:
+            check_fine(fine.preset.model, config.model)
+            _check_codec(fine.preset.model, fine.network, codec)
+            fine.network.eval().requires_grad_(False).to(pick_device(device))
         self.config = config
+        self.fine = (
+            fine  # the second stage (section 3.3), for a codec of more codebooks than ``network`` makes
+        )
         self.device = pick_device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.codec = codec.to(self.device)
@@ -108,24 +118,30 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         **_: Any,
     ) -> Self:
         folder = Path(model_id)
-        preset = read_config(folder)
-        network = load_network(folder, lambda: VAB(preset.model))
+        stage = load_stage(folder)
+        model = stage.preset.model
         if codec_path is None and (folder / CODEC).is_file():
             codec_path = folder
-        codec = load_codec(preset.model.codec, codec_path)
-        pipeline = cls(preset, network, codec, load_vision(preset.model.vision, vision_path), device)
+        codec, vision = load_codec(model.codec, codec_path), load_vision(model.vision, vision_path)
+        pipeline = cls(stage.preset, stage.network, codec, vision, device, load_fine(folder))
         pipeline.finetuned = load_finetuned(folder)
         return pipeline
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        save_file(state, save_directory / MODEL)
+        save_stage(save_directory, self.first)
+        if self.fine is not None:
+            save_stage(save_directory / FINE, self.fine)
         if self.config.model.codec == "tiny":  # the others have a home of their own
             from vab.codec_tiny import TinyCodec
 
             assert isinstance(self.codec, TinyCodec)
             self.codec.save_pretrained(save_directory)
         save_finetuned(save_directory, self.finetuned)
+
+    @property
+    def first(self) -> Stage:
+        """The stage that makes sound from a picture."""
+        return Stage(self.network, self.config)
 
     @property
     def understanding(self) -> Understanding:
@@ -187,13 +203,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         config = self.config.model
         total = padded_length(samples_to_frames(length), config)
         features = self._features(info, total, seed, timings, tell)
-        tokens = torch.zeros(config.codebooks, total, dtype=torch.int64, device=self.device)
+        codebooks = (self.fine or self.first).preset.model.codebooks
+        tokens = torch.zeros(codebooks, total, dtype=torch.int64, device=self.device)
         given = torch.zeros_like(tokens, dtype=torch.bool)
         with _timed(timings, "codec"):
             for start, stop in kept:
                 first, last = -(-start // HOP), stop // HOP
                 if first < last:
-                    tokens[:, first:last] = self._encode(info.path, first, last)
+                    tokens[:, first:last] = self._encode(info.path, first, last)[:codebooks]
                     given[:, first:last] = True
         chosen = decode or self.config.decode
         count = chosen.candidates
@@ -202,20 +219,22 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         for number in range(samples):
             with _timed(timings, "sampling"):
                 drawn = [
-                    generate_long(
-                        lambda start, stop: self._logits_fn(features, start, stop, chosen),
-                        tokens,
-                        given,
-                        config.vocabulary,
+                    self.first.fill(
+                        tokens[: config.codebooks],
+                        given[: config.codebooks],
+                        features,
                         chosen,
                         _generator(seed, number, candidate),
-                        config.audio_length,
-                        window_overlap(config),
-                        progress=partial(_tell_sampling, tell, number * count + candidate, samples * count),
+                        partial(_tell, tell, "sampling", number * count + candidate, samples * count),
                     )
                     for candidate in range(count)
                 ]
                 result = drawn[0] if count == 1 else self._nearest(torch.stack(drawn), features)
+            if self.fine is not None:
+                with _timed(timings, "refining"):
+                    noise = _generator(seed, number, 0, stage=1)
+                    report = partial(_tell, tell, "refining", number, samples)
+                    result = self.fine.refine(result, tokens, given, features, noise, report)
             with _timed(timings, "codec"):
                 waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                 for start, stop in kept:
@@ -259,20 +278,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             begin, end = (start - before) * HOP, (stop + CONTEXT) * HOP
             sound = own_sound(path, begin, end - begin)
             codes = self.codec.encode(torch.from_numpy(sound)[None].to(self.device))[0]
-            parts.append(codes[: self.config.model.codebooks, before : before + stop - start])
+            parts.append(codes[:, before : before + stop - start])
         return torch.cat(parts, dim=1)
-
-    def _logits_fn(self, features: Tensor, start: int, stop: int, decode: DecodeConfig) -> LogitsFn:
-        """Guided logits of the audio frames ``start`` to ``stop``."""
-        config = self.config.model
-        first = math.floor(start / FRAME_RATE * config.fps + 1e-6)
-        places = video_places((stop - start) / FRAME_RATE, config.fps)
-        seen = features[None, first : first + places]
-
-        def model(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
-            return self.network(tokens, features, drop_features=drop)
-
-        return guided(model, seen, decode.guidance)
 
     def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
         """Waveform float32 [length] of tokens [K, T]."""
@@ -284,24 +291,6 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 waveform[done : done + len(part)] = part
                 done += len(part)
         return waveform
-
-
-def feature_step(config: ModelConfig) -> int:
-    """Audio frames after which an image feature and an audio frame start together again."""
-    return (Fraction(FRAME_RATE) / Fraction(config.fps).limit_denominator(1000)).numerator
-
-
-def window_overlap(config: ModelConfig) -> int:
-    """Audio frames that windows share: about a second, so that each window starts with an image feature."""
-    window, step = config.audio_length, feature_step(config)
-    free = window - round(OVERLAP * FRAME_RATE)
-    return window - min(window, max(step, free // step * step))
-
-
-def padded_length(frames: int, config: ModelConfig) -> int:
-    """Audio frames to generate for ``frames``: at least a window, as in training; then whole steps."""
-    window, step = config.audio_length, feature_step(config)
-    return window + max(0, -(-(frames - window) // step) * step)
 
 
 def sound_length(info: MediaInfo) -> int:
@@ -341,15 +330,15 @@ def _counted(
         yield frame
 
 
-def _generator(seed: int, number: int, candidate: int) -> torch.Generator:
-    """The noise of one candidate of one sample."""
-    parts = (seed, number, candidate) if candidate else (seed, number)
+def _generator(seed: int, number: int, candidate: int, stage: int = 0) -> torch.Generator:
+    """The noise of one candidate of one sample, in the first stage or the second."""
+    parts = (seed, number, candidate, stage) if stage else (seed, number, candidate)[: 2 + (candidate > 0)]
     state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def _tell_sampling(tell: Progress, number: int, samples: int, done: int, total: int) -> None:
-    tell("sampling", number * total + done, samples * total)
+def _tell(tell: Progress, stage: str, number: int, samples: int, done: int, total: int) -> None:
+    tell(stage, number * total + done, samples * total)
 
 
 @contextmanager
@@ -363,13 +352,17 @@ def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: Vision
     """``ModelError`` if the parts were not made for each other, which would give noise in silence."""
     if config.given_codebooks:
         raise ModelError(
-            f"this model refines {config.given_codebooks} codebooks of another model; "
-            "it makes no sound from a picture alone"
+            f"this model refines {config.given_codebooks} codebooks of another model, in whose folder "
+            f"{FINE!r} it belongs; it makes no sound from a picture alone"
         )
     if vision.dim != config.vision_dim:
         raise ModelError(
             f"{vision.name} gives {vision.dim} numbers a frame, the model needs {config.vision_dim}"
         )
+    _check_codec(config, network, codec)
+
+
+def _check_codec(config: ModelConfig, network: VAB, codec: Codec) -> None:
     own = codec.codebook_vectors()[: config.codebooks].float().cpu()
     learned = network.audio_embedding.vectors.float().cpu()
     if own.shape != learned.shape or (own - learned).norm() > 0.01 * learned.norm():

@@ -9,6 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from .baselines.foleygen import FoleyGen
 from .batches import Batch
 from .config import Preset
 from .finetune import Classifier, Contrastive
@@ -33,6 +34,8 @@ def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
     """The network of the preset's objective, with fresh weights."""
     if preset.train.objective == "masked":
         return VAB(preset.model, codebook_vectors)
+    if preset.train.objective == "causal":
+        return FoleyGen(preset.model, codebook_vectors)
     if preset.train.objective == "contrastive":
         return Contrastive(preset.model, codebook_vectors)
     network = Classifier(preset.model, len(preset.classes), codebook_vectors)
@@ -49,14 +52,13 @@ def masked_tokens(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
     tokens = apply_mask(batch.tokens, batch.mask, model.vocabulary)
     logits = network(tokens, batch.features, drop_features=batch.drop_features)
     targets, mask = batch.tokens[:, model.given_codebooks :], batch.mask[:, model.given_codebooks :]
-    loss = masked_prediction(logits, targets, mask, preset.train.label_smoothing)
+    return _prediction(logits, targets, mask, preset)
 
-    def measures() -> dict[str, Tensor]:
-        right = ((logits.detach().argmax(-1) == targets) & mask).sum((0, 2))
-        counts = torch.stack([right, mask.sum((0, 2))], dim=1).float()
-        return {f"accuracy/{model.given_codebooks + k}": count for k, count in enumerate(counts)}
 
-    return Outcome(loss, mask.sum().float(), measures)
+def next_tokens(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
+    """Each token from those before it: FoleyGen's objective (appendix E). Measures accuracy per codebook."""
+    logits = network(batch.tokens, batch.features, drop_features=batch.drop_features)
+    return _prediction(logits, batch.tokens, torch.ones_like(batch.mask), preset)
 
 
 def sound_and_picture(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
@@ -119,9 +121,22 @@ def clip_classes(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
 
 OBJECTIVES: dict[str, Objective] = {
     "masked": masked_tokens,
+    "causal": next_tokens,
     "contrastive": sound_and_picture,
     "classification": clip_classes,
 }
+
+
+def _prediction(logits: Tensor, targets: Tensor, mask: Tensor, preset: Preset) -> Outcome:
+    """Cross entropy of logits [B,Kp,T,V] where ``mask`` [B,Kp,T] is True; accuracy per codebook."""
+    loss = masked_prediction(logits, targets, mask, preset.train.label_smoothing)
+
+    def measures() -> dict[str, Tensor]:
+        right = ((logits.detach().argmax(-1) == targets) & mask).sum((0, 2))
+        counts = torch.stack([right, mask.sum((0, 2))], dim=1).float()
+        return {f"accuracy/{preset.model.given_codebooks + k}": count for k, count in enumerate(counts)}
+
+    return Outcome(loss, mask.sum().float(), measures)
 
 
 def _seen(batch: Batch) -> tuple[Tensor, Tensor]:

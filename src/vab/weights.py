@@ -2,7 +2,7 @@
 
 A model directory holds ``config.json`` (a ``Preset`` as nested values) and ``model.safetensors``; that of a
 model on the small codec may also hold ``codec.json`` and ``codec.safetensors``. What fine-tuning made of it
-may stand in the folders ``contrastive`` and ``classes``.
+may stand in the folders ``contrastive`` and ``classes``, a second stage (coarse to fine) in ``fine``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from vab.config import PRESETS, Preset, from_dict
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
 FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # of what fine-tuning made of a model
+FINE = "fine"  # folder of a second stage
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED = "vab-tiny"
 _FILES = [CONFIG, MODEL, CODEC, "codec.safetensors"]
-_FILES += [f"{folder}/{file}" for folder in FOLDERS.values() for file in (CONFIG, MODEL)]
+_FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file in (CONFIG, MODEL)]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -112,7 +113,7 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
     """The presets, then model directories in ``folders`` (up to two levels down), then the Hub's cache."""
     models = []
     for preset in PRESETS.values():
-        if preset.train.objective != "masked":  # fine-tuned ones stand in the folder of their model
+        if preset.train.objective in FOLDERS:  # fine-tuned ones stand in the folder of their model
             continue
         folder = ASSETS / preset.name
         if is_model(folder):

@@ -43,9 +43,9 @@ def generate(
         out: the folder for the results; made if it is missing.
         model: a name (see vab models), a model directory or a Hub id. Left out: the bundled vab-tiny.
         seed: the same seed gives the same sound for the same file and settings, whatever else is done.
-        steps: steps of decoding. Left out: the model's own, as for the next three.
+        steps: steps of decoding. Left out: the model's own, as for the next three. Not for FoleyGen.
         guidance: how strongly the sound follows the picture; 1 is not at all stronger than learned.
-        temperature: randomness of the order in which tokens are decided.
+        temperature: randomness of the order in which tokens are decided; for FoleyGen, of the tokens.
         rerank: how many sounds to draw for each, of which the one nearest to the picture is kept.
         samples: how many different sounds for each input.
         keep: seconds of the video's own sound that stay, such as 2.0:5.5, :3 or 7: (may be repeated).

@@ -99,9 +99,9 @@ class Run:
     json: bool = False  # one JSON document on standard output
 
 
-def _runs(objective: str) -> Any:
-    """One subcommand per preset of that objective, with its values as defaults."""
-    chosen = [p for p in PRESETS.values() if p.train.objective == objective]
+def _runs(*objectives: str) -> Any:
+    """One subcommand per preset of these objectives, with its values as defaults."""
+    chosen = [p for p in PRESETS.values() if p.train.objective in objectives]
     return tyro.extras.subcommand_type_from_defaults(
         {p.name: Run(p.name, p.note, tyro.MISSING, tyro.MISSING, p.model, p.train, p.decode) for p in chosen},
         {p.name: p.note for p in chosen},
@@ -113,13 +113,16 @@ if TYPE_CHECKING:
     Contrasting = Run
     Classifying = Run
 else:
-    Pretraining = _runs("masked")
+    Pretraining = _runs("masked", "causal")
     Contrasting = _runs("contrastive")
     Classifying = _runs("classification")
 
 
 def pretrain(chosen: Annotated[Pretraining, tyro.conf.arg(name="")]) -> int:
-    """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --run DIR."""
+    """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --run DIR.
+
+    FoleyGen, the baseline, learns each token from those before it.
+    """
     return _train(chosen)
 
 

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The baseline FoleyGen on exactly the latents and the steps of vab-tiny, and the same numbers for both (Table 1).
+#   recipes/foleygen_tiny.sh DATA RUN        after recipes/vab_tiny.sh DATA RUN. Goes on where it was cut.
+set -euo pipefail
+data=$1 run=$2
+here=$(dirname "${BASH_SOURCE[0]}")
+
+vab pretrain foleygen-tiny --store "$run/store" --run "$run/foleygen"
+cp "$run/codec/codec.json" "$run/codec/codec.safetensors" "$run/foleygen"
+mkdir -p "$run/foleygen/contrastive" # for the row of the nearest of four
+cp "$run/contrastive/config.json" "$run/contrastive/model.safetensors" "$run/foleygen/contrastive"
+for model in model foleygen; do
+    python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/$model" --json "$run/$model.json"
+done
