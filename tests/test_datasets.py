@@ -392,6 +392,8 @@ def test_esc50(esc50: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips, report = esc50_clips(esc50, 1, esc10=True)
     assert [(clip.id, clip.split) for clip in clips] == [("1-100032-A-0", "test"), ("4-100038-A-0", "train")]
     assert report.listed == 2
+    assert vab(capsys, "data", "esc50", esc50, "-o", esc50 / "folds.csv")[0] == 0
+    assert [row[-1] for row in manifest(esc50 / "folds.csv")] == ["fold1", "fold2", "fold4", "fold5"]
     for fold in (0, 6):
         code, document, _ = vab(capsys, "data", "esc50", esc50, "-o", esc50 / "n.csv", "--fold", fold)
         assert code == 2 and f"not {fold}" in document["error"] and not (esc50 / "n.csv").exists()

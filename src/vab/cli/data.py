@@ -170,16 +170,16 @@ def msrvtt(
 def esc50(
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     out: Manifest,
-    fold: int,
+    fold: int | None = None,
     esc10: bool = False,
     json: bool = False,
 ) -> int:
-    """Write the manifest of ESC-50 with one of its five folds as the split test.
+    """Write the manifest of ESC-50, its folds as the splits fold1 to fold5 (for vab evaluate folds).
 
     Args:
         root: the unpacked set: meta/esc50.csv and audio/.
         out: the csv file to write: id,audio,video,start,seconds,label,split.
-        fold: 1 to 5, the fold to test on; the others are the split train.
+        fold: 1 to 5: this one is the split test, the others are train.
         esc10: only the ten classes of ESC-10.
         json: one JSON document on standard output.
     """

@@ -140,13 +140,18 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
     return _train(chosen)
 
 
+def settings_of(chosen: Run) -> Preset:
+    """The preset with what the call changed; ``BadCall`` for numbers that make no sense."""
+    if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
+        raise BadCall("--devices and --max-steps must be 1 or more")
+    return Preset(chosen.name, chosen.note, chosen.model, chosen.train, chosen.decode)
+
+
 def _train(chosen: Run) -> int:
     from vab.store import StoreError
     from vab.train import TrainError, train
 
-    if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
-        raise BadCall("--devices and --max-steps must be 1 or more")
-    settings = Preset(chosen.name, chosen.note, chosen.model, chosen.train, chosen.decode)
+    settings = settings_of(chosen)
     try:
         train(
             settings,
