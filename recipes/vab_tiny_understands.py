@@ -51,9 +51,9 @@ DIGITS = f"{SOUND} --model.seconds 1 --train.crop 0"
 INPUTS: dict[Inputs, str] = {"audio": "A", "video": "V", "both": "V+A"}
 STARTS = ("scratch", "pre-trained", "contrastive")
 NOTES = (
-    "Columns: what fine-tuning started from; the linear probe stands on the contrastive model. V and V+A: the "
-    "clips of classes that have photos. The other folds of ESC-10 were in the pre-training and the contrast, "
-    "where sounds meet photos of their label. The digits' interval resamples the clips of one speaker."
+    "Columns: what fine-tuning started from; the linear probe stands on the contrastive model. V and V+A: "
+    "the clips of classes that have photos. The other folds of ESC-10 were in the pre-training and the "
+    "contrast, where sounds meet photos of their label. The digits' interval resamples clips of one speaker."
 )
 
 

@@ -217,7 +217,8 @@ def vatt(
 ) -> int:
     """Bring VATT's published latents of VGGSound into a store. Called again, it goes on where it was.
 
-    Their features come from EVA02-CLIP-L for 336 pixels, so they are not those of vab extract (224 pixels).
+    Their features come from EVA02-CLIP-L for 336 pixels (the presets': 224): train a model on them with
+    --model.vision eva02-clip-l-336.
 
     Args:
         tokens: the folder with EnCodec tokens, one npy (500, 4) a clip.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vab.cli.options import Device, Place
 from vab.cli.output import BadCall, show, tell
 from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, preset
 
@@ -19,9 +20,9 @@ def extract(
     fill: Literal["zero", "repeat"] = "zero",
     seconds: float | None = None,
     fps: float | None = None,
-    codec_path: str | None = None,
-    vision_path: str | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    codec_path: Place = None,
+    vision_path: Place = None,
+    device: Device = "auto",
     batch_clips: int = 16,
     shard_clips: int = 512,
     json: bool = False,
