@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer and make, nothing else.
-#   make demo     a silent example clip gets its sound: see demo/
+#   make demo     a silent example clip gets its sound, a name and the sounds nearest to it: see demo/
 #   make test     every test
 #   make lint     style, format and types
 #   make format   put the code into the house's format
@@ -24,6 +24,9 @@ help:
 demo: $(VENV)/installed
 	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
 	$(BIN)/vab classify "$(OUT)/$(STEM).mp4" --by video
+	@rm -rf "$(OUT)/vab-demo-library"
+	$(BIN)/vab index add "$(OUT)/vab-demo-library" examples/sounds
+	$(BIN)/vab search "$(OUT)/vab-demo-library" --video "$(CLIP)" -k 5
 	@echo "sound:            $(abspath $(OUT))/$(STEM).wav"
 	@echo "video with sound: $(abspath $(OUT))/$(STEM).mp4"
 
@@ -53,7 +56,7 @@ $(BIN)/python:
 # Installed anew whenever pyproject.toml changes.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@echo "installing vab into $(VENV): about 6 GB with PyTorch, once"
-	$(PIP) --editable .
+	$(PIP) --editable '.[search]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python

@@ -13,7 +13,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,9 +43,10 @@ def main() -> None:
         audio, video = (around + SPREAD * chance.normal(size=(number, DIM)) for _ in range(2))
         return unit(audio.astype(np.float32)), unit((video + gap).astype(np.float32))
 
-    def embed(_: Path) -> Embedded:
+    def embed(paths: Iterable[Path]) -> Iterator[tuple[Path, Embedded | str]]:
         starts = 10.0 * np.arange(WINDOWS)
-        return Embedded(starts, starts + 10, *vectors(WINDOWS))
+        for path in paths:
+            yield path, Embedded(starts, starts + 10, *vectors(WINDOWS))
 
     queries = dict(zip(("a sound", "a picture"), vectors(chosen.q), strict=True))
     took: dict[str, float] = {}

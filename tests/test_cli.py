@@ -72,6 +72,7 @@ def test_every_verb_explains_itself_and_knows_json(capsys: pytest.CaptureFixture
         "pretrain": ["vab-tiny"],
         "finetune contrastive": ["vab-tiny-contrastive"],
         "finetune classify": ["vab-tiny-classes"],
+        "evaluate folds": ["vab-tiny-classes"],
     }
     words = [*verb.split(), *presets.get(verb, [])]
     code, out, _ = vab(capsys, *words, "--help")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from tiny import write_video
+from vab.batches import check_fits
 from vab.cli import main
+from vab.config import PRESETS
 from vab.datasets.audioset import read_labels, read_segments, read_subset
 from vab.datasets.common import ListError, gather, is_still, read_csv, segment_names
 from vab.datasets.esc50 import esc50_clips
@@ -22,7 +25,7 @@ from vab.datasets.speech_commands import speech_commands_clips, which_set
 from vab.datasets.vatt import vatt_store
 from vab.datasets.vggsound import Row, read_list, retrieval_subset
 from vab.media import write_wav
-from vab.store import COLUMNS, LatentStore, read_manifest
+from vab.store import COLUMNS, LatentStore, StoreError, read_manifest
 
 
 def vab(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any, str]:
@@ -392,6 +395,8 @@ def test_esc50(esc50: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clips, report = esc50_clips(esc50, 1, esc10=True)
     assert [(clip.id, clip.split) for clip in clips] == [("1-100032-A-0", "test"), ("4-100038-A-0", "train")]
     assert report.listed == 2
+    assert vab(capsys, "data", "esc50", esc50, "-o", esc50 / "folds.csv")[0] == 0
+    assert [row[-1] for row in manifest(esc50 / "folds.csv")] == ["fold1", "fold2", "fold4", "fold5"]
     for fold in (0, 6):
         code, document, _ = vab(capsys, "data", "esc50", esc50, "-o", esc50 / "n.csv", "--fold", fold)
         assert code == 2 and f"not {fold}" in document["error"] and not (esc50 / "n.csv").exists()
@@ -610,6 +615,10 @@ def test_vatt(vatt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     ]
     assert store.splits == ["train", "test", "train", "train"] and set(store.labels) == {"dog"}
     assert (store.meta.codec, store.meta.fps, store.meta.seconds) == ("encodec", 5.0, 10.0)
+    with pytest.raises(StoreError, match=r"vision is 'eva02-clip-l-336', the model's is 'eva02-clip-l'$"):
+        check_fits(store, PRESETS["vab-encodec"])  # 224 pixels: at run time it would see other features
+    seen = replace(PRESETS["vab-encodec"].model, vision="eva02-clip-l-336")
+    check_fits(store, replace(PRESETS["vab-encodec"], model=seen))
     assert store.meta.token_shape == (4, 500) and store.meta.feature_shape == (50, 768)
     np.testing.assert_array_equal(store.codebook_vectors(), VECTORS)
     for row, name in enumerate(store.ids):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tiny import write_model, write_video
 from vab.cli import main
 from vab.embed import Understanding, embed_latents, windows
 from vab.embeddings import Embedded, EmbeddingsError, read_embeddings
+from vab.extract import Decoded, decode, encode, latents_meta
 from vab.media import MediaError, write_wav
 from vab.pipeline import VABPipeline
 from vab.store import Latents
@@ -91,6 +93,26 @@ def test_company_changes_nothing(source: Understanding, media: Path) -> None:
                 a, b = getattr(found, kind), getattr(alone, kind)
                 assert (a is None) == (b is None)
                 assert a is None or np.allclose(a, b, atol=1e-5)
+
+
+def test_a_file_that_cannot_be_encoded_fails_alone(
+    source: Understanding, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the codec or the network raises, and whether or not it is in a batch with others."""
+
+    def failing(batch: list[Decoded], *rest: Any) -> list[Latents]:
+        if any(item.clip.audio == media / "bell" / "long.wav" for item in batch):
+            raise RuntimeError("out of memory")
+        return encode(batch, *rest)
+
+    monkeypatch.setattr("vab.embed.encode", failing)
+    paths = [media / "dog" / "both.mp4", media / "bell" / "long.wav", media / "dog" / "silent.mp4"]
+    found = dict(source.embed_files(paths))
+    assert [isinstance(result, str) for result in found.values()] == [False, True, False]
+    assert found[paths[1]] == f"{paths[1]}: RuntimeError: out of memory"
+    meta = latents_meta(source.codec, source.vision, 2.0, 1.0)
+    batch = [decode(windows(path, 2.0)[0], meta, 64) for path in paths]
+    assert [isinstance(result, str) for result in source._encode(batch, meta)] == [False, True, False]
 
 
 def test_what_is_filled_up_does_not_count(source: Understanding) -> None:

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,26 @@ def embed(path: Path) -> Embedded:
     return Embedded(starts, starts + 10, None if kind == 0 else audio, None if kind == 1 else video)
 
 
+def each(one: Any = embed, ahead: int = 1) -> Any:
+    """Many files by a function for one, as ``Understanding.embed_files``; ``ahead`` are taken at once."""
+
+    def answer(path: Path) -> tuple[Path, Embedded | str]:
+        try:
+            return path, one(path)
+        except MediaError as error:
+            return path, str(error)
+
+    def many(paths: Iterable[Path]) -> Iterator[tuple[Path, Embedded | str]]:
+        taken: deque[Path] = deque()
+        for path in paths:
+            taken.append(path)
+            if len(taken) >= ahead:
+                yield answer(taken.popleft())
+        yield from map(answer, taken)
+
+    return many
+
+
 class Embedder:
     """``embed`` that counts."""
 
@@ -68,7 +90,7 @@ def files_in(folder: Path, number: int = 30) -> list[Path]:
 
 def run(library: Library, files: list[Path], embedder: Any = embed, model: str = "model A") -> dict[str, int]:
     counts: dict[str, int] = {}
-    for result in library.add(files, embedder, model):
+    for result in library.add(files, each(embedder), model):
         counts[result.status] = counts.get(result.status, 0) + 1
     return counts
 
@@ -172,7 +194,7 @@ def test_bad_files_fail_alone_and_keep_what_they_had(tmp_path: Path) -> None:
     Path(no_name).write_text("its name is no text")
     (tmp_path / "folder.wav").mkdir()
     bad = [broken, Path(no_name), tmp_path / "missing.wav", tmp_path / "folder.wav"]
-    results = list(library.add([*good[:2], *bad, good[2]], embed, "model A"))
+    results = list(library.add([*good[:2], *bad, good[2]], each(), "model A"))
     reasons = [result.error or "" for result in results if result.status == "failed"]
     assert len(reasons) == 4 and all("\n" not in reason for reason in reasons)
     for reason, (path, text) in zip(
@@ -186,6 +208,40 @@ def test_bad_files_fail_alone_and_keep_what_they_had(tmp_path: Path) -> None:
     assert run(library, good) == {"failed": 1, "unchanged": 2}
     assert rows(library) == before  # and it is tried again the next time
     assert run(library, good) == {"failed": 1, "unchanged": 2}
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 99])
+def test_files_taken_ahead_keep_their_own_results(tmp_path: Path, ahead: int) -> None:
+    """New, known, changed, broken and missing files mixed: each is told once, whatever is answered when."""
+    files = files_in(tmp_path / "media", 20)
+    library = Library.create(tmp_path / "db")
+    run(library, files[::3])
+    files[3].write_text("changed")
+    files[4].write_text("broken")
+    files[5].unlink()
+    results = list(library.add(files, each(ahead=ahead), "model A"))
+    found = {Path(result.path): result.status for result in results}
+    assert len(results) == 20
+    for n, path in enumerate(files):
+        special = {3: "replaced", 4: "failed", 5: "failed"}
+        assert found[path] == special.get(n, "added" if n % 3 else "unchanged"), n
+    good = [path for n, path in enumerate(files) if n not in (4, 5)]
+    assert rows(library) == expected(good)
+
+
+def test_a_change_between_taking_and_embedding_is_seen_the_next_time(tmp_path: Path) -> None:
+    files = files_in(tmp_path / "media", 2)
+
+    def slow(path: Path) -> Embedded:
+        found = embed(path)
+        if path == files[0] and "late" not in path.read_text():
+            path.write_text("late, while it is being embedded")
+        return found
+
+    library = Library.create(tmp_path / "db")
+    for counts in ({"added": 2}, {"unchanged": 1, "replaced": 1}, {"unchanged": 2}):
+        assert run(library, files, slow) == counts
+    assert rows(library) == expected(files)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +260,7 @@ def test_vectors_that_cannot_be_compared_are_refused(
 ) -> None:
     path = write(tmp_path / "a.wav", "a")
     bad = Embedded(np.array([0.0, 10]), np.array([10.0, 20]), audio, video)
-    (result,) = Library.create(tmp_path / "db").add([path], lambda _: bad, "model A")
+    (result,) = Library.create(tmp_path / "db").add([path], each(lambda _: bad), "model A")
     assert result.status == "failed" and result.error is not None
     assert re.search(says, result.error)
 
@@ -213,13 +269,13 @@ ADDING = """
 import sys, time
 from pathlib import Path
 import vab.library
-from test_library import embed, files_of
+from test_library import each, embed, files_of
 vab.library.FILES_AT_ONCE = 3
 def slow(path):
     time.sleep(float(sys.argv[3]))
     return embed(path)
 library = vab.library.Library.create(sys.argv[1])
-for result in library.add(files_of(sys.argv[2]), slow, "model A"):
+for result in library.add(files_of(sys.argv[2]), each(slow, ahead=4), "model A"):
     print(result.status, result.path, flush=True)
 """
 
@@ -536,6 +592,10 @@ class Pipe:
     def embed_file(self, path: Path) -> Embedded:
         """As ``Understanding.embed_file``."""
         return embed(path)
+
+    def embed_files(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Embedded | str]]:
+        """As ``Understanding.embed_files``."""
+        return each()(paths)
 
     def fingerprint(self) -> str:
         """As ``Understanding.fingerprint``."""

@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vab.vision import BATCH, RECIPES, Recipe, TimmEncoder, VisionError, build, load_vision, prepare
+from vab.vision import (
+    BATCH,
+    BATCH_CPU,
+    RECIPES,
+    Recipe,
+    TimmEncoder,
+    VisionError,
+    build,
+    load_vision,
+    prepare,
+)
 
 EVA_TINY = replace(RECIPES["eva02-clip-l"], architecture="eva02_tiny_patch14_224.mim_in22k", dim=192)
 VIT_TINY = replace(RECIPES["mae-vit-l"], architecture="vit_tiny_patch16_224.augreg_in21k_ft_in1k", dim=192)
@@ -45,8 +55,8 @@ def reference(frame: np.ndarray, recipe: Recipe) -> Tensor:
     side = recipe.short_side
     new = (side, side * height // width) if width <= height else (side * width // height, side)
     resized = np.asarray(Image.fromarray(frame).resize(new, Image.Resampling.BICUBIC))
-    top, left = (round((n - 224) / 2) for n in resized.shape[:2])
-    pixels = resized[top : top + 224, left : left + 224] / np.float64(255)
+    top, left = (round((n - recipe.size) / 2) for n in resized.shape[:2])
+    pixels = resized[top : top + recipe.size, left : left + recipe.size] / np.float64(255)
     return torch.from_numpy(((pixels - recipe.mean) / recipe.std).transpose(2, 0, 1)).float()
 
 
@@ -55,18 +65,22 @@ def reference(frame: np.ndarray, recipe: Recipe) -> Tensor:
 def test_preparation_is_pillows(height: int, width: int, name: str) -> None:
     frame = photo(height, width)
     ours = prepare(frame, RECIPES[name])
-    assert ours.shape == (3, 224, 224) and ours.dtype == torch.float32
+    assert ours.shape == (3, RECIPES[name].size, RECIPES[name].size) and ours.dtype == torch.float32
     assert torch.allclose(ours, reference(frame, RECIPES[name]), atol=1e-5)
 
 
-def test_preparation_is_open_clips() -> None:
+@pytest.mark.parametrize(("name", "size"), [("eva02-clip-l", 224), ("eva02-clip-l-336", 336)])
+def test_preparation_is_open_clips(name: str, size: int) -> None:
     from torchvision import transforms
 
-    recipe = RECIPES["eva02-clip-l"]
+    recipe = RECIPES[name]
+    weights = timm.get_pretrained_cfg(recipe.architecture)
+    assert weights is not None and weights.input_size == (3, size, size)
+    assert (weights.mean, weights.std, weights.num_classes) == (recipe.mean, recipe.std, recipe.dim)
     theirs = transforms.Compose(  # open_clip's image_transform for evaluation
         [
-            transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(224),
+            transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(size),
             transforms.ToTensor(),
             transforms.Normalize(recipe.mean, recipe.std),
         ]
@@ -110,14 +124,14 @@ class Mean(torch.nn.Module):
         return x.mean((2, 3))
 
 
-@pytest.mark.parametrize("count", [0, 1, BATCH, BATCH + 1, 2 * BATCH + 5])
+@pytest.mark.parametrize("count", [0, 1, BATCH_CPU, BATCH_CPU + 1, 2 * BATCH + 5])
 def test_any_number_of_frames_in_order(count: int) -> None:
     network = Mean()
     encoder = TimmEncoder("mean", replace(RECIPES["mae-vit-l"], dim=3), network)
     frames = [np.full((40 + n % 3, 50, 3), n, np.uint8) for n in range(count)]
     features = encoder.encode(frame for frame in frames)  # a stream, of mixed sizes
     assert features.shape == (count, 3) and features.dtype == torch.float32
-    assert network.largest == min(count, BATCH)
+    assert network.largest == min(count, BATCH_CPU)
     mean, std = (torch.tensor(v) for v in (encoder.recipe.mean, encoder.recipe.std))
     assert torch.allclose(features * std + mean, torch.arange(count)[:, None] / 255, atol=1e-5)
 
@@ -228,7 +242,9 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(VisionError, match="--vision-path") as caught:
             build(VIT_TINY, source)
         assert "\n" not in str(caught.value)
-    with pytest.raises(VisionError, match="there are: eva02-clip-l, mae-vit-l, efficientnet-lite0"):
+    with pytest.raises(
+        VisionError, match="there are: eva02-clip-l, eva02-clip-l-336, mae-vit-l, efficientnet-lite0"
+    ):
         load_vision("resnet")  # type: ignore[arg-type]
 
 
@@ -236,17 +252,17 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eva02-clip-l", "mae-vit-l"])
+@pytest.mark.parametrize("name", ["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l"])
 def test_the_large_networks(name: str) -> None:
     recipe = RECIPES[name]
     model = timm.create_model(recipe.architecture)  # random weights
     encoder = TimmEncoder(name, recipe, model)
     frame = photo(360, 640)
     features = encoder.encode([frame])
-    assert features.shape == (1, {"eva02-clip-l": 768, "mae-vit-l": 1024}[name])
+    assert features.shape == (1, 1024 if name == "mae-vit-l" else 768)
     with torch.no_grad():
         tokens = model.forward_features(prepare(frame, recipe)[None])
-        expected = model.forward_head(tokens) if name == "eva02-clip-l" else tokens[:, 0]
+        expected = tokens[:, 0] if name == "mae-vit-l" else model.forward_head(tokens)
     assert torch.allclose(features, expected, atol=1e-5)
 
 

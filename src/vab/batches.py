@@ -21,7 +21,7 @@ from .augment import augment, drop_features
 from .config import Preset
 from .masking import ratio_law, token_mask
 from .record import sha256
-from .store import LatentStore, StoreError
+from .store import LatentStore, StoreError, labels_of
 
 DEV_CLIPS = 1000  # clips of the split dev that a validation pass looks at, spread evenly over it
 
@@ -138,10 +138,10 @@ class ClipBatches:
         drop = drop_features(len(rows), config.drop_features, generator)
         return self._batch(rows, mixed.tokens, mixed.features, targets, drop, generator)
 
-    def dev_batches(self) -> list[NDArray[np.int64]]:
-        """Rows of the batches of a validation pass: at most ``DEV_CLIPS`` clips."""
+    def dev_batches(self, most: int = DEV_CLIPS) -> list[NDArray[np.int64]]:
+        """Rows of the batches of a validation pass: at most ``most`` clips."""
         size = self.preset.train.batch_size
-        count = min(len(self), DEV_CLIPS)
+        count = min(len(self), most)
         rows = self.rows[np.linspace(0, len(self), count, endpoint=False).astype(np.int64)]
         return [rows[start : start + size] for start in range(0, count, size)]
 
@@ -222,9 +222,21 @@ class ClipBatches:
         )
 
 
-def labels_of(text: str) -> list[str]:
-    """The labels of a clip: several are joined by ";"."""
-    return [label for label in text.split(";") if label]
+def folds_of(store: LatentStore) -> list[str]:
+    """The folds of a store: its splits that are called fold1, fold2 ..."""
+    return sorted({split for split in store.splits if split.startswith("fold")}, key=lambda s: (len(s), s))
+
+
+def hold_out(store: LatentStore, fold: str) -> None:
+    """From now on that fold is the split dev, the other folds are train, and what is in no fold is neither.
+
+    In memory alone. ``StoreError`` if the store has no such fold.
+    """
+    folds = folds_of(store)
+    if fold not in folds:
+        raise StoreError(f"{store.directory} has no {fold}; its folds: {', '.join(folds) or 'none'}")
+    parts = dict.fromkeys(folds, "train") | {fold: "dev"}
+    store.splits = [parts.get(split, "") for split in store.splits]
 
 
 def classes_of(store: LatentStore) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ class ModelConfig:
     """The network (Table 7). The defaults are VAB-Encodec."""
 
     codec: Literal["encodec", "dac", "tiny"] = "encodec"
-    vision: Literal["eva02-clip-l", "mae-vit-l", "efficientnet-lite0"] = "eva02-clip-l"
+    vision: Literal["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l", "efficientnet-lite0"] = "eva02-clip-l"
     seconds: float = 10.0  # the window the model is trained on
     fps: float = 1.0  # video features per second
     codebooks: int = 4  # K: levels of audio tokens that go in

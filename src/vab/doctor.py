@@ -115,6 +115,7 @@ def _downloads() -> list[Finding]:
         "codec encodec": (ENCODEC_SOURCE, "--codec-path"),
         "codec dac": (DAC_SOURCE, "--codec-path"),
         "encoder eva02-clip-l": (f"timm/{RECIPES['eva02-clip-l'].architecture}", "--vision-path"),
+        "encoder eva02-clip-l-336": (f"timm/{RECIPES['eva02-clip-l-336'].architecture}", "--vision-path"),
         "encoder mae-vit-l": (f"timm/{RECIPES['mae-vit-l'].architecture}", "--vision-path"),
     }
     cached = dict(hub_cache())

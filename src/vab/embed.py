@@ -16,11 +16,11 @@ from .codec import Codec, load_codec
 from .config import FRAME_RATE, ModelConfig, Preset
 from .devices import pick_device
 from .embeddings import Embedded, Embeddings
-from .extract import encode, latents_meta, read_ahead, weights_fingerprint
+from .extract import Decoded, encode, latents_meta, read_ahead, weights_fingerprint
 from .finetune import Classifier, Contrastive, load_finetuned
 from .media import MediaError, probe
 from .record import sha256
-from .store import Clip, Latents
+from .store import Clip, Latents, StoreMeta
 from .vision import VisionEncoder, load_vision
 from .weights import CODEC, ModelError, find_model, read_config
 
@@ -28,7 +28,7 @@ Inputs = Literal["audio", "video", "both"]
 Scores = NDArray[np.float32]
 
 SHORTEST = 1.0  # seconds; a shorter rest at the end of a long file is left out
-AT_ONCE = 16  # windows in one pass
+AT_ONCE = 16  # windows in one pass, and decoded ahead
 
 
 class Understanding:
@@ -111,7 +111,11 @@ class Understanding:
             if isinstance(rows, str):
                 yield path, rows
                 continue
-            audio, video = embed_latents(network, rows, self.device)
+            try:
+                audio, video = embed_latents(network, rows, self.device)
+            except Exception as error:  # as below: one bad file must not end the others
+                yield path, f"{path}: {type(error).__name__}: {error}"
+                continue
             found = [None if np.isnan(vectors).all() else vectors for vectors in (audio, video)]
             starts = np.array([clip.start for clip in clips])
             yield path, Embedded(starts, starts + [clip.seconds or 0.0 for clip in clips], *found)
@@ -148,11 +152,12 @@ class Understanding:
         clips = (clip for path in paths for clip in windows(Path(path), seconds))
         side = self.vision.size * 8 // 7  # as in extraction
         decoded = read_ahead(clips, meta, side, AT_ONCE)
+        size = 1 if self.device.type == "cpu" else AT_ONCE  # a CPU gains nothing from many at once
 
         def encoded() -> Iterator[tuple[Clip, Latents | str]]:
-            while part := [pair for _, pair in zip(range(AT_ONCE), decoded, strict=False)]:
+            while part := [pair for _, pair in zip(range(size), decoded, strict=False)]:
                 good = [result for _, result in part if not isinstance(result, str)]
-                made = iter(encode(good, self.codec, self.vision, meta, self.device))
+                made = iter(self._encode(good, meta))
                 yield from ((clip, r if isinstance(r, str) else next(made)) for clip, r in part)
 
         file: list[tuple[Clip, Latents | str]] = []
@@ -163,6 +168,16 @@ class Understanding:
             file.append(pair)
         if file:
             yield _together(file)
+
+    def _encode(self, batch: list[Decoded], meta: StoreMeta) -> list[Latents | str]:
+        """Latents of decoded clips. If they fail together, each is tried alone, or fails with a reason."""
+        try:
+            return list(encode(batch, self.codec, self.vision, meta, self.device))
+        except Exception as error:
+            if len(batch) > 1:
+                return [result for item in batch for result in self._encode([item], meta)]
+            clip = batch[0].clip
+            return [f"{clip.audio or clip.video}: {type(error).__name__}: {error}"]
 
 
 def _together(pairs: list[tuple[Clip, Latents | str]]) -> tuple[Path, list[Clip], list[Latents] | str]:
@@ -181,7 +196,7 @@ def windows(path: Path, seconds: float) -> list[Clip]:
     """
     try:
         info = probe(path)
-    except MediaError:
+    except Exception:
         return [Clip(f"{path.name}#0", path, None)]
     if info.kind == "image":
         return [Clip(f"{path.name}#0", None, path, 0.0, seconds)]

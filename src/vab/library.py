@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.embeddings import Embedded, Kind
+from vab.embeddings import Kind
 from vab.files import Show
+from vab.library_files import Added, Embed, Known, embed_each
 from vab.library_table import (
     COMMITS,
     KINDS,
@@ -30,10 +30,8 @@ from vab.library_table import (
     LibraryError,
     WindowTable,
     dim_of,
-    fault_of,
     rows_of,
 )
-from vab.mux import MediaError
 from vab.record import write_whole
 
 __all__ = ["Added", "Filters", "Hit", "Index", "Library", "LibraryError", "Meta"]
@@ -42,8 +40,6 @@ FORMAT = 1  # of library.json and of the table
 EXACT_BELOW = 100_000  # vectors; from there on an index answers
 FILES_AT_ONCE, SECONDS_AT_ONCE = 32, 5.0  # of embedding; a commit is made when either is reached
 RECALL = 0.98  # so much of the exact answer an index shall find: it looks into more parts until it does
-
-Known = dict[str, tuple[int, int]]  # path: size, mtime_ns
 
 
 @dataclass(frozen=True)
@@ -64,16 +60,6 @@ class Meta:
     dim: int
     source: str = ""  # how that model was named; "" is the bundled one
     indexes: dict[str, Index] = field(default_factory=dict)  # by stream
-
-
-@dataclass(frozen=True)
-class Added:
-    """What became of one file; told when its rows are on disk."""
-
-    path: str
-    status: Literal["added", "replaced", "unchanged", "failed"]
-    windows: int = 0
-    error: str | None = None  # one line that names the file
 
 
 @dataclass(frozen=True)
@@ -128,15 +114,16 @@ class Library:
     def add(
         self,
         files: Iterable[str | Path],
-        embed: Callable[[Path], Embedded],
+        embed: Embed,
         model: str,
         source: str = "",
         show: Show = lambda *_: None,
     ) -> Iterator[Added]:
         """Embed files that are new here or changed (path, size, time) and write them; one result for each.
 
-        ``model``: fingerprint of what ``embed`` does; ``source``: how people name it. A file that cannot be
-        embedded fails, and keeps the rows it had. At the end, indexes are built or brought up to date.
+        ``embed`` may take files ahead of what it has answered. ``model``: fingerprint of what it does;
+        ``source``: how people name that. A file that cannot be embedded fails, and keeps the rows it had. At
+        the end, indexes are built or brought up to date.
         ``LibraryError`` if another process writes, or the vectors here are of another model.
         """
         paths = list({os.path.abspath(path): Path(path) for path in files}.values())
@@ -146,9 +133,7 @@ class Library:
             waiting: list[File] = []
             since = 0.0
             try:
-                for number, path in enumerate(paths):
-                    show(number, len(paths), path, "embed", 0, 1)
-                    found = self._look(path, known, embed)
+                for found in embed_each(paths, known, embed, self.meta.dim if self.meta else None, show):
                     if isinstance(found, Added):
                         yield found
                         continue
@@ -258,32 +243,6 @@ class Library:
             stream = kind or ("both" if audio and video else stream)
             hits.append(Hit(path, start, end, stream, None, rows[0]["label"]))
         return hits
-
-    def _look(self, path: Path, known: Known, embed: Callable[[Path], Embedded]) -> Added | File:
-        """One file, embedded; or why there is nothing to write."""
-        name = os.path.abspath(path)
-        try:
-            name.encode()
-            state = os.stat(name)  # before it is read: a change meanwhile is seen the next time
-            if known.get(name) == (state.st_size, state.st_mtime_ns):
-                return Added(name, "unchanged")
-            if stat.S_ISREG(state.st_mode):
-                embedded = embed(path)
-                fault = fault_of(embedded, self.meta.dim if self.meta else None)
-            else:
-                fault = "is not a file"
-        except UnicodeEncodeError:
-            fault = "its name is not UTF-8"
-        except OSError as error:
-            fault = error.strerror or str(error)
-        except (MediaError, ValueError) as error:
-            fault = str(error)
-        except Exception as error:  # one bad file out of many must not end the others
-            fault = f"{type(error).__name__}: {error}"
-        if fault:
-            line, named = " ".join(fault.split()), os.fsencode(path).decode(errors="backslashreplace")
-            return Added(name, "failed", error=line if named in line else f"{named}: {line}")
-        return File(name, state.st_size, state.st_mtime_ns, embedded)
 
     def _commit(self, files: Sequence[File], known: Known) -> list[Added]:
         """Write all rows of these files by one commit."""

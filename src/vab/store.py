@@ -53,6 +53,11 @@ class Clip:
     split: str = "train"
 
 
+def labels_of(text: str) -> list[str]:
+    """The labels of a clip: several are joined by ";"."""
+    return [label for label in text.split(";") if label]
+
+
 def read_manifest(path: str | Path) -> list[Clip]:
     """Clips of a csv file with the columns ``id,audio,video,start,seconds,label,split`` (more are ignored).
 

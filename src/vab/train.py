@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from .batches import Batch, ClipBatches, classes_of
+from .batches import DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
 from .checkpoint import checkpoints, load_checkpoint, read_about, save_checkpoint, save_tensors
 from .config import Preset, TrainConfig
 from .finetune import start_from
@@ -56,18 +56,22 @@ def train(
     init: str | Path | None = None,
     devices: int = 1,
     max_steps: int | None = None,
+    fold: str | None = None,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train, or go on with the run in ``run_dir``; returns ``run_dir``, then a model directory.
 
     ``init`` is a model directory whose weights to start from; ``max_steps`` replaces the length that
-    ``epochs`` gives, schedule included. Written: ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events,
+    ``epochs`` gives, schedule included. With ``fold`` that fold of the store is validated on, every clip of
+    it, and the other folds are learned. Written: ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events,
     and at the end ``config.json``, ``model.safetensors`` (averaged weights if there are), ``record.json``.
     Raises ``StoreError`` for latents that do not fit, ``TrainError`` for a folder that holds another run
     and for a loss that is not finite (the last good checkpoint stays).
     """
     store = LatentStore.open(store_dir)
     store.preload()
+    if fold is not None:
+        hold_out(store, fold)
     if preset.train.objective == "classification" and not preset.classes:
         preset = replace(preset, classes=classes_of(store))
         if not preset.classes:
@@ -78,7 +82,7 @@ def train(
     strategy = "auto" if devices == 1 else DDPStrategy(broadcast_buffers=False)
     fabric = Fabric(devices=devices, strategy=strategy, precision=preset.train.precision)
     fabric.launch()
-    run = _Run(fabric, preset, clips, dev, Path(run_dir), max_steps, log)
+    run = _Run(fabric, preset, clips, dev, Path(run_dir), max_steps, fold, log)
     run.start(None if init is None else Path(init))
     run.loop()
     if fabric.is_global_zero:
@@ -98,10 +102,11 @@ class _Run:
         dev: ClipBatches,
         folder: Path,
         max_steps: int | None,
+        fold: str | None,
         log: Callable[[str], None],
     ) -> None:
         self.fabric, self.preset, self.clips, self.dev = fabric, preset, clips, dev
-        self.folder, self.objective = folder, OBJECTIVES[preset.train.objective]
+        self.folder, self.fold, self.objective = folder, fold, OBJECTIVES[preset.train.objective]
         self.log = log if fabric.is_global_zero else lambda line: None
         self.total = clips.steps(preset.train.epochs) if max_steps is None else max_steps
         config = preset.train
@@ -136,6 +141,7 @@ class _Run:
             "store": self.clips.store.fingerprint(),
             "steps": self.total,
             "classes": self.preset.classes,
+            "fold": self.fold,
         }
         return json.loads(json.dumps(identity))
 
@@ -241,7 +247,7 @@ class _Run:
         rank, world = self.fabric.global_rank, self.fabric.world_size
         self.network.eval()
         with self._averaged(), self.fabric.autocast():
-            for rows in self.dev.dev_batches():
+            for rows in self.dev.dev_batches(DEV_CLIPS if self.fold is None else len(self.dev)):
                 batch = self.dev.dev_batch(rows).share(rank, world).to(self.fabric.device)
                 outcome = self.objective(self.model, batch, self.preset)
                 loss = torch.stack([outcome.loss.float() * outcome.weight, outcome.weight])
@@ -323,6 +329,7 @@ class _Run:
                 "seed": self.preset.train.seed,
                 "objective": self.preset.train.objective,
                 "steps": self.total,
+                "fold": self.fold,
                 "clips": {"train": len(self.clips), "dev": len(self.dev)},
                 "store": {"fingerprint": store.fingerprint(), **asdict(store.meta)},
                 "torch": torch.__version__,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-BATCH = 32  # frames per forward pass
+BATCH, BATCH_CPU = 32, 4  # frames per forward pass; on a CPU 32 take twice the time, most of it for memory
 WEIGHT_FILES = (  # in a folder, the first one there is
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -67,6 +67,15 @@ RECIPES = {
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
     ),
+    # The same for 336 pixels: whose features VATT published.
+    "eva02-clip-l-336": Recipe(
+        architecture="eva02_large_patch14_clip_336.merged2b",
+        dim=768,
+        short_side=336,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        size=336,
+    ),
     # MAE's preparation for evaluation; the feature is the normalised [CLS] token.
     "mae-vit-l": Recipe(
         architecture="vit_large_patch16_224.mae",
@@ -100,9 +109,9 @@ class TimmEncoder:
     @torch.no_grad()
     def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
         """Features float32 [N, dim] of N frames, each uint8 [H, W, 3]; memory holds 32 frames at a time."""
-        stream = iter(frames)
+        stream, size = iter(frames), BATCH_CPU if self.device.type == "cpu" else BATCH
         features = [torch.empty(0, self.dim, device=self.device)]
-        while batch := [prepare(frame, self.recipe) for frame in islice(stream, BATCH)]:
+        while batch := [prepare(frame, self.recipe) for frame in islice(stream, size)]:
             features.append(self.model(torch.stack(batch).to(self.device)))
         return torch.cat(features)
 
@@ -126,7 +135,7 @@ def prepare(frame: np.ndarray, recipe: Recipe) -> Tensor:
 
 
 def load_vision(
-    name: Literal["eva02-clip-l", "mae-vit-l", "efficientnet-lite0"],
+    name: Literal["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l", "efficientnet-lite0"],
     source: str | Path | None = None,
     device: str | torch.device = "cpu",
 ) -> VisionEncoder:

@@ -170,16 +170,16 @@ def msrvtt(
 def esc50(
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     out: Manifest,
-    fold: int,
+    fold: int | None = None,
     esc10: bool = False,
     json: bool = False,
 ) -> int:
-    """Write the manifest of ESC-50 with one of its five folds as the split test.
+    """Write the manifest of ESC-50, its folds as the splits fold1 to fold5 (for vab evaluate folds).
 
     Args:
         root: the unpacked set: meta/esc50.csv and audio/.
         out: the csv file to write: id,audio,video,start,seconds,label,split.
-        fold: 1 to 5, the fold to test on; the others are the split train.
+        fold: 1 to 5: this one is the split test, the others are train.
         esc10: only the ten classes of ESC-10.
         json: one JSON document on standard output.
     """
@@ -217,7 +217,8 @@ def vatt(
 ) -> int:
     """Bring VATT's published latents of VGGSound into a store. Called again, it goes on where it was.
 
-    Their features come from EVA02-CLIP-L for 336 pixels, so they are not those of vab extract (224 pixels).
+    Their features come from EVA02-CLIP-L for 336 pixels (the presets': 224): train a model on them with
+    --model.vision eva02-clip-l-336.
 
     Args:
         tokens: the folder with EnCodec tokens, one npy (500, 4) a clip.

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from vab.cli.options import Device, Files, Model, Place, load_understanding
 from vab.cli.output import BadCall, show, table, tell
-
-if TYPE_CHECKING:
-    from vab.embed import Understanding
-
-Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
-Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
-Place = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
-Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def embed(
@@ -51,7 +44,7 @@ def embed(
     from vab.embeddings import collect, write_embeddings
     from vab.weights import ModelError
 
-    source = _load(model, device, codec_path, vision_path)
+    source = load_understanding(model, device, codec_path, vision_path)
     done, found = [], []
     try:
         dim = source.contrastive.trunk.config.width
@@ -116,7 +109,7 @@ def classify(
     files, failed = _files(inputs)
     from vab.weights import ModelError
 
-    source = _load(model, device, codec_path, vision_path)
+    source = load_understanding(model, device, codec_path, vision_path)
     done: list[dict] = []
     try:
         classes = source.classifier[1].classes
@@ -151,20 +144,6 @@ def _files(inputs: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
     for reason in failed.values():
         tell(reason)
     return [path for path, reason in entries if reason is None], failed
-
-
-def _load(model: str | None, device: str, codec_path: str | None, vision_path: str | None) -> Understanding:
-    from vab.codec import CodecError
-    from vab.embed import Understanding
-    from vab.vision import VisionError
-    from vab.weights import ModelError
-
-    try:
-        return Understanding.from_pretrained(
-            model, device=device, codec_path=codec_path, vision_path=vision_path
-        )
-    except (ModelError, CodecError, VisionError) as error:
-        raise BadCall(str(error)) from error
 
 
 def _watched(items: Iterator[tuple[Path, Any]], total: int, stage: str) -> Iterator[tuple[Path, Any]]:

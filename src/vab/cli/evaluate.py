@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
+from vab.cli.options import Model
 from vab.cli.output import BadCall, show, tell
 from vab.evaluate.paper import (
     AUDIO_ONLY,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from vab.evaluate.predictions import Predictions
 
 Store = Annotated[Path | None, tyro.conf.arg(metavar="STORE")]
-Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
 Ids = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 NAMED = 10  # ids named in one line for people
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from vab.cli.options import Device, Files, Model, Place
 from vab.cli.output import BadCall, show, tell
 
 Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
-Place = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
 
 
 def generate(
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
+    inputs: Files,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
-    model: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")] = None,
+    model: Model = None,
     seed: int = 0,
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     guidance: Number = None,
@@ -26,7 +26,7 @@ def generate(
     samples: int = 1,
     keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
     skip_existing: bool = False,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: Device = "auto",
     codec_path: Place = None,
     vision_path: Place = None,
     json: bool = False,

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vab.cli.options import Device, Files, Model, Place, load_understanding
 from vab.cli.output import BadCall, show, table, tell
 
 if TYPE_CHECKING:
-    from vab.embed import Understanding
     from vab.embeddings import Embedded, Kind
     from vab.library import Hit, Library
 
 Database = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DB")]
-Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
-Place = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Seconds = Annotated[float | None, tyro.conf.arg(metavar="SECONDS")]
-Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def add(
     db: Database,
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
+    inputs: Files,
     model: Model = None,
     device: Device = "auto",
     codec_path: Place = None,
@@ -55,11 +54,11 @@ def add(
 
     counts = dict.fromkeys(("added", "replaced", "unchanged", "failed"), 0)
     failed: dict[str, str] = {}
-    try:
+    with _told():
         entries = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
         library = Library.create(db)
         source = _source(library, model)
-        network = _load(source, device, codec_path, vision_path)
+        network = load_understanding(source or None, device, codec_path, vision_path)
         files = []
         for path, reason in entries:
             if reason is None:
@@ -69,14 +68,12 @@ def add(
                 failed[str(path)] = f"{path}: {reason}"
                 tell(failed[str(path)])
         with file_progress() as watch:
-            for result in library.add(files, network.embed_file, network.fingerprint(), source, watch):
+            for result in library.add(files, network.embed_files, network.fingerprint(), source, watch):
                 counts[result.status] += 1
                 if result.error is not None:
                     failed[result.path] = result.error
                     tell(result.error)
         document = {"library": str(db), **counts, "failed_files": failed, **_state(library)}
-    except Exception as error:
-        raise _bad_call(error) from error
     told = ", ".join(f"{number} {status}" for status, number in counts.items())
     show(document, "\n".join([f"{db}: {told}", *_lines(document)]), json)
     return 1 if failed else 0
@@ -92,12 +89,10 @@ def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
     """
     from vab.library import Library
 
-    try:
+    with _told():
         library = Library.open(db)
         gone = library.prune(dry_run)
         document = {"library": str(db), "removed": [] if dry_run else gone, "gone": gone, **_state(library)}
-    except Exception as error:
-        raise _bad_call(error) from error
     verb = "would be taken out" if dry_run else "taken out"
     lines = [_printable(path) for path in gone]
     show(document, "\n".join([*lines, f"{db}: {len(gone)} files {verb}", *_lines(document)]), json)
@@ -113,10 +108,8 @@ def show_library(db: Database, json: bool = False) -> int:
     """
     from vab.library import Library
 
-    try:
+    with _told():
         document = {"library": str(db), **_state(Library.open(db))}
-    except Exception as error:
-        raise _bad_call(error) from error
     rows = [(_printable(label) or "(none)", str(files)) for label, files in document["labels"].items()]
     lines = _lines(document)
     show(document, "\n".join([*lines, table(("label", "files"), rows)] if rows else lines), json)
@@ -174,19 +167,17 @@ def search(
 
     from vab.library import Filters, Library
 
-    try:
+    with _told():
         library = Library.open(db)
         filters = Filters(under, label, longer_than, shorter_than)
         filters.sql()  # a filter that makes no sense is told before anything is loaded
         vector, file, stream = None, video or audio, kind
         if file is not None:
-            network = _load(_source(library, model), device, codec_path, vision_path)
+            network = load_understanding(_source(library, model) or None, device, codec_path, vision_path)
             library.check(network.fingerprint())
             vector = _query(network.embed_file(file), file, "video" if video else "audio")
             stream = kind or "audio"
         hits = library.search(vector, stream, k, filters, windows)
-    except Exception as error:
-        raise _bad_call(error) from error
     query = {"video": _text(video), "audio": _text(audio), "label": label, "kind": stream}
     document = {"library": str(db), "query": query, "hits": [asdict(hit) for hit in hits]}
     show(document, _table(hits) if hits else f"{db}: nothing found", json)
@@ -208,23 +199,18 @@ def _source(library: Library, model: str | None) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
-def _load(source: str, device: str, codec_path: str | None, vision_path: str | None) -> Understanding:
-    from vab.embed import Understanding
+@contextmanager
+def _told() -> Iterator[None]:
+    """Errors that are not of one input, in one line: the call was bad, or something is missing here."""
+    try:
+        yield
+    except Exception as error:
+        from vab.mux import MediaError
+        from vab.weights import ModelError
 
-    return Understanding.from_pretrained(
-        source or None, device=device, codec_path=codec_path, vision_path=vision_path
-    )
-
-
-def _bad_call(error: Exception) -> Exception:
-    """Errors that are not of one input: the call was bad, or something is missing here."""
-    from vab.codec import CodecError
-    from vab.mux import MediaError
-    from vab.vision import VisionError
-    from vab.weights import ModelError
-
-    known = (ValueError, OSError, ModelError, CodecError, VisionError, MediaError)
-    return BadCall(" ".join(str(error).split())) if isinstance(error, known) else error
+        if not isinstance(error, (ValueError, OSError, ModelError, MediaError)):
+            raise
+        raise BadCall(" ".join(str(error).split())) from error
 
 
 def _state(library: Library) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vab.cli.options import Device, Place
 from vab.cli.output import BadCall, show, tell
 from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, preset
 
@@ -19,9 +20,9 @@ def extract(
     fill: Literal["zero", "repeat"] = "zero",
     seconds: float | None = None,
     fps: float | None = None,
-    codec_path: str | None = None,
-    vision_path: str | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    codec_path: Place = None,
+    vision_path: Place = None,
+    device: Device = "auto",
     batch_clips: int = 16,
     shard_clips: int = 512,
     json: bool = False,
@@ -143,13 +144,18 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
     return _train(chosen)
 
 
+def settings_of(chosen: Run) -> Preset:
+    """The preset with what the call changed; ``BadCall`` for numbers that make no sense."""
+    if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
+        raise BadCall("--devices and --max-steps must be 1 or more")
+    return Preset(chosen.name, chosen.note, chosen.model, chosen.train, chosen.decode)
+
+
 def _train(chosen: Run) -> int:
     from vab.store import StoreError
     from vab.train import TrainError, train
 
-    if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
-        raise BadCall("--devices and --max-steps must be 1 or more")
-    settings = Preset(chosen.name, chosen.note, chosen.model, chosen.train, chosen.decode)
+    settings = settings_of(chosen)
     try:
         train(
             settings,

@@ -1,4 +1,4 @@
-"""ESC-50 (karolpiczak/ESC-50): one of its five folds for testing, the others for training."""
+"""ESC-50 (karolpiczak/ESC-50): its five folds, or one of them for testing and the others for training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ SECONDS = 5.0
 FOLDS = range(1, 6)
 
 
-def read_list(path: str | Path, fold: int, esc10: bool = False) -> list[Row]:
-    """Rows of ``meta/esc50.csv``; those of ``fold`` are the split test, the others train.
+def read_list(path: str | Path, fold: int | None = None, esc10: bool = False) -> list[Row]:
+    """Rows of ``meta/esc50.csv``: the splits are fold1 to fold5, or with ``fold`` test (that one) and train.
 
-    The official protocol takes each fold in turn and reports the mean accuracy. With ``esc10`` only the ten
-    classes of ESC-10. ``ListError`` for a line that makes no sense.
+    The official protocol takes each fold in turn and reports the mean accuracy (``vab.evaluate.folds``). With
+    ``esc10`` only the ten classes of ESC-10. ``ListError`` for a line that makes no sense.
     """
-    if fold not in FOLDS:
+    if fold is not None and fold not in FOLDS:
         raise ListError(f"{path}: the folds are 1 to 5, not {fold}")
     rows: list[Row] = []
     for line, row in read_table(path, ("filename", "fold", "category", "esc10")):
@@ -28,14 +28,16 @@ def read_list(path: str | Path, fold: int, esc10: bool = False) -> list[Row]:
         if esc10 and row["esc10"] != "True":
             continue
         name = row["filename"].removesuffix(".wav")
-        split = "test" if int(row["fold"]) == fold else "train"
+        split = f"fold{row['fold']}"
+        if fold is not None:
+            split = "test" if int(row["fold"]) == fold else "train"
         rows.append(Row(name, (name,), row["category"], split, SECONDS))
     if not rows:
         raise ListError(f"{path}: no clips in it")
     return rows
 
 
-def esc50_clips(root: str | Path, fold: int, esc10: bool = False) -> tuple[list[Clip], Report]:
+def esc50_clips(root: str | Path, fold: int | None = None, esc10: bool = False) -> tuple[list[Clip], Report]:
     """Clips of the set's folder (``meta/esc50.csv``, ``audio/*.wav``), and what became of those not there."""
     rows = read_list(Path(root) / "meta" / "esc50.csv", fold, esc10)
     return gather(rows, Path(root) / "audio")

@@ -1,7 +1,8 @@
 """VATT's published latents of VGGSound (DragonLiu1995/video-to-audio-through-text) -> a store.
 
 Two archives, one ``<id>_<start>.npy`` per clip in each: EnCodec tokens (500, 4) of AudioGen's 16 kHz codec,
-and EVA02-CLIP features (about 50, 768) at 5 frames a second.
+and EVA02-CLIP features (about 50, 768) at 5 frames a second. The image encoder is the one for 336 pixels: a
+model trained on the store names it, ``--model.vision eva02-clip-l-336``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ FPS = 5.0
 CODEBOOKS, VOCABULARY, VISION_DIM = 4, 2048, 768
 FRAMES = audio_frames(SECONDS)
 SHARD_CLIPS = 512
-# VATT took the network's version for 336 pixels; load_vision("eva02-clip-l") is the one for 224.
 VISION_FINGERPRINT = "VATT's archive, eva02_large_patch14_clip_336.merged2b_s6b_b61k"
 CODEC_FINGERPRINT = "VATT's archive, EnCodec 16 kHz of facebook/audiogen-medium"
 
@@ -55,7 +55,7 @@ def vatt_store(
         raise ListError(f"{tokens}, {features}: hold none of the {len(rows)} clips of {listing}")
     meta = StoreMeta(
         codec="encodec",
-        vision="eva02-clip-l",
+        vision="eva02-clip-l-336",
         codebooks=CODEBOOKS,
         vocabulary=VOCABULARY,
         codebook_dim=vectors.shape[2],

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .report import RESAMPLES, EvaluationError, Interval, bootstrap, intervals, labels_of, markdown
+from ..store import labels_of
+from .report import RESAMPLES, EvaluationError, Interval, bootstrap, intervals, markdown
 
 CUTOFFS = (1, 5)
 PRINTED = 60  # classes at most in a table for people

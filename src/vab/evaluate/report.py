@@ -90,11 +90,6 @@ def intervals(values: NDArray[np.floating]) -> list[Interval]:
     return [Interval.of(float(mean), resampled[:, n]) for n, mean in enumerate(values.mean(0))]
 
 
-def labels_of(text: str) -> list[str]:
-    """The labels of a clip: several are joined by ";"."""
-    return [label for label in text.split(";") if label]
-
-
 def list_hash(ids: Collection[str]) -> str:
     """Which clips a number stands on: sha256 of the sorted ids joined by newlines."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()

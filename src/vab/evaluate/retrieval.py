@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..store import labels_of
 from .paper import WAYS, Way
-from .report import EvaluationError, Interval, bootstrap, intervals, labels_of, markdown
+from .report import EvaluationError, Interval, bootstrap, intervals, markdown
 
 CUTOFFS = (1, 5, 10)
 BLOCK = 256

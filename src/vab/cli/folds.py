@@ -1,0 +1,64 @@
+"""vab evaluate folds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from vab.cli.output import BadCall, show, tell
+from vab.cli.train import Classifying, settings_of
+from vab.evaluate.paper import AUDIO_ONLY, ClassificationBenchmark, Inputs
+
+
+def folds(
+    chosen: Annotated[Classifying, tyro.conf.arg(name="")],
+    benchmark: ClassificationBenchmark | None = None,
+) -> int:
+    """Cross-validate: test on each fold of a store after learning from the others; the mean accuracy.
+
+    vab evaluate folds PRESET --store STORE --run DIR [--init DIR]: fine-tuned from a contrastive or a
+    pre-trained model, or without --init from scratch; --train.frozen is a linear probe. Folds are splits
+    called fold1, fold2 ..., as vab data esc50 makes them, however many there are. Each is measured after
+    every epoch, and one epoch is chosen for all, by the mean. Called again, it goes on where it was.
+
+    Args:
+        benchmark: whose column of the paper's Tables 4 and 5 to print beside.
+    """
+    settings = settings_of(chosen)
+    inputs: dict[str, Inputs] = {"audio": "a", "video": "v", "both": "av"}
+    if benchmark in AUDIO_ONLY and settings.train.inputs != ("audio",):
+        raise BadCall(f"the paper has {benchmark} from audio only: --train.inputs audio")
+
+    from vab.evaluate.folds import cross_validate
+    from vab.evaluate.report import classification_beside_paper
+    from vab.train import TrainError
+
+    try:
+        found = cross_validate(
+            settings,
+            chosen.store,
+            chosen.run,
+            init=chosen.init,
+            devices=chosen.devices,
+            max_steps=chosen.max_steps,
+            log=tell,
+        )
+    except (TrainError, OSError, ValueError) as error:
+        raise BadCall(str(error)) from error
+    clips, runs = sum(found.clips.values()), f"{len(found.clips)} folds, {found.classes} classes"
+    note = "one epoch for all folds, chosen by the mean. Brackets: 95 % bootstrap intervals."
+    parts = [
+        f"Cross-validation: {chosen.run}\n\nN = {clips:,} in {runs}, {found.epochs} epochs; "
+        f"sha256 of the ids {found.ids_sha256[:16]}; {note}",
+        found.markdown(),
+    ]
+    for kind, each in found.accuracy.items():
+        if benchmark is not None:
+            parts.append(
+                classification_beside_paper(benchmark, inputs[kind], chosen.run.name, clips, each.mean)
+            )
+    show(
+        {"run": str(chosen.run), "benchmark": benchmark, **found.document()}, "\n\n".join(parts), chosen.json
+    )
+    return 0

@@ -1,0 +1,34 @@
+"""Options that several verbs share, and loading what they name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vab.cli.output import BadCall
+
+if TYPE_CHECKING:
+    from vab.embed import Understanding
+
+Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
+Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
+Place = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def load_understanding(
+    model: str | None, device: Device, codec_path: str | None, vision_path: str | None
+) -> Understanding:
+    """What embeds and classifies; ``BadCall`` says why there is none."""
+    from vab.codec import CodecError
+    from vab.embed import Understanding
+    from vab.vision import VisionError
+    from vab.weights import ModelError
+
+    try:
+        return Understanding.from_pretrained(
+            model, device=device, codec_path=codec_path, vision_path=vision_path
+        )
+    except (ModelError, CodecError, VisionError) as error:
+        raise BadCall(str(error)) from error

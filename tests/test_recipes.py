@@ -1,0 +1,94 @@
+"""What the recipes measure, against plain loops and against the training's own numbers."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from test_finetune import preset
+from test_train import PRESET, fill, metrics
+from vab.batches import ClipBatches
+from vab.embed import embed_store
+from vab.finetune import load_finetuned
+from vab.store import LatentStore
+from vab.train import train
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+import vab_tiny_understands as recipe
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty clips of four labels; the pictures stand in rows of their own, label 3 has none."""
+    return fill(tmp_path_factory.mktemp("latents") / "store", clips=40, pictures="other")
+
+
+def test_right_answers_are_those_the_run_counted(latents: Path, tmp_path: Path) -> None:
+    chosen = preset("classification", inputs=("audio", "video"), pair_by_label=True, ema=0.9)
+    run = train(chosen, latents, tmp_path / "run", max_steps=12)
+    last = metrics(run, "dev")[-1]
+    for kind in ("audio", "video"):
+        found = recipe.told_right(latents, kind, run)
+        assert np.nanmean(found.values) == pytest.approx(last[f"accuracy/{kind}"])
+        assert len(found.files) == 8 and np.isnan(found.values).sum() == {"audio": 0, "video": 2}[kind]
+
+
+def test_the_loss_is_the_one_of_validation(latents: Path, tmp_path: Path) -> None:
+    chosen = replace(PRESET, train=replace(PRESET.train, label_smoothing=0.0, pair_by_label=True))
+    run = train(chosen, latents, tmp_path / "run", max_steps=5)
+    mean, clips = recipe.interval(recipe.masked_loss(latents, run))
+    assert clips == 8 and mean.value == pytest.approx(metrics(run, "dev")[-1]["loss"], rel=1e-4)
+
+
+def test_nearest_by_plain_loops(latents: Path, tmp_path: Path) -> None:
+    run = train(preset("contrastive", pair_by_label=True), latents, tmp_path / "run", max_steps=5)
+    contrastive = load_finetuned(run)[0]
+    assert contrastive is not None
+    found = embed_store(contrastive[0], ClipBatches(LatentStore.open(latents), contrastive[1], "dev"))
+    seen = [n for n, label in enumerate(found.labels) if label != "3"]
+    for way, (queries, others) in enumerate(((found.video, found.audio), (found.audio, found.video))):
+        measured = recipe.nearest_fits(latents, way, run)
+        assert [n for n, value in enumerate(measured.values) if value == value] == seen
+        for n in seen:
+            best = max(seen, key=lambda m: float(queries[n] @ others[m]))
+            assert measured.values[n] == (found.labels[best] == found.labels[n])
+
+
+def test_windows_of_one_file_are_one_thing() -> None:
+    """Ten files of twenty equal windows: as sure as ten clips, not as two hundred; weights count."""
+    right = np.repeat(np.arange(10) < 5, 20).astype(float)
+    alone = [str(n) for n in range(200)]
+    files = [str(n // 20) for n in range(200)]
+    wide, narrow = (recipe.interval(recipe.Measured(right, np.ones(200), f))[0] for f in (files, alone))
+    assert wide.value == narrow.value == 0.5
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+    values = np.array([1.0, 0.0, np.nan])
+    mean, clips = recipe.interval(recipe.Measured(values, np.array([3.0, 1.0, 9.0]), ["a", "b", "c"]))
+    assert (mean.value, clips) == (0.75, 2)
+
+
+def test_two_runs_are_compared_clip_by_clip() -> None:
+    """Each is right for half of the clips; the second always where the first is, and once more."""
+    values = {"a": np.arange(100) < 50, "b": np.arange(100) < 51}
+    files = [str(n) for n in range(100)]
+
+    def measure(run: Path) -> recipe.Measured:
+        return recipe.Measured(values[str(run)].astype(float), np.ones(100), files)
+
+    row = recipe.compared("more", measure, Path("a"), Path("b"), "1 → 2")
+    assert row["difference"]["value"] == pytest.approx(0.01) and row["N"] == 100
+    assert (
+        row["difference"]["low"] >= 0 and row["difference"]["high"] < 0.05
+    )  # one by one they overlap widely
+    assert row["a"]["high"] > row["b"]["low"] + 0.1
+    assert "| more | % | 100 | 50.0 [" in recipe.tables([], [row])
+
+
+def test_the_papers_numbers_beside() -> None:
+    assert recipe.classes_in_paper(("w.o. experts", ""), "both") == "42.5 → 62.4"
+    assert recipe.classes_in_paper(("From Scratch", ""), "audio") == "38.6 → 44.5"
+    assert recipe.retrieval_in_paper("video to audio") == "R@1 27.7 → 28.2"
