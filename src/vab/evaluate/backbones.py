@@ -1,0 +1,103 @@
+"""The networks that generated sound is measured with: one protocol, loaded when needed, from weights on disk.
+
+Nothing is downloaded. Each network is written out here, so that only its published weights are missing, and a
+machine without a GPU can run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.record import sha256
+
+from .report import EvaluationError
+
+Features = Any  # a tensor, or tensors by name
+
+
+class Backbone(Protocol):
+    """A network on a device."""
+
+    def __call__(self, waveform: NDArray[np.float32]) -> tuple[Features, ...]:
+        """Features of one sound [S], mono, at the rate of its kind: one for each table of the kind."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A backbone that can be had, and what it leaves in the cache."""
+
+    name: str
+    rate: int  # Hz
+    tables: tuple[str, ...]  # files of the cache, without ".pth"; av-benchmark's where it has them
+    version: str = ""  # of what needs no weights
+    file: str = ""  # of the published weights
+    source: str = ""  # where they come from
+    made_by: str = ""  # module:class
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "vggish",
+            16_000,
+            ("vggish_features",),
+            file="vggish-10086976.pth",
+            source="https://github.com/harritaylor/torchvggish/releases/tag/v0.1",
+            made_by="vggish:VGGishBackbone",
+        ),
+        Kind(
+            "panns",
+            16_000,
+            ("pann_features",),
+            file="Cnn14_16k_mAP=0.438.pth",
+            source="https://zenodo.org/records/3987831",
+            made_by="panns:PANNsBackbone",
+        ),
+        Kind(
+            "passt",
+            32_000,
+            ("passt_features_embed", "passt_logits"),
+            file="passt-s-f128-p16-s10-ap.476-swa.pt",
+            source="https://github.com/kkoutini/PaSST/releases/tag/v0.0.1-audioset",
+            made_by="passt:PaSSTBackbone",
+        ),
+        Kind(
+            "yamnet",
+            16_000,
+            ("yamnet_features", "yamnet_logits"),
+            file="yamnet_spectra_in.tflite",
+            source="https://github.com/tensorflow/models/tree/master/research/audioset/yamnet",
+            made_by="yamnet:YamnetBackbone",
+        ),
+    )
+}
+
+
+def find(kind: Kind, weights: Path | None) -> tuple[Path, str]:
+    """The weights of a kind and the start of their sha256. ``EvaluationError`` if they are not there."""
+    from .weight_files import find_weights
+
+    path = find_weights(kind.file, kind.source, weights)
+    try:
+        return path, sha256(path.read_bytes())[:16]
+    except OSError as error:
+        raise EvaluationError(f"{path}: {error.strerror}") from None
+
+
+def load(kind: Kind, path: Path, device: str) -> Backbone:
+    """The backbone of a kind with its weights on a device (``auto``: the best there is).
+
+    ``EvaluationError`` for weights that do not fit or a package that is missing; ``ModelError`` for a device
+    that is not there.
+    """
+    from vab.devices import pick_device
+
+    module, name = kind.made_by.split(":")
+    return getattr(import_module(f"{__package__}.{module}"), name)(path, pick_device(device))
