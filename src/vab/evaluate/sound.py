@@ -47,9 +47,10 @@ def onsets(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
     """When something begins in a waveform [S]: seconds, rising [n].
 
     An onset is a local maximum of the spectral flux (the mean over mel bands of what rises within 20 ms) that
-    stands 0.35 nats above the mean of the flux around it.
+    stands 0.35 nats above the mean of the flux around it. A clip that starts amid a sound has none
+    there: a cut is no event.
     """
-    frames = log_mel_frames(np.pad(waveform, (400, 0)), FLOOR)  # so that a sound may begin at once
+    frames = log_mel_frames(waveform, FLOOR)
     if len(frames) <= LAG:
         return np.zeros(0, np.float32)
     flux = np.maximum(frames[LAG:] - frames[:-LAG], 0.0).mean(1)
@@ -58,9 +59,7 @@ def onsets(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
     # a plateau has one onset: its first frame
     first = np.concatenate([[True], flux[1:] > flux[:-1]])
     peaks = np.flatnonzero(first & (flux >= highest) & (flux > level + RISE))
-    # the frame that ends a rise ends 25 ms after its beginning, and 400 samples stand in front
-    seconds = (peaks + LAG) * 0.01 - 0.0125
-    return np.maximum(seconds, 0.0).astype(np.float32)
+    return ((peaks + LAG) * 0.01 + 0.0125).astype(np.float32)  # the middle of the window that has risen
 
 
 def _around(values: NDArray[np.floating], reach: int) -> NDArray[np.floating]:
