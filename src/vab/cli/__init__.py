@@ -31,6 +31,7 @@ VERBS = {  # words: module, function, what it does
     "finetune contrastive": ("train", "contrastive", "bring sound and picture into one space"),
     "finetune classify": ("train", "classify", "learn the classes of a store, or only a linear probe"),
     "codec train": ("codec", "train", "train the small codec"),
+    "codec reconstruct": ("reconstruct", "reconstruct", "sounds through a codec and back"),
     "evaluate generation": (
         "generation",
         "generation",
