@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vab.evaluate.backbones import KINDS
+from vab.evaluate.backbones import BACKBONES
 from vab.evaluate.panns import Cnn14
 from vab.evaluate.passt import PaSST
 from vab.evaluate.vggish import VGGish
@@ -46,7 +46,7 @@ def write_weights(folder: Path, *names: str) -> Path:
         state = made_up(network)
         # a sampler's state as in PANNs' published file
         checkpoint = {"model": state, "sampler": {"indexes": np.arange(3)}} if name == "panns" else state
-        torch.save(checkpoint, folder / KINDS[name].file)
+        torch.save(checkpoint, folder / BACKBONES[name][0].file)
     return folder
 
 

@@ -32,13 +32,14 @@ def generation(
     and nothing is measured. The features are kept and used again, in av-benchmark's own files.
 
     Always there: FD of log-mel statistics, multi-scale mel distance, agreement of onsets. With the weights of
-    vggish: FAD; of passt: KLD, FD, IS; of panns: FD, KL, IS; of yamnet: FD, KL, IS.
+    vggish: FAD; of passt: KLD, FD, IS; of panns: FD, KL, IS; of yamnet: FD, KL, IS. Where REFERENCE holds
+    videos, with imagebind: IB-Score; with synchformer: DeSync.
 
     Args:
         reference: a folder of sounds or videos, or of av-benchmark's features.
         generated: the same of what was generated.
         seconds: of each clip, from its beginning: 10 as in the paper, 8 as in av-benchmark.
-        backbones: vggish, panns, passt, yamnet. Left out: those whose weights are there.
+        backbones: vggish, panns, passt, yamnet, imagebind, synchformer. Left out: those with weights here.
         weights: the folder of their weights. Left out: $VAB_WEIGHTS and where other tools keep them.
         cache: a folder for the features. Left out: in the two folders.
         allow_missing: leave out clips that cannot be measured, and say how many.
@@ -65,6 +66,8 @@ def generation(
     _name(found.faults)
     for name, reason in found.absent.items():
         tell(f"not measured with {name}: {reason}")
+    if found.unwritten:
+        tell(found.unwritten)
     if found.foreign:
         tell(f"features made elsewhere were taken as they are: {', '.join(found.foreign)}")
     show(found.document(), found.markdown(), json)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vab.mux import atomic
-from vab.record import write_whole
+from vab.record import sha256, write_whole
 
 from .backbones import Features, Kind
 from .report import EvaluationError
@@ -27,7 +27,10 @@ ITS_LENGTH = 8.0  # seconds of sound behind av-benchmark's own cache
 def cache_folder(folder: Path, seconds: float, base: Path | None) -> Path:
     """Where the features of a folder's sounds lie: in it, as av-benchmark has it for 8 s, or in ``base``."""
     name = "cache" if seconds == ITS_LENGTH else f"cache_{seconds:g}s"
-    return (folder if base is None else base / folder.resolve().name) / name
+    if base is None:
+        return folder / name
+    place = folder.resolve()  # folders of one name must not share
+    return base / f"{place.name}-{sha256(str(place))[:8]}" / name
 
 
 class Shelf:

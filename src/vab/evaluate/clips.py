@@ -35,11 +35,12 @@ class Folder:
     videos: dict[str, Path]
     faults: list[Fault] = field(default_factory=list)  # two files of one name
 
-    def stamp(self, name: str) -> str | None:
+    def stamp(self, name: str, picture: bool = False) -> str | None:
         """What tells that a file has changed: size and time. None for a clip that is only in the cache."""
-        if name not in self.sounds:
+        files = self.videos if picture else self.sounds
+        if name not in files:
             return None
-        found = self.sounds[name].stat()
+        found = files[name].stat()
         return f"{found.st_size} {found.st_mtime_ns}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,9 @@ from numpy.typing import NDArray
 from vab.media import MediaError
 
 from . import sound
-from .backbones import Backbone, Features, Kind
+from .backbones import Features, Kind
 from .cache import Shelf
 from .clips import SLACK, Fault, Folder, check_clip, read_clip
-from .report import EvaluationError
 
 Progress = Callable[[int, int, Path, str, int, int], None]  # clip n, of, file, stage, done, in all
 RATE = 16_000
@@ -49,7 +49,7 @@ class Side:
     def lacking(self, kind: Kind, ids: Sequence[str]) -> list[str]:
         """Those of the clips that have no features of a kind, or of another state of their file."""
         shelf = self.shelves[kind.name]
-        return [name for name in ids if not shelf.has(name, self.folder.stamp(name))]
+        return [name for name in ids if not shelf.has(name, self.folder.stamp(name, kind.rate == 0))]
 
 
 def look(side: Side, ids: Sequence[str], seconds: float, progress: Progress) -> list[Fault]:
@@ -108,24 +108,31 @@ def compare(
 
 
 def extract(
-    side: Side, ids: Sequence[str], networks: Mapping[Kind, Backbone], seconds: float, progress: Progress
-) -> None:
-    """Fill the shelves of these kinds. Raises ``EvaluationError`` for a clip that cannot be read any more."""
+    side: Side, ids: Sequence[str], networks: Mapping[Kind, Any], seconds: float, progress: Progress
+) -> dict[tuple[str, str], str]:
+    """Fill the shelves of these kinds; what could not be made, as kind and clip, and why."""
     lacking = {kind: set(side.lacking(kind, ids)) for kind in networks}
     todo = [name for name in ids if any(name in names for names in lacking.values())]
+    failed: dict[tuple[str, str], str] = {}
     with _saving([side.shelves[kind.name] for kind in networks]):
         for n, name in enumerate(todo):
-            path, stamp = side.folder.sounds[name], side.folder.stamp(name)
-            progress(n, len(todo), path, "features", n, len(todo))
+            progress(n, len(todo), side.folder.sounds[name], "features", n, len(todo))
             kinds = [kind for kind in networks if name in lacking[kind]]
             for rate in sorted({kind.rate for kind in kinds}):
-                try:
-                    waveform = read_clip(path, rate, seconds)
-                except MediaError as error:
-                    raise EvaluationError(str(error)) from None
-                for kind in kinds:
-                    if kind.rate == rate:
-                        side.shelves[kind.name].put(name, stamp or "", networks[kind](waveform))
+                picture = rate == 0
+                path = (side.folder.videos if picture else side.folder.sounds).get(name)
+                if path is None:
+                    continue
+                stamp = side.folder.stamp(name, picture) or ""
+                heard = None if picture else read_clip(path, rate, seconds)
+                for kind in (kind for kind in kinds if kind.rate == rate):
+                    network = networks[kind]
+                    try:
+                        made = network(path, seconds) if heard is None else network(heard)
+                        side.shelves[kind.name].put(name, stamp, made)
+                    except MediaError as error:
+                        failed[kind.name, name] = " ".join(str(error).split())
+    return failed
 
 
 class _saving:

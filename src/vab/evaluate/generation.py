@@ -14,12 +14,12 @@ from typing import Any
 
 from vab.record import write_whole
 
-from .backbones import KINDS, Backbone, Kind, find, load
+from .backbones import BACKBONES, Kind, find, load
 from .cache import cache_folder, tables_in
 from .clips import Fault, open_folder
 from .distances import RESAMPLES
 from .extraction import SOUND, Progress, Side, compare, ends_early, extract, look
-from .measures import AV_BENCHMARK, Measure, of_backbone, of_sound
+from .measures import AV_BENCHMARK, PICTURES, Measure, of_backbone, of_pictures, of_sound, similarities
 from .report import EvaluationError, generation_beside_paper, list_hash, markdown
 
 
@@ -58,6 +58,7 @@ class Generation:
     absent: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)  # backbone -> start of the sha256
     foreign: list[str] = field(default_factory=list)  # backbones with features that somebody else made
+    unwritten: str = ""  # why av-benchmark's results could not be written
 
     def get(self, key: str) -> Measure | None:
         """The measure of that key, if it was measured."""
@@ -132,20 +133,26 @@ def evaluate(
     found.ids = [name for name in ids if name not in bad]
     if len(found.ids) < 2:
         raise EvaluationError(f"{len(found.ids)} of the clips can be measured; two are the least")
-    _features(sides, weights, settings, found, progress)
+    failed = _features(sides, weights, settings, found, progress)
+    for name in [name for name in weights if name not in found.absent]:
+        found.measures += _measure(name, weights[name], sides, failed, settings, found)
     if heard:
         mel = compare(*sides, found.ids, settings.seconds, progress)
         rows = [[side.shelves[SOUND.name].features[name] for name in found.ids] for side in sides]
         found.measures += of_sound(rows[0], rows[1], mel, settings.resamples)
     if results := found.av_benchmark():
-        write_whole(sides[1].cache / "output_metrics.json", json.dumps(results, indent=4).encode())
+        path = sides[1].cache / "output_metrics.json"
+        try:
+            write_whole(path, json.dumps(results, indent=4).encode())
+        except OSError as error:  # what was measured is not lost for that
+            found.unwritten = f"{path}: {error.strerror}"
     return found
 
 
 def _check(settings: Settings) -> None:
-    unknown = [name for name in settings.backbones or () if name not in KINDS]
+    unknown = [name for name in settings.backbones or () if name not in BACKBONES]
     if unknown:
-        raise EvaluationError(f"no backbone is called {unknown[0]!r}; there are: {', '.join(KINDS)}")
+        raise EvaluationError(f"no backbone is called {unknown[0]!r}; there are: {', '.join(BACKBONES)}")
     if not settings.seconds >= 1:
         raise EvaluationError(f"clips must be 1 s or longer, not {settings.seconds:g} s")
     if settings.resamples < 0:
@@ -157,31 +164,40 @@ def _side(path: Path, settings: Settings) -> Side:
     folder = open_folder(path)
     cache = cache_folder(path, settings.seconds, settings.cache)
     if not folder.sounds and not folder.faults:
-        places = [place for place in (path, cache) if tables_in(place, KINDS.values())]
+        kinds = [kind for both in BACKBONES.values() for kind in both]
+        places = [place for place in (path, cache) if tables_in(place, kinds)]
         if not places:
             raise EvaluationError(f"{path}: has neither sounds nor videos nor features in it")
         cache = places[0]
     return Side(folder, cache)
 
 
-def _weights(sides: Sequence[Side], settings: Settings, found: Generation) -> dict[Kind, Path | None]:
+def _weights(sides: Sequence[Side], settings: Settings, found: Generation) -> dict[str, Path | None]:
     """The backbones to measure with and the files of their weights; None where features must do."""
-    wanted: dict[Kind, Path | None] = {}
-    for name in settings.backbones or KINDS:
-        kind = KINDS[name]
+    wanted: dict[str, Path | None] = {}
+    for name in settings.backbones or BACKBONES:
+        both = list(zip(sides, BACKBONES[name], strict=True))
+        made = all(tables_in(side.cache, [kind]) for side, kind in both)
         try:
-            path, digest = find(kind, settings.weights)
-            wanted[kind], found.weights[name] = path, digest
+            path, digest = find(BACKBONES[name][0], settings.weights)
+            if not made and name in PICTURES and not sides[0].folder.videos:
+                raise EvaluationError(f"no videos in {sides[0].folder.path}")
+            wanted[name], found.weights[name] = path, digest
         except EvaluationError as error:
-            if not all(tables_in(side.cache, [kind]) for side in sides):
-                if settings.backbones:
-                    raise EvaluationError(f"{name}: {error}") from None
-                found.absent[name] = str(error)
+            if not made or name == "synchformer":  # which also compares with its weights
+                _give_up(name, error, settings, found)
                 continue
-            wanted[kind], found.weights[name] = None, None
-        for side in sides:
+            wanted[name], found.weights[name] = None, None
+        for side, kind in both:
             side.shelf(kind, found.weights[name])
     return wanted
+
+
+def _give_up(name: str, error: EvaluationError, settings: Settings, found: Generation) -> None:
+    """Note why a backbone cannot be had; an error if it was asked for."""
+    if settings.backbones:
+        raise EvaluationError(f"{name}: {error}") from None
+    found.absent[name] = str(error)
 
 
 def _pairs(sides: Sequence[Side]) -> tuple[list[str], list[Fault]]:
@@ -203,40 +219,57 @@ def _judge(faults: list[Fault], settings: Settings, found: Generation) -> None:
 
 def _features(
     sides: Sequence[Side],
-    weights: dict[Kind, Path | None],
+    weights: dict[str, Path | None],
     settings: Settings,
     found: Generation,
     progress: Progress,
-) -> None:
-    """Make the features that are not there, and measure each backbone on the clips that have them."""
-    networks: dict[Kind, Backbone] = {}
-    for kind, path in weights.items():
-        possible = [side for side in sides if side.folder.sounds and side.lacking(kind, found.ids)]
-        if not possible or path is None:
-            continue
-        try:
-            networks[kind] = load(kind, path, settings.device)
-        except EvaluationError as error:
-            if settings.backbones:
-                raise
-            found.absent[kind.name] = str(error)
-    for side in sides:
-        if side.folder.sounds:
-            extract(side, found.ids, networks, settings.seconds, progress)
-    for kind in weights:
-        if kind.name in found.absent:
-            continue
-        lacking = {side.folder.path: side.lacking(kind, found.ids) for side in sides}
-        faults = [
-            Fault(name, f"{kind.name}: not among the features of {path}")
-            for path, names in lacking.items()
-            for name in names
-        ]
-        _judge(faults, settings, found)
-        missing = {name for names in lacking.values() for name in names}
-        ids = [name for name in found.ids if name not in missing]
-        rows = [[side.shelves[kind.name].features[name] for name in ids] for side in sides]
-        if len(ids) >= 2:
-            found.measures += of_backbone(kind.name, rows[0], rows[1], settings.resamples)
-        if any(side.shelves[kind.name].foreign for side in sides):
-            found.foreign.append(kind.name)
+) -> dict[tuple[str, str], str]:
+    """Make the features that are not there; what could not be made, as kind and clip, and why."""
+    networks: list[dict[Kind, Any]] = [{}, {}]
+    for name, path in weights.items():
+        for side, kind, loaded in zip(sides, BACKBONES[name], networks, strict=True):
+            if path is None or not side.folder.sounds or not side.lacking(kind, found.ids):
+                continue
+            same = networks[0].get(kind)  # one network serves both sides
+            try:
+                loaded[kind] = same if same is not None else load(kind, path, settings.device)
+            except EvaluationError as error:
+                _give_up(name, error, settings, found)
+                break
+    failed: dict[tuple[str, str], str] = {}
+    for side, loaded in zip(sides, networks, strict=True):
+        failed |= extract(side, found.ids, loaded, settings.seconds, progress)
+    return failed
+
+
+def _measure(
+    name: str,
+    path: Path | None,
+    sides: Sequence[Side],
+    failed: dict[tuple[str, str], str],
+    settings: Settings,
+    found: Generation,
+) -> list[Measure]:
+    """What a backbone says about the clips that have its features; the others are left out, or refused."""
+    both = list(zip(sides, BACKBONES[name], strict=True))
+    faults = [
+        Fault(clip, failed.get((kind.name, clip), f"no {kind.name} among the features of {side.folder.path}"))
+        for side, kind in both
+        for clip in side.lacking(kind, found.ids)
+    ]
+    _judge(faults, settings, found)
+    if any(side.shelves[kind.name].foreign for side, kind in both):
+        found.foreign.append(name)
+    ids = [clip for clip in found.ids if clip not in {fault.id for fault in faults}]
+    if len(ids) < 2:
+        found.absent[name] = f"{len(ids)} clips have its features; two are the least"
+        return []
+    rows = [[side.shelves[kind.name].features[clip] for clip in ids] for side, kind in both]
+    if name == "imagebind":
+        return of_pictures(name, similarities(rows[0], rows[1]))
+    if name == "synchformer" and path is not None:
+        from .synchformer import offsets
+
+        pictures, sounds = ([clip[0] for clip in clips] for clips in rows)
+        return of_pictures(name, offsets(path, settings.device, pictures, sounds))
+    return of_backbone(name, rows[0], rows[1], settings.resamples)

@@ -37,6 +37,10 @@ KEYS = {  # backbone: its name in the keys of FD, of KL and of IS; "" where it d
     "passt": ("PASST", "PASST", "PASST"),
     "yamnet": ("YAMNET", "YAMNET", "YAMNET"),
 }
+PICTURES: dict[str, tuple[str, Literal["lower", "higher"]]] = {
+    "imagebind": ("IB-Score", "higher"),
+    "synchformer": ("DeSync", "lower"),
+}
 AV_BENCHMARK = (
     *("FD-VGG", "FD-PANN", "FD-PASST", "KL-PANNS-softmax", "KL-PASST-softmax"),
     *("ISC-PANNS-mean", "ISC-PASST-mean", "IB-Score", "DeSync"),
@@ -60,6 +64,21 @@ def of_backbone(name: str, reference: Rows, generated: Rows, resamples: int) -> 
         deviation = inception_score(logits[1])[1]
         found.append(Measure(f"ISC-{score}-mean", "higher", known, len(each), deviation))
     return found
+
+
+def of_pictures(name: str, distances: NDArray[np.floating]) -> list[Measure]:
+    """IB-Score or DeSync of N clips: the mean."""
+    key, better = PICTURES[name]
+    return [Measure(key, better, intervals(distances[:, None])[0], len(distances))]
+
+
+def similarities(pictures: Rows, sounds: Rows) -> NDArray[np.floating]:
+    """Cosine of each picture and its sound: [N]."""
+    a, b = (
+        np.stack([clip[0].float().numpy() for clip in clips]).astype(np.float64)
+        for clips in (pictures, sounds)
+    )
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 def of_sound(reference: Rows, generated: Rows, distances: Sequence[float], resamples: int) -> list[Measure]:

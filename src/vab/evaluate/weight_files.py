@@ -45,15 +45,17 @@ def find_weights(file: str, source: str, given: Path | None) -> Path:
     raise EvaluationError(f"no {file}: get it from {source} and put it into {places[0]}, or pass --weights")
 
 
-def load_weights(network: Network, path: Path) -> Network:
+def load_weights(network: Network, path: Path, but: tuple[str, ...] = ()) -> Network:
     """The network with the weights of a file, for inference: every one must be there, and no other.
 
-    A training checkpoint keeps them under ``model``. ``EvaluationError`` in one line.
+    Those whose names begin with one of ``but`` are not looked at. A training checkpoint keeps the weights
+    under ``model``. ``EvaluationError`` in one line.
     """
     try:
         with torch.serialization.safe_globals(HARMLESS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state.get("model", state))
+        state = state.get("model", state)
+        network.load_state_dict({k: v for k, v in state.items() if not k.startswith(but)})
     except Exception as error:  # a file of another kind can fail anywhere in the reader
         reason = " ".join(str(error).split())[:200]
         raise EvaluationError(f"{path}: no weights of {type(network).__name__} ({reason})") from None
