@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import av
 import numpy as np
@@ -18,60 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-RATE = 16_000
-PATCH, STEP = 96, 48  # frames of 10 ms
-SHORTEST = 0.975 + 0.48  # seconds; shorter sounds are repeated
-
-
-class Yamnet:
-    """AudioSet scores of a sound, from the TFLite file whose input is one log-mel patch [96, 64]."""
-
-    def __init__(self, path: str | Path) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self.interpreter = Interpreter(model_path=str(path), num_threads=1)
-        self.interpreter.allocate_tensors()
-        self.input = self.interpreter.get_input_details()[0]
-        self.output = self.interpreter.get_output_details()[0]
-        self.filters = _mel_filters()
-
-    def log_mel(self, waveform: np.ndarray) -> np.ndarray:
-        """Waveform [S] -> log-mel frames [n, 64]: 25 ms windows every 10 ms, 125 to 7500 Hz."""
-        frames = np.lib.stride_tricks.sliding_window_view(waveform, 400)[::160]
-        hann = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(400) / 400)
-        return np.log(np.abs(np.fft.rfft(frames * hann, 512)) @ self.filters + 0.001).astype(np.float32)
-
-    def scores(self, waveform: np.ndarray) -> np.ndarray:
-        """Waveform [S] at 16 kHz -> scores [patches, 521] in 0..1."""
-        frames = self.log_mel(repeated(waveform, SHORTEST))
-        found = []
-        for start in range(0, len(frames) - PATCH + 1, STEP):
-            patch = frames[start : start + PATCH].reshape(self.input["shape"])
-            self.interpreter.set_tensor(self.input["index"], patch)
-            self.interpreter.invoke()
-            found.append(self.interpreter.get_tensor(self.output["index"]).reshape(-1).copy())
-        return np.stack(found)
-
-
-def _mel_filters() -> np.ndarray:
-    """YAMNet's filters [257, 64]: triangles on the HTK mel scale, 125 to 7500 Hz."""
-
-    def mel(hertz: np.ndarray | float) -> np.ndarray:
-        return 1127.0 * np.log1p(np.asarray(hertz, dtype=np.float64) / 700.0)
-
-    edges = np.linspace(mel(125.0), mel(7500.0), 66)
-    bins = mel(np.linspace(0.0, RATE / 2, 257))[:, None]
-    rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    filters = np.maximum(0.0, np.minimum(rise, fall))
-    filters[0] = 0.0
-    return filters
-
-
-def repeated(waveform: np.ndarray, seconds: float) -> np.ndarray:
-    """The waveform, said again until it lasts ``seconds``."""
-    need = int(np.ceil(seconds * RATE))
-    return waveform if len(waveform) >= need else np.resize(waveform, need)
+from vab.config import SAMPLE_RATE as RATE
+from vab.evaluate.yamnet import Yamnet
 
 
 def with_noise(waveform: np.ndarray, decibels: float, random: np.random.Generator) -> np.ndarray:

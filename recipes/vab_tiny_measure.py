@@ -28,6 +28,7 @@ from vab.batches import ClipBatches
 from vab.codec_tiny import TinyCodec
 from vab.config import FRAME_RATE, HOP, DecodeConfig, video_frames
 from vab.embed import agreement
+from vab.evaluate.distances import frechet
 from vab.media import read_audio
 from vab.pipeline import VABPipeline
 from vab.stages import Stage
@@ -65,15 +66,6 @@ def interval(right: NDArray[np.bool_]) -> str:
     return f"{right.mean():.3f} [{low:.3f}, {high:.3f}] N={len(right)}"
 
 
-def frechet(real: list[NDArray], made: list[NDArray]) -> float:
-    """Fréchet distance of per-clip features in float64, by eigenvalues."""
-    a, b = np.stack(real).astype(np.float64), np.stack(made).astype(np.float64)
-    product_ = np.cov(a.T) @ np.cov(b.T)
-    roots = np.sqrt(np.linalg.eigvals(product_).astype(complex)).real.sum()
-    difference = a.mean(0) - b.mean(0)
-    return float(difference @ difference + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * roots)
-
-
 def log_mel(codec: TinyCodec, sound: Sound) -> NDArray:
     """log10-mel frames [2 T, bands] of whole codec frames."""
     whole = torch.from_numpy(sound[: len(sound) // HOP * HOP])[None]
@@ -109,7 +101,7 @@ def measure_codec(
     by_class = {label: float(right[np.asarray(labels) == label].mean()) for label in sorted(set(labels))}
     return {
         "log10-mel distance": float(np.mean([np.abs(x - y).mean() for x, y in pairs])),
-        "Fréchet distance of log-mel statistics": frechet(*statistics),
+        "Fréchet distance of log-mel statistics": frechet(*map(np.stack, statistics)),
         "judge's share": interval(right),
         "by class": by_class,
     }

@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -648,3 +649,20 @@ def test_memory_does_not_follow_the_length(tmp_path: Path) -> None:
         found = subprocess.run(run, capture_output=True, text=True, check=True).stdout.split()
         assert int(found[0]) == pytest.approx(count, rel=0.001)
         assert float(found[1]) < most, f"{what} grew by {found[1]} MB"
+
+
+def test_mono_is_the_mean_of_the_channels_at_any_rate(tmp_path: Path) -> None:
+    # FFmpeg's own mixing makes equal channels 3 dB louder, which clips what was loud
+    time = np.arange(44_100) / 44_100
+    left = (0.5 * np.sin(2 * np.pi * 440 * time)).astype(np.float32)
+    for name, right, peak in (("equal", left, 0.5), ("one", 0 * left, 0.25), ("opposite", -left, 0.0)):
+        path = tmp_path / f"{name}.wav"
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(2)
+            file.setsampwidth(2)
+            file.setframerate(44_100)
+            file.writeframes((np.stack([left, right], 1) * 32767).astype("<i2").tobytes())
+        for rate in (16_000, 32_000):
+            sound = read_audio(path, rate=rate)
+            assert abs(len(sound) - rate) <= 2
+            assert np.abs(sound[200:-200]).max() == pytest.approx(peak, abs=2e-3)

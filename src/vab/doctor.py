@@ -35,7 +35,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at everything; never raises."""
     findings = []
-    for look in (_python, _torch, _media, _tiny, _lite0, _downloads, _extras, _disk):
+    for look in (_python, _torch, _media, _tiny, _lite0, _downloads, _extras, _judges, _disk):
         try:
             findings += look()
         except Exception as error:  # the doctor must speak about what is broken, not break
@@ -137,6 +137,23 @@ def _extras() -> list[Finding]:
             findings.append(Finding(f"extra {extra}", "missing", f"no {', '.join(absent)}", advice))
         else:
             findings.append(Finding(f"extra {extra}", "ok", purpose))
+    return findings
+
+
+def _judges() -> list[Finding]:
+    """Weights of the networks that `vab evaluate generation` measures with."""
+    from vab.evaluate.backbones import BACKBONES
+    from vab.evaluate.report import EvaluationError
+    from vab.evaluate.weight_files import find_weights
+
+    findings = []
+    for name, (kind, _) in BACKBONES.items():
+        try:
+            path = find_weights(kind.file, kind.source, None)
+            findings.append(Finding(f"judge {name}", "ok", str(path)))
+        except EvaluationError as error:
+            missing, advice = str(error).split(": ", 1)
+            findings.append(Finding(f"judge {name}", "missing", missing, advice))
     return findings
 
 

@@ -256,17 +256,17 @@ def _sound_start(path: Path) -> Fraction:
     raise MediaError(f"{path}: its audio stream cannot be decoded")
 
 
-def _sound(path: Path, start: float) -> Iterator[np.ndarray]:
-    """Blocks of mono 16 kHz float32 from ``start`` seconds on; silence where the file has none."""
+def _sound(path: Path, start: float, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Blocks of mono float32 at ``rate`` from ``start`` seconds on; silence where the file has none."""
     first = _sound_start(path)
     with open_media(path) as container:
         has_picture = picture_of(container) is not None
     origin = picture_start(path)[0] if has_picture else first
     position = origin + Fraction(start) if start > 0 and origin + Fraction(start) > first else None
     written = 0  # samples given since ``start``
-    for at, block in _placed(path, position, float(origin) + start):
+    for at, block in _placed(path, position, float(origin) + start, rate):
         while written < at:
-            silence = np.zeros(min(SAMPLE_RATE, at - written), dtype=np.float32)
+            silence = np.zeros(min(rate, at - written), dtype=np.float32)
             written += len(silence)
             yield silence
         kept = block[written - at :]
@@ -275,10 +275,13 @@ def _sound(path: Path, start: float) -> Iterator[np.ndarray]:
             yield kept
 
 
-def _placed(path: Path, position: Fraction | None, zero: float) -> Iterator[tuple[int, np.ndarray]]:
-    """(place of the first sample after ``zero`` seconds, block of mono 16 kHz float32), in order.
+def _placed(
+    path: Path, position: Fraction | None, zero: float, rate: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of the first sample after ``zero`` seconds, block of mono float32 at ``rate``), in order.
 
     One resampler runs on until the clock leaps or the sample rate, the layout or the sample format changes.
+    Mono is the mean of the channels; FFmpeg's own mixing would make equal channels 3 dB louder.
     """
     resampler: Any = None
     shape: tuple[int, str, str] = (SAMPLE_RATE, "", "")
@@ -292,17 +295,17 @@ def _placed(path: Path, position: Fraction | None, zero: float) -> Iterator[tupl
         new = (frame.sample_rate, frame.layout.name, frame.format.name)
         if resampler is None or new != shape or abs(time - expected) > _SLACK:
             for part in resampler.resample(None) if resampler else ():
-                yield at, part.to_ndarray()[0]
+                yield at, part.to_ndarray().mean(0)
                 at += part.samples
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-            shape, begin, heard, at = new, time, 0, round(time * SAMPLE_RATE)
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            shape, begin, heard, at = new, time, 0, round(time * rate)
         heard += frame.samples
         frame.pts = None
         for part in resampler.resample(frame):
-            yield at, part.to_ndarray()[0]
+            yield at, part.to_ndarray().mean(0)
             at += part.samples
     for part in resampler.resample(None) if resampler else ():
-        yield at, part.to_ndarray()[0]
+        yield at, part.to_ndarray().mean(0)
         at += part.samples
 
 
@@ -331,16 +334,18 @@ def _regroup(blocks: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def read_audio(path: str | Path, start: float = 0.0, seconds: float | None = None) -> np.ndarray:
-    """The sound from ``start`` on: float32 [S] mono 16 kHz; S = round(seconds * 16000), padded with zeros.
+def read_audio(
+    path: str | Path, start: float = 0.0, seconds: float | None = None, rate: int = SAMPLE_RATE
+) -> np.ndarray:
+    """The sound from ``start`` on: float32 [S] mono at ``rate``; S = round(seconds * rate), zeros at the end.
 
     ``seconds=None`` reads to the end. Only what is needed is decoded. ``MediaError`` as :func:`stream_audio`.
     """
     if start < 0 or (seconds is not None and seconds < 0):
         raise ValueError("start and seconds must not be negative")
-    wanted = None if seconds is None else round(seconds * SAMPLE_RATE)
+    wanted = None if seconds is None else round(seconds * rate)
     parts, count = [np.zeros(0, dtype=np.float32)], 0
-    for block in _sound(Path(path), start):
+    for block in _sound(Path(path), start, rate):
         parts.append(block)
         count += len(block)
         if wanted is not None and count >= wanted:

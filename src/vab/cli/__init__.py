@@ -31,6 +31,12 @@ VERBS = {  # words: module, function, what it does
     "finetune contrastive": ("train", "contrastive", "bring sound and picture into one space"),
     "finetune classify": ("train", "classify", "learn the classes of a store, or only a linear probe"),
     "codec train": ("codec", "train", "train the small codec"),
+    "codec reconstruct": ("reconstruct", "reconstruct", "sounds through a codec and back"),
+    "evaluate generation": (
+        "generation",
+        "generation",
+        "sounds made and real ones -> FAD, KLD, IS, ...",
+    ),
     "evaluate retrieval": ("evaluate", "retrieval", "embeddings -> R@k, median rank, precision by class"),
     "evaluate classification": ("evaluate", "classification", "scores -> accuracy, mAP, d'"),
     "models": ("info", "models", "the models there are, and where"),

@@ -18,6 +18,7 @@ from .paper import (
     CLASSIFICATION,
     CLASSIFICATION_TITLES,
     FINE_TUNED,
+    GENERATION,
     MULTI_LABEL,
     RETRIEVAL,
     RETRIEVAL_SIZES,
@@ -60,6 +61,11 @@ class Interval:
     def percent(self) -> str:
         """``33.5 [31.1, 35.8]``: for shares, times a hundred."""
         return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def plain(self) -> str:
+        """``2.69 [2.61, 2.77]``; without brackets if there is no interval."""
+        between = "" if math.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{between}"
 
     def document(self) -> dict[str, float | None]:
         """For JSON, which knows no infinity: None instead."""
@@ -185,6 +191,20 @@ def classification_beside_paper(
     column = {"av": "V+A", "v": "V", "a": "A"}[inputs]
     title = f"{CLASSIFICATION_TITLES[benchmark]}, from {column}"
     return f"{title}, in %\n\n{markdown(('system', measure, 'source'), rows)}"
+
+
+def generation_beside_paper(
+    system: str, clips: int, seconds: float, fad: Interval | None, kld: Interval | None
+) -> str:
+    """Tables 1 and 15 as Markdown: the paper's rows, and ours (None: not measured)."""
+    rows = []
+    for row in GENERATION:
+        given = (row.fad, row.kld, row.seconds)
+        rows.append([row.system, *("" if n is None else f"{n:g}" for n in given), row.source])
+    ours = ["not measured" if each is None else each.plain() for each in (fad, kld)]
+    rows.append([system, *ours, "", f"here, N = {clips:,}, {seconds:g} s"])
+    note = "The paper has 15,546 clips of 10 s of VGGSound's test set; FAD depends on how many and which."
+    return f"{markdown(('system', 'FAD', 'KLD', 'seconds a clip', 'source'), rows)}\n\n{note}"
 
 
 def _retrieval_rows(benchmark: RetrievalBenchmark) -> list[RetrievalRow]:

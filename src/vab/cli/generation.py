@@ -1,0 +1,82 @@
+"""vab evaluate generation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vab.cli.output import BadCall, show, tell
+from vab.cli.progress import file_progress
+
+NAMED = 10  # clips named for people
+
+
+def generation(
+    reference: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")],
+    generated: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="GENERATED")],
+    seconds: float = 10.0,
+    backbones: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None,
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    allow_missing: bool = False,
+    resamples: int = 200,
+    device: str = "auto",
+    json: bool = False,
+) -> int:
+    """Measure generated sounds against real ones: FAD, KLD, IS, and what needs no network.
+
+    Sounds belong together that have the same name without its ending; a video's own sound counts where no
+    sound file has its name. A clip that is missing, unreadable, silent, too short or there twice is named,
+    and nothing is measured. The features are kept and used again, in av-benchmark's own files.
+
+    Always there: FD of log-mel statistics, multi-scale mel distance, agreement of onsets. With the weights of
+    vggish: FAD; of passt: KLD, FD, IS; of panns: FD, KL, IS; of yamnet: FD, KL, IS. Where REFERENCE holds
+    videos, with imagebind: IB-Score; with synchformer: DeSync.
+
+    Args:
+        reference: a folder of sounds or videos, or of av-benchmark's features.
+        generated: the same of what was generated.
+        seconds: of each clip, from its beginning: 10 as in the paper, 8 as in av-benchmark.
+        backbones: vggish, panns, passt, yamnet, imagebind, synchformer. Left out: those with weights here.
+        weights: the folder of their weights. Left out: $VAB_WEIGHTS and where other tools keep them.
+        cache: a folder for the features. Left out: in the two folders.
+        allow_missing: leave out clips that cannot be measured, and say how many.
+        resamples: of the clips, for the 95 % intervals of FD and IS; 0: no such intervals.
+        device: cpu, cuda, mps, or auto.
+        json: one JSON document on standard output.
+    """
+    from vab.evaluate.generation import Incomplete, Settings, evaluate
+    from vab.evaluate.report import EvaluationError
+    from vab.weights import ModelError
+
+    settings = Settings(seconds, backbones, weights, cache, allow_missing, resamples, device)
+    try:
+        with file_progress() as progress:
+            found = evaluate(reference, generated, settings, progress)
+    except Incomplete as error:
+        _name(error.faults)
+        tell(f"vab: {error}")
+        if json:
+            show({"error": str(error), "left_out": [vars(fault) for fault in error.faults]}, "", json)
+        return 1
+    except (EvaluationError, ModelError, OSError) as error:
+        raise BadCall(str(error)) from error
+    _name(found.faults)
+    for name, reason in found.absent.items():
+        tell(f"not measured with {name}: {reason}")
+    if found.unwritten:
+        tell(found.unwritten)
+    if found.foreign:
+        tell(f"features made elsewhere were taken as they are: {', '.join(found.foreign)}")
+    show(found.document(), found.markdown(), json)
+    return 1 if found.faults else 0
+
+
+def _name(faults: Any) -> None:
+    """The first clips that cannot be measured, and why, on standard error."""
+    for fault in faults[:NAMED]:
+        tell(f"{fault.id}: {fault.reason}")
+    if len(faults) > NAMED:
+        tell(f"and {len(faults) - NAMED:,} more: --json has them all")

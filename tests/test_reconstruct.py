@@ -1,0 +1,118 @@
+"""Sounds through a codec and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from networks import noise
+from tiny import write_video
+from vab.cli import main
+from vab.codec import load_codec
+from vab.media import read_audio, write_wav
+from vab.reconstruct import reconstruct_files
+
+
+class Exact:
+    """A codec that keeps the mean of each frame in its first codebook, and half a step more in the second."""
+
+    name, codebooks, vocabulary, dim, hop, sample_rate = "exact", 2, 256, 1, 320, 16_000
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        filled = torch.nn.functional.pad(waveform, (0, -waveform.shape[-1] % self.hop))
+        steps = (filled.unflatten(-1, (-1, self.hop)).mean(-1) + 1) * 127
+        return torch.stack([steps.floor(), (steps % 1 * 2).floor()], 1).long()
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        steps = tokens[:, 0] + (tokens[:, 1] / 2 if tokens.shape[1] > 1 else 0)
+        return (steps / 127 - 1).repeat_interleave(self.hop, -1)
+
+    def codebook_vectors(self) -> Tensor:
+        return torch.zeros(2, 256, 1)
+
+    def to(self, device: object) -> Exact:
+        return self
+
+
+def staircase(seconds: float) -> np.ndarray:
+    """Steps of a frame each: [S]."""
+    levels = np.random.default_rng(0).integers(-100, 100, round(seconds * 50) + 1) / 127
+    return np.repeat(levels, 320)[: round(seconds * 16_000)].astype(np.float32)
+
+
+def test_what_comes_back_is_the_codecs_and_as_long_as_the_input(tmp_path: Path) -> None:
+    for seconds in (0.5, 1.2345, 65.43):  # longer than is encoded at once
+        write_wav(tmp_path / "in" / f"{seconds}.wav", staircase(seconds))
+    errors = {}
+    for codebooks in (1, 2):
+        out = tmp_path / str(codebooks)
+        results = list(reconstruct_files([tmp_path / "in"], out, Exact(), codebooks))
+        assert [result.status for result in results] == ["done"] * 3
+        for file in (tmp_path / "in").iterdir():
+            real, back = read_audio(file), read_audio(out / file.name)
+            assert len(back) == len(real)
+            errors[codebooks] = np.abs(real - back)[:-320].max()  # its last frame is filled
+    assert errors[2] < errors[1] < 1 / 126
+    again = reconstruct_files([tmp_path / "in"], out, Exact(), skip_existing=True)
+    assert [result.status for result in again] == ["skipped"] * 3
+
+
+def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a" / "cat.wav", noise(1.0, 16_000))
+    write_wav(tmp_path / "b" / "cat.wav", noise(1.0, 16_000))
+    write_video(tmp_path / "a" / "mute.mp4", 25, 25, sound=False)
+    (tmp_path / "a" / "text.wav").write_text("no sound")
+    results = list(reconstruct_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out", Exact()))
+    found = {Path(result.input).relative_to(tmp_path).as_posix(): result for result in results}
+    assert [found[name].status for name in ("a/cat.wav", "b/cat.wav", "a/mute.mp4", "a/text.wav")] == [
+        "done",
+        *["failed"] * 3,
+    ]
+    assert "would overwrite that of" in str(found["b/cat.wav"].error)
+    assert "has no audio stream" in str(found["a/mute.mp4"].error)
+    assert found["a/cat.wav"].outputs == (str(tmp_path / "out" / "cat.wav"),)
+
+
+def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
+    write_wav(tmp_path / "cat.wav", noise(1.0, 16_000))
+    before = (tmp_path / "cat.wav").read_bytes()
+    (result,) = reconstruct_files([tmp_path / "cat.wav"], tmp_path, Exact())
+    assert result.status == "failed" and "would overwrite an input" in str(result.error)
+    assert (tmp_path / "cat.wav").read_bytes() == before
+
+
+def test_codebooks_that_are_not_there(tmp_path: Path) -> None:
+    for codebooks in (0, 3):
+        with pytest.raises(ValueError, match=f"exact has 2 codebooks, so not {codebooks}"):
+            list(reconstruct_files([tmp_path], tmp_path / "out", Exact(), codebooks))
+
+
+def test_as_users_call_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_wav(tmp_path / "cat.wav", noise(1.0, 16_000))
+    words = [
+        "codec",
+        "reconstruct",
+        str(tmp_path / "cat.wav"),
+        "-o",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--codebooks", "4", "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, document["codec"], document["codebooks"]) == (0, "tiny", 4)
+    codec = load_codec("tiny")
+    with torch.inference_mode():
+        tokens = codec.encode(torch.from_numpy(read_audio(tmp_path / "cat.wav"))[None])[:, :4]
+        wanted = codec.decode(tokens)[0, :16_000].numpy().clip(-1, 1)
+    assert np.abs(read_audio(tmp_path / "out" / "cat.wav") - wanted).max() < 1e-3
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--codebooks", "13"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "vab: tiny has 12 codebooks, so not 13\n"
