@@ -81,7 +81,9 @@ def lasting(frames: Tensor, centres: Tensor, hold: float) -> Tensor:
     Least is the sum of squared errors plus ``hold`` for each place where the index changes: Viterbi's
     algorithm finds it. With a ``hold`` of 0 that is the nearest centre.
     """
-    error = centres.square().sum(1) - 2 * frames @ centres.T  # [B, T, V]; what a frame adds to all is left out
+    error = (
+        centres.square().sum(1) - 2 * frames @ centres.T
+    )  # [B, T, V]; what a frame adds to all is left out
     own = torch.arange(len(centres), device=frames.device)
     cost, moves = error[:, 0], []  # of the best way to each centre, and where that way comes from
     for now in error.unbind(1)[1:]:

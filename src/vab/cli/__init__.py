@@ -39,6 +39,7 @@ VERBS = {  # words: module, function, what it does
     ),
     "evaluate retrieval": ("evaluate", "retrieval", "embeddings -> R@k, median rank, precision by class"),
     "evaluate classification": ("evaluate", "classification", "scores -> accuracy, mAP, d'"),
+    "bench": ("bench", "bench", "how long 10 s of sound take here, stage by stage"),
     "models": ("info", "models", "the models there are, and where"),
     "presets": ("info", "presets", "the named configurations, and every field of one"),
     "index add": ("library", "add", "sounds and videos -> a library to search"),
