@@ -15,7 +15,7 @@ import torch
 
 from networks import noise, write_weights
 from vab.cli import main
-from vab.evaluate import extraction
+from vab.evaluate import extraction, generation
 from vab.evaluate.backbones import BACKBONES
 from vab.evaluate.distances import divergences, frechet
 from vab.evaluate.generation import Incomplete, Settings, evaluate
@@ -39,6 +39,16 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_weights(tmp_path_factory.mktemp("weights"), "vggish", "panns")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something light in place of every network, where the test is about what surrounds it."""
+
+    def embedding(waveform: np.ndarray) -> tuple[torch.Tensor]:
+        return (torch.from_numpy(waveform[:12_800].reshape(100, 128)),)
+
+    monkeypatch.setattr(generation, "load", lambda kind, path, device: embedding)
 
 
 @pytest.fixture
@@ -85,6 +95,7 @@ def test_networks_measure_what_their_features_say(folders: tuple[Path, Path], we
     assert not list(folders[0].rglob("*.part")) + list(folders[0].rglob("*.tmp*"))
 
 
+@pytest.mark.usefixtures("quick")
 def test_features_are_made_once_and_again_where_a_file_has_changed(
     folders: tuple[Path, Path], weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,9 +134,8 @@ def test_features_are_made_once_and_again_where_a_file_has_changed(
     assert evaluate(*folders, settings()).get("FD-VGG") is not None
 
 
-def test_a_run_that_is_stopped_goes_on_where_it_was(
-    folders: tuple[Path, Path], weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_is_stopped_goes_on_where_it_was(folders: tuple[Path, Path], weights: Path) -> None:
     chosen = {"weights": weights, "backbones": ("vggish",)}
     whole = evaluate(*folders, settings(**chosen, cache=folders[0].parent / "whole"))
     features = []
@@ -203,6 +213,9 @@ def spoil(folders: tuple[Path, Path], how: str) -> None:
         made.write_text("RIFF, or so they say")
     elif how == "torn":
         made.write_bytes(made.read_bytes()[:20])
+    elif how == "gone":
+        made.unlink()
+        made.symlink_to("nowhere.wav")
     elif how == "silent":
         write_wav(made, np.full(19_200, 0.25))  # a constant is no sound
     elif how == "too short":
@@ -218,6 +231,7 @@ FAULTS = {
     "left over": r"missing from .*real",
     "unreadable": r"made/owl.wav: ",
     "torn": r"made/owl.wav: ",
+    "gone": r"made/owl.wav: no such file",
     "silent": r"made/owl.wav: silent",
     "too short": r"real/owl.wav: too short, 0.90 s; 0.975 s are needed",
     "ends early": r"made/owl.wav: too short, 1.20 s, where the reference has 1.60 s",

@@ -49,6 +49,7 @@ def generation(
     """
     from vab.evaluate.generation import Incomplete, Settings, evaluate
     from vab.evaluate.report import EvaluationError
+    from vab.media import MediaError
     from vab.weights import ModelError
 
     settings = Settings(seconds, backbones, weights, cache, allow_missing, resamples, device)
@@ -61,7 +62,7 @@ def generation(
         if json:
             show({"error": str(error), "left_out": [vars(fault) for fault in error.faults]}, "", json)
         return 1
-    except (EvaluationError, ModelError, OSError) as error:
+    except (EvaluationError, MediaError, ModelError, OSError) as error:
         raise BadCall(str(error)) from error
     _name(found.faults)
     for name, reason in found.absent.items():

@@ -77,7 +77,7 @@ YAMNET = Kind(
     16_000,
     ("yamnet_features", "yamnet_logits"),
     file="yamnet_spectra_in.tflite",
-    source="https://github.com/tensorflow/models/tree/master/research/audioset/yamnet",
+    source="https://github.com/google-coral/coralmicro/tree/main/models",
     made_by="yamnet:YamnetBackbone",
 )
 IMAGEBIND_SOUND = Kind(

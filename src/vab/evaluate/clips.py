@@ -40,7 +40,10 @@ class Folder:
         files = self.videos if picture else self.sounds
         if name not in files:
             return None
-        found = files[name].stat()
+        try:
+            found = files[name].stat()
+        except OSError:  # reading it will say why
+            return "gone"
         return f"{found.st_size} {found.st_mtime_ns}"
 
 
