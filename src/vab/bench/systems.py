@@ -98,7 +98,6 @@ def random_codec(name: Literal["encodec", "dac", "tiny"]) -> Codec:
         DacConfig(
             sampling_rate=SAMPLE_RATE,
             downsampling_ratios=[2, 4, 5, 8],
-            upsampling_ratios=[8, 5, 4, 2],
             n_codebooks=12,
         )
     )

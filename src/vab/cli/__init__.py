@@ -39,6 +39,11 @@ VERBS = {  # words: module, function, what it does
     ),
     "evaluate retrieval": ("evaluate", "retrieval", "embeddings -> R@k, median rank, precision by class"),
     "evaluate classification": ("evaluate", "classification", "scores -> accuracy, mAP, d'"),
+    "evaluate ablation": (
+        "ablation",
+        "ablation",
+        "one of the paper's ablations -> its table, with ours beside",
+    ),
     "bench": ("bench", "bench", "how long 10 s of sound take here, stage by stage"),
     "models": ("info", "models", "the models there are, and where"),
     "presets": ("info", "presets", "the named configurations, and every field of one"),
