@@ -113,6 +113,8 @@ def ablate(
         raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
     ablation = ABLATIONS[name]
     stores = [LatentStore.open(path) for path in settings.stores]
+    for objective in {each for row in ablation.rows for each in row.chain}:
+        _preset(settings.preset, objective)  # or say now that there is none
     if ablation.trains:
         outcomes = [
             _trained(row, ablation.measured, stores, settings, log, progress) for row in ablation.rows
