@@ -11,7 +11,7 @@ from vab.evaluate.paper import GENERATION
 from vab.evaluate.report import markdown
 from vab.record import write_whole
 
-from .speed import STAGES, rows_of
+from .speed import ONCE, STAGES, rows_of
 
 BUSY = 0.3  # load of a core before the start, above which the numbers are not to be trusted
 
@@ -48,7 +48,8 @@ def as_markdown(document: dict[str, Any]) -> str:
         f"Machine: {where}; PyTorch {about['torch']}, Python {about['python']}, {about['dtype']}.\n"
         f"A product of two matrices runs at {rate / 1e9:.1f} GFLOP/s. Video: {film}.\n"
         f"Code: {document['code']['commit'] or document['code']['version']}, {document['date']}. "
-        f"Medians of {document['repeats']}; seconds of one clip, also where several are done at once.",
+        f"Medians of {document['repeats']}, or one timing where it took more than {ONCE:g} s; "
+        "seconds of one clip, also where several are done at once.",
     ]
     parts += [busy(document)] if busy(document) else []
     parts.append(_seconds(document))
