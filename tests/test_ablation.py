@@ -32,17 +32,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vectors = Maker.load(model, device="cpu").codec.codebook_vectors().numpy()
+    return fill(tmp_path_factory.mktemp("latents") / "store", vectors)
+
+
+def fill(folder: Path, vectors: np.ndarray) -> Path:
     """Twenty clips of two labels, half of them dev, each with sound and picture."""
     random = np.random.default_rng(0)
-    vectors = Maker.load(model, device="cpu").codec.codebook_vectors().numpy()
-    found = LatentStore.create(tmp_path_factory.mktemp("latents") / "store", META, vectors)
     rows = []
     for n in range(20):
         tokens = random.integers(0, 32, META.token_shape, dtype=np.uint16)
         features = random.normal(size=META.feature_shape).astype(np.float16)
         rows.append(Latents(f"c/{n}", ("cat", "dog")[n % 2], ("train", "dev")[n // 2 % 2], tokens, features))
-    found.add(rows)
-    return found.directory
+    LatentStore.create(folder, META, vectors).add(rows)
+    return folder
 
 
 @pytest.fixture
@@ -191,9 +194,9 @@ def test_calls_that_make_no_sense(store: Path, model: Path, tmp_path: Path) -> N
         ablate("steps", replace(chosen, clips=1))
     with pytest.raises(EvaluationError, match="there is no preset vab-tiny-fine-c"):
         ablate("scratch", replace(chosen, preset="vab-tiny-fine", max_steps=1), silent)
-    other = replace(chosen, codec_path=str(write_model(tmp_path / "fine", fine=True)))
+    other = fill(tmp_path / "other", LatentStore.open(store).codebook_vectors() + 1)
     with pytest.raises(EvaluationError, match="another codec"):
-        ablate("steps", other, silent)
+        ablate("steps", replace(chosen, stores=(other,)), silent)
 
 
 @pytest.fixture
