@@ -3,7 +3,7 @@
 #   make test     every test
 #   make lint     style, format and types
 #   make format   put the code into the house's format
-#   make bench    how fast is it here? the seconds of each stage
+#   make bench    how fast is it here? seconds of each stage, minutes in all
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -43,9 +43,9 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What generating the clip costs, stage by stage, is in the document's "timings".
+# Writes benchmarks/speed_<hardware>_<month>.md and .json; give it the machine for itself, for some minutes.
 bench: $(VENV)/installed
-	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)" --samples 3 --json
+	$(BIN)/vab bench -o benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

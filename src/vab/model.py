@@ -144,7 +144,8 @@ class AudioEmbedding(nn.Module):
 
     EnCodec's residual codebooks share one space: the vectors are summed, then projected. Those of DAC are
     8-d and each has its own space: each is projected on its own and then summed, which is one
-    projection of all of them side by side.
+    projection of all of them side by side. So are those of the small codec: in a sum, a fine code could
+    hardly be told from another.
     """
 
     vectors: Tensor  # [K,V,C], frozen
@@ -157,7 +158,7 @@ class AudioEmbedding(nn.Module):
             raise ValueError(
                 f"codebook vectors are {tuple(vectors.shape)}, the model needs [K,V,C] = {shape}"
             )
-        self.side_by_side = config.codec == "dac"
+        self.side_by_side = config.codec != "encodec"
         self.register_buffer("vectors", vectors.detach().clone().float())
         self.mask = nn.Parameter(torch.zeros(config.codebooks, config.codebook_dim))
         inputs = config.codebook_dim * (config.codebooks if self.side_by_side else 1)

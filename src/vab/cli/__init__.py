@@ -40,6 +40,12 @@ VERBS = {  # words: module, function, what it does
     "evaluate retrieval": ("evaluate", "retrieval", "embeddings -> R@k, median rank, precision by class"),
     "evaluate classification": ("evaluate", "classification", "scores -> accuracy, mAP, d'"),
     "evaluate folds": ("folds", "folds", "a classifier for each fold of a store -> mean accuracy"),
+    "evaluate ablation": (
+        "ablation",
+        "ablation",
+        "one of the paper's ablations -> its table, with ours beside",
+    ),
+    "bench": ("bench", "bench", "how long 10 s of sound take here, stage by stage"),
     "models": ("info", "models", "the models there are, and where"),
     "presets": ("info", "presets", "the named configurations, and every field of one"),
     "index add": ("library", "add", "sounds and videos -> a library to search"),

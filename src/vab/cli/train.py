@@ -20,9 +20,16 @@ def extract(
     fill: Literal["zero", "repeat"] = "zero",
     seconds: float | None = None,
     fps: float | None = None,
+<<<<<<< HEAD
     codec_path: Place = None,
     vision_path: Place = None,
     device: Device = "auto",
+=======
+    vision: Literal["eva02-clip-l", "mae-vit-l", "efficientnet-lite0"] | None = None,
+    codec_path: str | None = None,
+    vision_path: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+>>>>>>> bench
     batch_clips: int = 16,
     shard_clips: int = 512,
     json: bool = False,
@@ -36,6 +43,7 @@ def extract(
         fill: what follows a sound shorter than the window: silence, or itself again (picture too).
         seconds: the window, if not the preset's.
         fps: image features per second, if not the preset's.
+        vision: the image encoder, if not the preset's (the paper's ablation C.6).
         codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
         vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
         device: where to compute.
@@ -61,12 +69,11 @@ def extract(
 
     try:
         read_manifest(manifest)  # before anything large is loaded
-        codec, vision = load_codec(model.codec, codec_path), load_vision(model.vision, vision_path)
         result = run(
             manifest,
             out,
-            codec,
-            vision,
+            load_codec(model.codec, codec_path),
+            load_vision(vision or model.vision, vision_path),
             seconds=window,
             fps=rate,
             fill=fill,

@@ -1,0 +1,126 @@
+"""What ``vab bench`` found, for people: Markdown, and the names of its files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vab.evaluate.paper import GENERATION
+from vab.evaluate.report import markdown
+from vab.record import write_whole
+
+from .speed import ONCE, STAGES, rows_of
+
+BUSY = 0.3  # load of a core before the start, above which the numbers are not to be trusted
+
+
+def write(folder: Path, document: dict[str, Any]) -> list[Path]:
+    """``speed_<hardware>_<date>`` as .md and .json in ``folder``; the paths."""
+    hardware = document["machine"]["device"]
+    if hardware == "cpu":
+        hardware = f"{document['machine']['cores']}-cores"
+    name = f"speed_{re.sub(r'[^a-z0-9]+', '-', hardware.lower())}_{document['date'][:7]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.md", folder / f"{name}.json"]
+    for path, text in zip(paths, (as_markdown(document), json.dumps(document, indent=1)), strict=True):
+        write_whole(path, f"{text}\n".encode())
+    return paths
+
+
+def busy(document: dict[str, Any]) -> str:
+    """A warning if others were using the machine; else nothing."""
+    load, cores = document["machine"]["load_before"], document["machine"]["cores"]
+    if load is None or load < BUSY * cores:
+        return ""
+    return f"The machine was busy (load {load:.1f} on {cores} cores): these are not its own times."
+
+
+def as_markdown(document: dict[str, Any]) -> str:
+    """The whole report."""
+    about, clip = document["machine"], document["clip"]
+    where = f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['device']}"
+    film = "one given" if clip["own"] else "H.264, 1280 x 720 pixels, 25 frames a second"
+    rate = document["matmul_flops"]
+    parts = [
+        f"# Seconds to give {clip['seconds']:.3g} s of video their sound",
+        f"Machine: {where}; PyTorch {about['torch']}, Python {about['python']}, {about['dtype']}.\n"
+        f"A product of two matrices runs at {rate / 1e9:.1f} GFLOP/s. Video: {film}.\n"
+        f"Code: {document['code']['commit'] or document['code']['version']}, {document['date']}. "
+        f"Medians of {document['repeats']}, or one timing where it took more than {ONCE:g} s; "
+        "seconds of one clip, also where several are done at once.",
+    ]
+    parts += [busy(document)] if busy(document) else []
+    parts.append(_seconds(document))
+    parts.append(
+        "Where the weights are random the architecture is the preset's at full size: network, codec, image "
+        "encoder. Time does not depend on the weights. With several at once, sampling, features and codec "
+        "run on all of them together; decoding the video and mux go file by file."
+    )
+    parts += ["## What making the tokens costs", _costs(document)]
+    parts.append(
+        "A pass does both halves of guidance. FLOP are matrix products, counted from the sizes. A number of "
+        "passes timed that is less than all means that the seconds above are those passes multiplied; "
+        "FoleyGen's are in the middle of the clip, where its cache is half full."
+    )
+    parts += ["## Beside the paper", _beside(document)]
+    return "\n\n".join(parts)
+
+
+def _seconds(document: dict[str, Any]) -> str:
+    header = ("system", "weights", "at once", *STAGES, "in all", "times real time")
+    rows = [
+        [
+            system["name"],
+            system["weights"],
+            str(batch["batch"]),
+            *(_number(batch["seconds"].get(stage)) for stage in STAGES),
+            _number(batch["total"]),
+            _number(batch["times_real_time"]),
+        ]
+        for system, batch in rows_of(document)
+    ]
+    return markdown(header, rows)
+
+
+def _costs(document: dict[str, Any]) -> str:
+    header = (
+        *("system", "stage", "parameters", "passes", "TFLOP", "at once", "passes timed", "GFLOP/s"),
+        "of the matrix product's rate",
+    )
+    rows = []
+    for system, batch in rows_of(document):
+        for stage, passes in system["passes"].items():
+            rows.append(
+                [
+                    system["name"],
+                    stage,
+                    f"{system['parameters'] / 1e6:.1f} M",
+                    str(passes),
+                    _number(system["flops"][stage] / 1e12),
+                    str(batch["batch"]),
+                    str(batch["passes_timed"][stage]),
+                    _number(batch["flops_per_second"][stage] / 1e9),
+                    f"{100 * batch['share_of_matmul_rate'][stage]:.0f} %",
+                ]
+            )
+    return markdown(header, rows)
+
+
+def _beside(document: dict[str, Any]) -> str:
+    """Table 1's seconds, on one A6000, and ours; how much slower FoleyGen is than VAB on the same codec."""
+    ours = {system["name"]: system["batches"][0]["total"] for system in document["systems"]}
+    names = {"foleygen-encodec": "FoleyGen", "vab-dac": "VAB-DAC", "vab-encodec": "VAB-Encodec"}
+    paper = {row.system: row.seconds for row in GENERATION if row.seconds is not None}
+    rows = [[name, f"{paper[title]:g}", _number(ours.get(name))] for name, title in names.items()]
+    text = markdown(("system", "paper, one A6000", "here, one clip"), rows)
+    for fast, slow in (("vab-encodec", "foleygen-encodec"), ("vab-tiny", "foleygen-tiny")):
+        if fast in ours and slow in ours:
+            text += f"\n\n{slow} takes {ours[slow] / ours[fast]:.2g} times as long as {fast}"
+            text += " (17 times in the paper)." if fast == "vab-encodec" else "."
+    return text
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,159 @@
+"""What is timed: a model with its weights, or a preset's true architecture with random ones.
+
+How long a network takes does not depend on its weights, so the paper's presets can be timed although nobody
+has published them: network, codec and image encoder are built at full size and filled with random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vab.baselines.foleygen import FoleyGen
+from vab.codec import DAC, Codec, EnCodec, load_codec
+from vab.config import PRESETS, SAMPLE_RATE, Preset
+from vab.model import VAB
+from vab.pipeline import VABPipeline
+from vab.stages import Stage
+from vab.vision import RECIPES, TimmEncoder, VisionEncoder, load_vision
+from vab.weights import BUNDLED
+
+SECOND_STAGES = {"vab-dac": "vab-dac-coarse2fine", "vab-dac-test": "vab-dac-coarse2fine"}
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class System:
+    """All that it takes to give a video its sound."""
+
+    name: str
+    weights: Literal["trained", "random"]
+    first: Stage
+    fine: Stage | None
+    codec: Codec
+    vision: VisionEncoder
+
+
+def load_system(name: str, device: torch.device) -> System:
+    """The bundled model, a preset that makes sound (random weights), a model directory or a Hub id.
+
+    Raises ``ValueError`` for a preset that makes no sound of its own, and as ``VABPipeline.from_pretrained``.
+    """
+    if name == BUNDLED or name not in PRESETS:
+        pipe = VABPipeline.from_pretrained(name, device=device.type)
+        return System(name, "trained", pipe.first, pipe.fine, pipe.codec, pipe.vision)
+    preset = PRESETS[name]
+    if preset.train.objective not in ("masked", "causal") or preset.model.given_codebooks:
+        raise ValueError(
+            f"{name} makes no sound from a picture; take {BUNDLED}, vab-encodec, foleygen-encodec ..."
+        )
+    codec = random_codec(preset.model.codec).to(device)
+    second = PRESETS[SECOND_STAGES[name]] if name in SECOND_STAGES else None
+    return System(
+        name,
+        "random",
+        random_stage(preset, codec, device),
+        None if second is None else random_stage(second, codec, device),
+        codec,
+        random_vision(preset.model.vision).to(device),
+    )
+
+
+def random_stage(preset: Preset, codec: Codec, device: torch.device) -> Stage:
+    """A preset's network on a codec's vectors, otherwise with random weights."""
+    kind = FoleyGen if preset.train.objective == "causal" else VAB
+    network = fill(lambda: kind(preset.model))
+    vectors = codec.codebook_vectors()[: preset.model.codebooks]
+    network.audio_embedding.vectors = vectors.detach().float().clone()
+    return Stage(network.eval().requires_grad_(False).to(device), preset)
+
+
+def random_codec(name: Literal["encodec", "dac", "tiny"]) -> Codec:
+    """AudioGen's EnCodec or the 16 kHz DAC at full size; the small codec as it is, for it is here."""
+    if name == "tiny":
+        return load_codec(name)
+    from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
+
+    codec: Any
+    if name == "encodec":
+        codec = EncodecModel(
+            EncodecConfig(
+                sampling_rate=SAMPLE_RATE,
+                num_filters=64,
+                codebook_size=2048,
+                target_bandwidths=[2.2],  # 4 codebooks of 11 bits, 50 times a second
+                use_causal_conv=False,
+                use_conv_shortcut=False,
+            )
+        )
+        for layer in codec.quantizer.layers:
+            layer.codebook.embed.normal_()
+        return EnCodec(codec)
+    codec = DacModel(
+        DacConfig(
+            sampling_rate=SAMPLE_RATE,
+            downsampling_ratios=[2, 4, 5, 8],
+            n_codebooks=12,
+        )
+    )
+    with torch.no_grad():  # its own law is so narrow that numbers would get too small to be computed fast
+        for parameter in codec.parameters():
+            if parameter.ndim > 1 and parameter.shape[0] != 1:
+                parameter.normal_(std=_fan_in(parameter))
+    return DAC(codec)
+
+
+def random_vision(name: str) -> VisionEncoder:
+    """EVA02-CLIP-L or MAE ViT-L at full size; EfficientNet-Lite0 as it is, for it is here."""
+    if name == "efficientnet-lite0":
+        return load_vision("efficientnet-lite0")
+    import timm
+
+    recipe = RECIPES[name]
+    model: Any = fill(lambda: timm.create_model(recipe.architecture, pretrained=False))
+    if model.num_classes != recipe.dim:
+        model.reset_classifier(0)
+    return TimmEncoder(name, recipe, model)
+
+
+def fill(build: Callable[[], N]) -> N:
+    """A network whose own initialisation, slow at this size, is left out: random numbers of a sane size."""
+    with torch.device("meta"):
+        network = build()
+    network.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            assert tensor.is_floating_point(), f"{name} is no weight to fill with random numbers"
+            if tensor.ndim > 1:
+                std = _fan_in(tensor)
+                tensor.uniform_(-1.7 * std, 1.7 * std)
+            else:  # norms and deviations are one, biases and means zero
+                tensor.fill_(float(name.endswith(("weight", "std"))))
+    return network
+
+
+def _fan_in(weight: Tensor) -> float:
+    return weight[0].numel() ** -0.5
+
+
+def clip_of(folder: Path, seconds: float = 10.0) -> Path:
+    """A silent H.264 film of 1280 x 720 pixels, 25 frames a second: a texture that moves."""
+    import av
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    texture = np.kron(random.integers(0, 256, (45, 80, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
+    path = folder / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        for n in range(round(25 * seconds)):
+            picture = np.roll(texture, 3 * n, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

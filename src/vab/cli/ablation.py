@@ -1,0 +1,85 @@
+"""vab evaluate ablation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vab.cli.output import BadCall, show, tell
+from vab.cli.progress import file_progress
+from vab.evaluate.ablations import ABLATIONS
+
+
+def ablation(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="|".join(ABLATIONS))],
+    store: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="STORE ...")],
+    run: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")] = None,
+    preset: str = "vab-tiny",
+    split: str = "dev",
+    clips: int = 200,
+    seed: int = 0,
+    max_steps: int | None = None,
+    reference: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    resamples: int = 200,
+    codec_path: str | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    json: bool = False,
+) -> int:
+    """Run an ablation of the paper: a Markdown table with the paper's column beside ours, a JSON, a plot.
+
+    guidance, temperature and steps decode a finished model; scratch, experts, order, contrastive, masking,
+    vision and positions train. What is in the folder already is not done again, and ablations share it.
+
+    Args:
+        name: which.
+        store: latents made by vab extract. Several: each row takes the first that fits (vision needs two).
+        run: folder for networks, sounds and results.
+        model: what is decoded: a model directory or a Hub id. Left out: the bundled vab-tiny.
+        preset: what is trained, with its -contrastive and -classes or -vggsound; the paper's is vab-dac-test.
+        split: of the store, to measure on.
+        clips: at most so many sounds are made for each row.
+        seed: of their noise.
+        max_steps: of each training, instead of the length that the presets' epochs give.
+        reference: real sounds, named by the clips' ids. Left out: the store's own, through the codec.
+        weights: the folder of weights for FAD, KLD ...; see vab evaluate generation.
+        resamples: of the clips, for the 95 % intervals of whole sets.
+        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
+        device: where sounds are made.
+        json: one JSON document on standard output.
+    """
+    from vab.codec import CodecError
+    from vab.evaluate import ablation_report
+    from vab.evaluate.ablation import Settings, ablate
+    from vab.store import StoreError
+    from vab.train import TrainError
+    from vab.weights import ModelError
+
+    settings = Settings(
+        store,
+        run,
+        model,
+        preset,
+        split,
+        clips,
+        seed,
+        max_steps,
+        reference,
+        weights,
+        resamples,
+        codec_path,
+        device,
+    )
+    try:
+        with file_progress() as move:
+            result = ablate(name, settings, tell, move)
+        written = ablation_report.write(result, run)
+    except (StoreError, TrainError, ModelError, CodecError, ValueError, OSError) as error:
+        raise BadCall(str(error)) from error
+    for path in written:
+        tell(str(path))
+    show(result.document(), ablation_report.as_markdown(result), json)
+    return 1 if any(each.reason for each in result.outcomes) else 0

@@ -1,0 +1,166 @@
+"""Sounds for the clips of a store, as files to measure: those a model makes, and the true ones (appendix D).
+
+The pictures are the store's features, so that a sweep over decoding needs neither media nor image encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vab.batches import ClipBatches, seeded
+from vab.codec import Codec, load_codec
+from vab.config import DecodeConfig
+from vab.devices import pick_device
+from vab.media import write_wav
+from vab.record import write_whole
+from vab.stages import Stage, load_fine, load_stage
+from vab.store import LatentStore
+from vab.weights import CODEC, FINE, MODEL
+
+from .report import EvaluationError
+
+AT_ONCE = 8  # clips; a fixed share of all, so that a run that was cut goes on to the same sounds
+MADE = "made.json"  # in a folder of sounds: what they were made with
+Progress = Callable[[int, int, Path, str, int, int], None]  # clip n, of, file, stage, done, in all
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes sound from features: the stages of a model directory, and its codec."""
+
+    first: Stage
+    fine: Stage | None
+    codec: Codec
+    weights: str  # hash of all of them
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: Path, codec_path: str | Path | None = None, device: str = "auto") -> Maker:
+        """Raises ``ModelError`` or ``CodecError``."""
+        first, fine, place = load_stage(folder), load_fine(folder), pick_device(device)
+        if codec_path is None and (folder / CODEC).is_file():
+            codec_path = folder
+        for stage in (first, fine):
+            if stage is not None:
+                stage.network.eval().requires_grad_(False).to(place)
+        codec = load_codec(first.preset.model.codec, codec_path, place)
+        digest = hashlib.sha256((folder / MODEL).read_bytes())
+        if fine is not None:
+            digest.update((folder / FINE / MODEL).read_bytes())
+        digest.update(codec.codebook_vectors().cpu().numpy().tobytes())
+        return cls(first, fine, codec, digest.hexdigest(), place)
+
+    @torch.no_grad()
+    def tokens(self, features: Tensor, ids: list[str], decode: DecodeConfig, seed: int) -> Tensor:
+        """Tokens [B,K,T] of one window for features [B,F,dim]; each clip's noise depends on its id."""
+        model = self.first.preset.model
+        codebooks = (self.fine or self.first).preset.model.codebooks
+        empty = torch.zeros(len(ids), codebooks, model.audio_length, dtype=torch.int64, device=self.device)
+        none = torch.zeros_like(empty, dtype=torch.bool)
+        features = features.to(self.device)
+        noise = [seeded(seed, "sound", name) for name in ids]
+        first = self.first.fill(
+            empty[:, : model.codebooks], none[:, : model.codebooks], features, decode, noise
+        )
+        if self.fine is None:
+            return first
+        return self.fine.refine(first, empty, none, features, [seeded(seed, "fine", name) for name in ids])
+
+
+def chosen_rows(clips: ClipBatches, count: int) -> NDArray[np.int64]:
+    """At most ``count`` clips with sound and picture, spread evenly; ``EvaluationError`` if there is none."""
+    seen = clips.store.has("features")
+    rows = clips.rows
+    if clips.preset.train.pair_by_label:
+        rows = np.array([row for row in rows if clips.store.labels[row] in clips.pictures], dtype=np.int64)
+    else:
+        rows = rows[seen[rows]]
+    if not len(rows):
+        raise EvaluationError(f"{clips.store.directory} has no clip with sound and picture in that split")
+    return rows[np.linspace(0, len(rows), min(count, len(rows)), endpoint=False).astype(np.int64)]
+
+
+@torch.no_grad()
+def true_sounds(
+    store: LatentStore,
+    rows: NDArray[np.int64],
+    codec: Codec,
+    folder: Path,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """The clips' own sounds as the codec gives them back, ``folder/<id>.wav``: the best a model can reach."""
+    device = codec.codebook_vectors().device
+    own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.codebooks]
+    if own.shape != store.codebook_vectors().shape or not np.allclose(
+        own, store.codebook_vectors(), atol=1e-3
+    ):
+        raise EvaluationError(
+            f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
+        )
+    made = {"store": store.fingerprint(), "clips": len(rows)}
+    for part, paths in _missing(folder, made, [store.ids[row] for row in rows], rows, progress):
+        tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
+        for path, waveform in zip(paths, codec.decode(tokens), strict=True):
+            write_wav(path, waveform.float().cpu().numpy())
+
+
+def made_sounds(
+    maker: Maker,
+    clips: ClipBatches,
+    rows: NDArray[np.int64],
+    decode: DecodeConfig,
+    seed: int,
+    folder: Path,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """A sound for each clip's picture, ``folder/<id>.wav``; those that are there are not made again.
+
+    ``EvaluationError`` if the folder holds sounds that were made otherwise.
+    """
+    made = {
+        "weights": maker.weights,
+        "decode": asdict(decode),
+        "seed": seed,
+        "store": clips.store.fingerprint(),
+        "clips": len(rows),
+    }
+    for part, paths in _missing(folder, made, [clips.store.ids[row] for row in rows], rows, progress):
+        batch = clips.dev_batch(part)
+        tokens = maker.tokens(batch.features, batch.ids, decode, seed)
+        with torch.no_grad():
+            waveforms = maker.codec.decode(tokens)
+        for path, waveform in zip(paths, waveforms, strict=True):
+            write_wav(path, waveform.float().cpu().numpy())
+
+
+def _missing(
+    folder: Path, made: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: Progress
+) -> Iterator[tuple[NDArray[np.int64], list[Path]]]:
+    """Rows whose files are not all there, some at a time, and the files."""
+    names = [re.sub(r"[^\w.-]", "_", name) for name in ids]
+    if len(set(names)) < len(names):
+        raise EvaluationError("two clips would have the same file: their ids differ only in odd characters")
+    folder.mkdir(parents=True, exist_ok=True)
+    about = folder / MADE
+    made = json.loads(json.dumps(made))
+    if not about.exists():
+        write_whole(about, (json.dumps(made, indent=1) + "\n").encode())
+    elif (old := json.loads(about.read_text(encoding="utf-8"))) != made:
+        other = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
+        raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
+    for start in range(0, len(rows), AT_ONCE):
+        paths = [folder / f"{name}.wav" for name in names[start : start + AT_ONCE]]
+        progress(start, len(rows), paths[0], folder.name, start, len(rows))
+        if not all(path.is_file() for path in paths):
+            yield rows[start : start + AT_ONCE], paths

@@ -1,0 +1,228 @@
+"""Ablations: what differs between rows, what they share, how they go on, and what they end in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tiny import write_model
+from vab.cli import main
+from vab.config import PRESETS, TrainConfig
+from vab.evaluate import ablation_report
+from vab.evaluate.ablation import Outcome, Result, Settings, ablate
+from vab.evaluate.ablations import ABLATIONS, FAD, Ablation, Row, changed
+from vab.evaluate.report import EvaluationError, Interval
+from vab.evaluate.store_sounds import MADE, Maker
+from vab.media import read_audio
+from vab.store import Latents, LatentStore, StoreMeta
+from vab.train import TrainError
+from vab.weights import read_config
+
+META = StoreMeta("tiny", "efficientnet-lite0", 2, 32, 8, 1280, seconds=2.0, fps=1.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vectors = Maker.load(model, device="cpu").codec.codebook_vectors().numpy()
+    return fill(tmp_path_factory.mktemp("latents") / "store", vectors)
+
+
+def fill(folder: Path, vectors: np.ndarray) -> Path:
+    """Twenty clips of two labels, half of them dev, each with sound and picture."""
+    random = np.random.default_rng(0)
+    rows = []
+    for n in range(20):
+        tokens = random.integers(0, 32, META.token_shape, dtype=np.uint16)
+        features = random.normal(size=META.feature_shape).astype(np.float16)
+        rows.append(Latents(f"c/{n}", ("cat", "dog")[n % 2], ("train", "dev")[n // 2 % 2], tokens, features))
+    LatentStore.create(folder, META, vectors).add(rows)
+    return folder
+
+
+@pytest.fixture
+def small(model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A preset of the least size, with those for its fine-tuning."""
+    config = read_config(model).model
+    for ending in ("", "-contrastive", "-classes"):
+        base = PRESETS[f"vab-tiny{ending}"]
+        train: TrainConfig = replace(base.train, batch_size=4, crop=0.0, precision="32-true", warmup_steps=1)
+        made = replace(
+            base, name=f"small{ending}", model=config, train=train, decode=PRESETS["vab-tiny"].decode
+        )
+        monkeypatch.setitem(PRESETS, f"small{ending}", made)
+    return "small"
+
+
+def settings(store: Path, run: Path, model: Path, **changes: object) -> Settings:
+    """Few clips, no network to measure with."""
+    given = Settings((store,), run, str(model), clips=4, weights=run.parent, resamples=0, device="cpu")
+    return replace(given, **changes)  # type: ignore[arg-type]
+
+
+def silent(line: str) -> None:
+    """A log that nobody reads."""
+
+
+def test_every_row_is_a_few_fields_of_a_preset() -> None:
+    for ablation in ABLATIONS.values():
+        found = [changed(PRESETS["vab-dac-test"], row.changes) for row in ablation.rows]
+        assert len({row.name for row in ablation.rows}) == len(ablation.rows) > 1
+        assert all(len(row.changes) <= 2 for row in ablation.rows)
+        different = {(repr(preset), row.chain) for preset, row in zip(found, ablation.rows, strict=True)}
+        assert len(different) == len(found)  # no two rows are the same experiment
+        assert ablation.trains == bool(ablation.measured)
+        assert all(set(ablation.measured) <= set(row.chain) for row in ablation.rows)
+    with pytest.raises(ValueError, match=r"no field decode\.speed"):
+        changed(PRESETS["vab-tiny"], {"decode.speed": 3})
+
+
+def test_a_sweep_over_decoding_goes_on_where_it_was(
+    store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = settings(store, tmp_path / "run", model)
+    result = ablate("steps", chosen, silent)
+    assert [each.row.name for each in result.outcomes] == ["8", "16", "36", "48"]
+    own = read_config(model).decode
+    for each in result.outcomes:
+        assert each.made_with["decode"] == vars(replace(own, steps=int(each.row.name)))
+        assert {"FD-LOGMEL", "MEL-distance", "ONSET-F1"} <= set(each.measures) == set(each.clips)
+        assert set(each.clips.values()) == {4}
+    sounds = sorted((tmp_path / "run" / "sounds").rglob("*.wav"))
+    assert len(sounds) == 4 * 4 and all(len(read_audio(path)) == 2 * 16000 for path in sounds)
+    assert len({path.read_bytes() for path in sounds}) == 16  # steps and clips make a difference
+
+    before = sounds[0].read_bytes()
+    sounds[0].unlink()
+    asked: list[list[str]] = []
+    make = Maker.tokens
+    monkeypatch.setattr(
+        Maker, "tokens", lambda self, f, ids, *rest: asked.append(ids) or make(self, f, ids, *rest)
+    )
+    again = ablate("steps", chosen, silent)
+    assert len(asked) == 1 and sounds[0].read_bytes() == before
+    assert again.document() == result.document()
+    with pytest.raises(EvaluationError, match="other seed; use another --run"):
+        ablate("steps", replace(chosen, seed=1), silent)
+    assert len(list((tmp_path / "run" / "true").iterdir())) == 1
+    made = sounds[0].parent / MADE  # nor are the sounds of another model taken for this one's
+    made.write_text(json.dumps(json.loads(made.read_text()) | {"weights": "others"}))
+    with pytest.raises(EvaluationError, match="other weights"):
+        ablate("steps", chosen, silent)
+
+
+def test_training_is_shared_between_ablations(store: Path, model: Path, small: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    chosen = settings(store, run, model, preset=small, max_steps=2, codec_path=str(model))
+    lines: list[str] = []
+    experts = ablate("experts", chosen, lines.append)
+    for each in experts.outcomes:
+        assert set(each.measures) == {f"accuracy {column} %" for column in ("V+A", "V", "A")}
+        assert all(0 <= value.value <= 100 for value in each.measures.values())
+        assert set(each.clips.values()) == {10}
+    chain = "masked_contrastive_classification"
+    assert read_config(run / "base" / chain).model.experts
+    assert not read_config(run / "experts-False" / chain).model.experts
+    assert sum(line.startswith("training") for line in lines) == 6
+
+    lines.clear()
+    scratch = ablate("scratch", chosen, lines.append)
+    assert (
+        sum(line.startswith("training") for line in lines) == 1
+    )  # the classifier from scratch; the rest is there
+    measured = {each.row.name: each.measures for each in scratch.outcomes}
+    assert measured["pre-trained"] == experts.outcomes[1].measures
+    assert (run / "base" / "classification" / "model.safetensors").is_file()
+
+    lines.clear()
+    order = ablate("order", chosen, lines.append)
+    assert sum(line.startswith("training") for line in lines) == 2  # contrast first, then masked
+    for each in order.outcomes:
+        assert {"FD-LOGMEL", "R@1 V → A %", "R@10 A → V %", "P@1 V → A %"} <= set(each.measures)
+    record = json.loads((run / "base" / "contrastive_masked" / "record.json").read_text())
+    assert record["objective"] == "masked" and record["steps"] == 2
+    with pytest.raises(TrainError, match="another run"):
+        ablate("order", replace(chosen, max_steps=3), silent)
+
+
+def test_only_masked_prediction_learns_with_another_law(
+    store: Path, model: Path, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        ABLATIONS, "masking", replace(ABLATIONS["masking"], rows=ABLATIONS["masking"].rows[:1])
+    )
+    chosen = settings(store, tmp_path / "run", model, preset=small, max_steps=1, codec_path=str(model))
+    found = ablate("masking", chosen, silent).outcomes[0]
+    assert {"accuracy V+A %", "FD-LOGMEL"} <= set(found.measures)
+    folder = tmp_path / "run" / "mask_mean-0.35"
+    assert read_config(folder / "masked").train.mask_mean == 0.35
+    assert (
+        read_config(folder / "masked_classification").train.mask_mean
+        == PRESETS["small-classes"].train.mask_mean
+    )
+
+
+def test_a_row_without_a_store_is_left_out_with_the_reason(
+    store: Path, model: Path, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    call = ["evaluate", "ablation", "vision", "--store", str(store), "--run", str(run), "--preset", small]
+    call += ["--max-steps", "1", "--clips", "4", "--weights", str(tmp_path), "--resamples", "0"]
+    with pytest.raises(SystemExit) as done:
+        main([*call, "--codec-path", str(model), "--device", "cpu"])
+    assert done.value.code == 1
+    said = capsys.readouterr()
+    assert "Not run: MAE ViT-L." in said.out and "mae-vit-l" in said.out and "| the preset's |" in said.out
+    assert {path.name for path in run.glob("vision.*")} == {"vision.md", "vision.json", "vision.png"}
+    document = json.loads((run / "vision.json").read_text())
+    assert document["rows"][0]["not_run"] and document["rows"][1]["here"]["FD-LOGMEL"]["clips"] == 4
+
+
+def test_calls_that_make_no_sense(store: Path, model: Path, tmp_path: Path) -> None:
+    chosen = settings(store, tmp_path, model)
+    with pytest.raises(EvaluationError, match="no ablation is called 'speed'; there are: scratch"):
+        ablate("speed", chosen)
+    with pytest.raises(EvaluationError, match="two clips"):
+        ablate("steps", replace(chosen, clips=1))
+    with pytest.raises(EvaluationError, match="there is no preset vab-tiny-fine-c"):
+        ablate("scratch", replace(chosen, preset="vab-tiny-fine", max_steps=1), silent)
+    other = fill(tmp_path / "other", LatentStore.open(store).codebook_vectors() + 1)
+    with pytest.raises(EvaluationError, match="another codec"):
+        ablate("steps", replace(chosen, stores=(other,)), silent)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Result:
+    rows = (Row("low", {}, {FAD: 3.0}), Row("high", {}, {FAD: 2.0}), Row("none", {}, {FAD: 4.0}))
+    found = [
+        Outcome(rows[0], {"FD-LOGMEL": Interval(5.0, 4.0, 6.0), "ONSET-F1": Interval(0.2, 0.1, 0.3)}),
+        Outcome(rows[1], {"FD-LOGMEL": Interval(7.0, 6.0, 8.0), "ONSET-F1": Interval(0.1, 0.0, 0.2)}),
+        Outcome(rows[2], reason="no store fits."),
+    ]
+    for each in found:
+        each.clips = {key: 9 for key in each.measures}
+    return Result(Ablation("test", "A test", "Table 0", rows), "m", Settings((tmp_path,), tmp_path), found)
+
+
+def test_the_table_has_the_papers_column_beside_ours(result: Result) -> None:
+    text = ablation_report.as_markdown(result)
+    assert "|  | FAD, paper | FD-LOGMEL, here | ONSET-F1, here |" in text
+    assert "| low | 3 | 5 [4, 6] | 0.2 [0.1, 0.3] |" in text
+    assert "* FAD is best with high in the paper, FD-LOGMEL with low here" in text
+    assert text.count("is best") == 1  # onsets are not in the paper
+    assert "Not run: none. no store fits." in text and "N = 9" in text
+
+
+def test_the_plot_shows_what_was_measured(result: Result) -> None:
+    assert ablation_report.plot(result).startswith(b"\x89PNG")
+    nothing = replace(result, outcomes=[Outcome(each.row) for each in result.outcomes])
+    with pytest.raises(EvaluationError, match="nothing to plot"):
+        ablation_report.plot(nothing)

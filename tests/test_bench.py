@@ -1,0 +1,195 @@
+"""The benchmark: what it counts is what happens, what it builds is the true size, what it writes is whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tiny import write_model, write_video
+from vab.baselines.foleygen import FoleyGen
+from vab.bench import report, speed
+from vab.bench.costs import pass_flops, token_cost
+from vab.bench.speed import STAGES, Settings, bench, some_passes
+from vab.bench.systems import clip_of, fill, load_system, random_codec, random_stage
+from vab.cli import main
+from vab.config import PRESETS, DecodeConfig, Preset
+from vab.media import probe
+from vab.model import VAB
+from vab.stages import Stage, padded_length
+
+CPU = torch.device("cpu")
+
+
+def small(name: str, guidance: float = 3.0, **changes: object) -> Preset:
+    """A preset of the least size: windows of 2 s, a few steps."""
+    preset = PRESETS[name]
+    model = {"seconds": 2.0, "vocabulary": 16, "width": 32, "layers": 2, "heads": 2, "vision_dim": 24}
+    model["expert_layers"] = min(1, preset.model.expert_layers)
+    decode = DecodeConfig(steps=preset.decode.steps and 3, guidance=guidance)
+    return replace(preset, model=replace(preset.model, **(model | changes)), decode=decode)
+
+
+def stage_of(preset: Preset) -> Stage:
+    kind = FoleyGen if preset.train.objective == "causal" else VAB
+    return Stage(kind(preset.model).eval(), preset)
+
+
+@contextmanager
+def passes_of(stage: Stage) -> Iterator[list[int]]:
+    """One entry for each forward pass, whoever asks for it."""
+    seen: list[int] = []
+    hook = stage.network.heads.register_forward_hook(lambda *_: seen.append(1))
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize(
+    "name", ["vab-encodec", "vab-dac", "vab-dac-test-no-experts", "vab-dac-coarse2fine", "foleygen-encodec"]
+)
+@pytest.mark.parametrize(("frames", "guidance"), [(70, 3.0), (100, 1.0), (260, 3.0)])  # one window, and three
+def test_the_count_is_what_pytorch_counts(name: str, guidance: float, frames: int) -> None:
+    stage = stage_of(small(name, guidance))
+    tokens, given, features = speed._empty(stage, 1, padded_length(frames, stage.preset.model))
+    with passes_of(stage) as passes, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        speed._fill(stage, tokens, given, features)
+    cost = token_cost(stage.preset, frames)
+    assert cost.passes == len(passes)
+    assert cost.flops == counter.get_total_flops()
+
+
+def test_a_pass_of_the_papers_model_takes_a_third_of_a_teraflop() -> None:
+    model = PRESETS["vab-encodec"].model
+    flops = pass_flops(model, model.video_length, model.audio_length)
+    # about twice the parameters that a place goes through: 24 layers of 12 D^2
+    assert flops == pytest.approx(2 * 510 * 24 * 12 * 1024**2, rel=0.12)
+    cost = token_cost(PRESETS["vab-encodec"], 500)
+    assert cost.passes == 16 and cost.flops == 32 * flops
+    assert token_cost(PRESETS["foleygen-encodec"], 500).passes == 503
+    assert (
+        token_cost(PRESETS["foleygen-encodec"], 500).flops < 0.1 * cost.flops
+    )  # each place once, not 16 times
+
+
+@pytest.mark.parametrize("name", ["vab-encodec", "vab-dac-coarse2fine"])
+def test_some_passes_are_so_many(name: str) -> None:
+    stage = stage_of(small(name))
+    with passes_of(stage) as passes:
+        assert some_passes(stage, 2, 100, 2) > 0
+    assert len(passes) == 2
+
+
+def test_some_steps_of_foleygen_are_in_the_middle_of_the_clip() -> None:
+    stage = stage_of(small("foleygen-encodec"))
+    reads: list[int] = []
+    block = stage.network.blocks[0].attention
+    block.register_forward_hook(lambda module, args, out: reads.append(args[1].shape[-1]))
+    assert some_passes(stage, 1, 100, 10) > 0
+    # keys at hand, of 2 pictures and 103 steps: what comes before the middle at once, then one step more each
+    assert reads[0] == 2 + 1 + 45 and reads[-1] == reads[0] + len(reads) - 1
+    assert sum(reads) / len(reads) == pytest.approx((2 + 103) / 2, abs=2)
+
+
+def test_random_codecs_are_those_of_the_presets() -> None:
+    for name, parameters in (("encodec", 56.8e6), ("dac", 74.2e6)):
+        codec = random_codec(name)  # type: ignore[arg-type]
+        model = PRESETS[f"vab-{name}"].model
+        assert (codec.vocabulary, codec.dim) == (model.vocabulary, model.codebook_dim)
+        assert codec.codebooks == {"encodec": 4, "dac": 12}[name]
+        count = sum(p.numel() for p in codec.model.parameters())  # type: ignore[attr-defined]
+        assert count == pytest.approx(parameters, rel=0.02)
+        sound = codec.decode(torch.randint(model.vocabulary, (1, codec.codebooks, 10)))
+        assert sound.shape == (1, 3200) and sound.isfinite().all() and sound.std() > 1e-6
+
+
+def test_random_networks_give_numbers_of_a_sane_size(tmp_path: Path) -> None:
+    codec = load_system(str(write_model(tmp_path)), CPU).codec
+    changes = {"vocabulary": 32, "codebooks": 2, "codebook_dim": 8}
+    for name in ("vab-tiny", "foleygen-tiny"):
+        stage = random_stage(small(name, **changes), codec, CPU)
+        assert torch.equal(stage.network.audio_embedding.vectors, codec.codebook_vectors())
+        tokens, _, features = speed._empty(stage, 2, 100)
+        logits = stage.network(tokens, features)
+        assert logits.isfinite().all() and 0.1 < logits.std() < 10
+    assert fill(lambda: torch.nn.LayerNorm(3)).weight.tolist() == [1, 1, 1]
+
+
+def test_presets_that_make_no_sound_are_refused() -> None:
+    for name in ("vab-tiny-contrastive", "vab-dac-coarse2fine"):
+        with pytest.raises(ValueError, match="makes no sound"):
+            load_system(name, CPU)
+
+
+def test_the_film_is_what_the_report_says(tmp_path: Path) -> None:
+    info = probe(clip_of(tmp_path, 0.4))
+    assert info.seconds == pytest.approx(0.4, abs=0.05) and not info.has_audio
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Two models, the second one in two stages, on a film of 3 s."""
+    folder = tmp_path_factory.mktemp("bench")
+    models = [write_model(folder / "one"), write_model(folder / "two", fine=True)]
+    clip = write_video(folder / "clip.mp4", 75, 25)
+    threads = torch.get_num_threads()
+    found = bench(Settings(tuple(map(str, models)), clip, repeats=2, largest_batch=2))
+    assert torch.get_num_threads() == threads
+    return found
+
+
+def test_every_stage_of_every_system_is_timed(document: dict) -> None:
+    one, two = document["systems"]
+    for system, stages in ((one, set(STAGES) - {"refining"}), (two, set(STAGES))):
+        for batch in system["batches"]:
+            assert set(batch["seconds"]) == stages and min(batch["seconds"].values()) > 0
+            assert batch["total"] == pytest.approx(sum(batch["seconds"].values()))
+            assert batch["times_real_time"] == pytest.approx(3.0 / batch["total"], rel=1e-3)
+            assert batch["passes_timed"] == system["passes"]  # so small that all are done
+            for name, share in batch["share_of_matmul_rate"].items():
+                rate = system["flops"][name] / batch["seconds"][name]
+                assert share == pytest.approx(rate / document["matmul_flops"])
+    assert two["passes"] == {"sampling": 4 * 2, "refining": 3 * 2}
+    assert two["best_batch"] in (1, 2)
+
+
+def test_a_long_run_is_timed_in_part_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "LONGEST", 0.0)
+    model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
+    found = bench(Settings((str(model),), clip, repeats=1, largest_batch=1))
+    system = found["systems"][0]
+    assert system["batches"][0]["passes_timed"] == {"sampling": 1} and system["passes"] == {"sampling": 4}
+    assert "| 4 |" in report.as_markdown(found)
+
+
+def test_the_report_is_written_whole_and_says_when_others_were_busy(document: dict, tmp_path: Path) -> None:
+    calm = document | {"machine": document["machine"] | {"load_before": 0.0, "cores": 2, "device": "cpu"}}
+    loud = calm | {"machine": calm["machine"] | {"load_before": 3.0}}
+    paths = report.write(tmp_path / "new", calm)
+    assert [path.name for path in paths] == [
+        f"speed_2-cores_{calm['date'][:7]}.{end}" for end in ("md", "json")
+    ]
+    assert json.loads(paths[1].read_text()) == calm
+    text = paths[0].read_text()
+    assert all(stage in text for stage in STAGES) and "busy" not in text
+    assert "The machine was busy" in report.as_markdown(loud)
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
+    call = ["bench", str(model), "--clip", str(clip), "--repeats", "1", "--largest-batch", "1"]
+    with pytest.raises(SystemExit) as done:
+        main([*call, "-o", str(tmp_path / "out"), "--json"])
+    assert done.value.code == 0
+    assert json.loads(capsys.readouterr().out)["systems"][0]["name"] == str(model)
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    for wrong, reason in (([*call, "--repeats", "0"], "1 or more"), (["bench", "nothing-here"], "no model")):
+        with pytest.raises(SystemExit) as done:
+            main(wrong)
+        assert done.value.code == 2 and reason in capsys.readouterr().err
