@@ -17,13 +17,15 @@ SAMPLE_RATE = 16_000  # Hz, mono, everywhere (section 3.1)
 HOP = 320  # samples of one audio frame: every codec of the paper runs at 50 Hz
 FRAME_RATE = SAMPLE_RATE / HOP  # audio frames per second
 
+VisionName = Literal["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l", "efficientnet-lite0"]
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network (Table 7). The defaults are VAB-Encodec."""
 
     codec: Literal["encodec", "dac", "tiny"] = "encodec"
-    vision: Literal["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l", "efficientnet-lite0"] = "eva02-clip-l"
+    vision: VisionName = "eva02-clip-l"
     seconds: float = 10.0  # the window the model is trained on
     fps: float = 1.0  # video features per second
     codebooks: int = 4  # K: levels of audio tokens that go in
@@ -208,10 +210,11 @@ def _presets() -> list[Preset]:
                 learning_rate=2e-3,
                 warmup_steps=100,
                 epochs=100.0,
-                batch_size=32,
-                crop=1.0,
+                batch_size=20,
+                label_smoothing=0.0,
+                crop=2.0,
                 mixup=0.0,
-                mask_mean=0.9,
+                mask_mean=1.0,
                 pair_by_label=True,
                 balanced=True,
                 ema=0.995,

@@ -12,11 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .config import VisionName
 
 BATCH, BATCH_CPU = 32, 4  # frames per forward pass; on a CPU 32 take twice the time, most of it for memory
 WEIGHT_FILES = (  # in a folder, the first one there is
@@ -135,7 +137,7 @@ def prepare(frame: np.ndarray, recipe: Recipe) -> Tensor:
 
 
 def load_vision(
-    name: Literal["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l", "efficientnet-lite0"],
+    name: VisionName,
     source: str | Path | None = None,
     device: str | torch.device = "cpu",
 ) -> VisionEncoder:

@@ -10,7 +10,7 @@ import tyro
 
 from vab.cli.options import Device, Place
 from vab.cli.output import BadCall, show, tell
-from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, preset
+from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName, preset
 
 
 def extract(
@@ -20,16 +20,10 @@ def extract(
     fill: Literal["zero", "repeat"] = "zero",
     seconds: float | None = None,
     fps: float | None = None,
-<<<<<<< HEAD
+    vision: VisionName | None = None,
     codec_path: Place = None,
     vision_path: Place = None,
     device: Device = "auto",
-=======
-    vision: Literal["eva02-clip-l", "mae-vit-l", "efficientnet-lite0"] | None = None,
-    codec_path: str | None = None,
-    vision_path: str | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
->>>>>>> bench
     batch_clips: int = 16,
     shard_clips: int = 512,
     json: bool = False,
