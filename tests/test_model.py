@@ -21,7 +21,7 @@ from vab.model import VAB, Block, Experts, FeedForward, alibi_bias, alibi_slopes
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = ModelConfig(
-    codec="tiny",
+    codec="encodec",
     seconds=0.4,
     fps=10.0,
     codebooks=3,

@@ -42,6 +42,7 @@ class TinyCodecConfig:
     detail_layers: int = 2
     noise: int = 16  # channels of noise the decoder may use
     hold: float = 60.0  # squared error that a change of code must save; 0: the nearest code, frame by frame
+    lasting: int = 4  # hold goes for the first so many codebooks, those that VAB models
     iterations: int = 32  # of Griffin-Lim
 
     @property
@@ -177,8 +178,8 @@ class TinyCodec(nn.Module):
     def quantise(self, frames: Tensor) -> Tensor:
         """Frames [B, T, C] -> codes [B, K, T]: each codebook follows what those before it leave over."""
         rest, codes = frames, []
-        for table in self.vectors:
-            codes.append(lasting(rest, table, self.config.hold))
+        for k, table in enumerate(self.vectors):
+            codes.append(lasting(rest, table, self.config.hold if k < self.config.lasting else 0.0))
             rest = rest - table[codes[-1]]
         return torch.stack(codes, dim=1)
 
@@ -281,4 +282,4 @@ class TinyCodec(nn.Module):
         """What tokens depend on; the decoder may be trained further without making them anew."""
         codes = ("mean", "basis", "vectors")
         weights = {k: v for k, v in self.state_dict().items() if k.startswith(codes)}
-        return weights | {"hold": torch.tensor(self.config.hold)}
+        return weights | {"hold": torch.tensor([self.config.hold, self.config.lasting])}
