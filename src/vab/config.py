@@ -251,7 +251,7 @@ def _presets() -> list[Preset]:
             "foleygen-tiny",
             "FoleyGen at the size and with the training of vab-tiny",
             replace(_tiny, expert_layers=0),
-            replace(tiny, objective="causal", label_smoothing=0.0),
+            replace(tiny, objective="causal"),
             _stepwise,
         ),
     ]
