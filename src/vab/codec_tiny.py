@@ -18,10 +18,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vab.checkpoint import save_tensors
 from vab.config import HOP, SAMPLE_RATE, samples_to_frames
+from vab.record import write_whole
 
 FLOOR = 0.008  # of mel magnitudes, about 90 dB below full scale
 SPREAD = 4.0  # brings a frame's components to a size networks like
@@ -260,10 +262,8 @@ class TinyCodec(nn.Module):
         """Write ``codec.json`` and ``codec.safetensors`` (float16)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "codec.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file(
-            {k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "codec.safetensors"
-        )
+        write_whole(folder / "codec.json", (json.dumps(asdict(self.config), indent=2) + "\n").encode())
+        save_tensors(folder / "codec.safetensors", {k: v.half() for k, v in self.state_dict().items()})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TinyCodec:

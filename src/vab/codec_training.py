@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class CodecTrainConfig:
     """One run of training the small codec."""
 
     steps: int = 6_000
-    adversarial_from: int = 3_000  # the step at which the discriminators join
+    adversarial_from: int = 1_300  # the step at which the discriminators join
     code_seconds: float = 2560.0  # of sound the codes are fitted on
     code_rounds: int = 12  # of k-means over it
     batch_size: int = 16
@@ -43,6 +43,7 @@ class CodecTrainConfig:
     adversarial: float = 0.1  # weight of fooling the discriminators
     matching: float = 0.5  # weight of matching their features
     ema: float = 0.998  # decay of the averaged weights, which are the codec that is saved
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"  # of the decoder and the discriminators
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -175,6 +176,7 @@ def train_codec(
         fit_codes(codec, sounds, config, given)
         average.update_parameters(codec)
         save(0)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16-mixed")
     clock = time.perf_counter()
     for step in range(begin, config.steps):
         rate = _schedule(step, config)
@@ -191,7 +193,8 @@ def train_codec(
             if config.coarse:
                 frames[::2] = codec.dequantise(codes[::2, : config.coarse])
             target = pictures(codec.spectrogram(x).abs())
-        tone, noise = codec.synthesise(frames, draws=2)
+        with mixed:
+            tone, noise = codec.synthesise(frames, draws=2)
         both = pictures((tone + noise).abs())
         first, second = [p[: len(x)] for p in both], [p[len(x) :] for p in both]
         distance = energy_distance(target, first, second)
@@ -199,11 +202,13 @@ def train_codec(
         line = {"step": step + 1, "distance": distance.item()}
 
         if step >= config.adversarial_from:
-            judged = _judge(judges, target, [p.detach() for p in first])
+            with mixed:
+                judged = _judge(judges, target, [p.detach() for p in first])
             judge_optimizer.zero_grad(set_to_none=True)
             judged.backward()
             judge_optimizer.step()
-            fooling, matching = _fool(judges, target, first)
+            with mixed:
+                fooling, matching = _fool(judges, target, first)
             loss = loss + config.adversarial * fooling + config.matching * matching
             line |= {"judged": judged.item(), "fooling": fooling.item(), "matching": matching.item()}
 

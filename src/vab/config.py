@@ -209,7 +209,7 @@ def _presets() -> list[Preset]:
             TrainConfig(
                 learning_rate=2e-3,
                 warmup_steps=100,
-                epochs=100.0,
+                epochs=60.0,
                 batch_size=20,
                 label_smoothing=0.0,
                 crop=2.0,
@@ -259,7 +259,7 @@ def _presets() -> list[Preset]:
         objective="contrastive",
         learning_rate=1e-3,
         warmup_steps=50,
-        epochs=30.0,
+        epochs=20.0,
         batch_size=64,
         crop=2.0,
         drop_features=0.0,

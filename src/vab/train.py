@@ -325,7 +325,7 @@ class _Run:
             "record.json",
             {
                 "code": code_version(),
-                "command": sys.argv,
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
                 "seed": self.preset.train.seed,
                 "objective": self.preset.train.objective,
                 "steps": self.total,
