@@ -15,7 +15,6 @@ import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from numpy.typing import NDArray
 from vab.batches import ClipBatches
 from vab.codec_tiny import TinyCodec
 from vab.config import FRAME_RATE, HOP, DecodeConfig, video_frames
-from vab.embed import agreement
 from vab.evaluate.distances import frechet
 from vab.media import read_audio
 from vab.pipeline import VABPipeline
@@ -152,16 +150,7 @@ def generated(
         empty = torch.zeros(len(part), codebooks, model.audio_length, dtype=torch.long)
         none = torch.zeros_like(empty, dtype=torch.bool)
         coarse = (empty[:, : model.codebooks], none[:, : model.codebooks])
-        drawn = []
-        for candidate in range(decode.candidates):
-            noise = generators(candidate * 10_007 + start, len(part))
-            drawn.append(pipeline.first.fill(*coarse, part, decode, noise))
-        best = [0] * len(part)
-        if len(drawn) > 1:
-            several = torch.stack(drawn, dim=1)
-            nearest = partial(agreement, pipeline.understanding.contrastive)
-            best = [int(nearest(*pair).argmax()) for pair in zip(several, part, strict=True)]
-        tokens = torch.stack([drawn[n][i] for i, n in enumerate(best)])
+        tokens = pipeline.first.fill(*coarse, part, decode, generators(start, len(part)))
         if fine is not None:
             tokens = fine.refine(tokens, empty, none, part, generators(1_000_003 + start, len(part)))
         for one in tokens:
@@ -240,8 +229,6 @@ def main() -> None:
         names = judge.name(heard)
         note(title, f"{interval(names == np.asarray(wanted))}, {clock:.2f} s each")
         if len(sweep) == 1:
-            nearest = list(generated(pipeline, features, replace(decode, candidates=4), seen=True))
-            note("the same, the nearest of 4", share(nearest, wanted))
             right = names == np.asarray(wanted)
             note("by class", {w: float(right[np.asarray(wanted) == w].mean()) for w in sorted(set(wanted))})
     if args.json:
