@@ -23,7 +23,7 @@ from vab.weights import find_model, read_config
 from . import generation
 from .ablations import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
 from .classification import classification, targets_of
-from .report import EvaluationError, Interval, list_hash
+from .report import EvaluationError, Interval
 from .retrieval import retrieval
 from .store_sounds import Maker, Progress, chosen_rows, made_sounds, true_sounds
 
@@ -270,9 +270,7 @@ def _generated(
     rows = chosen_rows(clips, settings.clips)
     reference = settings.reference
     if reference is None:
-        ids = list_hash([store.ids[row] for row in rows])[:8]
-        reference = settings.run / "true" / f"{store.fingerprint()[:8]}-{ids}"
-        true_sounds(store, rows, maker.codec, reference, progress)
+        reference = true_sounds(store, rows, maker.codec, settings.run, progress)
     values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "candidates")
     sounds = folder / "sounds" / "_".join(values)
     made_sounds(maker, clips, rows, decode, settings.seed, sounds, progress)

@@ -28,7 +28,7 @@ from vab.stages import Stage, load_fine, load_stage
 from vab.store import LatentStore
 from vab.weights import CODEC, FINE, MODEL
 
-from .report import EvaluationError
+from .report import EvaluationError, list_hash
 
 AT_ONCE = 8  # clips; a fixed share of all, so that a run that was cut goes on to the same sounds
 MADE = "made.json"  # in a folder of sounds: what they were made with
@@ -78,8 +78,11 @@ class Maker:
         return self.fine.refine(first, empty, none, features, [seeded(seed, "fine", name) for name in ids])
 
 
-def chosen_rows(clips: ClipBatches, count: int) -> NDArray[np.int64]:
-    """At most ``count`` clips with sound and picture, spread evenly; ``EvaluationError`` if there is none."""
+def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
+    """At most ``count`` clips (None: all) with sound and picture, spread evenly.
+
+    ``EvaluationError`` if there is none.
+    """
     seen = clips.store.has("features")
     rows = clips.rows
     if clips.preset.train.pair_by_label:
@@ -88,7 +91,8 @@ def chosen_rows(clips: ClipBatches, count: int) -> NDArray[np.int64]:
         rows = rows[seen[rows]]
     if not len(rows):
         raise EvaluationError(f"{clips.store.directory} has no clip with sound and picture in that split")
-    return rows[np.linspace(0, len(rows), min(count, len(rows)), endpoint=False).astype(np.int64)]
+    count = len(rows) if count is None else min(count, len(rows))
+    return rows[np.linspace(0, len(rows), count, endpoint=False).astype(np.int64)]
 
 
 @torch.no_grad()
@@ -96,10 +100,13 @@ def true_sounds(
     store: LatentStore,
     rows: NDArray[np.int64],
     codec: Codec,
-    folder: Path,
+    run: Path,
     progress: Progress = lambda *_: None,
-) -> None:
-    """The clips' own sounds as the codec gives them back, ``folder/<id>.wav``: the best a model can reach."""
+) -> Path:
+    """The clips' own sounds as the codec gives them back: the best a model can reach.
+
+    Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each choice of clips.
+    """
     device = codec.codebook_vectors().device
     own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.codebooks]
     if own.shape != store.codebook_vectors().shape or not np.allclose(
@@ -109,10 +116,13 @@ def true_sounds(
             f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
         )
     made = {"store": store.fingerprint(), "clips": len(rows)}
-    for part, paths in _missing(folder, made, [store.ids[row] for row in rows], rows, progress):
+    ids = [store.ids[row] for row in rows]
+    folder = run / "true" / f"{store.fingerprint()[:8]}-{list_hash(ids)[:8]}"
+    for part, paths in _missing(folder, made, ids, rows, progress):
         tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
         for path, waveform in zip(paths, codec.decode(tokens), strict=True):
             write_wav(path, waveform.float().cpu().numpy())
+    return folder
 
 
 def made_sounds(
