@@ -36,14 +36,14 @@ def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("latents") / "store", vectors)
 
 
-def fill(folder: Path, vectors: np.ndarray) -> Path:
+def fill(folder: Path, vectors: np.ndarray, labels: tuple[str, str] = ("cat", "dog")) -> Path:
     """Twenty clips of two labels, half of them dev, each with sound and picture."""
     random = np.random.default_rng(0)
     rows = []
     for n in range(20):
         tokens = random.integers(0, 32, META.token_shape, dtype=np.uint16)
         features = random.normal(size=META.feature_shape).astype(np.float16)
-        rows.append(Latents(f"c/{n}", ("cat", "dog")[n % 2], ("train", "dev")[n // 2 % 2], tokens, features))
+        rows.append(Latents(f"c/{n}", labels[n % 2], ("train", "dev")[n // 2 % 2], tokens, features))
     LatentStore.create(folder, META, vectors).add(rows)
     return folder
 
@@ -151,6 +151,21 @@ def test_training_is_shared_between_ablations(store: Path, model: Path, small: s
     assert record["objective"] == "masked" and record["steps"] == 2
     with pytest.raises(TrainError, match="another run"):
         ablate("order", replace(chosen, max_steps=3), silent)
+
+
+def test_pre_training_may_be_on_other_latents(store: Path, model: Path, small: str, tmp_path: Path) -> None:
+    """Masked prediction and contrast learn from them; classes are learned and measured on the store."""
+    other = fill(tmp_path / "other", LatentStore.open(store).codebook_vectors(), ("owl", "cow"))
+    run = tmp_path / "run"
+    chosen = settings(store, run, model, preset=small, max_steps=1, codec_path=str(model))
+    found = ablate("contrastive", replace(chosen, pretraining=(other,)), silent)
+    assert all(each.measures for each in found.outcomes)
+    chain = ("masked", "masked_contrastive", "masked_contrastive_classification")
+    records = [json.loads((run / "base" / part / "record.json").read_text()) for part in chain]
+    wanted = [LatentStore.open(path).fingerprint() for path in (other, other, store)]
+    assert [record["store"]["fingerprint"] for record in records] == wanted
+    assert read_config(run / "base" / chain[-1]).classes == ("cat", "dog")
+    assert found.document()["settings"]["pretraining"] == [str(other)]
 
 
 def test_only_masked_prediction_learns_with_another_law(

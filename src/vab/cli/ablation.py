@@ -18,6 +18,7 @@ def ablation(
     run: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")] = None,
     preset: str = "vab-tiny",
+    pretraining: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="STORE ...")] = (),
     split: str = "dev",
     clips: int = 200,
     seed: int = 0,
@@ -40,6 +41,8 @@ def ablation(
         run: folder for networks, sounds and results.
         model: what is decoded: a model directory or a Hub id. Left out: the bundled vab-tiny.
         preset: what is trained, with its -contrastive and -classes or -vggsound; the paper's is vab-dac-test.
+        pretraining: latents for masked prediction and contrast, if other than the store that is measured on
+            and whose classes are learned: in the paper AudioSet and VGGSound together.
         split: of the store, to measure on.
         clips: at most so many sounds are made for each row.
         seed: of their noise.
@@ -72,6 +75,7 @@ def ablation(
         resamples,
         codec_path,
         device,
+        pretraining,
     )
     try:
         with file_progress() as move:

@@ -45,6 +45,7 @@ class Settings:
     resamples: int = 200
     codec_path: str | None = None
     device: str = "auto"
+    pretraining: tuple[Path, ...] = ()  # stores for masked prediction and contrast; none: ``stores``
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Result:
     def document(self) -> dict[str, Any]:
         """For JSON."""
         settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
-        settings["stores"] = [str(path) for path in self.settings.stores]
+        for name in ("stores", "pretraining"):
+            settings[name] = [str(path) for path in settings[name]]
         return {
             "ablation": self.ablation.name,
             "title": self.ablation.title,
@@ -113,11 +115,13 @@ def ablate(
         raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
     ablation = ABLATIONS[name]
     stores = [LatentStore.open(path) for path in settings.stores]
+    learned = [LatentStore.open(path) for path in settings.pretraining] or stores
     for objective in {each for row in ablation.rows for each in row.chain}:
         _preset(settings.preset, objective)  # or say now that there is none
     if ablation.trains:
         outcomes = [
-            _trained(row, ablation.measured, stores, settings, log, progress) for row in ablation.rows
+            _trained(row, ablation.measured, stores, learned, settings, log, progress)
+            for row in ablation.rows
         ]
         return Result(ablation, settings.preset, settings, outcomes)
     folder = find_model(settings.model)
@@ -138,11 +142,15 @@ def _trained(
     row: Row,
     measured: Sequence[Objective],
     stores: list[LatentStore],
+    learned: list[LatentStore],
     settings: Settings,
     log: Callable[[str], None],
     progress: Progress,
 ) -> Outcome:
-    """Train a row's chain, and measure each network by what it was taught last."""
+    """Train a row's chain, and measure each network by what it was taught last.
+
+    Classes are learned from ``stores``, where all is measured, what comes before from ``learned``.
+    """
     outcome = Outcome(row)
     base = _preset(settings.preset, "masked")
     variant = settings.run / _variant(base, row.changes)
@@ -151,6 +159,7 @@ def _trained(
         preset = changed(_preset(settings.preset, objective), _fitting(row.changes, objective))
         try:
             store = _store(stores, preset)
+            lessons = store if objective == "classification" else _store(learned, preset)
         except StoreError as error:
             outcome.reason = str(error)
             return outcome
@@ -159,7 +168,7 @@ def _trained(
             place = folder if part == "" else folder / part
             place.parent.mkdir(parents=True, exist_ok=True)
             taught = replace(preset, train=replace(preset.train, inputs=kinds))
-            train(taught, store.directory, place, init=init, max_steps=settings.max_steps, log=log)
+            train(taught, lessons.directory, place, init=init, max_steps=settings.max_steps, log=log)
             outcome.made_with["_".join(row.chain[: n + 1]) + part] = str(place)
             if objective not in measured:
                 continue
