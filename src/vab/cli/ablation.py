@@ -32,8 +32,9 @@ def ablation(
 ) -> int:
     """Run an ablation of the paper: a Markdown table with the paper's column beside ours, a JSON, a plot.
 
-    guidance, temperature and steps decode a finished model; scratch, experts, order, contrastive, masking,
-    vision and positions train. What is in the folder already is not done again, and ablations share it.
+    guidance, temperature, steps and fine (of a second stage) decode a finished model; scratch, experts,
+    order, contrastive, masking, vision and positions train. What is in the folder already is not done again,
+    and ablations share it.
 
     Args:
         name: which.

@@ -129,11 +129,17 @@ def ablate(
     if own.train.objective == "causal" and name != "guidance":
         raise EvaluationError(f"{folder}: FoleyGen has no {name} to vary")
     maker = Maker.load(folder, settings.codec_path, settings.device)
+    decoded, place = own, settings.run
+    if name == "fine":
+        if maker.fine is None:
+            raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
+        decoded, place = maker.fine.preset, place / name
+        maker = replace(maker, true_coarse=True)
     outcomes = []
     for row in ablation.rows:
         log(f"{name} {row.name}")
-        decode = changed(own, row.changes).decode
-        measures, clips = _generated(maker, own, decode, stores, settings.run, settings, progress)
+        decode = changed(decoded, row.changes).decode
+        measures, clips = _generated(maker, own, decode, stores, place, settings, progress)
         outcomes.append(Outcome(row, measures, clips, {"decode": asdict(decode)}))
     return Result(ablation, own.name, settings, outcomes)
 
