@@ -5,9 +5,6 @@ set -euo pipefail
 data=$1 run=$2
 here=$(dirname "${BASH_SOURCE[0]}")
 
-vab pretrain vab-tiny-fine --store "$run/store" --run "$run/fine"
-rm -rf "$run/two_stages"
-cp -r "$run/model" "$run/two_stages"
-mkdir "$run/two_stages/fine"
-cp "$run/fine/config.json" "$run/fine/model.safetensors" "$run/fine/record.json" "$run/two_stages/fine"
+vab pretrain vab-tiny-fine --store "$run/store" --run "$run/vab/fine"
+python "$here/vab_tiny_pack.py" "$run/vab" "$run/codec" "$run/contrastive" "$run/classes" "$run/two_stages"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/two_stages" --json "$run/two_stages.json"

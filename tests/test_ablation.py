@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from tiny import write_model
+from vab.batches import Batch
 from vab.cli import main
-from vab.config import PRESETS, TrainConfig
+from vab.config import PRESETS, DecodeConfig, TrainConfig
 from vab.evaluate import ablation_report
 from vab.evaluate.ablation import Outcome, Result, Settings, ablate
 from vab.evaluate.ablations import ABLATIONS, FAD, Ablation, Row, changed
@@ -36,15 +38,16 @@ def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("latents") / "store", vectors)
 
 
-def fill(folder: Path, vectors: np.ndarray) -> Path:
+def fill(folder: Path, vectors: np.ndarray, labels: tuple[str, str] = ("cat", "dog")) -> Path:
     """Twenty clips of two labels, half of them dev, each with sound and picture."""
     random = np.random.default_rng(0)
+    meta = replace(META, codebooks=len(vectors))
     rows = []
     for n in range(20):
-        tokens = random.integers(0, 32, META.token_shape, dtype=np.uint16)
+        tokens = random.integers(0, 32, meta.token_shape, dtype=np.uint16)
         features = random.normal(size=META.feature_shape).astype(np.float16)
-        rows.append(Latents(f"c/{n}", ("cat", "dog")[n % 2], ("train", "dev")[n // 2 % 2], tokens, features))
-    LatentStore.create(folder, META, vectors).add(rows)
+        rows.append(Latents(f"c/{n}", labels[n % 2], ("train", "dev")[n // 2 % 2], tokens, features))
+    LatentStore.create(folder, meta, vectors).add(rows)
     return folder
 
 
@@ -105,7 +108,7 @@ def test_a_sweep_over_decoding_goes_on_where_it_was(
     asked: list[list[str]] = []
     make = Maker.tokens
     monkeypatch.setattr(
-        Maker, "tokens", lambda self, f, ids, *rest: asked.append(ids) or make(self, f, ids, *rest)
+        Maker, "tokens", lambda self, batch, *rest: asked.append(batch.ids) or make(self, batch, *rest)
     )
     again = ablate("steps", chosen, silent)
     assert len(asked) == 1 and sounds[0].read_bytes() == before
@@ -117,6 +120,30 @@ def test_a_sweep_over_decoding_goes_on_where_it_was(
     made.write_text(json.dumps(json.loads(made.read_text()) | {"weights": "others"}))
     with pytest.raises(EvaluationError, match="other weights"):
         ablate("steps", chosen, silent)
+
+
+def test_the_second_stage_refines_the_true_coarse_tokens(
+    store: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Table 15: the first codebooks are the store's own, the others made in so many steps."""
+    both = write_model(tmp_path / "both", fine=True)
+    latents = fill(tmp_path / "store", Maker.load(both, device="cpu").codec.codebook_vectors().numpy())
+    made: list[np.ndarray] = []
+    make = Maker.tokens
+
+    def tokens(self: Maker, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
+        found = make(self, batch, decode, seed)
+        assert found.shape[1] == 5 and found[:, :2].equal(batch.tokens)
+        made.append(found.numpy())
+        return found
+
+    monkeypatch.setattr(Maker, "tokens", tokens)
+    found = ablate("fine", settings(latents, tmp_path / "run", both), silent)
+    assert [each.made_with["decode"]["steps"] for each in found.outcomes] == [24, 36]
+    assert all("FD-LOGMEL" in each.measures for each in found.outcomes)
+    assert len(made) == 2 and (made[0] != made[1]).any()
+    with pytest.raises(EvaluationError, match="has no second stage"):
+        ablate("fine", settings(store, tmp_path / "other", model), silent)
 
 
 def test_training_is_shared_between_ablations(store: Path, model: Path, small: str, tmp_path: Path) -> None:
@@ -151,6 +178,21 @@ def test_training_is_shared_between_ablations(store: Path, model: Path, small: s
     assert record["objective"] == "masked" and record["steps"] == 2
     with pytest.raises(TrainError, match="another run"):
         ablate("order", replace(chosen, max_steps=3), silent)
+
+
+def test_pre_training_may_be_on_other_latents(store: Path, model: Path, small: str, tmp_path: Path) -> None:
+    """Masked prediction and contrast learn from them; classes are learned and measured on the store."""
+    other = fill(tmp_path / "other", LatentStore.open(store).codebook_vectors(), ("owl", "cow"))
+    run = tmp_path / "run"
+    chosen = settings(store, run, model, preset=small, max_steps=1, codec_path=str(model))
+    found = ablate("contrastive", replace(chosen, pretraining=(other,)), silent)
+    assert all(each.measures for each in found.outcomes)
+    chain = ("masked", "masked_contrastive", "masked_contrastive_classification")
+    records = [json.loads((run / "base" / part / "record.json").read_text()) for part in chain]
+    wanted = [LatentStore.open(path).fingerprint() for path in (other, other, store)]
+    assert [record["store"]["fingerprint"] for record in records] == wanted
+    assert read_config(run / "base" / chain[-1]).classes == ("cat", "dog")
+    assert found.document()["settings"]["pretraining"] == [str(other)]
 
 
 def test_only_masked_prediction_learns_with_another_law(

@@ -14,15 +14,18 @@ import torch
 from PIL import Image
 from transformers import DacConfig, DacModel
 
+from test_vision import VIT_TINY, random_network, save
+from vab.batches import check_fits
+from vab.cli import main
 from vab.codec import DAC, Codec
 from vab.codec_tiny import TinyCodec, TinyCodecConfig
-from vab.config import SAMPLE_RATE
+from vab.config import PRESETS, SAMPLE_RATE
 from vab.datasets.folder import folder_clips
 from vab.datasets.synthetic import write_synthetic
 from vab.extract import Extraction, decode, extract, weights_fingerprint
 from vab.media import probe, read_audio, read_frames, write_wav
 from vab.store import Clip, LatentStore, StoreError, StoreMeta, read_manifest, write_manifest
-from vab.vision import VisionEncoder, load_vision
+from vab.vision import RECIPES, VisionEncoder, load_vision
 
 SECONDS = 2.0
 FPS = 2.0
@@ -107,6 +110,24 @@ def test_latents_are_those_of_the_encoders(
         assert row.features.shape == features.shape == (4, 1280)
         np.testing.assert_allclose(row.features.astype(np.float32), features, atol=0.02)
     assert np.array_equal(store.codebook_vectors(), codec.codebook_vectors().numpy())
+
+
+def test_another_image_encoder(balls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vab extract --vision (ablation C.6): MAE's recipe, on a network of the least size."""
+    monkeypatch.setitem(RECIPES, "mae-vit-l", VIT_TINY)
+    save(random_network(VIT_TINY).state_dict(), tmp_path / "model.safetensors")
+    words = ("extract", balls, "-o", tmp_path / "store", "--vision", "mae-vit-l", "--vision-path", tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main([*map(str, words), "--seconds", "2", "--fps", "2", "--device", "cpu"])
+    assert left.value.code == 0
+    store = LatentStore.open(tmp_path / "store")
+    assert (store.meta.vision, store.meta.vision_dim, store.meta.codec) == ("mae-vit-l", 192, "tiny")
+    other = load_vision("mae-vit-l", tmp_path)
+    for clip, row in zip(read_manifest(balls), store, strict=True):
+        features = other.encode(read_frames(clip.video, FPS, 0.0, SECONDS)).numpy()
+        np.testing.assert_allclose(row.features.astype(np.float32), features, atol=0.02)
+    with pytest.raises(StoreError, match="vision is 'mae-vit-l'"):
+        check_fits(store, PRESETS["vab-tiny"])
 
 
 def test_done_clips_are_skipped_and_failed_ones_tried_again(

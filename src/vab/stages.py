@@ -23,7 +23,7 @@ from .config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
 from .decode import LogitsFn, Progress, generate_long, guided
 from .finetune import load_network
 from .model import VAB
-from .weights import CONFIG, FINE, MODEL, ModelError, read_config
+from .weights import CONFIG, FINE, FOLDERS, MODEL, ModelError, read_config
 
 OVERLAP = 1.0  # seconds that neighbouring windows share
 
@@ -95,8 +95,10 @@ class Stage:
 
 
 def load_stage(folder: Path) -> Stage:
-    """The network of a model directory that makes tokens; ``ModelError`` if it cannot be read."""
+    """The network of a model directory that makes tokens; ``ModelError`` if it has none that can be read."""
     preset = read_config(folder)
+    if preset.train.objective in FOLDERS:
+        raise ModelError(f"{folder}: makes no sound, it was fine-tuned; name the model it started from")
     kind = FoleyGen if preset.train.objective == "causal" else VAB
     return Stage(load_network(folder, lambda: kind(preset.model)), preset)
 

@@ -18,6 +18,7 @@ def ablation(
     run: Annotated[Path, tyro.conf.arg(metavar="FOLDER")],
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")] = None,
     preset: str = "vab-tiny",
+    pretraining: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="STORE ...")] = (),
     split: str = "dev",
     clips: int = 200,
     seed: int = 0,
@@ -31,8 +32,9 @@ def ablation(
 ) -> int:
     """Run an ablation of the paper: a Markdown table with the paper's column beside ours, a JSON, a plot.
 
-    guidance, temperature and steps decode a finished model; scratch, experts, order, contrastive, masking,
-    vision and positions train. What is in the folder already is not done again, and ablations share it.
+    guidance, temperature, steps and fine (of a second stage) decode a finished model; scratch, experts,
+    order, contrastive, masking, vision and positions train. What is in the folder already is not done again,
+    and ablations share it.
 
     Args:
         name: which.
@@ -40,6 +42,8 @@ def ablation(
         run: folder for networks, sounds and results.
         model: what is decoded: a model directory or a Hub id. Left out: the bundled vab-tiny.
         preset: what is trained, with its -contrastive and -classes or -vggsound; the paper's is vab-dac-test.
+        pretraining: latents for masked prediction and contrast, if other than the store that is measured on
+            and whose classes are learned: in the paper AudioSet and VGGSound together.
         split: of the store, to measure on.
         clips: at most so many sounds are made for each row.
         seed: of their noise.
@@ -72,6 +76,7 @@ def ablation(
         resamples,
         codec_path,
         device,
+        pretraining,
     )
     try:
         with file_progress() as move:

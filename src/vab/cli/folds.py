@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.output import BadCall, show, tell
-from vab.cli.train import Classifying, settings_of
+from vab.cli.output import BadCall, show
+from vab.cli.train import Classifying, carry_out
 from vab.evaluate.paper import AUDIO_ONLY, ClassificationBenchmark, Inputs
 
 
@@ -25,27 +25,14 @@ def folds(
     Args:
         benchmark: whose column of the paper's Tables 4 and 5 to print beside.
     """
-    settings = settings_of(chosen)
     inputs: dict[str, Inputs] = {"audio": "a", "video": "v", "both": "av"}
-    if benchmark in AUDIO_ONLY and settings.train.inputs != ("audio",):
+    if benchmark in AUDIO_ONLY and chosen.train.inputs != ("audio",):
         raise BadCall(f"the paper has {benchmark} from audio only: --train.inputs audio")
 
     from vab.evaluate.folds import cross_validate
     from vab.evaluate.report import classification_beside_paper
-    from vab.train import TrainError
 
-    try:
-        found = cross_validate(
-            settings,
-            chosen.store,
-            chosen.run,
-            init=chosen.init,
-            devices=chosen.devices,
-            max_steps=chosen.max_steps,
-            log=tell,
-        )
-    except (TrainError, OSError, ValueError) as error:
-        raise BadCall(str(error)) from error
+    found = carry_out(cross_validate, chosen)
     clips, runs = sum(found.clips.values()), f"{len(found.clips)} folds, {found.classes} classes"
     note = "one epoch for all folds, chosen by the mean. Brackets: 95 % bootstrap intervals."
     parts = [

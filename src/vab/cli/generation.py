@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import tyro
 
+from vab.cli.options import Device, Model, Place
 from vab.cli.output import BadCall, show, tell
 from vab.cli.progress import file_progress
 
@@ -14,18 +16,28 @@ NAMED = 10  # clips named for people
 
 
 def generation(
-    reference: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="REFERENCE")],
-    generated: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="GENERATED")],
+    reference: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[REFERENCE]")] = None,
+    generated: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[GENERATED]")] = None,
+    store: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    model: Model = None,
+    split: str = "test",
+    clips: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    seed: int = 0,
+    run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    codec_path: Place = None,
     seconds: float = 10.0,
     backbones: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     allow_missing: bool = False,
     resamples: int = 200,
-    device: str = "auto",
+    device: Device = "auto",
     json: bool = False,
 ) -> int:
     """Measure generated sounds against real ones: FAD, KLD, IS, and what needs no network.
+
+    What is measured is GENERATED, a folder, or what a model makes for the pictures of a store (--store,
+    --model), against REFERENCE, or without it against the store's own sounds.
 
     Sounds belong together that have the same name without its ending; a video's own sound counts where no
     sound file has its name. A clip that is missing, unreadable, silent, too short or there twice is named,
@@ -38,7 +50,16 @@ def generation(
     Args:
         reference: a folder of sounds or videos, or of av-benchmark's features.
         generated: the same of what was generated.
-        seconds: of each clip, from its beginning: 10 as in the paper, 8 as in av-benchmark.
+        store: latents made by vab extract. Its sounds went through the codec, so without REFERENCE what the
+            codec loses is not counted.
+        model: a model directory or a Hub id, decoded as its preset says. Left out: the bundled vab-tiny.
+        split: of the store.
+        clips: at most so many, spread over the split. Left out: all that have sound and picture.
+        seed: of the model's noise.
+        run: folder for the sounds, where a call that was cut goes on. Left out: they are not kept.
+        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
+        seconds: of each clip, from its beginning: 10 as in the paper, 8 as in av-benchmark. Of a model that
+            makes less at once, that.
         backbones: vggish, panns, passt, yamnet, imagebind, synchformer. Left out: those with weights here.
         weights: the folder of their weights. Left out: $VAB_WEIGHTS and where other tools keep them.
         cache: a folder for the features. Left out: in the two folders.
@@ -47,22 +68,35 @@ def generation(
         device: cpu, cuda, mps, or auto.
         json: one JSON document on standard output.
     """
+    if clips is not None and clips < 2:
+        raise BadCall("--clips must be 2 or more")
+
+    from vab.codec import CodecError
     from vab.evaluate.generation import Incomplete, Settings, evaluate
+    from vab.evaluate.model_sounds import Task, evaluate_model
     from vab.evaluate.report import EvaluationError
     from vab.media import MediaError
+    from vab.store import StoreError
     from vab.weights import ModelError
 
     settings = Settings(seconds, backbones, weights, cache, allow_missing, resamples, device)
     try:
-        with file_progress() as progress:
-            found = evaluate(reference, generated, settings, progress)
+        with file_progress() as progress, TemporaryDirectory() as kept_nowhere:
+            if store is not None and generated is None:
+                place = run or Path(kept_nowhere)
+                task = Task(store, place, model, split, clips, seed, reference, codec_path)
+                found = evaluate_model(task, settings, progress)
+            elif store is None and reference is not None and generated is not None:
+                found = evaluate(reference, generated, settings, progress)
+            else:
+                raise BadCall("what to measure: REFERENCE GENERATED, or --store STORE with --model DIR")
     except Incomplete as error:
         _name(error.faults)
         tell(f"vab: {error}")
         if json:
             show({"error": str(error), "left_out": [vars(fault) for fault in error.faults]}, "", json)
         return 1
-    except (EvaluationError, MediaError, ModelError, OSError) as error:
+    except (EvaluationError, MediaError, ModelError, CodecError, StoreError, OSError) as error:
         raise BadCall(str(error)) from error
     _name(found.faults)
     for name, reason in found.absent.items():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from vab.cli.options import Device, Place
 from vab.cli.output import BadCall, show, tell
 from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName, preset
+
+T = TypeVar("T")
 
 
 def extract(
@@ -100,6 +103,11 @@ class Run:
     max_steps: int | None = None  # instead of the length that the epochs give
     json: bool = False  # one JSON document on standard output
 
+    @property
+    def settings(self) -> Preset:
+        """The preset with what the call changed."""
+        return Preset(self.name, self.note, self.model, self.train, self.decode)
+
 
 def _runs(*objectives: str) -> Any:
     """One subcommand per preset of these objectives, with its values as defaults."""
@@ -145,21 +153,15 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
     return _train(chosen)
 
 
-def settings_of(chosen: Run) -> Preset:
-    """The preset with what the call changed; ``BadCall`` for numbers that make no sense."""
+def carry_out(work: Callable[..., T], chosen: Run) -> T:
+    """Do ``vab.train.train``, or what takes the same, as the call says; ``BadCall`` tells why not."""
+    from vab.train import TrainError
+
     if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
         raise BadCall("--devices and --max-steps must be 1 or more")
-    return Preset(chosen.name, chosen.note, chosen.model, chosen.train, chosen.decode)
-
-
-def _train(chosen: Run) -> int:
-    from vab.store import StoreError
-    from vab.train import TrainError, train
-
-    settings = settings_of(chosen)
     try:
-        train(
-            settings,
+        return work(
+            chosen.settings,
             chosen.store,
             chosen.run,
             init=chosen.init,
@@ -167,7 +169,14 @@ def _train(chosen: Run) -> int:
             max_steps=chosen.max_steps,
             log=tell,
         )
-    except (StoreError, TrainError, OSError, ValueError) as error:
+    except (TrainError, OSError, ValueError) as error:
         raise BadCall(str(error)) from error
-    show({"run": str(chosen.run), "settings": asdict(settings)}, f"{chosen.run}: done", chosen.json)
+
+
+def _train(chosen: Run) -> int:
+    from vab.train import train
+
+    carry_out(train, chosen)
+    document = {"run": str(chosen.run), "settings": asdict(chosen.settings)}
+    show(document, f"{chosen.run}: done", chosen.json)
     return 0

@@ -23,7 +23,7 @@ from vab.weights import find_model, read_config
 from . import generation
 from .ablations import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
 from .classification import classification, targets_of
-from .report import EvaluationError, Interval, list_hash
+from .report import EvaluationError, Interval
 from .retrieval import retrieval
 from .store_sounds import Maker, Progress, chosen_rows, made_sounds, true_sounds
 
@@ -45,6 +45,7 @@ class Settings:
     resamples: int = 200
     codec_path: str | None = None
     device: str = "auto"
+    pretraining: tuple[Path, ...] = ()  # stores for masked prediction and contrast; none: ``stores``
 
 
 @dataclass
@@ -70,7 +71,8 @@ class Result:
     def document(self) -> dict[str, Any]:
         """For JSON."""
         settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
-        settings["stores"] = [str(path) for path in self.settings.stores]
+        for name in ("stores", "pretraining"):
+            settings[name] = [str(path) for path in settings[name]]
         return {
             "ablation": self.ablation.name,
             "title": self.ablation.title,
@@ -113,11 +115,13 @@ def ablate(
         raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
     ablation = ABLATIONS[name]
     stores = [LatentStore.open(path) for path in settings.stores]
+    learned = [LatentStore.open(path) for path in settings.pretraining] or stores
     for objective in {each for row in ablation.rows for each in row.chain}:
         _preset(settings.preset, objective)  # or say now that there is none
     if ablation.trains:
         outcomes = [
-            _trained(row, ablation.measured, stores, settings, log, progress) for row in ablation.rows
+            _trained(row, ablation.measured, stores, learned, settings, log, progress)
+            for row in ablation.rows
         ]
         return Result(ablation, settings.preset, settings, outcomes)
     folder = find_model(settings.model)
@@ -125,11 +129,17 @@ def ablate(
     if own.train.objective == "causal" and name != "guidance":
         raise EvaluationError(f"{folder}: FoleyGen has no {name} to vary")
     maker = Maker.load(folder, settings.codec_path, settings.device)
+    decoded, place = own, settings.run
+    if name == "fine":
+        if maker.fine is None:
+            raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
+        decoded, place = maker.fine.preset, place / name
+        maker = replace(maker, true_coarse=True)
     outcomes = []
     for row in ablation.rows:
         log(f"{name} {row.name}")
-        decode = changed(own, row.changes).decode
-        measures, clips = _generated(maker, own, decode, stores, settings.run, settings, progress)
+        decode = changed(decoded, row.changes).decode
+        measures, clips = _generated(maker, own, decode, stores, place, settings, progress)
         outcomes.append(Outcome(row, measures, clips, {"decode": asdict(decode)}))
     return Result(ablation, own.name, settings, outcomes)
 
@@ -138,11 +148,15 @@ def _trained(
     row: Row,
     measured: Sequence[Objective],
     stores: list[LatentStore],
+    learned: list[LatentStore],
     settings: Settings,
     log: Callable[[str], None],
     progress: Progress,
 ) -> Outcome:
-    """Train a row's chain, and measure each network by what it was taught last."""
+    """Train a row's chain, and measure each network by what it was taught last.
+
+    Classes are learned from ``stores``, where all is measured, what comes before from ``learned``.
+    """
     outcome = Outcome(row)
     base = _preset(settings.preset, "masked")
     variant = settings.run / _variant(base, row.changes)
@@ -151,6 +165,7 @@ def _trained(
         preset = changed(_preset(settings.preset, objective), _fitting(row.changes, objective))
         try:
             store = _store(stores, preset)
+            lessons = store if objective == "classification" else _store(learned, preset)
         except StoreError as error:
             outcome.reason = str(error)
             return outcome
@@ -159,7 +174,7 @@ def _trained(
             place = folder if part == "" else folder / part
             place.parent.mkdir(parents=True, exist_ok=True)
             taught = replace(preset, train=replace(preset.train, inputs=kinds))
-            train(taught, store.directory, place, init=init, max_steps=settings.max_steps, log=log)
+            train(taught, lessons.directory, place, init=init, max_steps=settings.max_steps, log=log)
             outcome.made_with["_".join(row.chain[: n + 1]) + part] = str(place)
             if objective not in measured:
                 continue
@@ -270,9 +285,7 @@ def _generated(
     rows = chosen_rows(clips, settings.clips)
     reference = settings.reference
     if reference is None:
-        ids = list_hash([store.ids[row] for row in rows])[:8]
-        reference = settings.run / "true" / f"{store.fingerprint()[:8]}-{ids}"
-        true_sounds(store, rows, maker.codec, reference, progress)
+        reference = true_sounds(store, rows, maker.codec, settings.run, progress)
     values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "candidates")
     sounds = folder / "sounds" / "_".join(values)
     made_sounds(maker, clips, rows, decode, settings.seed, sounds, progress)

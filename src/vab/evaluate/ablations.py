@@ -203,6 +203,15 @@ ABLATIONS = {
             ("masked", "classification"),
         ),
         Ablation(
+            "fine",
+            "Decoding steps of the second stage, on the true coarse codebooks",
+            "Table 15, VAB-DAC-Coarse2Fine",
+            tuple(
+                Row(f"{steps}", {"decode.steps": steps}, {FAD: fad})
+                for steps, fad in ((24, 1.32), (36, 1.28))
+            ),
+        ),
+        Ablation(
             "guidance",
             "Scale of classifier-free guidance",
             "Table 16, VAB-DAC",

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vab.batches import ClipBatches, seeded
+from vab.batches import Batch, ClipBatches, seeded
 from vab.codec import Codec, load_codec
 from vab.config import DecodeConfig
 from vab.devices import pick_device
@@ -28,7 +28,7 @@ from vab.stages import Stage, load_fine, load_stage
 from vab.store import LatentStore
 from vab.weights import CODEC, FINE, MODEL
 
-from .report import EvaluationError
+from .report import EvaluationError, list_hash
 
 AT_ONCE = 8  # clips; a fixed share of all, so that a run that was cut goes on to the same sounds
 MADE = "made.json"  # in a folder of sounds: what they were made with
@@ -44,6 +44,7 @@ class Maker:
     codec: Codec
     weights: str  # hash of all of them
     device: torch.device
+    true_coarse: bool = False  # the second stage alone works, on the clips' own coarse tokens (Table 15)
 
     @classmethod
     def load(cls, folder: Path, codec_path: str | Path | None = None, device: str = "auto") -> Maker:
@@ -62,24 +63,30 @@ class Maker:
         return cls(first, fine, codec, digest.hexdigest(), place)
 
     @torch.no_grad()
-    def tokens(self, features: Tensor, ids: list[str], decode: DecodeConfig, seed: int) -> Tensor:
-        """Tokens [B,K,T] of one window for features [B,F,dim]; each clip's noise depends on its id."""
-        model = self.first.preset.model
+    def tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
+        """Tokens [B,K,T] of one window for a batch's features; each clip's noise depends on its id."""
+        coarse = self.first.preset.model.codebooks
         codebooks = (self.fine or self.first).preset.model.codebooks
-        empty = torch.zeros(len(ids), codebooks, model.audio_length, dtype=torch.int64, device=self.device)
+        shape = (len(batch.ids), codebooks, self.first.preset.model.audio_length)
+        empty = torch.zeros(shape, dtype=torch.int64, device=self.device)
         none = torch.zeros_like(empty, dtype=torch.bool)
-        features = features.to(self.device)
-        noise = [seeded(seed, "sound", name) for name in ids]
-        first = self.first.fill(
-            empty[:, : model.codebooks], none[:, : model.codebooks], features, decode, noise
-        )
-        if self.fine is None:
-            return first
-        return self.fine.refine(first, empty, none, features, [seeded(seed, "fine", name) for name in ids])
+        features = batch.features.to(self.device)
+        noise = {use: [seeded(seed, use, name) for name in batch.ids] for use in ("sound", "fine")}
+        fine = self.fine
+        if self.true_coarse:
+            assert fine is not None
+            fine = Stage(fine.network, replace(fine.preset, decode=decode))
+            first = batch.tokens[:, :coarse].to(self.device)
+        else:
+            first = self.first.fill(empty[:, :coarse], none[:, :coarse], features, decode, noise["sound"])
+        return first if fine is None else fine.refine(first, empty, none, features, noise["fine"])
 
 
-def chosen_rows(clips: ClipBatches, count: int) -> NDArray[np.int64]:
-    """At most ``count`` clips with sound and picture, spread evenly; ``EvaluationError`` if there is none."""
+def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
+    """At most ``count`` clips (None: all) with sound and picture, spread evenly.
+
+    ``EvaluationError`` if there is none.
+    """
     seen = clips.store.has("features")
     rows = clips.rows
     if clips.preset.train.pair_by_label:
@@ -88,7 +95,8 @@ def chosen_rows(clips: ClipBatches, count: int) -> NDArray[np.int64]:
         rows = rows[seen[rows]]
     if not len(rows):
         raise EvaluationError(f"{clips.store.directory} has no clip with sound and picture in that split")
-    return rows[np.linspace(0, len(rows), min(count, len(rows)), endpoint=False).astype(np.int64)]
+    count = len(rows) if count is None else min(count, len(rows))
+    return rows[np.linspace(0, len(rows), count, endpoint=False).astype(np.int64)]
 
 
 @torch.no_grad()
@@ -96,10 +104,13 @@ def true_sounds(
     store: LatentStore,
     rows: NDArray[np.int64],
     codec: Codec,
-    folder: Path,
+    run: Path,
     progress: Progress = lambda *_: None,
-) -> None:
-    """The clips' own sounds as the codec gives them back, ``folder/<id>.wav``: the best a model can reach."""
+) -> Path:
+    """The clips' own sounds as the codec gives them back: the best a model can reach.
+
+    Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each choice of clips.
+    """
     device = codec.codebook_vectors().device
     own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.codebooks]
     if own.shape != store.codebook_vectors().shape or not np.allclose(
@@ -109,10 +120,13 @@ def true_sounds(
             f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
         )
     made = {"store": store.fingerprint(), "clips": len(rows)}
-    for part, paths in _missing(folder, made, [store.ids[row] for row in rows], rows, progress):
+    ids = [store.ids[row] for row in rows]
+    folder = run / "true" / f"{store.fingerprint()[:8]}-{list_hash(ids)[:8]}"
+    for part, paths in _missing(folder, made, ids, rows, progress):
         tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
         for path, waveform in zip(paths, codec.decode(tokens), strict=True):
             write_wav(path, waveform.float().cpu().numpy())
+    return folder
 
 
 def made_sounds(
@@ -137,7 +151,7 @@ def made_sounds(
     }
     for part, paths in _missing(folder, made, [clips.store.ids[row] for row in rows], rows, progress):
         batch = clips.dev_batch(part)
-        tokens = maker.tokens(batch.features, batch.ids, decode, seed)
+        tokens = maker.tokens(batch, decode, seed)
         with torch.no_grad():
             waveforms = maker.codec.decode(tokens)
         for path, waveform in zip(paths, waveforms, strict=True):

@@ -1,0 +1,116 @@
+"""docs/results.md: its commands are ones that there are, its numbers those of the paper."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from vab.cli import VERBS, main
+from vab.evaluate.ablations import ABLATIONS, ARROWS, FAD
+from vab.evaluate.paper import CLASSIFICATION, GENERATION, RETRIEVAL, WAYS
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+PAPER = ROOT.parent / "shared" / "reference" / "paper.txt"
+TABLES = (1, 3, 4, 5, 6, *range(9, 19))
+Table = dict[str, list[str]]  # first cell of a row -> the paper's numbers in it
+
+
+def commands(paper: str) -> list[list[str]]:
+    """The lines of a paper's blocks that call vab or python, as words."""
+    text = (ROOT / paper).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(("vab ", "python "))]
+
+
+@pytest.mark.parametrize("paper", ["README.md", "docs/results.md"])
+def test_every_command_is_one_that_there_is(
+    paper: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is read by the command line itself, to its last option; nothing is run."""
+    for module, function, _ in VERBS.values():
+        place = importlib.import_module(f"vab.cli.{module}")
+        real = getattr(place, function)
+        monkeypatch.setattr(place, function, functools.wraps(real)(lambda *args, **options: 0))
+    found = commands(paper)
+    calls = [words[1:] for words in found if words[0] == "vab"]
+    assert len(calls) > 30
+    for words in calls:
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0, f"vab {shlex.join(words)}\n{capsys.readouterr().err}"
+        assert words[:2] != ["evaluate", "ablation"] or words[2] in ABLATIONS
+    scripts = [words[1] for words in found if words[0] == "python"]
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def tables() -> dict[int, Table]:
+    """The paper's columns of each table, those before the first that is called here."""
+    found: dict[int, Table] = {}
+    for section in re.split(r"^## ", RESULTS, flags=re.M):
+        if not (title := re.match(r"Table (\d+):", section)):
+            continue
+        lines = [line[1:-1].split("|") for line in section.splitlines() if line.startswith("|")]
+        header = [cell.strip() for cell in lines[0]]
+        ours = [n for n, cell in enumerate(header) if cell.startswith("here")]
+        columns = ours[0] if ours else len(header)
+        found[int(title[1])] = {
+            cells[0].strip(): [part for cell in cells[1:columns] for part in cell.strip().split(" / ")]
+            for cells in lines[2:]
+        }
+    return found
+
+
+def expected() -> dict[int, dict[str, list[float | None]]]:
+    """The same from the numbers that the commands print beside ours."""
+    table: dict[int, dict[str, list[float | None]]] = {number: {} for number in TABLES}
+    for row in GENERATION:
+        numbers = [row.fad, row.kld, row.seconds]
+        table[int(row.source[6:])][row.system] = numbers if row.source == "Table 1" else numbers[:1]
+    for row in RETRIEVAL:
+        if row.source == "Table 3":
+            name = f"{row.system}, {ARROWS[row.way]}"
+            table[3][name] = [number for recall in row.recall.values() for number in recall]
+    fads = {row.name: row.paper[FAD] for name in ("order", "vision") for row in ABLATIONS[name].rows}
+    for number, names in ((10, list(fads)[:2]), (14, list(fads)[2:])):
+        rows = [row for row in RETRIEVAL if row.source == f"Table {number}"]
+        for system, name in zip(dict.fromkeys(row.system for row in rows), names, strict=True):
+            both = {row.way: row.recall["vggsound"] for row in rows if row.system == system}
+            table[number][system] = [fads[name], *both[WAYS[0]], *both[WAYS[1]]]
+    for row in CLASSIFICATION:
+        scores = [score for each in row.scores.values() for score in each]
+        audio_only = row.source == "Table 5"
+        table[int(row.source[6:])][row.system] = scores[2::3] if audio_only else scores
+    for number, name in ((12, "masking"), (16, "guidance"), (17, "temperature"), (18, "steps")):
+        table[number] = {row.name: list(row.paper.values()) for row in ABLATIONS[name].rows}
+    return table
+
+
+def test_the_papers_numbers_are_the_same_everywhere() -> None:
+    wanted = {
+        number: {name: ["-" if x is None else x for x in numbers] for name, numbers in rows.items()}
+        for number, rows in expected().items()
+    }
+    found = {
+        number: {name: ["-" if x == "-" else float(x) for x in numbers] for name, numbers in rows.items()}
+        for number, rows in tables().items()
+    }
+    assert found == wanted
+
+
+def test_the_papers_numbers_are_those_of_the_paper() -> None:
+    """Row by row, or column by column where ours stands on its side, digit by digit."""
+    if not PAPER.is_file():
+        pytest.skip("the paper's text is not here")
+    text = re.sub(r"(?<= )-(?= )", "-", PAPER.read_text(encoding="utf-8"))
+    for number, rows in tables().items():
+        lines = [" | ".join(numbers) for numbers in rows.values()]
+        if number in (15, 16, 17, 18):
+            lines = [" | ".join(column) for column in zip(*rows.values(), strict=True)]
+        assert [line for line in lines if f" {line} |" not in text] == [], f"Table {number}"
