@@ -9,7 +9,7 @@ const $ = (id) => document.getElementById(id);
 const SURVEYS = {
   preference: {
     task: "Which of the two sounds is better?",
-    how: "Both videos show the same picture with another sound. Play both to the end, then answer.",
+    how: "Both videos show the same picture, each with a sound of its own. Play both to the end, then answer.",
     questions: {
       quality: "Overall quality: which video sounds better?",
       relevance: "Fit to the picture: which sound belongs better to what you see?",
