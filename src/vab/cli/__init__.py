@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from vab.cli.interrupt import listening
+from vab.cli.interrupt import remembering
 from vab.cli.output import BadCall, fail
 
 VERBS = {  # words: module, function, what it does
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``vab``. Exits with 0 if all is done, 1 if some inputs failed, 2 for a bad call, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with listening():
+        with remembering():
             code = _run(words)
         sys.stdout.flush()
     except BadCall as error:

@@ -135,7 +135,7 @@ def results(
     """
     from vab.evaluate.report import EvaluationError
     from vab.listening.answers import Answers
-    from vab.listening.results import export
+    from vab.listening.export import export
     from vab.listening.results import results as find
     from vab.listening.study import open_study
 

@@ -238,8 +238,11 @@ class Answers:
         """Checks to answer yet once ``more`` further trials of the survey are answered."""
         mine = [self.trials[name] for name in answered if self.trials[name].survey == survey]
         seen = sum(trial.check for trial in mine)
-        start = CHECK_EVERY // 2 + int(self.study.draw("first check", rater, survey), 16) % (CHECK_EVERY // 2)
-        due = min((len(mine) - seen + more + start) // CHECK_EVERY, len(self.study.of(survey, check=True)))
+        done = len(mine) - seen + more
+        due = 0
+        for n in range(len(self.study.of(survey, check=True))):  # one somewhere in each ten, but not at once
+            drawn = int(self.study.draw("check", rater, survey, str(n)), 16)
+            due += done >= n * CHECK_EVERY + 2 + drawn % (CHECK_EVERY - 2)
         return max(0, due - seen)
 
     def _total(self, rater: str, answered: set[str], taken: dict[str, int]) -> int:

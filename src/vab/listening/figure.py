@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vab.evaluate.report import EvaluationError
-
-if TYPE_CHECKING:
-    from vab.listening.results import Preference
+from vab.listening.results import Preference
 
 TITLES = {"quality": "OVR (overall quality)", "relevance": "REL (visual relevance)"}
 COLOURS = ("#1f5fbf", "#8fb4ea", "#d9d9d9", "#f5bd8b", "#d96b1e")

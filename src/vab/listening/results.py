@@ -6,15 +6,10 @@ are 95 %, by resampling clips, since three grades of one clip are no three clips
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +20,6 @@ from vab.evaluate.report import EvaluationError, Interval, bootstrap, list_hash,
 from vab.listening.agreement import as_matrix, krippendorff_alpha
 from vab.listening.answers import QUESTIONS, Answer
 from vab.listening.study import BEEPS, Study, Trial
-from vab.media import atomic
 
 GRADES = ("strongly first", "weakly first", "no preference", "weakly other", "strongly other")
 
@@ -186,60 +180,6 @@ def results(study: Study, answers: Sequence[Answer]) -> Results:
                     opinions.append(_opinion(system, of))
     complete = sum(count >= study.raters for count in by_trial.values())
     return Results(study, tuple(raters), len(kept), complete, tuple(preferences), tuple(opinions), agreement)
-
-
-def export(found: Results, answers: Sequence[Answer], folder: Path) -> list[Path]:
-    """Write answers.csv, answers.json and results.json, and preference.png if there are preferences.
-
-    ``EvaluationError`` if the plot cannot be made, ``OSError`` if the folder cannot be written to; each file
-    is complete or not there.
-    """
-    from vab.listening.figure import plot
-
-    rows = table(found.study, answers)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    files = {
-        "answers.csv": text.getvalue().encode(),
-        "answers.json": json.dumps(rows, indent=1).encode(),
-        "results.json": json.dumps(found.document(), indent=1).encode(),
-    }
-    if found.preferences:
-        files["preference.png"] = plot(found.preferences)
-    for name, data in files.items():
-        with atomic(folder / name) as temporary:
-            temporary.write_bytes(data)
-    return [folder / name for name in files]
-
-
-def table(study: Study, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Every answer, checks too: who, when, what stood where, and the grades as they were shown."""
-    trials = {trial.id: trial for trial in study.trials}
-    rows = []
-    for each in answers:
-        trial = trials[each.trial]
-        shown = [system or "(beeps)" for system in trial.systems]
-        shown = shown[::-1] if each.swapped else shown
-        asked, answered = (
-            datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-            for moment in (each.asked, each.answered)
-        )
-        rows.append(
-            {
-                "rater": each.rater,
-                "survey": trial.survey,
-                "clip": trial.clip,
-                "video_1": shown[0],
-                "video_2": shown[1] if len(shown) > 1 else None,
-                **{name: each.grades.get(name) for name in ("quality", "relevance", "score")},
-                "check": trial.check,
-                "asked": asked,
-                "answered": answered,
-            }
-        )
-    return rows
 
 
 def _rater(name: str, answers: Sequence[Answer], trials: dict[str, Trial]) -> Rater:

@@ -22,7 +22,7 @@ from vab.media import MediaError
 
 Survey = Literal["preference", "mos"]
 SURVEYS: tuple[Survey, ...] = get_args(Survey)
-CHECK_EVERY = 10  # trials of a rater for one attention check
+CHECK_EVERY = 10  # trials of a rater, with one attention check among them
 BEEPS = ""  # what stands for a system in a check: sound that nobody can take for the clip's own
 STUDY, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
 FORMAT = 1

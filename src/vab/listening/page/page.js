@@ -164,7 +164,8 @@ addEventListener("keydown", (event) => {
   const video = document.querySelectorAll("video")[Number(event.key) - 1];
   if (!video || event.ctrlKey || event.metaKey || event.altKey) return;
   event.preventDefault();
-  if (video.paused) video.play(); else video.pause();
+  if (video.paused) video.play().catch(() => {}); // not loaded yet: its own line says so
+  else video.pause();
 });
 
 $("again").onclick = next;
