@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from vab.cli.interrupt import listening
+from vab.cli.interrupt import remembering
 from vab.cli.output import BadCall, fail
 
 VERBS = {  # words: module, function, what it does
@@ -45,6 +45,9 @@ VERBS = {  # words: module, function, what it does
         "ablation",
         "one of the paper's ablations -> its table, with ours beside",
     ),
+    "evaluate listening build": ("listening", "build", "results of systems -> a study that people answer"),
+    "evaluate listening serve": ("listening", "serve", "the page of a study, with a link for each rater"),
+    "evaluate listening results": ("listening", "results", "answers -> Figure 4, Table 2, agreement"),
     "bench": ("bench", "bench", "how long 10 s of sound take here, stage by stage"),
     "models": ("info", "models", "the models there are, and where"),
     "presets": ("info", "presets", "the named configurations, and every field of one"),
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``vab``. Exits with 0 if all is done, 1 if some inputs failed, 2 for a bad call, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with listening():
+        with remembering():
             code = _run(words)
         sys.stdout.flush()
     except BadCall as error:
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> int:
-    for length in (2, 1):
+    for length in (3, 2, 1):
         name = " ".join(words[:length])
         if name in VERBS:
             return _verb(name, words[length:])
@@ -88,12 +91,15 @@ def _run(words: list[str]) -> int:
 
         print(f"vab {code_version()['version']}")
         return 0
-    group = [name for name in VERBS if name.startswith(f"{words[0]} ")]
-    if group and words[1:2] in (["-h"], ["--help"]):
-        print(_help(group))
-        return 0
-    if group:
-        raise BadCall(f"vab {words[0]} needs one of: {', '.join(name.split()[1] for name in group)}")
+    for length in (2, 1):
+        begin = words[:length]
+        group = [name for name in VERBS if name.split()[: len(begin)] == begin]
+        if group and words[length : length + 1] in (["-h"], ["--help"]):
+            print(_help(group))
+            return 0
+        if group:
+            further = dict.fromkeys(name.split()[len(begin)] for name in group)
+            raise BadCall(f"vab {' '.join(begin)} needs one of: {', '.join(further)}")
     close = difflib.get_close_matches(words[0], VERBS, 1)
     hint = f"did you mean {close[0]}?" if close else "see vab --help"
     raise BadCall(f"there is no verb {words[0]!r}; {hint}")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vab.cli.options import Device, Files, Model, Place
 from vab.cli.output import BadCall, show, tell
 
+if TYPE_CHECKING:
+    from vab.files import Result, Settings
+
+REPORT = "report.html"
 Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
 
 
@@ -26,6 +31,7 @@ def generate(
     samples: int = 1,
     keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
     skip_existing: bool = False,
+    report: bool = False,
     device: Device = "auto",
     codec_path: Place = None,
     vision_path: Place = None,
@@ -50,6 +56,7 @@ def generate(
         samples: how many different sounds for each input.
         keep: seconds of the video's own sound that stay, such as 2.0:5.5, :3 or 7: (may be repeated).
         skip_existing: leave out inputs whose results all exist.
+        report: also write FOLDER/report.html: this run's pictures, sounds, settings and timings in one file.
         device: where to compute.
         codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
         vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
@@ -72,6 +79,9 @@ def generate(
         codec_path=codec_path,
         vision_path=vision_path,
     )
+    page = out / REPORT
+    if report and page.is_dir():
+        raise BadCall(f"{page}: is a folder, so no report can be written there; choose another with -o")
     results = []
     try:
         with file_progress() as watch:
@@ -84,9 +94,24 @@ def generate(
     except Exception as error:
         raise _bad_call(error) from error
     document = summary(results, settings)
+    written = not report or _report(page, results, settings, json)
     if json:
-        show(document, "", True)
-    return 1 if document["failed"] else 0
+        show(document | ({"report": str(page) if written else None} if report else {}), "", True)
+    return 1 if document["failed"] or not written else 0
+
+
+def _report(page: Path, results: Sequence[Result], settings: Settings, json: bool) -> bool:
+    """Write the report; whether that worked, which is said."""
+    from vab.report import write_report
+
+    try:
+        write_report(page, results, settings)
+    except OSError as error:
+        tell(f"{page}: the report cannot be written ({error.strerror or error}); the sounds are there")
+        return False
+    if not json:
+        print(page)
+    return True
 
 
 def _bad_call(error: Exception) -> Exception:

@@ -17,7 +17,7 @@ _asked = threading.Event()
 
 
 @contextmanager
-def listening() -> Iterator[None]:
+def remembering() -> Iterator[None]:
     """Remember Ctrl-C as long as this lasts; a last check stands at its end."""
     if threading.current_thread() is not threading.main_thread():  # signals do not come here
         yield

@@ -1,0 +1,66 @@
+"""The videos of a study: can a browser play them, copies without tags, and copies with beeps for a sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from vab.config import SAMPLE_RATE
+from vab.media import MediaError, atomic, mux, probe, read_audio
+from vab.mux import open_media, picture_of, reason, sound_of
+
+PICTURES = ("h264", "vp9", "av1")  # what all browsers play, and MP4 holds
+SOUNDS = ("aac", "mp3", "opus", "flac")
+BEEP = 0.1  # amplitude of the beeps
+PITCH = 1000.0  # Hz
+
+
+def check_video(path: Path) -> None:
+    """``MediaError`` unless ``path`` is a video with sound, both of which a browser plays."""
+    info = probe(path)
+    if info.kind != "video":
+        raise MediaError(f"{path}: has no picture; a study shows video with its sound")
+    if not info.has_audio:
+        raise MediaError(f"{path}: has no sound to judge")
+    with open_media(path) as container:
+        for stream, known in ((picture_of(container), PICTURES), (sound_of(container), SOUNDS)):
+            assert stream is not None  # probe has seen both
+            name = stream.codec_context.codec.canonical_name
+            if name not in known:
+                what = "picture" if stream.type == "video" else "sound"
+                raise MediaError(
+                    f"{path}: its {what} is {name}, which browsers do not play; encode it as {known[0]}"
+                )
+    sound = read_audio(path)
+    if not len(sound) or not np.isfinite(sound).all():
+        raise MediaError(f"{path}: its sound is empty or holds NaN or infinity")
+
+
+def copy_video(path: Path, out: Path) -> None:
+    """Picture and sound of ``path`` in a new MP4, packet by packet: nothing is encoded, no tag is kept."""
+    with atomic(out) as temporary, open_media(path) as source:
+        streams: list[Any] = [picture_of(source), sound_of(source)]
+        try:
+            with av.open(
+                f"file:{temporary}", "w", format="mp4", container_options={"movflags": "+faststart"}
+            ) as target:
+                copies = {s.index: target.add_stream_from_template(s, opaque=True) for s in streams}
+                for copy in copies.values():
+                    copy.metadata.clear()
+                for packet in source.demux(*streams):
+                    if packet.size and packet.dts is not None:
+                        packet.stream = copies[packet.stream.index]
+                        target.mux(packet)
+        except (FFmpegError, ValueError) as error:
+            raise MediaError(f"{path}: cannot be copied into mp4 ({reason(error)})") from error
+
+
+def copy_with_beeps(path: Path, out: Path) -> None:
+    """The picture of ``path`` with a short beep twice a second: a sound that is worse than any."""
+    time = np.arange(round(probe(path).seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    beeps = BEEP * np.sin(2 * np.pi * PITCH * time) * (time % 0.5 < 0.2)
+    mux(path, beeps.astype(np.float32), SAMPLE_RATE, out)

@@ -1,0 +1,69 @@
+"""Results and answers as files: CSV, JSON and the picture of Figure 4."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vab.listening.answers import Answer
+from vab.listening.figure import plot
+from vab.listening.results import Results
+from vab.listening.study import Study
+from vab.media import atomic
+
+
+def export(found: Results, answers: Sequence[Answer], folder: Path) -> list[Path]:
+    """Write answers.csv, answers.json and results.json, and preference.png if there are preferences.
+
+    ``EvaluationError`` if the plot cannot be made, ``OSError`` if the folder cannot be written to; each file
+    is complete or not there.
+    """
+    rows = table(found.study, answers)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    files = {
+        "answers.csv": text.getvalue().encode(),
+        "answers.json": json.dumps(rows, indent=1).encode(),
+        "results.json": json.dumps(found.document(), indent=1).encode(),
+    }
+    if found.preferences:
+        files["preference.png"] = plot(found.preferences)
+    for name, data in files.items():
+        with atomic(folder / name) as temporary:
+            temporary.write_bytes(data)
+    return [folder / name for name in files]
+
+
+def table(study: Study, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Every answer, checks too: who, when, what stood where, and the grades as they were shown."""
+    trials = {trial.id: trial for trial in study.trials}
+    rows = []
+    for each in answers:
+        trial = trials[each.trial]
+        shown = [system or "(beeps)" for system in trial.systems]
+        shown = shown[::-1] if each.swapped else shown
+        asked, answered = (
+            datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+            for moment in (each.asked, each.answered)
+        )
+        rows.append(
+            {
+                "rater": each.rater,
+                "survey": trial.survey,
+                "clip": trial.clip,
+                "video_1": shown[0],
+                "video_2": shown[1] if len(shown) > 1 else None,
+                **{name: each.grades.get(name) for name in ("quality", "relevance", "score")},
+                "check": trial.check,
+                "asked": asked,
+                "answered": answered,
+            }
+        )
+    return rows

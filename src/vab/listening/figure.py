@@ -1,0 +1,63 @@
+"""The paper's Figure 4: for each pair of systems, how the answers divide over the five grades."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from vab.evaluate.report import EvaluationError
+from vab.listening.results import Preference
+
+TITLES = {"quality": "OVR (overall quality)", "relevance": "REL (visual relevance)"}
+COLOURS = ("#1f5fbf", "#8fb4ea", "#d9d9d9", "#f5bd8b", "#d96b1e")
+NARROW = 0.05  # share of answers too narrow to write a number into
+
+
+def plot(preferences: Sequence[Preference]) -> bytes:
+    """A PNG: a panel for each question, a stacked bar for each pair of systems.
+
+    ``EvaluationError`` without matplotlib, which comes with ``vab[eval]``.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EvaluationError(f"no plot ({error}): pip install 'vab[eval]'") from None
+    questions = list(dict.fromkeys(each.question for each in preferences))
+    pairs = len(preferences) // len(questions)
+    figure = Figure(figsize=(4.8 * len(questions), 1.7 + 0.5 * pairs), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(questions), squeeze=False, sharey=True)[0]
+    for axis, question in zip(axes, questions, strict=True):
+        _panel(axis, question, [each for each in preferences if each.question == question])
+    first = preferences[0].first
+    names = (
+        f"strongly {first}",
+        f"weakly {first}",
+        "no preference",
+        "weakly the other",
+        "strongly the other",
+    )
+    handles, _ = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def _panel(axis: Any, question: str, rows: Sequence[Preference]) -> None:
+    names = [f"{each.first} vs {each.other}" for each in rows]
+    left = [0.0] * len(rows)
+    for grade, colour in enumerate(COLOURS):
+        shares = [each.counts[grade] / sum(each.counts) for each in rows]
+        bars = axis.barh(names, shares, left=left, color=colour, edgecolor="white", label=f"{grade + 1}")
+        labels = [f"{100 * share:.0f}" if share >= NARROW else "" for share in shares]
+        axis.bar_label(
+            bars, labels, label_type="center", fontsize=8, color="black" if 0 < grade < 4 else "white"
+        )
+        left = [before + share for before, share in zip(left, shares, strict=True)]
+    axis.invert_yaxis()
+    axis.set(title=TITLES[question], xlim=(0, 1), xlabel="% of answers")
+    axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,244 @@
+"""Answers -> what they say: preferences (Figure 4), opinion scores (Table 2), intervals, agreement.
+
+Grades are counted from the first system's side: 1 is a strong preference for it, 5 for the other. Intervals
+are 95 %, by resampling clips, since three grades of one clip are no three clips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.evaluate.paper import OPINIONS
+from vab.evaluate.report import EvaluationError, Interval, bootstrap, list_hash, markdown
+from vab.listening.agreement import as_matrix, krippendorff_alpha
+from vab.listening.answers import QUESTIONS, Answer
+from vab.listening.study import BEEPS, Study, Trial
+
+GRADES = ("strongly first", "weakly first", "no preference", "weakly other", "strongly other")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """One question about the first system and another one."""
+
+    first: str
+    other: str
+    question: str
+    counts: tuple[int, ...]  # of the five grades, as in ``GRADES``
+    clips: int
+    wins: Interval  # share of answers that prefer the first, strongly or weakly
+    losses: Interval
+    lead: Interval  # wins - losses
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """The scores of one system, 1 (bad) to 5 (excellent)."""
+
+    system: str
+    answers: int
+    clips: int
+    mean: Interval
+    deviation: float  # of all answers, as in Table 2; NaN of a single one
+
+
+@dataclass(frozen=True)
+class Rater:
+    """How one rater did."""
+
+    id: str
+    answers: int  # without checks
+    checks: int
+    failed: int
+
+    @property
+    def trusted(self) -> bool:
+        """Whether their answers count: of the attention checks they failed less than a half."""
+        return self.checks == 0 or 2 * self.failed < self.checks
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study has found so far."""
+
+    study: Study
+    raters: tuple[Rater, ...]
+    answers: int  # that count
+    complete: int  # trials that have all their raters
+    preferences: tuple[Preference, ...]
+    opinions: tuple[Opinion, ...]
+    agreement: dict[str, float]  # of each question: Krippendorff's alpha, ordinal
+
+    @property
+    def trials(self) -> int:
+        """Trials to be answered, without checks."""
+        return sum(not trial.check for trial in self.study.trials)
+
+    def markdown(self) -> str:
+        """For people: tables, with the paper's Table 2 beside."""
+        out = [rater for rater in self.raters if not rater.trusted]
+        lines = [
+            f"Listening study: {', '.join(self.study.systems)}; {len(self.study.clips):,} clips, "
+            f"{len(self.raters):,} raters, {self.answers:,} answers. {self.complete:,} of {self.trials:,} "
+            f"trials have all their {self.study.raters} raters.",
+            f"sha256 of the clips' names {list_hash(self.study.clips)[:16]}. Brackets: 95 % bootstrap "
+            "intervals over clips. Agreement: Krippendorff's alpha for ordered grades "
+            f"({', '.join(f'{name} {_number(alpha)}' for name, alpha in self.agreement.items())}).",
+        ]
+        if out:
+            names = ", ".join(f"{rater.id} ({rater.failed} of {rater.checks})" for rater in out)
+            lines.append(f"Left out, for failing half of their attention checks or more: {names}.")
+        if self.preferences:
+            header = ("question", "first", "other", *GRADES, "first, %", "other, %", "first - other, %", "N")
+            rows = [
+                (
+                    each.question,
+                    each.first,
+                    each.other,
+                    *map(str, each.counts),
+                    each.wins.percent(),
+                    each.losses.percent(),
+                    each.lead.percent(),
+                    f"{sum(each.counts)} of {each.clips} clips",
+                )
+                for each in self.preferences
+            ]
+            lines.append(markdown(header, rows))
+        if self.opinions:
+            ours = [
+                (
+                    each.system,
+                    each.mean.plain(),
+                    _number(each.deviation),
+                    f"{each.answers} of {each.clips} clips",
+                )
+                for each in self.opinions
+            ]
+            paper = [
+                (f"{row.system} ({row.source})", f"{row.mean}", f"{row.deviation}", "") for row in OPINIONS
+            ]
+            lines.append(markdown(("system", "MOS mean", "MOS std", "N"), [*ours, *paper]))
+        return "\n\n".join(lines)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+
+        def plain(each: Preference | Opinion) -> dict[str, Any]:
+            return {
+                key: value.document() if isinstance(value, Interval) else _finite(value)
+                for key, value in vars(each).items()
+            }
+
+        return {
+            "systems": self.study.systems,
+            "clips": len(self.study.clips),
+            "clips_sha256": list_hash(self.study.clips),
+            "raters_per_trial": self.study.raters,
+            "answers": self.answers,
+            "trials": self.trials,
+            "complete": self.complete,
+            "raters": [vars(rater) | {"trusted": rater.trusted} for rater in self.raters],
+            "grades": GRADES,
+            "preferences": [plain(each) for each in self.preferences],
+            "opinions": [plain(each) for each in self.opinions],
+            "krippendorff_alpha": {name: _finite(alpha) for name, alpha in self.agreement.items()},
+        }
+
+
+def results(study: Study, answers: Sequence[Answer]) -> Results:
+    """Count the answers of trusted raters. ``EvaluationError`` if there are none."""
+    trials = {trial.id: trial for trial in study.trials}
+    raters = [_rater(name, answers, trials) for name in sorted({answer.rater for answer in answers})]
+    trusted = {rater.id for rater in raters if rater.trusted}
+    kept = [each for each in answers if each.rater in trusted and not trials[each.trial].check]
+    if not kept:
+        left_out = f"; {len(raters)} raters failed their attention checks" if raters else ""
+        raise EvaluationError(f"{study.folder}: no answers yet{left_out}")
+    by_trial = Counter(each.trial for each in kept)
+    preferences, opinions, agreement = [], [], {}
+    for survey, questions in QUESTIONS.items():
+        mine = [each for each in kept if trials[each.trial].survey == survey]
+        for question in questions if mine else ():
+            grades = [(each, trials[each.trial], _grade(each, question)) for each in mine]
+            agreement[question] = krippendorff_alpha(
+                as_matrix([(each.rater, each.trial, grade) for each, _, grade in grades])
+            )
+            for system in study.systems:
+                of = [(trial.clip, grade) for _, trial, grade in grades if trial.systems[-1] == system]
+                if not of:
+                    continue
+                if survey == "preference":
+                    preferences.append(_preference(study.systems[0], system, question, of))
+                else:
+                    opinions.append(_opinion(system, of))
+    complete = sum(count >= study.raters for count in by_trial.values())
+    return Results(study, tuple(raters), len(kept), complete, tuple(preferences), tuple(opinions), agreement)
+
+
+def _rater(name: str, answers: Sequence[Answer], trials: dict[str, Trial]) -> Rater:
+    mine = [each for each in answers if each.rater == name]
+    checks = [each for each in mine if trials[each.trial].check]
+    failed = sum(not _passed(each, trials[each.trial]) for each in checks)
+    return Rater(name, len(mine) - len(checks), len(checks), failed)
+
+
+def _passed(answer: Answer, trial: Trial) -> bool:
+    """Whether somebody heard that beeps are not the sound of this clip."""
+    if trial.systems == (BEEPS,):
+        return answer.grades["score"] <= 2
+    return all(_grade(answer, question) < 3 for question in QUESTIONS["preference"])
+
+
+def _grade(answer: Answer, question: str) -> int:
+    """A grade from the first system's side."""
+    shown = answer.grades[question]
+    return 6 - shown if answer.swapped and question != "score" else shown
+
+
+def _preference(first: str, other: str, question: str, grades: Sequence[tuple[str, int]]) -> Preference:
+    wins = _over_clips(grades, lambda grade: grade < 3)
+    losses = _over_clips(grades, lambda grade: grade > 3)
+    lead = _over_clips(grades, lambda grade: np.sign(3 - grade))
+    counts = Counter(grade for _, grade in grades)
+    clips = len({clip for clip, _ in grades})
+    return Preference(
+        first, other, question, tuple(counts[n] for n in range(1, 6)), clips, wins, losses, lead
+    )
+
+
+def _opinion(system: str, scores: Sequence[tuple[str, int]]) -> Opinion:
+    values = np.array([score for _, score in scores], dtype=np.float64)
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    clips = len({clip for clip, _ in scores})
+    return Opinion(system, len(values), clips, _over_clips(scores, lambda score: score), deviation)
+
+
+def _over_clips(grades: Sequence[tuple[str, int]], value: Callable[[Any], Any]) -> Interval:
+    """The mean of a value of all grades, with an interval from resampled clips."""
+    clips = sorted({clip for clip, _ in grades})
+    place = {clip: n for n, clip in enumerate(clips)}
+    sums, counts = np.zeros(len(clips)), np.zeros(len(clips))
+    for clip, grade in grades:
+        sums[place[clip]] += value(grade)
+        counts[place[clip]] += 1
+
+    def mean(rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.asarray(sums[rows].sum(1) / counts[rows].sum(1))[:, None]
+
+    return Interval.of(sums.sum() / counts.sum(), bootstrap(mean, len(clips))[:, 0])
+
+
+def _number(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.2f}"
+
+
+def _finite(value: Any) -> Any:
+    """NaN is None in JSON."""
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,129 @@
+"""The page of a study: one link per rater, no accounts, nothing that names a system or a file.
+
+What a rater's browser may fetch is the page itself and the videos of the trials this rater was given.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vab.evaluate.report import EvaluationError
+from vab.listening.answers import Answers, Refused, UnknownRater
+from vab.listening.study import MEDIA, Study
+
+PAGE = Path(__file__).parent / "page"
+LARGEST = 4096  # bytes of an answer
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "media-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Robots-Tag": "noindex",
+    "Cache-Control": "no-store",
+}
+
+
+def make_app(study: Study, answers: Answers) -> Any:
+    """The web application (ASGI) of a study. ``EvaluationError`` without starlette (``vab[studio]``)."""
+    try:
+        from starlette.applications import Starlette
+        from starlette.concurrency import run_in_threadpool
+        from starlette.requests import Request
+        from starlette.responses import FileResponse, JSONResponse, Response
+        from starlette.routing import Route
+    except ImportError as error:
+        raise EvaluationError(f"no web server ({error}): pip install 'vab[studio]'") from None
+
+    def page(request: Request) -> Response:
+        known = request.path_params.get("rater") in {rater for rater, _ in answers.progress()}
+        return FileResponse(PAGE / "page.html", 200 if known else 404, HEADERS)
+
+    def asset(request: Request) -> Response:
+        return FileResponse(PAGE / request.url.path.rpartition("/")[2], headers=HEADERS)
+
+    def state(rater: str) -> Response:
+        found = answers.next(rater)
+        document: dict[str, Any] = {"state": found.state, "done": found.done, "total": found.total}
+        if found.trial is not None:
+            places = range(1, len(found.trial.files) + 1)
+            document |= {"trial": found.trial.id, "survey": found.trial.survey}
+            document["videos"] = [f"{rater}/{found.trial.id}/{place}.mp4" for place in places]
+        return JSONResponse(document, headers=HEADERS)
+
+    def ask(request: Request) -> Response:
+        return _told(lambda: state(request.path_params["rater"]))
+
+    def keep(rater: str, trial: str, body: bytes) -> Response:
+        try:
+            grades = json.loads(body)
+        except ValueError:
+            grades = None
+        if not isinstance(grades, dict):
+            raise Refused("The answer arrived broken.")
+        answers.answer(rater, trial, grades)
+        return state(rater)
+
+    async def answer(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST:
+                return _error("The answer is too long.", 413)
+        rater, trial = request.path_params["rater"], request.path_params["trial"]
+        return await run_in_threadpool(_told, lambda: keep(rater, trial, body))
+
+    def video(request: Request) -> Response:
+        rater, place = request.path_params["rater"], request.path_params["place"]
+        trial = answers.seen(rater, request.path_params["trial"])
+        if trial is None or not 1 <= place <= len(trial.files):
+            return _error("There is no such video.", 404)
+        files = trial.files[::-1] if study.swapped(rater, trial.id) else trial.files
+        headers = HEADERS | {"Cache-Control": "private, max-age=3600"}
+        return FileResponse(study.folder / MEDIA / files[place - 1], headers=headers, media_type="video/mp4")
+
+    def _told(act: Callable[[], Response]) -> Response:
+        try:
+            return act()
+        except UnknownRater:
+            return _error("This link is not known.", 404)
+        except Refused as error:
+            return _error(str(error), 409)
+
+    def _error(message: str, status: int) -> Response:
+        return JSONResponse({"error": message}, status, HEADERS)
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/page.css", asset),
+            Route("/page.js", asset),
+            Route("/{rater}", page),
+            Route("/{rater}/next", ask, methods=["POST"]),
+            Route("/{rater}/{trial}/answer", answer, methods=["POST"]),
+            Route("/{rater}/{trial}/{place:int}.mp4", video),
+        ]
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve on; port 0 is any that is free. ``EvaluationError`` if the place cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EvaluationError(
+            f"cannot listen on {host}, port {port} ({reason}); choose others with --host and --port"
+        ) from None
+
+
+def serve(app: Any, place: socket.socket) -> None:
+    """Serve until Ctrl-C."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[place])
