@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,15 @@ import numpy as np
 from vab.media import mux
 
 RATE = 16000
+ROOT = Path(__file__).parents[1]
+
+
+def screenshots(folder: Path) -> Path:
+    """Where pictures for docs/listening.md go: in ``folder``, or in ``$VAB_SCREENSHOTS`` (``docs``)."""
+    wanted = os.environ.get("VAB_SCREENSHOTS")
+    place = (ROOT / wanted if wanted else folder / "screenshots") / "listening"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def write_result(path: Path, seconds: float = 1.0, pitch: float = 440.0, hue: int = 0) -> Path:

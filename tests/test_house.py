@@ -123,7 +123,7 @@ def test_what_ships_stays_under_25_mb() -> None:
     assert sum(path.stat().st_size for path in files) < 25e6
 
 
-DOCS = ["docs/paper_to_code.md", "docs/decisions.md", "docs/results.md"]
+DOCS = ["docs/paper_to_code.md", "docs/decisions.md", "docs/results.md", "docs/listening.md"]
 PAPERS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 
 

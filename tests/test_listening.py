@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from studies import write_result, write_systems
+from studies import screenshots, write_result, write_systems
 from tiny import picture_packets, write_video
 from vab.cli import main
 from vab.evaluate.report import EvaluationError
@@ -28,7 +28,7 @@ from vab.listening.answers import LEASE, QUESTIONS, Answer, Answers, Refused, Un
 from vab.listening.export import export, table
 from vab.listening.figure import COLOURS, plot
 from vab.listening.results import results
-from vab.listening.study import BEEPS, CHECK_EVERY, MEDIA, Study, Trial, build_study, open_study
+from vab.listening.study import BEEPS, CHECK_EVERY, MEDIA, Study, Survey, Trial, build_study, open_study
 from vab.media import read_audio
 
 SYSTEMS = ("ours", "theirs", "others")
@@ -46,19 +46,21 @@ def built(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Stud
 
 
 def plan(
-    folder: Path, clips: int = 4, raters: int = 3, per_person: int | None = None, seed: int = 0
+    folder: Path,
+    clips: int = 4,
+    raters: int = 3,
+    per_person: int | None = None,
+    systems: tuple[str, ...] = ("a", "b"),
 ) -> Study:
     """A study without its videos: all that asking and counting need."""
-    trials = []
-    for n in range(clips):
-        trials.append(Trial(f"p{n}", "preference", f"c{n}", ("a", "b"), ("", "")))
-        trials += [Trial(f"m{n}{system}", "mos", f"c{n}", (system,), ("",)) for system in "ab"]
-    for n in range(clips // CHECK_EVERY + 1):
-        trials.append(Trial(f"x{n}", "preference", f"c{n}", ("a", BEEPS), ("", "")))
-    for n in range(2 * clips // CHECK_EVERY + 1):
-        trials.append(Trial(f"y{n}", "mos", f"c{n}", (BEEPS,), ("",)))
-    names = tuple(f"c{n}" for n in range(clips))
-    return Study(folder, seed, raters, per_person, ("a", "b"), names, tuple(trials))
+    asked: list[tuple[Survey, tuple[str, ...]]] = [("preference", (systems[0], s)) for s in systems[1:]]
+    asked += [("mos", (system,)) for system in systems]
+    trials = [Trial(f"{n} {kind} {of}", kind, f"c{n}", of, of) for n in range(clips) for kind, of in asked]
+    checks: list[tuple[Survey, tuple[str, ...]]] = [("preference", (systems[0], BEEPS)), ("mos", (BEEPS,))]
+    for kind, of in checks:
+        needed = sum(trial.survey == kind for trial in trials) // CHECK_EVERY + 1
+        trials += [Trial(f"check {n} {kind}", kind, f"c{n}", of, of) for n in range(needed)]
+    return Study(folder, 0, raters, per_person, systems, tuple(f"c{n}" for n in range(clips)), tuple(trials))
 
 
 def grades(trial: Trial, grade: int = 3) -> dict[str, int]:
@@ -525,7 +527,7 @@ def honest(rater: str, trial: Trial, question: str) -> int:
     """Prefers the first system strongly, knows beeps, scores systems 4 and 2."""
     if trial.survey == "preference":
         return 1
-    return {"a": 4, "b": 2, BEEPS: 1}[trial.systems[0]]
+    return {"a": 4, "b": 2, BEEPS: 1}.get(trial.systems[0], 3)
 
 
 def test_whoever_stood_where_the_first_one_wins(tmp_path: Path) -> None:
@@ -610,21 +612,33 @@ def test_results_and_every_answer_leave_the_house(
 
 
 def test_bars_are_as_long_as_their_counts(tmp_path: Path) -> None:
-    study = plan(tmp_path, clips=10)
-    shares = {"quality": (1, 2, 3, 4, 5, 5, 5, 5, 5, 5), "relevance": (1, 1, 1, 1, 1, 2, 2, 3, 3, 5)}
+    study = plan(tmp_path, clips=10, systems=("A", "B", "C"))
+    shares = {
+        ("quality", "B"): (1, 1, 1, 2, 2, 2, 3, 3, 4, 5),
+        ("quality", "C"): (1, 1, 1, 1, 1, 2, 2, 3, 3, 5),
+        ("relevance", "B"): (1, 1, 2, 2, 3, 3, 3, 4, 4, 5),
+        ("relevance", "C"): (1, 1, 1, 1, 1, 1, 2, 3, 4, 5),
+    }
 
     def judge(rater: str, trial: Trial, question: str) -> int:
         known = trial.check or question == "score"
-        return honest(rater, trial, question) if known else shares[question][int(trial.clip[1:])]
+        place = int(trial.clip[1:])
+        return honest(rater, trial, question) if known else shares[question, trial.systems[1]][place]
 
-    found = results(study, people_who(study, judge))
-    pixels = np.asarray(Image.open(io.BytesIO(plot(found.preferences))).convert("RGB"))
+    found = results(study, people_who(study, judge)).preferences
+    (screenshots(tmp_path) / "figure.png").write_bytes(plot(found))
     colours = [tuple(int(colour[n : n + 2], 16) for n in (1, 3, 5)) for colour in COLOURS]
-    top = pixels[: pixels.shape[0] // 2]  # the legend is below
-    for question, half in zip(("quality", "relevance"), np.array_split(top, 2, axis=1), strict=True):
-        areas = np.array([(half == colour).all(2).sum() for colour in colours])
-        expected = [shares[question].count(grade) / 10 for grade in range(1, 6)]
-        np.testing.assert_allclose(areas / areas.sum(), expected, atol=0.06)
+    for question in ("quality", "relevance"):
+        picture = plot([each for each in found if each.question == question])
+        pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+        where = np.stack([(pixels == colour).all(2) for colour in colours])  # [5, H, W]
+        inside = where.any(0).sum(1) > 0.3 * pixels.shape[1]  # rows of a bar, not of the legend
+        edges = np.flatnonzero(np.diff(np.pad(inside, 1).astype(int)))
+        assert len(edges) == 4, "not two bars"
+        for other, (top, bottom) in zip(study.systems[1:], edges.reshape(2, 2), strict=True):
+            areas = where[:, top:bottom].sum((1, 2))
+            expected = [shares[question, other].count(grade) / 10 for grade in range(1, 6)]
+            np.testing.assert_allclose(areas / areas.sum(), expected, atol=0.02)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

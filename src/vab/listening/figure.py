@@ -31,6 +31,7 @@ def plot(preferences: Sequence[Preference]) -> bytes:
     axes = figure.subplots(1, len(questions), squeeze=False, sharey=True)[0]
     for axis, question in zip(axes, questions, strict=True):
         _panel(axis, question, [each for each in preferences if each.question == question])
+    axes[0].invert_yaxis()  # of all, for they share it: the first pair is on top
     first = preferences[0].first
     names = (
         f"strongly {first}",
@@ -57,7 +58,6 @@ def _panel(axis: Any, question: str, rows: Sequence[Preference]) -> None:
             bars, labels, label_type="center", fontsize=8, color="black" if 0 < grade < 4 else "white"
         )
         left = [before + share for before, share in zip(left, shares, strict=True)]
-    axis.invert_yaxis()
     axis.set(title=TITLES[question], xlim=(0, 1), xlabel="% of answers")
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100"])
     axis.spines[["top", "right"]].set_visible(False)
