@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from vab.batches import ClipBatches
 from vab.checkpoint import checkpoints
 from vab.config import ModelConfig, Preset, TrainConfig, from_dict
+from vab.model import VAB
 from vab.store import Latents, LatentStore, StoreError, StoreMeta
 from vab.tasks import OBJECTIVES, Outcome, masked_tokens
-from vab.train import TrainError, learning_rate, train
+from vab.train import TrainError, learning_rate, optimizers, train
 
 MODEL = ModelConfig(
     codec="tiny",
@@ -178,6 +179,19 @@ def test_rate_rises_then_falls_to_nothing() -> None:
     assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
+def test_muon_has_the_matrices_of_the_layers() -> None:
+    network = VAB(MODEL)
+    adamw, muon = optimizers(network, replace(TRAIN, optimizer="muon"))
+    names = {id(p): name for name, p in network.named_parameters()}
+    found = [{names[id(p)] for group in each.param_groups for p in group["params"]} for each in (adamw, muon)]
+    assert set.union(*found) == {name for name, p in network.named_parameters() if p.requires_grad}
+    assert not set.intersection(*found)
+    assert "blocks.1.attention.qkv.weight" in found[1] and "blocks.1.feed_forward.up.weight" in found[1]
+    assert all(name.startswith("blocks.") and name.endswith(".weight") for name in found[1])
+    assert "heads.weight" in found[0] and "blocks.1.attention.norm.weight" in found[0]
+    assert len(optimizers(network, TRAIN)) == 1
+
+
 def test_latents_that_do_not_fit_are_refused(latents: Path, tmp_path: Path) -> None:
     wrong = replace(PRESET, model=replace(MODEL, codebooks=3, vocabulary=17, fps=3.0))
     with pytest.raises(StoreError, match="vocabulary is 16, the model's is 17; it has 2 codebooks"):
@@ -279,7 +293,7 @@ def command(script: Path, preset: Preset, store: Path, run: Path, devices: int =
 
 @pytest.mark.slow
 def test_killed_again_and_again_ends_the_same(latents: Path, tmp_path: Path) -> None:
-    preset = with_train(epochs=150.0, save_every=7)  # 400 steps
+    preset = with_train(epochs=150.0, save_every=7, optimizer="muon")  # 400 steps
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = train(preset, latents, tmp_path / "whole")

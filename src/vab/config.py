@@ -61,6 +61,7 @@ class ModelConfig:
 class TrainConfig:
     """One training run (Table 8). The defaults are the pre-training of VAB-Encodec."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the layers' matrices, the rest by AdamW
     learning_rate: float = 2e-4
     weight_decay: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.95)
@@ -207,9 +208,10 @@ def _presets() -> list[Preset]:
             "the model inside the package: small enough to ship and for a laptop",
             _tiny,
             TrainConfig(
-                learning_rate=2e-3,
+                optimizer="muon",
+                learning_rate=3e-3,
                 warmup_steps=100,
-                epochs=60.0,
+                epochs=35.0,
                 batch_size=20,
                 label_smoothing=0.0,
                 crop=2.0,
@@ -259,7 +261,7 @@ def _presets() -> list[Preset]:
         objective="contrastive",
         learning_rate=1e-3,
         warmup_steps=50,
-        epochs=20.0,
+        epochs=15.0,
         batch_size=64,
         crop=2.0,
         drop_features=0.0,

@@ -24,7 +24,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from .batches import DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
@@ -46,6 +46,24 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
         return config.learning_rate * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all that learns (section B.4). With ``muon``, the layers' matrices are left to Muon.
+
+    Muon (Jordan et al., 2024) makes the update of a matrix orthogonal; here it is as large as AdamW's would
+    be (Liu et al., 2025), so both have the same learning rate.
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in learned if config.optimizer == "muon" and "blocks." in name and p.ndim == 2]
+    rest = [p for _, p in learned if not any(p is matrix for matrix in hidden)]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
+    ]
+    if hidden:
+        found.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return found
 
 
 def train(
@@ -92,7 +110,7 @@ def train(
 
 
 class _Run:
-    """The state of one run: weights, averaged weights, optimizer, step, seconds."""
+    """The state of one run: weights, averaged weights, optimizers, step, seconds."""
 
     def __init__(
         self,
@@ -117,14 +135,7 @@ class _Run:
         ):
             next(b for n, b in self.model.named_buffers() if n.endswith(name)).copy_(torch.from_numpy(values))
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-        self.network, self.optimizer = fabric.setup(self.model, optimizer)
+        self.network, *self.optimizers = fabric.setup(self.model, *optimizers(self.model, config))
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.step = 0
         self.seconds = 0.0
@@ -156,7 +167,9 @@ class _Run:
             other = sorted(_differences(about["identity"], self.identity))
             if other:
                 raise TrainError(f"{self.folder} holds another run: {'; '.join(other)}. Use another folder.")
-            self.step = load_checkpoint(path, self.model, self.optimizer.optimizer, self.ema)
+            self.step = load_checkpoint(
+                path, self.model, [each.optimizer for each in self.optimizers], self.ema
+            )
             self.seconds = about["seconds"]
             self.log(f"resuming {self.folder} at step {self.step} of {self.total}")
             break
@@ -200,11 +213,12 @@ class _Run:
                     clock = time.perf_counter()
 
     def _update(self, batch: Batch, measure: bool) -> dict[str, float]:
-        """One step of the optimizer; loss, rate, norm of the gradient and, if asked, the measures."""
+        """One step of the optimizers; loss, rate, norm of the gradient and, if asked, the measures."""
         config, fabric = self.preset.train, self.fabric
         rate = learning_rate(self.step, self.total, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         # dropout is the one thing drawn on the device: a stream of its own for each step and process
         torch.manual_seed(hash((config.seed, self.step, fabric.global_rank)) & 0xFFFFFFFF)
         outcome = self.objective(self.network, batch, self.preset)
@@ -212,10 +226,7 @@ class _Run:
         total = fabric.all_reduce(sums, reduce_op="sum")
         # processes average their gradients; what is wanted is the mean over all things of all processes
         fabric.backward(outcome.loss * (outcome.weight * fabric.world_size / total[1]))
-        norm = fabric.clip_gradients(
-            self.network, self.optimizer, max_norm=config.clip_gradient, error_if_nonfinite=False
-        )
-        assert norm is not None
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
         values = {"loss": float(total[0] / total[1]), "learning_rate": rate, "gradient_norm": float(norm)}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
             raise TrainError(
@@ -223,8 +234,9 @@ class _Run:
                 f"{values['gradient_norm']}. Stopped; the last checkpoint is good. The clips of this batch: "
                 + ", ".join(self.clips.ids_of(self.step))
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         if self.ema:
             # early on the average must forget the random start faster
@@ -268,6 +280,10 @@ class _Run:
             for parameter, value in zip(self.parameters, own, strict=False):
                 parameter.data.copy_(value)
 
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those inside Fabric's."""
+        return [each.optimizer for each in self.optimizers]
+
     def _save(self) -> None:
         if self.fabric.is_global_zero:
             about = {"identity": self.identity, "seconds": self.seconds}
@@ -275,7 +291,7 @@ class _Run:
                 self.folder / "checkpoints",
                 self.step,
                 self.model,
-                self.optimizer.optimizer,
+                self._optimizers(),
                 self.ema,
                 about,
             )
