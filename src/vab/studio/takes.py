@@ -84,9 +84,15 @@ class Maker:
             yield self._take(clip, audio, f"Seed {seed}" + (f", sound {number + 1}" if number else ""))
 
     def redo(
-        self, clip: Clip, take: Take, span: Span, inside: bool, seed: int, decode: DecodeConfig,
+        self,
+        clip: Clip,
+        take: Take,
+        span: Span,
+        inside: bool,
+        seed: int,
+        decode: DecodeConfig,
         tell: Progress | None = None,
-    ) -> Take:  # fmt: skip
+    ) -> Take:
         """The take with the seconds ``span`` made anew (``inside``), or all but them.
 
         Every sample that is not made anew is bit-equal to the take's; the 20 ms of cross-fade at a seam
@@ -106,9 +112,14 @@ class Maker:
         return self._take(clip, audio, f"{what} anew", (start, stop) if inside else None)
 
     def extend(
-        self, clip: Clip, take: Take, seconds: float, seed: int, decode: DecodeConfig,
+        self,
+        clip: Clip,
+        take: Take,
+        seconds: float,
+        seed: int,
+        decode: DecodeConfig,
         tell: Progress | None = None,
-    ) -> Take:  # fmt: skip
+    ) -> Take:
         """The take with so many more seconds at its end; the picture stands still where it is over.
 
         ``ValueError`` if that is nothing, or too long.
@@ -126,9 +137,15 @@ class Maker:
         return self._take(clip, audio, title)
 
     def _from(
-        self, clip: Clip, sound: NDArray[np.float32], keep: Sequence[Span], seconds: float, seed: int,
-        decode: DecodeConfig, tell: Progress | None,
-    ) -> Audio:  # fmt: skip
+        self,
+        clip: Clip,
+        sound: NDArray[np.float32],
+        keep: Sequence[Span],
+        seconds: float,
+        seed: int,
+        decode: DecodeConfig,
+        tell: Progress | None,
+    ) -> Audio:
         return next(
             self.pipeline.generate_many(
                 clip.source,
@@ -145,9 +162,14 @@ class Maker:
     def _take(self, clip: Clip, audio: Audio, title: str, again: Span | None = None) -> Take:
         """Write the files of a take."""
         take = Take(
-            secrets.token_urlsafe(16), clip.folder, title, audio.waveform, self._score(audio), audio.timings,
+            secrets.token_urlsafe(16),
+            clip.folder,
+            title,
+            audio.waveform,
+            self._score(audio),
+            audio.timings,
             again,
-        )  # fmt: skip
+        )
         write_wav(take.sound, take.waveform)
         mux(_picture(clip, take.seconds), take.waveform, SAMPLE_RATE, take.video)
         Image.fromarray(mel_picture(take.waveform)).save(take.mel)

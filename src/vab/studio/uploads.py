@@ -137,7 +137,7 @@ def _check_pixels(size: tuple[int, int], most: int) -> None:
     width, height = size
     if width * height > most:
         raise UploadError(
-            f"Its picture is too large: {width} x {height} pixels; here {most / 1e6:.0f} million are the most."
+            f"Its picture is too large: {width} x {height} pixels; {most / 1e6:.0f} million are the most."
         )
 
 
