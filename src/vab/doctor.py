@@ -17,7 +17,7 @@ State = Literal["ok", "missing", "bad"]
 EXTRAS = {  # pip extra -> the modules it brings, and what they are for
     "eval": (("sklearn", "scipy", "ai_edge_litert", "matplotlib"), "evaluation"),
     "search": (("lancedb",), "the sound library"),
-    "studio": (("gradio",), "the web page"),
+    "studio": (("starlette", "uvicorn", "lancedb"), "the web pages"),
     "ray": (("ray",), "extraction on a cluster"),
 }
 

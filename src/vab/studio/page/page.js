@@ -288,8 +288,12 @@ function run(card) {
 }
 
 function toggle(media) {
-  if (media.paused) media.play().catch(() => say("This cannot be played; please try again."));
+  if (media.paused) media.play().catch(complain);
   else media.pause();
+}
+
+function complain(error) {
+  if (error.name !== "AbortError") say("This cannot be played; please try again."); // stopped before it began
 }
 
 // Only one plays at a time.
@@ -309,7 +313,7 @@ function listen(row, start) {
   playing = stop ? "" : url;
   if (!stop) {
     $("player").src = url;
-    $("player").play().catch(() => say("This sound cannot be played."));
+    $("player").play().catch(complain);
   }
 }
 
@@ -326,7 +330,7 @@ function hit(found) {
   const put = make("button", { type: "button", className: "put plain", textContent: "Put under", onclick: () => act("place", { row, start }) });
   put.setAttribute("aria-label", `Put ${name} under the picture`);
   const at = start ? `, from ${start.toFixed(1)} s` : "";
-  return make("li", {}, hear, make("span", { className: "what" }, name, make("small", { textContent: `${label}${at}, fit ${score.toFixed(2)}` })), put);
+  return make("li", {}, hear, make("span", { className: "what" }, name, make("small", { textContent: `${label.replaceAll("_", " ")}${at}, fit ${score.toFixed(2)}` })), put);
 }
 
 function showHits() {
@@ -350,8 +354,9 @@ function showClasses() {
   if (JSON.stringify(answer) === drawn.understand) return;
   drawn.understand = JSON.stringify(answer);
   const parts = Object.entries(answer?.classes ?? {}).map(([kind, rows]) => make("div", {}, make("h3", { textContent: KINDS[kind] }), typeof rows === "string" ? make("p", { textContent: rows }) : bars(rows)));
-  if (answer?.hits.length) parts.push(make("div", {}, make("h3", { textContent: "Closest sounds" }), make("ol", { className: "hits" }, ...answer.hits.map(hit))));
   $("classes").replaceChildren(...parts);
+  $("closest").replaceChildren(...(answer?.hits ?? []).map(hit));
+  $("closest-part").hidden = !answer?.hits.length;
   places(answer?.places ?? {});
 }
 
