@@ -214,7 +214,7 @@ def test_a_visit_over_http(visitor: Callable[[], Any], tmp_path: Path) -> None:
     assert me.post("/do/make", json={}).status_code == 409
 
     bad = me.post("/clip", content=b"nothing")
-    assert bad.status_code == 422 and bad.json()["error"].endswith(".")
+    assert bad.status_code == 422 and bad.json()["error"].endswith(".") and not bad.cookies
     video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
     state = me.post("/clip", content=video).json()
     assert state["clip"]["sound"] and state["clip"]["seconds"] == 2.0
@@ -284,7 +284,8 @@ def test_what_the_server_lets_through(visitor: Callable[[], Any], monkeypatch: p
     )
     for path in paths:
         assert me.get(path).status_code == 404, path
-    assert me.get("/", headers={"host": "evil.example"}).status_code == 403
+    for host in ("evil.example", "evil.example:7860", "[", "127.0.0.1.evil.example"):
+        assert me.get("/", headers={"host": host}).status_code == 403, host
     assert me.post("/clip", headers={"origin": "http://evil.example"}).status_code == 403
     assert me.post("/do/make", headers={"origin": "null"}).status_code == 403
     assert me.post("/do/make", headers={"origin": "http://127.0.0.1:7860"}).status_code == 409
@@ -357,15 +358,19 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
 
 def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = desk.rooms
-    stays, leaves, returns = (rooms.open() for _ in range(3))
-    assert len({room.id for room in (stays, leaves, returns)}) == 3 and len(stays.id) > 40
+    stays, leaves, returns = everybody = [rooms.open() for _ in range(3)]
+    folders = [rooms.folder / str(n) for n in range(3)]
+    for room, folder in zip(everybody, folders, strict=True):
+        folder.mkdir()
+        rooms.clear(room, Clip(folder, "video", 1.0, 64, 48, False))
+    assert len({room.id for room in everybody}) == 3 and len(stays.id) > 40
     monkeypatch.setattr("vab.studio.rooms.LEFT", -1.0)
     rooms.leave(leaves)
     rooms.leave(returns)
     assert rooms.find(returns.id) is returns  # it was only loaded anew
     rooms.sweep()
-    assert [rooms.find(room.id) for room in (stays, leaves, returns)] == [stays, None, returns]
-    assert [room.folder.exists() for room in (stays, leaves, returns)] == [True, False, True]
+    assert [rooms.find(room.id) for room in everybody] == [stays, None, returns]
+    assert [folder.exists() for folder in folders] == [True, False, True]
     assert rooms.find(None) is None and rooms.find("") is None
     monkeypatch.setattr("vab.studio.rooms.MOST_ROOMS", 3)
     rooms.open()
@@ -376,16 +381,16 @@ def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: 
 def test_a_take_that_comes_too_late_is_dropped(desk: Desk, tmp_path: Path) -> None:
     room = desk.rooms.open()
     for name in ("one", "two"):
-        (room.folder / name).mkdir()
+        (desk.rooms.folder / name).mkdir()
     video = write_video(tmp_path / "a.mp4", 10, 10)
-    desk.rooms.clear(room, make_clip(video, room.folder / "one"))
+    desk.rooms.clear(room, make_clip(video, desk.rooms.folder / "one"))
     desk.make(room, {"count": 4, "seed": 0})
     job = room.jobs["make"]
-    desk.rooms.clear(room, make_clip(video, room.folder / "two"))
+    desk.rooms.clear(room, make_clip(video, desk.rooms.folder / "two"))
     while job.active:
         time.sleep(0.01)
     assert job.state == "cancelled" and room.tracks == [] and room.jobs == {}
-    assert not (room.folder / "one").exists()
+    assert not (desk.rooms.folder / "one").exists()
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

@@ -107,8 +107,7 @@ class Desk:
             _seed(values),
         )
         take = track.takes[-1]
-        track.tries += 1
-        number = (seed + track.tries) % 2**32
+        number = (seed + track.tries + 1) % 2**32
 
         def work(tell: Tell) -> None:
             try:
@@ -118,6 +117,7 @@ class Desk:
             _add(room, clip, made, track)
 
         self._start(room, "make", work)
+        track.tries += 1
 
     def undo(self, room: Room, values: Values) -> None:
         """The take ``track`` as it was before."""
@@ -209,8 +209,8 @@ class Desk:
             job = room.jobs.get(kind)
             if job is not None and job.active:
                 raise Refused("One thing after another: wait for the last one, or cancel it.")
-            room.jobs[kind] = Job(kind, work)
-        self.line.add(room.jobs[kind])
+            job = room.jobs[kind] = Job(kind, work)
+        self.line.add(job)
 
     def _shelf(self) -> Shelf:
         if self.shelf is None:

@@ -1,4 +1,4 @@
-"""Rooms: what belongs to one visitor, in a folder of its own, which goes when the visitor does."""
+"""Rooms: what belongs to one visitor, and goes with all its files when the visitor does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ class Room:
     """One visitor's clip, takes and jobs. ``lock`` is held while any of it changes."""
 
     id: str  # cannot be guessed; whoever has it is this visitor
-    folder: Path
     clip: Clip | None = None
     tracks: list[Track] = field(default_factory=list)
     jobs: dict[str, Job] = field(default_factory=dict)  # the newest of each kind
@@ -55,7 +54,7 @@ class Room:
 
 
 class Rooms:
-    """All rooms, below one temporary folder."""
+    """All rooms, and the temporary folder that holds the folder of each one's clip."""
 
     def __init__(self, line: Line) -> None:
         self.line = line
@@ -79,8 +78,7 @@ class Rooms:
             if len(self._rooms) >= MOST_ROOMS:
                 raise Refused("Too many people are here right now; please try again in half an hour.")
             name = secrets.token_urlsafe(32)
-            room = Room(name, Path(tempfile.mkdtemp(dir=self.folder)), until=time.monotonic() + IDLE)
-            self._rooms[name] = room
+            room = self._rooms[name] = Room(name, until=time.monotonic() + IDLE)
             return room
 
     def leave(self, room: Room) -> None:
@@ -107,7 +105,6 @@ class Rooms:
                 del self._rooms[room.id]
         for room in over:
             self.clear(room)
-            shutil.rmtree(room.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Remove everything, at the end."""

@@ -66,11 +66,9 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
 
     async def guard(request: Request, call: Callable[..., Any]) -> Response:
         """Requests from other sites' pages are refused; every answer gets the headers."""
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        known = not local or urlsplit(f"//{host}").hostname in LOCAL
-        own = origin is None or urlsplit(origin).netloc == host
-        if not known or (request.method != "GET" and not own):
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        own = origin is None or origin.partition("://")[2] == host
+        if (local and _name_of(host) not in LOCAL) or (request.method != "GET" and not own):
             answer = error("This request comes from another site.", 403)
         else:
             answer = await call(request)
@@ -94,14 +92,9 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
         """The body is the file; its name is not even sent."""
         if int(request.headers.get("content-length") or 0) > MOST_BYTES:
             return error(_too_large(), 413)
-        room = room_of(request)
-        try:
-            room, fresh = (room, False) if room else (desk.rooms.open(), True)
-        except Refused as refused:
-            return error(str(refused), 503)
-        folder = room.folder / secrets.token_urlsafe(16)
+        folder = desk.rooms.folder / secrets.token_urlsafe(16)
         folder.mkdir()
-        raw = folder / "upload"
+        raw, room = folder / "upload", None
         try:
             size = 0
             with raw.open("wb") as file:
@@ -110,21 +103,20 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
                     if size > MOST_BYTES:
                         raise UploadError(_too_large())
                     file.write(part)
-            clip = await run_limited(lambda: prepare(raw, folder))
+            clip = await anyio.to_thread.run_sync(prepare, raw, folder, limiter=readers)
+            room = room_of(request) or desk.rooms.open()
             desk.rooms.clear(room, clip)
-            answer: Response = JSONResponse(_state(desk, room))
         except UploadError as refused:
-            answer = error(str(refused), 422)
+            return error(str(refused), 422)
+        except Refused as refused:
+            return error(str(refused), 503)
         finally:
             raw.unlink(missing_ok=True)
-            if room.clip is None or room.clip.folder != folder:
+            if room is None:
                 shutil.rmtree(folder, ignore_errors=True)
-        if fresh:
-            answer.set_cookie(COOKIE, room.id, httponly=True, samesite="strict")
+        answer = JSONResponse(_state(desk, room))
+        answer.set_cookie(COOKIE, room.id, httponly=True, samesite="strict")
         return answer
-
-    async def run_limited(work: Callable[[], Any]) -> Any:
-        return await anyio.to_thread.run_sync(work, limiter=readers)
 
     async def ask(request: Request) -> Response:
         body = b""
@@ -221,6 +213,14 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
         lifespan=lifespan,
     )
+
+
+def _name_of(host: str) -> str | None:
+    """The name in a ``Host`` header, without the port; None if there is none to be had."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _too_large() -> str:
