@@ -120,9 +120,9 @@ def sound(page: Any, take: int) -> bytes:
     return page.request.get(page.url + page.locator(".wav").nth(take).get_attribute("href")).body()[44:]
 
 
-def shoot(page: Any, path: Path) -> None:
-    """A screenshot in so few colours that the repository can hold it."""
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+def shoot(part: Any, path: Path) -> None:
+    """A screenshot of a page or a part of it, in so few colours that the repository can hold it."""
+    image = Image.open(io.BytesIO(part.screenshot())).convert("RGB")
     image.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
@@ -181,8 +181,7 @@ def test_a_visit(link: str, browser: Any, pictures: Path, tmp_path: Path) -> Non
     page.mouse.up()
     marked = [float(first.locator(name).input_value()) for name in (".from", ".to")]
     assert marked == pytest.approx([2.0, 4.0], abs=0.05)
-    page.locator("#takes-part").scroll_into_view_if_needed()
-    shoot(page, pictures / "takes.png")
+    shoot(page.locator("#takes-part"), pictures / "takes.png")
     first.locator(".redo").click()
     first.get_by_text("anew").wait_for()
     after = sound(page, 0)
@@ -215,8 +214,7 @@ def test_a_visit(link: str, browser: Any, pictures: Path, tmp_path: Path) -> Non
     page.locator("#hits .hear").first.click()
     until(lambda: page.evaluate("document.getElementById('player').currentTime") > 0.2)
     assert page.locator("#hits .hear").first.inner_text() == "Stop"
-    page.locator("#find-part").scroll_into_view_if_needed()
-    shoot(page, pictures / "find.png")
+    shoot(page.locator("#find-part"), pictures / "find.png")
     name = page.locator("#hits .what").first.inner_text().split("\n")[0]
     page.locator("#hits .put").first.click()
     until(lambda: page.locator(".take").count() == 3)
@@ -234,8 +232,7 @@ def test_a_visit(link: str, browser: Any, pictures: Path, tmp_path: Path) -> Non
     page.locator("#map").click(position={"x": 300, "y": 200})
     assert "(" in page.locator("#point").inner_text()
     healthy(page)
-    page.locator("#understand-part").scroll_into_view_if_needed()
-    shoot(page, pictures / "understand.png")
+    shoot(page.locator("#understand-part"), pictures / "understand.png")
 
     # another visitor sees none of it; who comes back does
     other = open_page(browser, link, faults)

@@ -78,8 +78,6 @@ function show(found) {
   showJob("understand", "understand-work");
   showHits();
   showClasses();
-  for (const [kind, job] of Object.entries(state.jobs))
-    if (job.state === "failed" && before.jobs[kind]?.state !== "failed" && before.jobs[kind]) say(job.error);
   enable();
   follow();
 }
@@ -190,7 +188,8 @@ function showJob(kind, place) {
   const active = job && (job.state === "waiting" || job.state === "working");
   const line = $(place);
   if (!active) {
-    line.replaceChildren(job?.state === "cancelled" ? make("span", { textContent: "Cancelled." }) : "");
+    const ended = { cancelled: "Cancelled.", failed: job?.error }[job?.state] ?? "";
+    if (line.textContent !== ended) line.textContent = ended;
     return;
   }
   if (!line.querySelector("progress")) {
@@ -199,8 +198,9 @@ function showJob(kind, place) {
     line.replaceChildren(make("span"), bar, make("button", { type: "button", className: "plain", textContent: "Cancel", onclick: () => act("cancel", { kind }) }));
   }
   const ahead = job.ahead === 1 ? "1 job of others comes first" : `${job.ahead} jobs come first`;
-  const percent = job.stage && job.share ? `, ${Math.round(100 * job.share)} %` : "";
-  line.querySelector("span").textContent = job.state === "waiting" && job.ahead ? `Waiting: ${ahead}` : `${job.stage || "starting"}${percent}`;
+  const percent = job.stage && job.share ? `, ${10 * Math.round(10 * job.share)} %` : ""; // seldom enough to be read out
+  const text = job.state === "waiting" && job.ahead ? `Waiting: ${ahead}` : `${job.stage || "starting"}${percent}`;
+  if (line.querySelector("span").textContent !== text) line.querySelector("span").textContent = text;
   if (job.share) line.querySelector("progress").value = job.share;
   else line.querySelector("progress").removeAttribute("value");
 }
