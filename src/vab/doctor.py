@@ -17,7 +17,7 @@ State = Literal["ok", "missing", "bad"]
 EXTRAS = {  # pip extra -> the modules it brings, and what they are for
     "eval": (("sklearn", "scipy", "ai_edge_litert", "matplotlib"), "evaluation"),
     "search": (("lancedb",), "the sound library"),
-    "studio": (("gradio",), "the web page, the listening study"),
+    "studio": (("starlette", "uvicorn", "lancedb"), "the studio, the listening study"),
     "ray": (("ray",), "extraction on a cluster"),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from vab.media import MediaError, MediaInfo, read_audio
 FADE = round(0.02 * SAMPLE_RATE)  # samples of cross-fade, outside of what is kept
 
 Span = tuple[float, float]  # seconds; the end may be infinite
+Own = Callable[[int, int], np.ndarray]  # first sample, how many -> float32 [S] of the sound that is there
 
 
 def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tuple[int, int]]:
@@ -38,10 +39,10 @@ def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tup
     return kept
 
 
-def paste(waveform: np.ndarray, path: Path, start: int, stop: int) -> None:
-    """Put a file's own samples ``start`` to ``stop`` into ``waveform`` [S], with a fade on either side."""
+def paste(waveform: np.ndarray, sound: Own, start: int, stop: int) -> None:
+    """Put samples ``start`` to ``stop`` of ``sound`` into ``waveform`` [S], with a fade on either side."""
     begin, end = max(0, start - FADE), min(len(waveform), stop + FADE)
-    own = own_sound(path, begin, end - begin)
+    own = sound(begin, end - begin)
     weight = np.ones(end - begin, dtype=np.float32)
     weight[: start - begin] = (np.arange(start - begin) + 1) / (start - begin + 1)
     weight[len(weight) - (end - stop) :] = 1 - (np.arange(end - stop) + 1) / (end - stop + 1)
@@ -55,3 +56,9 @@ def own_sound(path: Path, begin: int, samples: int) -> np.ndarray:
     if not np.isfinite(sound).all():
         raise MediaError(f"{path}: its sound holds values that are not numbers")
     return sound
+
+
+def part_of(sound: np.ndarray, begin: int, samples: int) -> np.ndarray:
+    """Samples of a sound [S] at hand, float32 [samples]; silence after its end."""
+    part = sound[begin : begin + samples].astype(np.float32)
+    return np.pad(part, (0, samples - len(part)))

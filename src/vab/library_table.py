@@ -231,11 +231,14 @@ class WindowTable:
             chosen = _among(paths[first : first + 500])
             self._do(lambda where=chosen: self._table.delete(where))  # type: ignore[misc]
 
+    def some(self, rows: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of ``rows`` rows drawn without chance, or of all if there are no more."""
+        offsets = np.random.default_rng(0).choice(self.count(), min(rows, self.count()), replace=False)
+        return self._do(self._table.take_offsets(sorted(offsets.tolist())).select(list(columns)).to_arrow)
+
     def sample(self, rows: int) -> dict[Kind, NDArray[np.float32]]:
         """The vectors [n, D] of each stream in ``rows`` rows drawn without chance."""
-        offsets = np.random.default_rng(0).choice(self.count(), min(rows, self.count()), replace=False)
-        query = self._table.take_offsets(sorted(offsets.tolist())).select(list(KINDS))
-        found = self._do(query.to_arrow)
+        found = self.some(rows, KINDS)
         return {kind: np.array(found[kind].drop_null().to_pylist(), np.float32) for kind in KINDS}
 
     def build_index(self, kind: Kind, parts: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -27,7 +27,7 @@ from vab.devices import pick_device
 from vab.embed import Understanding, agreement
 from vab.embeddings import Kind
 from vab.finetune import Finetuned, load_finetuned, save_finetuned
-from vab.keep import Span, kept_samples, own_sound, paste
+from vab.keep import Own, Span, kept_samples, own_sound, part_of, paste
 from vab.media import MediaError, MediaInfo, moving_crop, probe, read_frames, write_wav
 from vab.model import VAB
 from vab.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
@@ -49,6 +49,8 @@ class Audio:
     waveform: np.ndarray  # float32 [S], about -1..1
     rate: int = SAMPLE_RATE
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+    tokens: Tensor | None = None  # int64 [K,T] that it was decoded from, at least a window of them
+    features: Tensor | None = None  # [F,dim] of the picture that it was made for, as long as the tokens
 
     def save(self, path: str | Path) -> None:
         """Write a 16-bit WAV file, complete or not at all."""
@@ -189,16 +191,23 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         seed: int = 0,
         decode: DecodeConfig | None = None,
         keep: Sequence[Span] = (),
+        sound: np.ndarray | None = None,
+        seconds: float | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Audio]:
         """``samples`` sounds for one file, one after another; the first is that of :meth:`generate`.
 
-        The file is read once: the first sound's timings hold that.
+        The file is read once: the first sound's timings hold that. ``sound`` [S]: what ``keep`` speaks of,
+        in place of the file's own. ``seconds``: how long the sound shall be, in place of the picture's
+        length; a picture that ends sooner stands still.
         """
         tell = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}
         info = probe(path)
-        length = sound_length(info)
+        length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
+        own: Own = partial(own_sound, info.path)
+        if sound is not None:
+            info, own = replace(info, has_audio=True), partial(part_of, sound)
         kept = kept_samples(info, keep, length)
         config = self.config.model
         total = padded_length(samples_to_frames(length), config)
@@ -210,7 +219,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             for start, stop in kept:
                 first, last = -(-start // HOP), stop // HOP
                 if first < last:
-                    tokens[:, first:last] = self._encode(info.path, first, last)[:codebooks]
+                    tokens[:, first:last] = self._encode(own, first, last)[:codebooks]
                     given[:, first:last] = True
         chosen = decode or self.config.decode
         count = chosen.candidates
@@ -238,8 +247,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             with _timed(timings, "codec"):
                 waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                 for start, stop in kept:
-                    paste(waveform, info.path, start, stop)
-            yield Audio(waveform, SAMPLE_RATE, dict(timings))
+                    paste(waveform, own, start, stop)
+            yield Audio(waveform, SAMPLE_RATE, dict(timings), result, features)
             timings.clear()
 
     def _nearest(self, drawn: Tensor, features: Tensor) -> Tensor:
@@ -269,15 +278,15 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         return torch.cat([features[:places], last])
 
     @torch.no_grad()
-    def _encode(self, path: Path, first: int, last: int) -> Tensor:
-        """Tokens [K, last - first] of a file's own sound, with a second of context on either side."""
+    def _encode(self, own: Own, first: int, last: int) -> Tensor:
+        """Tokens [K, last - first] of the sound that is there, with a second of context on either side."""
         parts = []
         for start in range(first, last, ENCODED_AT_ONCE):
             stop = min(start + ENCODED_AT_ONCE, last)
             before = min(start, CONTEXT)
             begin, end = (start - before) * HOP, (stop + CONTEXT) * HOP
-            sound = own_sound(path, begin, end - begin)
-            codes = self.codec.encode(torch.from_numpy(sound)[None].to(self.device))[0]
+            sound = torch.from_numpy(own(begin, end - begin))
+            codes = self.codec.encode(sound[None].to(self.device))[0]
             parts.append(codes[:, before : before + stop - start])
         return torch.cat(parts, dim=1)
 

@@ -48,6 +48,7 @@ VERBS = {  # words: module, function, what it does
     "evaluate listening build": ("listening", "build", "results of systems -> a study that people answer"),
     "evaluate listening serve": ("listening", "serve", "the page of a study, with a link for each rater"),
     "evaluate listening results": ("listening", "results", "answers -> Figure 4, Table 2, agreement"),
+    "studio": ("studio", "studio", "a page: takes for a clip, redo parts of them, find real sounds"),
     "bench": ("bench", "bench", "how long 10 s of sound take here, stage by stage"),
     "models": ("info", "models", "the models there are, and where"),
     "presets": ("info", "presets", "the named configurations, and every field of one"),

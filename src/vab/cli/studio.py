@@ -1,0 +1,69 @@
+"""vab studio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vab.cli.options import Device, Model
+from vab.cli.output import BadCall, show, tell
+
+
+def studio(
+    model: Model = None,
+    library: Annotated[Path | None, tyro.conf.arg(metavar="DB")] = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: Device = "auto",
+    json: bool = False,
+) -> int:
+    """Serve a page to make sound for a video or a picture, until Ctrl-C.
+
+    Drop a clip, hear several takes, mark a part of one and redo that or the rest, look for real sounds in a
+    library, see what the model makes of it. Needs no network. Uploads and takes are deleted when their
+    visitor leaves, and at the end.
+
+    Args:
+        model: a name (see vab models), a model directory or a Hub id. Left out: the bundled vab-tiny.
+        library: a library to search, made by vab index add with the same model.
+        host: the address to listen on. 127.0.0.1 is this machine alone; for others put a web server with
+            HTTPS in front.
+        port: 0 takes any that is free.
+        device: where to compute.
+        json: the address as one JSON document on standard output.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise BadCall(f"no web server ({error}): pip install 'vab[studio]'") from None
+    from vab.codec import CodecError
+    from vab.evaluate.report import EvaluationError
+    from vab.library import Library, LibraryError
+    from vab.listening.server import listen, serve
+    from vab.pipeline import VABPipeline
+    from vab.studio.desk import Desk
+    from vab.studio.server import LOCAL, make_app
+    from vab.studio.shelf import Shelf
+    from vab.studio.takes import Maker
+    from vab.vision import VisionError
+    from vab.weights import BUNDLED, ModelError
+
+    try:
+        place = listen(host, port)
+        pipeline = VABPipeline.from_pretrained(model, device=device)
+        shelf = None
+        if library is not None:
+            opened = Library.open(library)
+            opened.check(pipeline.understanding.fingerprint())
+            shelf = Shelf(opened)
+    except (CodecError, EvaluationError, LibraryError, ModelError, VisionError, OSError) as error:
+        raise BadCall(str(error)) from error
+    name = f"[{host}]" if ":" in host else host
+    link = f"http://{name}:{place.getsockname()[1]}"
+    show({"link": link}, link, json)
+    tell("serving until Ctrl-C")
+    serve(make_app(Desk(Maker(pipeline), shelf), model or BUNDLED, host in LOCAL), place)
+    return 0

@@ -1,0 +1,313 @@
+"""What a visitor can ask for: requests are checked here, and what takes time becomes a job of the queue."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.config import DecodeConfig
+from vab.decode import decode_settings
+from vab.embed import Inputs
+from vab.embeddings import Embedded
+from vab.library import LibraryError
+from vab.media import MediaError
+from vab.studio.line import Job, Line, Refused, Tell
+from vab.studio.rooms import Room, Rooms, Track
+from vab.studio.shelf import Shelf
+from vab.studio.takes import MOST_TAKES, Maker, Take
+from vab.studio.uploads import Clip
+from vab.weights import ModelError
+
+MOST_TRACKS = 12  # takes in a room
+HITS = 12
+CLASSES = 5  # likeliest ones told
+WORDS = {
+    "decode_video": "reading the picture",
+    "features": "looking at the picture",
+    "sampling": "making sound",
+    "refining": "adding detail",
+    "codec": "writing the sound",
+}
+
+Values = Mapping[str, Any]
+
+
+class Desk:
+    """The studio's verbs for the rooms of all visitors, with one model and perhaps a library."""
+
+    def __init__(self, maker: Maker, shelf: Shelf | None = None) -> None:
+        self.maker, self.shelf = maker, shelf
+        self.line = Line()
+        self.rooms = Rooms(self.line)
+        self.verbs: dict[str, Callable[[Room, Values], None]] = {
+            "make": self.make,
+            "redo": self.redo,
+            "extend": self.extend,
+            "undo": self.undo,
+            "remove": self.remove,
+            "find": self.find,
+            "place": self.place,
+            "own": self.own,
+            "understand": self.understand,
+            "cancel": self.cancel,
+            "clear": self.clear,
+        }
+
+    def close(self) -> None:
+        """End the work and remove all files."""
+        self.line.close()
+        self.rooms.close()
+
+    def make(self, room: Room, values: Values) -> None:
+        """``count`` new takes."""
+        clip = _clip(room)
+        count, seed, decode = _whole(values, "count", 1, MOST_TAKES), _seed(values), self._decode(values)
+        _space(room, count)
+
+        def work(tell: Tell) -> None:
+            for take in self.maker.new(clip, count, seed, decode, tell):
+                _add(room, clip, take)
+
+        self._start(room, "make", work)
+
+    def redo(self, room: Room, values: Values) -> None:
+        """The seconds ``from`` to ``to`` of the take ``track`` anew; with ``rest`` all but them."""
+        span = (_number(values, "from", 0, 1e6), _number(values, "to", 0, 1e6))
+        inside = not values.get("rest")
+
+        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, tell: Tell) -> Take:
+            return self.maker.redo(clip, take, span, inside, seed, decode, tell)
+
+        self._change(room, values, make)
+
+    def extend(self, room: Room, values: Values) -> None:
+        """The take ``track`` with ``seconds`` more."""
+        seconds = _number(values, "seconds", 0.1, 60)
+
+        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, tell: Tell) -> Take:
+            return self.maker.extend(clip, take, seconds, seed, decode, tell)
+
+        self._change(room, values, make)
+
+    def _change(
+        self,
+        room: Room,
+        values: Values,
+        make: Callable[[Clip, Take, int, DecodeConfig, Tell], Take],
+    ) -> None:
+        clip, track, decode, seed = (
+            _clip(room),
+            room.track(values.get("track")),
+            self._decode(values),
+            _seed(values),
+        )
+        take = track.takes[-1]
+        number = (seed + track.tries + 1) % 2**32
+
+        def work(tell: Tell) -> None:
+            try:
+                made = make(clip, take, number, decode, tell)
+            except ValueError as error:  # of the span or the length
+                raise Refused(str(error)) from None
+            _add(room, clip, made, track)
+
+        self._start(room, "make", work)
+        track.tries += 1
+
+    def undo(self, room: Room, values: Values) -> None:
+        """The take ``track`` as it was before."""
+        with room.lock:
+            track = room.track(values.get("track"))
+            if len(track.takes) < 2:
+                raise Refused("There is nothing to undo.")
+            track.takes.pop().remove()
+
+    def remove(self, room: Room, values: Values) -> None:
+        """Take away the take ``track``."""
+        with room.lock:
+            track = room.track(values.get("track"))
+            room.tracks.remove(track)
+            for take in track.takes:
+                take.remove()
+
+    def own(self, room: Room, values: Values) -> None:
+        """A take of the sound that the upload had."""
+        clip = _clip(room)
+        if not clip.has_sound:
+            raise Refused("This clip came without sound.")
+        _space(room, 1)
+        self._start(
+            room, "make", lambda _: _add(room, clip, self.maker.place(clip, clip.sound(), "As it came"))
+        )
+
+    def place(self, room: Room, values: Values) -> None:
+        """A take of the sound ``row`` of the library, from ``start`` on."""
+        clip, shelf = _clip(room), self._shelf()
+        row, start = _whole(values, "row", 0, len(shelf.paths) - 1), _number(values, "start", 0, 1e6)
+        _space(room, 1)
+
+        def work(tell: Tell) -> None:
+            try:
+                sound = shelf.sound(row, start, clip.seconds)
+            except MediaError:
+                raise Refused("This file of the library cannot be read any more.") from None
+            _add(room, clip, self.maker.place(clip, sound, shelf.paths[row].name))
+
+        self._start(room, "make", work)
+
+    def find(self, room: Room, values: Values) -> None:
+        """The library's sounds that are nearest to the take ``track``, or to the picture without one."""
+        clip, shelf, take = _clip(room), self._shelf(), _top(room, values)
+
+        def work(tell: Tell) -> None:
+            tell("listening" if take else "looking", 0, 1)
+            embedded = self._embedded(clip, take)
+            hits = self._near(shelf, embedded.mean("audio" if take else "video"))
+            _answer(room, clip, "find", {"by": _name(take), "hits": hits})
+
+        self._start(room, "find", work)
+
+    def understand(self, room: Room, values: Values) -> None:
+        """Classes of picture, of the take ``track`` and of both; the nearest sounds; places on the map."""
+        clip, take = _clip(room), _top(room, values)
+
+        def work(tell: Tell) -> None:
+            told: dict[str, Any] = {"by": _name(take), "classes": {}, "hits": [], "places": {}}
+            kinds: tuple[Inputs, ...] = ("video", "audio", "both") if take else ("video",)
+            for number, inputs in enumerate(kinds):
+                tell("naming what is there", number, 3)
+                told["classes"][inputs] = self._classes(take.video if take else clip.source, inputs)
+            if self.shelf is not None:
+                tell("comparing", 0, 1)
+                embedded = self._embedded(clip, take)
+                seen, heard = embedded.mean("video"), embedded.mean("audio") if take else None
+                told["hits"] = self._near(self.shelf, seen if heard is None else heard)[:CLASSES]
+                for kind, vector in (("picture", seen), ("take", heard)):
+                    if vector is not None:
+                        told["places"][kind] = self.shelf.place(vector)
+            _answer(room, clip, "understand", told)
+
+        self._start(room, "understand", work)
+
+    def cancel(self, room: Room, values: Values) -> None:
+        """Stop the job of the kind ``kind``."""
+        job = room.jobs.get(str(values.get("kind")))
+        if job is not None:
+            self.line.cancel(job)
+
+    def clear(self, room: Room, values: Values) -> None:
+        """Delete the clip and everything made of it."""
+        self.rooms.clear(room)
+
+    def _start(self, room: Room, kind: str, work: Callable[[Tell], None]) -> None:
+        with room.lock:
+            job = room.jobs.get(kind)
+            if job is not None and job.active:
+                raise Refused("One thing after another: wait for the last one, or cancel it.")
+            job = room.jobs[kind] = Job(kind, work)
+        self.line.add(job)
+
+    def _shelf(self) -> Shelf:
+        if self.shelf is None:
+            raise Refused("No library is open here.")
+        return self.shelf
+
+    def _decode(self, values: Values) -> DecodeConfig:
+        own = self.maker.pipeline.config.decode
+        steps = _whole(values, "steps", 1, 100) if own.steps and "steps" in values else None
+        guidance = _number(values, "guidance", 0, 20) if "guidance" in values else None
+        temperature = _number(values, "temperature", 0, 100) if "temperature" in values else None
+        return decode_settings(own, steps, guidance, temperature)
+
+    def _embedded(self, clip: Clip, take: Take | None) -> Embedded:
+        """The windows of the picture, with those of a take's sound if there is one."""
+        try:
+            return self.maker.pipeline.understanding.embed_file(take.video if take else clip.source)
+        except ModelError as error:
+            raise Refused(f"{str(error).capitalize()}.") from None
+
+    def _classes(self, path: Any, kind: Inputs) -> list[tuple[str, float]] | str:
+        """The likeliest classes with their probabilities, or the reason why there are none."""
+        try:
+            classes = self.maker.pipeline.understanding.classifier[1].classes
+        except ModelError:
+            return "This model knows no classes."
+        found = next(self.maker.pipeline.understanding.classify_files([path], kind))[1]
+        if isinstance(found, str):
+            return "It cannot be told."
+        best = np.argsort(found[1])[::-1][:CLASSES]
+        return [(classes[n], round(float(found[1][n]), 4)) for n in best]
+
+    def _near(self, shelf: Shelf, vector: NDArray[np.float32] | None) -> list[dict[str, Any]]:
+        if vector is None:
+            return []
+        try:
+            found = shelf.search(vector, HITS)
+        except LibraryError:
+            raise Refused("The library cannot be searched right now.") from None
+        return [
+            asdict(hit) | {"name": shelf.paths[hit.row].name, "label": shelf.labels[hit.row]} for hit in found
+        ]
+
+
+def _clip(room: Room) -> Clip:
+    if room.clip is None:
+        raise Refused("Choose a video or a picture first.")
+    return room.clip
+
+
+def _top(room: Room, values: Values) -> Take | None:
+    """The newest of the track that is named, None if none is."""
+    return room.track(values["track"]).takes[-1] if values.get("track") else None
+
+
+def _name(take: Take | None) -> str:
+    return take.id if take else ""
+
+
+def _space(room: Room, count: int) -> None:
+    if len(room.tracks) + count > MOST_TRACKS:
+        raise Refused(f"There is room for {MOST_TRACKS} takes; remove some first.")
+
+
+def _add(room: Room, clip: Clip, take: Take, track: Track | None = None) -> None:
+    """Hand over a finished take, unless its clip or its track is gone by now."""
+    with room.lock:
+        if room.clip is not clip or (track is not None and track not in room.tracks):
+            take.remove()
+        elif track is None:
+            room.tracks.append(Track(secrets.token_urlsafe(8), [take]))
+        else:
+            track.takes.append(take)
+
+
+def _answer(room: Room, clip: Clip, kind: str, answer: Any) -> None:
+    with room.lock:
+        if room.clip is clip:
+            room.answers[kind] = answer
+
+
+def _number(values: Values, name: str, least: float, most: float) -> float:
+    """A number that a request holds; ``Refused`` if it is none, or not from ``least`` to ``most``."""
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Refused(f"{name.capitalize()} must be a number.")
+    if not least <= value <= most:
+        raise Refused(f"{name.capitalize()} must be from {least:g} to {most:g}.")
+    return float(value)
+
+
+def _whole(values: Values, name: str, least: int, most: int) -> int:
+    value = _number(values, name, least, most)
+    if value != int(value):
+        raise Refused(f"{name.capitalize()} must be a whole number.")
+    return int(value)
+
+
+def _seed(values: Values) -> int:
+    return _whole(values, "seed", 0, 2**32 - 1)

@@ -1,0 +1,456 @@
+// The page follows the server: every answer is the whole state of this visitor's room, and is drawn as it is.
+"use strict";
+
+const QUICK = 300; // milliseconds until the state is asked for again while something is being made
+const SLOW = 15000; // and else: a sign of life
+const $ = (id) => document.getElementById(id);
+const cards = new Map(); // by track: { root, video, wave, take }
+let about = null;
+let state = { clip: null, tracks: [], jobs: {}, answers: {} };
+let timer = 0;
+let camera = null;
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+function draw(tag, attributes, text = "") {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.textContent = text;
+  return element;
+}
+
+function say(text) {
+  $("notice-text").textContent = text;
+  $("notice").hidden = !text;
+}
+
+const LOST = "The studio cannot be reached. Trying again.";
+
+async function ask(path, options) {
+  let reply;
+  try {
+    reply = await fetch(path, options);
+  } catch {
+    throw new Error(LOST);
+  }
+  const answer = await reply.json().catch(() => ({}));
+  if (!reply.ok) throw new Error(answer.error || "The studio could not do that.");
+  return answer;
+}
+
+async function act(verb, values = {}) {
+  try {
+    say("");
+    show(await ask(`do/${verb}`, { method: "POST", body: JSON.stringify(values) }));
+  } catch (error) {
+    say(error.message);
+    follow(true);
+  }
+}
+
+// Ask for the state again, soon if something is being made.
+function follow(soon = false) {
+  clearTimeout(timer);
+  const busy = Object.values(state.jobs).some((job) => job.state === "waiting" || job.state === "working");
+  timer = setTimeout(async () => {
+    try {
+      const found = await ask("state");
+      if ($("notice-text").textContent === LOST) say("");
+      show(found);
+    } catch (error) {
+      say(error.message);
+      follow();
+    }
+  }, soon || busy ? QUICK : SLOW);
+}
+
+function show(found) {
+  const before = state;
+  state = found;
+  showClip(before.clip);
+  showTracks();
+  showJob("make", "work");
+  showJob("find", "find-work");
+  showJob("understand", "understand-work");
+  showHits();
+  showClasses();
+  enable();
+  follow();
+}
+
+function enable() {
+  const active = (kind) => ["waiting", "working"].includes(state.jobs[kind]?.state);
+  const making = active("make");
+  $("make").disabled = !state.clip || making;
+  $("own").disabled = making;
+  $("find").disabled = !state.clip || active("find");
+  $("understand").disabled = !state.clip || active("understand");
+  for (const button of document.querySelectorAll(".put")) button.disabled = making;
+  for (const card of cards.values()) enableCard(card, making);
+}
+
+function enableCard(card, making) {
+  const { root, wave, track } = card;
+  root.querySelector(".redo").disabled = root.querySelector(".rest").disabled = making || !wave.mark;
+  root.querySelector(".extend").disabled = making;
+  root.querySelector(".undo").disabled = !track.undo;
+}
+
+// ---- the clip ----
+
+function showClip(before) {
+  const clip = state.clip;
+  $("empty").hidden = $("limits").hidden = Boolean(clip);
+  $("clip").hidden = !clip || Boolean(camera);
+  $("choose").textContent = clip ? "Choose another" : "Choose a file";
+  $("own").hidden = !clip?.sound;
+  if (clip?.id !== before?.id) {
+    if (clip) $("clip").src = clip.url;
+    else $("clip").removeAttribute("src");
+  }
+}
+
+async function upload(file) {
+  if (!file) return;
+  if (file.size > about.limits.bytes) return say(`It is too large: ${about.limits.bytes >> 20} MB are the most here.`);
+  say("");
+  $("reading").hidden = false;
+  try {
+    show(await ask("clip", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } }));
+  } catch (error) {
+    say(error.message);
+  }
+  $("reading").hidden = true;
+  $("file").value = "";
+}
+
+$("file").onchange = () => upload($("file").files[0]);
+$("drop").ondragover = (event) => { event.preventDefault(); $("drop").classList.add("over"); };
+$("drop").ondragleave = () => $("drop").classList.remove("over");
+$("drop").ondrop = (event) => {
+  event.preventDefault();
+  $("drop").classList.remove("over");
+  upload(event.dataTransfer.files[0]);
+};
+$("own").onclick = () => act("own");
+
+$("record").onclick = async () => {
+  try {
+    const stream = await navigator.mediaDevices.getUserMedia({ video: true });
+    const parts = [];
+    const recorder = new MediaRecorder(stream);
+    recorder.ondataavailable = (event) => parts.push(event.data);
+    recorder.onstop = () => {
+      stream.getTracks().forEach((each) => each.stop());
+      camera = null;
+      $("preview").srcObject = null;
+      $("preview").hidden = $("stop").hidden = true;
+      $("record").hidden = false;
+      showClip(state.clip);
+      upload(new Blob(parts));
+    };
+    camera = recorder;
+    $("preview").srcObject = stream;
+    $("preview").hidden = $("stop").hidden = false;
+    $("record").hidden = true;
+    showClip(state.clip);
+    recorder.start();
+    setTimeout(() => recorder.state === "recording" && recorder.stop(), (about.limits.seconds - 1) * 1000);
+  } catch {
+    say("There is no camera that this page may use.");
+  }
+};
+$("stop").onclick = () => camera?.stop();
+
+// ---- settings ----
+
+function settings() {
+  const fields = [...$("settings").querySelectorAll("input")].filter((input) => !input.disabled);
+  return Object.fromEntries(fields.map((input) => [input.name, input.valueAsNumber]));
+}
+
+function defaults() {
+  for (const [name, value] of Object.entries(about.defaults)) $("settings").elements[name].value = value;
+  $("settings").elements.steps.disabled = !about.defaults.steps; // made one frame after another: no steps
+}
+
+$("settings").onsubmit = (event) => { event.preventDefault(); act("make", settings()); };
+$("defaults").onclick = defaults;
+
+// ---- jobs ----
+
+function showJob(kind, place) {
+  const job = state.jobs[kind];
+  const active = job && (job.state === "waiting" || job.state === "working");
+  const line = $(place);
+  if (!active) {
+    const ended = { cancelled: "Cancelled.", failed: job?.error }[job?.state] ?? "";
+    if (line.textContent !== ended) line.textContent = ended;
+    return;
+  }
+  if (!line.querySelector("progress")) {
+    const bar = make("progress", { max: 1 });
+    bar.setAttribute("aria-label", "Progress");
+    line.replaceChildren(make("span"), bar, make("button", { type: "button", className: "plain", textContent: "Cancel", onclick: () => act("cancel", { kind }) }));
+  }
+  const ahead = job.ahead === 1 ? "1 job of others comes first" : `${job.ahead} jobs come first`;
+  const percent = job.stage && job.share ? `, ${10 * Math.round(10 * job.share)} %` : ""; // seldom enough to be read out
+  const text = job.state === "waiting" && job.ahead ? `Waiting: ${ahead}` : `${job.stage || "starting"}${percent}`;
+  if (line.querySelector("span").textContent !== text) line.querySelector("span").textContent = text;
+  if (job.share) line.querySelector("progress").value = job.share;
+  else line.querySelector("progress").removeAttribute("value");
+}
+
+// ---- takes ----
+
+function showTracks() {
+  for (const [id, card] of cards)
+    if (!state.tracks.some((track) => track.id === id)) {
+      card.root.remove();
+      cards.delete(id);
+    }
+  state.tracks.forEach((track, n) => {
+    if (!cards.has(track.id)) cards.set(track.id, newCard(track));
+    const card = cards.get(track.id);
+    card.track = track;
+    if (card.take !== track.take) fill(card, n);
+    if ($("takes").children[n] !== card.root) $("takes").insertBefore(card.root, $("takes").children[n] || null);
+    card.root.querySelector("h3").textContent = `Take ${n + 1}`;
+    card.root.querySelector("h3").append(make("small", { textContent: track.title }));
+  });
+  $("no-takes").hidden = state.tracks.length > 0;
+  choices("find-by", "the picture");
+  choices("understand-by", "the picture alone");
+}
+
+function choices(place, first) {
+  const options = [["", first], ...state.tracks.map((track, n) => [track.id, `take ${n + 1}`])];
+  const chosen = $(place).value;
+  if ($(place).dataset.now === JSON.stringify(options)) return;
+  $(place).dataset.now = JSON.stringify(options);
+  $(place).replaceChildren(...options.map(([value, text]) => make("option", { value, textContent: text })));
+  if (options.some(([value]) => value === chosen)) $(place).value = chosen;
+}
+
+function newCard(track) {
+  const root = $("card").content.firstElementChild.cloneNode(true);
+  const video = root.querySelector("video");
+  const card = { root, video, track, take: "" };
+  const change = (verb, more) => act(verb, { ...settings(), track: card.track.id, ...more });
+  const redo = (rest) => change("redo", { from: card.wave.mark[0], to: card.wave.mark[1], rest });
+  const find = (name) => root.querySelector(name);
+  card.wave = new Wave(find(".wave"), video, find(".from"), find(".to"), () => card.wave && enable());
+  video.onclick = find(".play").onclick = () => toggle(video);
+  video.onplay = () => { quiet(video); find(".play").textContent = "Pause"; run(card); };
+  video.onpause = video.onended = () => { find(".play").textContent = "Play"; run(card); };
+  video.onseeked = video.onloadedmetadata = () => run(card);
+  find(".redo").onclick = () => redo(false);
+  find(".rest").onclick = () => redo(true);
+  find(".extend").onclick = () => change("extend", { seconds: find(".more").valueAsNumber });
+  find(".undo").onclick = () => change("undo");
+  find(".remove").onclick = () => change("remove");
+  return card;
+}
+
+function fill(card, n) {
+  const { root, track, video } = card;
+  card.take = track.take;
+  video.src = `${track.url}.mp4`;
+  video.setAttribute("aria-label", `Take ${n + 1}`);
+  root.setAttribute("aria-label", `Take ${n + 1}`);
+  root.querySelector(".wave").setAttribute("aria-label", `Take ${n + 1}: place in seconds. Arrow keys move, with Shift they mark a part.`);
+  card.wave.show(track.url, track.seconds, track.again);
+  const fit = root.querySelector(".fit");
+  fit.textContent = track.score === null ? "" : `fit ${track.score.toFixed(2)}`;
+  fit.title = "How near sound and picture are (cosine, -1 to 1): what reranking goes by";
+  for (const [name, ending] of [[".wav", "wav"], [".mp4", "mp4"]]) {
+    root.querySelector(name).href = `${track.url}.${ending}`;
+    root.querySelector(name).download = `take_${n + 1}.${ending}`;
+    root.querySelector(name).setAttribute("aria-label", `Download take ${n + 1} as ${ending.toUpperCase()}`);
+  }
+  const rows = Object.entries(track.timings);
+  const total = rows.reduce((sum, [, seconds]) => sum + seconds, 0);
+  root.querySelector("summary").textContent = `${total.toFixed(1)} s to make`;
+  root.querySelector("dl").replaceChildren(...rows.flatMap(([stage, seconds]) => [make("dt", { textContent: stage }), make("dd", { textContent: `${seconds.toFixed(2)} s` })]));
+  run(card);
+}
+
+// Move the line on the waveform, at every picture while it plays.
+function run(card) {
+  card.wave.tick();
+  card.root.querySelector(".time").textContent = `${card.video.currentTime.toFixed(1)} of ${card.track.seconds.toFixed(1)} s`;
+  cancelAnimationFrame(card.frame);
+  if (!card.video.paused) card.frame = requestAnimationFrame(() => run(card));
+}
+
+function toggle(media) {
+  if (media.paused) media.play().catch(complain);
+  else media.pause();
+}
+
+function complain(error) {
+  if (error.name !== "AbortError") say("This cannot be played; please try again."); // stopped before it began
+}
+
+// Only one plays at a time.
+function quiet(except) {
+  for (const media of document.querySelectorAll("video, audio")) if (media !== except && media.id !== "preview") media.pause();
+}
+
+// ---- find ----
+
+let drawn = {}; // answers that are on the page
+let playing = "";
+
+function listen(row, start) {
+  const url = `library/${row}.wav?start=${start}`;
+  const stop = playing === url && !$("player").paused;
+  $("player").pause();
+  playing = stop ? "" : url;
+  if (!stop) {
+    $("player").src = url;
+    $("player").play().catch(complain);
+  }
+}
+
+$("player").onplay = $("player").onpause = $("player").onended = (event) => {
+  if (event.type === "play") quiet($("player"));
+  for (const button of document.querySelectorAll(".hear")) button.textContent = !$("player").paused && button.dataset.url === playing ? "Stop" : "Hear";
+};
+
+function hit(found) {
+  const { row, start, name, label, score } = found;
+  const hear = make("button", { type: "button", className: "hear plain", textContent: "Hear", onclick: () => listen(row, start) });
+  hear.dataset.url = `library/${row}.wav?start=${start}`;
+  hear.setAttribute("aria-label", `Hear ${name}`);
+  const put = make("button", { type: "button", className: "put plain", textContent: "Put under", onclick: () => act("place", { row, start }) });
+  put.setAttribute("aria-label", `Put ${name} under the picture`);
+  const at = start ? `, from ${start.toFixed(1)} s` : "";
+  return make("li", {}, hear, make("span", { className: "what" }, name, make("small", { textContent: `${label.replaceAll("_", " ")}${at}, fit ${score.toFixed(2)}` })), put);
+}
+
+function showHits() {
+  const answer = state.answers.find;
+  $("no-hits").hidden = Boolean(answer);
+  if (JSON.stringify(answer) === drawn.find) return;
+  drawn.find = JSON.stringify(answer);
+  $("hits").replaceChildren(...(answer?.hits ?? []).map(hit));
+  if (answer && !answer.hits.length) $("hits").append(make("li", { textContent: "The library has no sound yet." }));
+}
+
+$("find").onclick = () => act("find", { track: $("find-by").value });
+
+// ---- understand ----
+
+const KINDS = { video: "The picture", audio: "The sound", both: "Both together" };
+
+function showClasses() {
+  const answer = state.answers.understand;
+  $("no-classes").hidden = Boolean(answer);
+  if (JSON.stringify(answer) === drawn.understand) return;
+  drawn.understand = JSON.stringify(answer);
+  const parts = Object.entries(answer?.classes ?? {}).map(([kind, rows]) => make("div", {}, make("h3", { textContent: KINDS[kind] }), typeof rows === "string" ? make("p", { textContent: rows }) : bars(rows)));
+  $("classes").replaceChildren(...parts);
+  $("closest").replaceChildren(...(answer?.hits ?? []).map(hit));
+  $("closest-part").hidden = !answer?.hits.length;
+  places(answer?.places ?? {});
+}
+
+function bars(rows) {
+  return make("dl", {}, ...rows.map(([name, share]) => {
+    const bar = make("meter", { min: 0, max: 1, value: share });
+    bar.setAttribute("aria-label", name);
+    return make("div", {}, make("dt", {}, make("span", { textContent: name.replaceAll("_", " ") }), make("span", { textContent: share.toFixed(2) })), bar);
+  }));
+}
+
+$("understand").onclick = () => act("understand", { track: $("understand-by").value });
+
+// ---- the map ----
+
+let points = [];
+let chosen = -1;
+const HEIGHT = 0.55; // of the map for a width of 1
+
+async function loadMap() {
+  points = (await ask("map")).points;
+  $("map-part").hidden = !points.length;
+  const labels = [...new Set(points.map((point) => point.label))].sort();
+  $("map").replaceChildren(...points.map((point) => {
+    const hue = Math.round((360 * labels.indexOf(point.label)) / labels.length);
+    return draw("circle", { cx: point.x, cy: -point.y * HEIGHT, r: 0.014, fill: `hsl(${hue} 65% 55%)` });
+  }));
+  for (const label of labels) { // its name stands beside the middle of its points
+    const own = points.filter((point) => point.label === label);
+    const middle = own[Math.floor(own.length / 2)];
+    $("map").append(draw("text", { x: middle.x + 0.02, y: -middle.y * HEIGHT + 0.015 }, label.replaceAll("_", " ")));
+  }
+}
+
+function choose(n, play) {
+  chosen = n;
+  const point = points[n];
+  [...$("map").querySelectorAll("circle:not(.place)")].forEach((circle, k) => circle.classList.toggle("chosen", k === n));
+  $("point").textContent = `${point.name} (${point.label})`;
+  if (play) listen(point.row, 0);
+}
+
+function places(found) {
+  for (const old of $("map").querySelectorAll(".place")) old.remove();
+  for (const [kind, [x, y]] of Object.entries(found)) {
+    $("map").append(draw("circle", { class: "place", cx: x, cy: -y * HEIGHT, r: 0.03 }));
+    $("map").append(draw("text", { class: "place", x: x + 0.04, y: -y * HEIGHT - 0.02 }, kind === "take" ? "this take" : "this picture"));
+  }
+}
+
+$("map").onclick = (event) => {
+  const at = new DOMPoint(event.clientX, event.clientY).matrixTransform($("map").getScreenCTM().inverse());
+  const far = (point) => Math.hypot(point.x - at.x, -point.y * HEIGHT - at.y);
+  const nearest = points.reduce((best, point, n) => (far(point) < far(points[best]) ? n : best), 0);
+  choose(nearest, true);
+};
+$("map").onkeydown = (event) => {
+  const order = points.map((point, n) => n).sort((a, b) => points[a].x - points[b].x);
+  const at = order.indexOf(chosen);
+  if (event.key === "ArrowRight" || event.key === "ArrowDown") choose(order[(at + 1) % order.length], false);
+  else if (event.key === "ArrowLeft" || event.key === "ArrowUp") choose(order[(at - 1 + order.length) % order.length], false);
+  else if (event.key === "Enter" && chosen >= 0) listen(points[chosen].row, 0);
+  else return;
+  event.preventDefault();
+};
+
+// ---- the page ----
+
+addEventListener("keydown", (event) => {
+  if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const track = state.tracks[Number(event.key) - 1];
+  if (track) toggle(cards.get(track.id).video);
+});
+addEventListener("pagehide", () => navigator.sendBeacon("leave"));
+addEventListener("pageshow", (event) => event.persisted && follow(true));
+document.addEventListener("visibilitychange", () => document.hidden || follow(true));
+$("notice-close").onclick = () => say("");
+$("clear").onclick = () => act("clear");
+
+async function start() {
+  try {
+    about = await ask("about");
+    $("model").textContent = `with ${about.model}`;
+    $("limits").textContent = `Up to ${about.limits.seconds} seconds and ${about.limits.bytes >> 20} MB. Nothing leaves the computer that this page comes from.`;
+    $("settings").elements.count.max = about.limits.takes;
+    $("find-tools").hidden = about.sounds === null;
+    $("no-library").hidden = about.sounds !== null;
+    defaults();
+    await loadMap();
+    show(await ask("state"));
+  } catch (error) {
+    say(error.message);
+    setTimeout(start, 2000);
+  }
+}
+
+start();

@@ -1,0 +1,116 @@
+"""Rooms: what belongs to one visitor, and goes with all its files when the visitor does."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vab.studio.line import Job, Line, Refused
+from vab.studio.takes import Take
+from vab.studio.uploads import Clip
+
+IDLE = 30 * 60.0  # seconds without a sign of life until a room is cleared
+LEFT = 60.0  # the same after the page said that it was closed, which it also does when it is loaded anew
+MOST_ROOMS = 50
+
+
+@dataclass(eq=False)
+class Track:
+    """A take and those it came from, the newest last."""
+
+    id: str
+    takes: list[Take]
+    tries: int = 0  # redone or extended so often, undone or not: each try has a seed of its own
+
+
+@dataclass(eq=False)
+class Room:
+    """One visitor's clip, takes and jobs. ``lock`` is held while any of it changes."""
+
+    id: str  # cannot be guessed; whoever has it is this visitor
+    clip: Clip | None = None
+    tracks: list[Track] = field(default_factory=list)
+    jobs: dict[str, Job] = field(default_factory=dict)  # the newest of each kind
+    answers: dict[str, Any] = field(default_factory=dict)  # what was found and understood
+    until: float = 0.0  # monotonic seconds
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def track(self, name: object) -> Track:
+        """The track of that id; ``Refused`` if there is none."""
+        for track in self.tracks:
+            if track.id == name:
+                return track
+        raise Refused("This take is not here any more.")
+
+    def take(self, name: str) -> Take | None:
+        """The take of that id, also one that was redone since."""
+        return next((take for track in self.tracks for take in track.takes if take.id == name), None)
+
+
+class Rooms:
+    """All rooms, and the temporary folder that holds the folder of each one's clip."""
+
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.folder = Path(tempfile.mkdtemp(prefix="vab-studio-"))
+        self._rooms: dict[str, Room] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        threading.Thread(target=self._tidy, name="rooms", daemon=True).start()
+
+    def find(self, name: str | None) -> Room | None:
+        """The room of that id, which lives on; None if there is none."""
+        with self._lock:
+            room = self._rooms.get(name or "")
+            if room is not None:
+                room.until = time.monotonic() + IDLE
+            return room
+
+    def open(self) -> Room:
+        """A new room; ``Refused`` if there are too many."""
+        with self._lock:
+            if len(self._rooms) >= MOST_ROOMS:
+                raise Refused("Too many people are here right now; please try again in half an hour.")
+            name = secrets.token_urlsafe(32)
+            room = self._rooms[name] = Room(name, until=time.monotonic() + IDLE)
+            return room
+
+    def leave(self, room: Room) -> None:
+        """The page was closed: the room goes soon, unless it is opened again."""
+        with self._lock:
+            room.until = min(room.until, time.monotonic() + LEFT)
+
+    def clear(self, room: Room, clip: Clip | None = None) -> None:
+        """Cancel and delete everything in a room; ``clip`` is what it holds from now on."""
+        with room.lock:
+            old, jobs = room.clip, list(room.jobs.values())
+            room.clip = clip
+            room.tracks, room.jobs, room.answers = [], {}, {}
+        for job in jobs:
+            self.line.cancel(job)
+        if old is not None:
+            shutil.rmtree(old.folder, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove the rooms whose time is over."""
+        with self._lock:
+            over = [room for room in self._rooms.values() if room.until < time.monotonic()]
+            for room in over:
+                del self._rooms[room.id]
+        for room in over:
+            self.clear(room)
+
+    def close(self) -> None:
+        """Remove everything, at the end."""
+        self._closed.set()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        while not self._closed.wait(10):
+            self.sweep()

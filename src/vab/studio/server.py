@@ -1,0 +1,284 @@
+"""The studio's page and what it asks for. A visitor is a cookie that cannot be guessed; there is no account.
+
+What a browser may fetch is the page, the files of its own room by names that cannot be guessed, and sounds of
+the library by number.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import shutil
+import wave
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from vab.config import SAMPLE_RATE
+from vab.media import MediaError
+from vab.studio.desk import MOST_TRACKS, WORDS, Desk
+from vab.studio.line import Job, Refused
+from vab.studio.rooms import Room
+from vab.studio.takes import MOST_TAKES, Take
+from vab.studio.uploads import MOST_BYTES, MOST_SECONDS, UploadError, prepare
+
+PAGE = Path(__file__).parent / "page"
+COOKIE = "vab-studio"
+LARGEST = 4096  # bytes of a request that is no upload
+AT_ONCE = 2  # uploads that are read at the same time; others wait
+LOCAL = {"127.0.0.1", "localhost", "::1"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "media-src 'self' blob:; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+MEDIA = {"mp4": "video/mp4", "wav": "audio/wav", "png": "image/png"}
+
+
+def make_app(desk: Desk, model: str, local: bool = True) -> Any:
+    """The web application (ASGI). ``local``: only answer to names of this machine. Needs starlette.
+
+    When it is shut down the desk is closed.
+    """
+    import anyio
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+
+    readers = anyio.CapacityLimiter(AT_ONCE)
+
+    def error(message: str, status: int) -> Response:
+        return JSONResponse({"error": message}, status)
+
+    async def guard(request: Request, call: Callable[..., Any]) -> Response:
+        """Requests from other sites' pages are refused; every answer gets the headers."""
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        own = origin is None or origin.partition("://")[2] == host
+        if (local and _name_of(host) not in LOCAL) or (request.method != "GET" and not own):
+            answer = error("This request comes from another site.", 403)
+        else:
+            answer = await call(request)
+        for name, value in HEADERS.items():
+            answer.headers.setdefault(name, value)
+        return answer
+
+    def room_of(request: Request) -> Room | None:
+        return desk.rooms.find(request.cookies.get(COOKIE))
+
+    def page(request: Request) -> Response:
+        return FileResponse(PAGE / (request.url.path.rpartition("/")[2] or "page.html"))
+
+    def about(request: Request) -> Response:
+        return JSONResponse(_about(desk, model))
+
+    def state(request: Request) -> Response:
+        return JSONResponse(_state(desk, room_of(request)))
+
+    async def upload(request: Request) -> Response:
+        """The body is the file; its name is not even sent."""
+        if int(request.headers.get("content-length") or 0) > MOST_BYTES:
+            return error(_too_large(), 413)
+        folder = desk.rooms.folder / secrets.token_urlsafe(16)
+        folder.mkdir()
+        raw, room = folder / "upload", None
+        try:
+            size = 0
+            with raw.open("wb") as file:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > MOST_BYTES:
+                        raise UploadError(_too_large())
+                    file.write(part)
+            clip = await anyio.to_thread.run_sync(prepare, raw, folder, limiter=readers)
+            room = room_of(request) or desk.rooms.open()
+            desk.rooms.clear(room, clip)
+        except UploadError as refused:
+            return error(str(refused), 422)
+        except Refused as refused:
+            return error(str(refused), 503)
+        finally:
+            raw.unlink(missing_ok=True)
+            if room is None:
+                shutil.rmtree(folder, ignore_errors=True)
+        answer = JSONResponse(_state(desk, room))
+        answer.set_cookie(COOKIE, room.id, httponly=True, samesite="strict")
+        return answer
+
+    async def ask(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST:
+                return error("The request is too long.", 413)
+        return await run_in_threadpool(act, request, body)
+
+    def act(request: Request, body: bytes) -> Response:
+        room, verb = room_of(request), desk.verbs.get(request.path_params["verb"])
+        if verb is None:
+            return error("There is no such thing to do.", 404)
+        if room is None:
+            return error("Your clip is not here any more: nobody was here for a while. Choose it again.", 409)
+        try:
+            values = json.loads(body or b"{}")
+            if not isinstance(values, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
+            return error("The request arrived broken.", 400)
+        try:
+            verb(room, values)
+        except Refused as refused:
+            return error(str(refused), 409)
+        return JSONResponse(_state(desk, room))
+
+    def leave(request: Request) -> Response:
+        room = room_of(request)
+        if room is not None:
+            desk.rooms.leave(room)
+        return Response(status_code=204)
+
+    def clip(request: Request) -> Response:
+        room = room_of(request)
+        if room is None or room.clip is None or room.clip.folder.name != request.path_params["clip"]:
+            return error("There is no such file.", 404)
+        return FileResponse(room.clip.picture, media_type="video/mp4")
+
+    def take(request: Request) -> Response:
+        room, ending = room_of(request), request.path_params["ending"]
+        found = room.take(request.path_params["take"]) if room else None
+        if found is None:
+            return error("There is no such file.", 404)
+        if ending == "outline":
+            return PlainTextResponse(found.outline)
+        paths = {"mp4": found.video, "wav": found.sound, "png": found.mel}
+        if ending not in paths or not paths[ending].exists():
+            return error("There is no such file.", 404)
+        return FileResponse(paths[ending], media_type=MEDIA[ending])
+
+    def shelf(request: Request) -> Response:
+        if desk.shelf is None:
+            return JSONResponse({"points": []})
+        points = [
+            {"row": row, "x": x, "y": y, "label": desk.shelf.labels[row], "name": desk.shelf.paths[row].name}
+            for row, x, y in desk.shelf.points
+        ]
+        return JSONResponse({"points": points})
+
+    def sound(request: Request) -> Response:
+        try:
+            start = float(request.query_params.get("start", 0))
+            if desk.shelf is None or not 0 <= start < 1e6:
+                raise ValueError
+            data = _wav(desk.shelf.sound(request.path_params["row"], start))
+        except (ValueError, IndexError):
+            return error("There is no such sound.", 404)
+        except MediaError:
+            return error("This file of the library cannot be read any more.", 410)
+        return Response(data, media_type="audio/wav")
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(desk.close)
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/page.css", page),
+            Route("/page.js", page),
+            Route("/wave.js", page),
+            Route("/about", about),
+            Route("/state", state),
+            Route("/clip", upload, methods=["POST"]),
+            Route("/leave", leave, methods=["POST"]),
+            Route("/do/{verb}", ask, methods=["POST"]),
+            Route("/clips/{clip}.mp4", clip),
+            Route("/takes/{take}.{ending}", take),
+            Route("/map", shelf),
+            Route("/library/{row:int}.wav", sound),
+        ],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
+        lifespan=lifespan,
+    )
+
+
+def _name_of(host: str) -> str | None:
+    """The name in a ``Host`` header, without the port; None if there is none to be had."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def _too_large() -> str:
+    return f"It is too large: {MOST_BYTES >> 20} MB are the most here."
+
+
+def _about(desk: Desk, model: str) -> dict[str, Any]:
+    """What is the same for everybody."""
+    decode = desk.maker.pipeline.config.decode
+    defaults = {"steps": decode.steps, "guidance": decode.guidance, "temperature": decode.temperature}
+    limits = {"bytes": MOST_BYTES, "seconds": MOST_SECONDS, "takes": MOST_TAKES, "tracks": MOST_TRACKS}
+    sounds = None if desk.shelf is None else len(desk.shelf.paths)
+    return {"model": model, "defaults": defaults, "limits": limits, "sounds": sounds}
+
+
+def _state(desk: Desk, room: Room | None) -> dict[str, Any]:
+    """All of a room that its page shows."""
+    if room is None or room.clip is None:
+        return {"clip": None, "tracks": [], "jobs": {}, "answers": {}}
+    with room.lock:
+        clip = room.clip
+        tracks = [
+            {"id": track.id, "undo": len(track.takes) - 1, **_take(track.takes[-1])} for track in room.tracks
+        ]
+        return {
+            "clip": {
+                "id": clip.folder.name,
+                "kind": clip.kind,
+                "seconds": clip.seconds,
+                "width": clip.width,
+                "height": clip.height,
+                "sound": clip.has_sound,
+                "url": f"clips/{clip.folder.name}.mp4",
+            },
+            "tracks": tracks,
+            "jobs": {kind: _job(desk, job) for kind, job in room.jobs.items()},
+            "answers": dict(room.answers),
+        }
+
+
+def _take(take: Take) -> dict[str, Any]:
+    score = None if take.score is None else round(take.score, 3)
+    timings = {WORDS.get(stage, stage): round(seconds, 2) for stage, seconds in take.timings.items()}
+    shown = {"title": take.title, "seconds": take.seconds, "score": score, "timings": timings}
+    return {"take": take.id, **shown, "again": take.again, "url": f"takes/{take.id}"}
+
+
+def _job(desk: Desk, job: Job) -> dict[str, Any]:
+    stage = WORDS.get(job.stage, job.stage)
+    told = {"state": job.state, "stage": stage, "share": round(job.share, 3), "error": job.error}
+    return told | {"ahead": desk.line.ahead(job) if job.active else 0}
+
+
+def _wav(waveform: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((waveform.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+    return stream.getvalue()

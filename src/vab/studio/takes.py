@@ -1,0 +1,194 @@
+"""Takes: sounds for a clip, and how one comes from another. What is kept is kept to the sample."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vab.config import SAMPLE_RATE, DecodeConfig
+from vab.embed import agreement
+from vab.keep import Span
+from vab.media import mux, probe, write_wav
+from vab.pipeline import Audio, Progress, VABPipeline
+from vab.report import mel_picture, outline
+from vab.studio.uploads import MOST_SECONDS, Clip, write_picture
+from vab.weights import ModelError
+
+MOST_TAKES = 4  # made in one go
+WHOLE: Span = (0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class Take:
+    """One sound for a clip, with what the page shows of it. Its files lie in ``folder``."""
+
+    id: str  # cannot be guessed
+    folder: Path
+    title: str
+    waveform: NDArray[np.float32]  # [S]
+    score: float | None  # cosine of sound and picture, what reranking goes by; None if the model cannot tell
+    timings: dict[str, float]  # seconds of each stage
+    again: tuple[float, float] | None = None  # seconds: what is new since the take before
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return len(self.waveform) / SAMPLE_RATE
+
+    @property
+    def video(self) -> Path:
+        """The picture with this sound, H.264 and AAC in MP4."""
+        return self.folder / f"{self.id}.mp4"
+
+    @property
+    def sound(self) -> Path:
+        """16-bit WAV."""
+        return self.folder / f"{self.id}.wav"
+
+    @property
+    def mel(self) -> Path:
+        """The mel picture, PNG."""
+        return self.folder / f"{self.id}.png"
+
+    @cached_property
+    def outline(self) -> str:
+        """The waveform as the path of an SVG of ``vab.report.COLUMNS`` by -1..1."""
+        return outline(self.waveform)
+
+    def remove(self) -> None:
+        """Delete its files."""
+        for path in (self.video, self.sound, self.mel):
+            path.unlink(missing_ok=True)
+
+
+class Maker:
+    """Makes takes with one model. Not for several threads at once."""
+
+    def __init__(self, pipeline: VABPipeline) -> None:
+        self.pipeline = pipeline
+
+    def new(
+        self, clip: Clip, count: int, seed: int, decode: DecodeConfig, tell: Progress | None = None
+    ) -> Iterator[Take]:
+        """``count`` sounds for a clip, one after another; those of ``vab generate`` for its picture."""
+        made = self.pipeline.generate_many(clip.source, count, seed=seed, decode=decode, progress=tell)
+        for number, audio in enumerate(made):
+            yield self._take(clip, audio, f"Seed {seed}" + (f", sound {number + 1}" if number else ""))
+
+    def redo(
+        self,
+        clip: Clip,
+        take: Take,
+        span: Span,
+        inside: bool,
+        seed: int,
+        decode: DecodeConfig,
+        tell: Progress | None = None,
+    ) -> Take:
+        """The take with the seconds ``span`` made anew (``inside``), or all but them.
+
+        Every sample that is not made anew is bit-equal to the take's; the 20 ms of cross-fade at a seam
+        belong to what is new. ``ValueError`` for a span that is none, or leaves nothing to keep or to do.
+        """
+        start, stop = max(0.0, span[0]), min(span[1], take.seconds)
+        if not all(map(math.isfinite, span)) or stop - start <= 1 / SAMPLE_RATE:
+            raise ValueError("Mark a part of the take first.")
+        rest = [(0.0, start), (stop, take.seconds)]
+        keep = [(a, b) for a, b in (rest if inside else [(start, stop)]) if b - a > 1 / SAMPLE_RATE]
+        if not keep:
+            raise ValueError("Nothing would stay of this take; make a new one instead.")
+        if not inside and (start, stop) == (0.0, take.seconds):
+            raise ValueError("All of this take is marked; there is nothing else to redo.")
+        what = f"{start:.2f} to {stop:.2f} s" if inside else f"all but {start:.2f} to {stop:.2f} s"
+        audio = self._from(clip, take.waveform, keep, take.seconds, seed, decode, tell)
+        return self._take(clip, audio, f"{what} anew", (start, stop) if inside else None)
+
+    def extend(
+        self,
+        clip: Clip,
+        take: Take,
+        seconds: float,
+        seed: int,
+        decode: DecodeConfig,
+        tell: Progress | None = None,
+    ) -> Take:
+        """The take with so many more seconds at its end; the picture stands still where it is over.
+
+        ``ValueError`` if that is nothing, or too long.
+        """
+        length = take.seconds + seconds
+        if not seconds > 0 or length > MOST_SECONDS:
+            raise ValueError(f"A take may last {MOST_SECONDS:.0f} s at most.")
+        audio = self._from(clip, take.waveform, [(0.0, take.seconds)], length, seed, decode, tell)
+        return self._take(clip, audio, f"{seconds:g} s longer", (take.seconds, length))
+
+    def place(self, clip: Clip, sound: NDArray[np.float32], title: str) -> Take:
+        """A take of a sound [S] that is there already, cut or filled with silence to the clip's length."""
+        once = DecodeConfig(steps=min(1, self.pipeline.config.decode.steps))  # nothing is left to decide
+        audio = self._from(clip, sound, [WHOLE], clip.seconds, 0, once, None)
+        return self._take(clip, audio, title)
+
+    def _from(
+        self,
+        clip: Clip,
+        sound: NDArray[np.float32],
+        keep: Sequence[Span],
+        seconds: float,
+        seed: int,
+        decode: DecodeConfig,
+        tell: Progress | None,
+    ) -> Audio:
+        return next(
+            self.pipeline.generate_many(
+                clip.source,
+                1,
+                seed=seed,
+                decode=decode,
+                keep=keep,
+                sound=sound,
+                seconds=seconds,
+                progress=tell,
+            )
+        )
+
+    def _take(self, clip: Clip, audio: Audio, title: str, again: Span | None = None) -> Take:
+        """Write the files of a take."""
+        take = Take(
+            secrets.token_urlsafe(16),
+            clip.folder,
+            title,
+            audio.waveform,
+            self._score(audio),
+            audio.timings,
+            again,
+        )
+        write_wav(take.sound, take.waveform)
+        mux(_picture(clip, take.seconds), take.waveform, SAMPLE_RATE, take.video)
+        Image.fromarray(mel_picture(take.waveform)).save(take.mel)
+        return take
+
+    def _score(self, audio: Audio) -> float | None:
+        assert audio.tokens is not None and audio.features is not None
+        try:
+            network = self.pipeline.understanding.contrastive
+        except ModelError:
+            return None
+        return float(agreement(network, audio.tokens[None], audio.features)[0])
+
+
+def _picture(clip: Clip, seconds: float) -> Path:
+    """The clip's picture; one that stands still at its end if that is sooner than ``seconds``."""
+    if seconds <= clip.seconds + 0.5 / SAMPLE_RATE:
+        return clip.picture
+    path = clip.folder / f"picture_{round(seconds * SAMPLE_RATE)}.mp4"
+    if not path.exists():
+        write_picture(clip.source, path, seconds, probe(clip.picture).fps)
+    return path

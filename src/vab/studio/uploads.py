@@ -1,0 +1,167 @@
+"""An upload becomes files of our own making, in a child process that can be killed.
+
+What a visitor sends is opened in the child alone, under a limit of time and memory, and is looked at from the
+outside (bytes, pixels, length) before any of it is decoded. The server reads what the child wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import numpy as np
+from PIL import Image
+
+from vab.images import open_image, read_pixels
+from vab.media import MediaError, atomic, probe, read_audio, read_frames
+from vab.mux import open_media, picture_of, picture_times
+
+MOST_BYTES = 200 << 20
+MOST_SECONDS = 60.0
+MOST_PIXELS = 4096 * 2304  # of a frame
+MOST_PHOTO_PIXELS = 50_000_000
+CHILD_SECONDS = 180.0  # until the child is killed
+CHILD_MEMORY = 4 << 30  # bytes of addresses
+SIDE = 1280  # pixels; the longer side of the picture that is shown, made into sound and downloaded
+MOST_FPS = 30.0
+PHOTO_SECONDS, PHOTO_FPS = 10.0, 5.0
+_FAST = {"movflags": "+faststart"}
+
+
+class UploadError(Exception):
+    """An upload that cannot be used; the message is a sentence for the visitor, and names no file."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What the child made of an upload. Its files lie in ``folder``."""
+
+    folder: Path
+    kind: Literal["video", "image"]
+    seconds: float
+    width: int  # of the picture that is shown
+    height: int
+    has_sound: bool
+
+    @property
+    def picture(self) -> Path:
+        """H.264 in MP4 without sound: what is shown. A photo stands still."""
+        return self.folder / "picture.mp4"
+
+    @property
+    def source(self) -> Path:
+        """What a sound is made for: the picture, or the photo."""
+        return self.picture if self.kind == "video" else self.folder / "photo.png"
+
+    def sound(self) -> np.ndarray:
+        """The sound that the upload had: float32 [S], as long as the picture."""
+        return np.load(self.folder / "sound.npy", allow_pickle=False)
+
+
+def prepare(upload: Path, folder: Path, seconds: float = CHILD_SECONDS) -> Clip:
+    """The clip of an uploaded file, its files in ``folder``. Waits for the child ``seconds`` at most.
+
+    Raises ``UploadError``, whatever the upload is.
+    """
+    command = [sys.executable, "-P", "-m", "vab.studio.uploads", str(upload), str(folder)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=seconds, env=environment, check=False)
+        answer = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise UploadError(f"It takes too long to read (more than {seconds:g} s).") from None
+    except ValueError:  # it crashed, or was stopped by a limit
+        raise UploadError("It cannot be read: it is damaged, or needs too much memory.") from None
+    if "error" in answer:
+        raise UploadError(answer["error"])
+    return Clip(folder, **answer)
+
+
+def make_clip(upload: Path, folder: Path) -> Clip:
+    """The child's work: check, then decode and write. ``UploadError`` or ``MediaError`` if it is no use."""
+    photo = open_image(upload)
+    if photo is not None:
+        _check_pixels(photo.size, MOST_PHOTO_PIXELS)
+        picture = Image.fromarray(read_pixels(upload, photo, None))
+        picture.thumbnail((SIDE, SIDE))
+        picture.save(folder / "photo.png")
+        write_picture(folder / "photo.png", folder / "picture.mp4", PHOTO_SECONDS, PHOTO_FPS)
+        return Clip(folder, "image", PHOTO_SECONDS, *picture.size, False)
+    with open_media(upload) as container:
+        stream = picture_of(container)
+        if stream is None:
+            raise UploadError("It has no picture, only sound.")
+        _check_pixels((stream.codec_context.width, stream.codec_context.height), MOST_PIXELS)
+    seconds = picture_times(upload).seconds  # by the packets: a header may say anything
+    if seconds > MOST_SECONDS:
+        raise UploadError(f"It lasts {seconds:.0f} s; {MOST_SECONDS:.0f} s are the most here.")
+    if seconds <= 0:
+        raise UploadError("It lasts 0 s.")
+    info = probe(upload)
+    fps = min(info.fps, MOST_FPS)
+    write_picture(upload, folder / "picture.mp4", seconds, fps)
+    made = probe(folder / "picture.mp4")
+    if info.has_audio:
+        sound = read_audio(upload, 0.0, made.seconds)
+        np.save(folder / "sound.npy", np.nan_to_num(sound, posinf=0.0, neginf=0.0).clip(-1, 1))
+    return Clip(folder, "video", made.seconds, made.width, made.height, info.has_audio)
+
+
+def write_picture(source: Path, out: Path, seconds: float, fps: float) -> None:
+    """``source`` as H.264 in MP4 of ``seconds`` at ``fps``, no side longer than ``SIDE``.
+
+    A source that ends sooner stands still. ``MediaError`` if it has no picture.
+    """
+    rate = Fraction(fps).limit_denominator(1001)
+    with atomic(out) as temporary, av.open(f"file:{temporary}", "w", format="mp4", options=_FAST) as target:
+        stream: Any = None
+        for pixels in read_frames(source, float(rate), seconds=seconds):
+            if stream is None:
+                height, width = pixels.shape[:2]
+                scale = min(1.0, SIDE / max(height, width))
+                stream = target.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
+                stream.width, stream.height = (max(2, round(n * scale / 2) * 2) for n in (width, height))
+                stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        target.mux(stream.encode(None))
+
+
+def _check_pixels(size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise UploadError(
+            f"Its picture is too large: {width} x {height} pixels; {most / 1e6:.0f} million are the most."
+        )
+
+
+def _limit_memory() -> None:
+    if sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, CHILD_MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _answer(upload: Path, folder: Path) -> dict[str, Any]:
+    try:
+        _limit_memory()
+        answer = asdict(make_clip(upload, folder))
+        del answer["folder"]
+        return answer
+    except UploadError as error:
+        return {"error": str(error)}
+    except MediaError as error:
+        return {"error": f"It cannot be used: {str(error).removeprefix(f'{upload}: ')}."}
+    except Exception:  # anything may be inside an upload
+        return {"error": "It cannot be read: it is damaged, or no video or picture."}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(Path(sys.argv[1]), Path(sys.argv[2]))))

@@ -1,0 +1,401 @@
+"""The studio without its page: uploads, takes, the queue, rooms, and what the server lets through."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tiny import write_model, write_video
+from vab.keep import FADE
+from vab.library import Library
+from vab.media import probe, read_audio, write_wav
+from vab.pipeline import VABPipeline
+from vab.studio import server, uploads
+from vab.studio.desk import Desk
+from vab.studio.line import Job, Line, Refused, Tell
+from vab.studio.server import make_app
+from vab.studio.shelf import Shelf
+from vab.studio.takes import Maker, Take
+from vab.studio.uploads import Clip, UploadError, make_clip, prepare
+
+pytest.importorskip("lancedb", reason="no library: pip install 'vab[search]'")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def maker(model: Path) -> Maker:
+    return Maker(VABPipeline.from_pretrained(model, device="cpu"))
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Clip:
+    (tmp_path / "clip").mkdir()
+    return make_clip(write_video(tmp_path / "a.mkv", 30, 10), tmp_path / "clip")
+
+
+@pytest.fixture
+def take(maker: Maker, clip: Clip) -> Take:
+    return next(maker.new(clip, 1, 0, maker.pipeline.config.decode))
+
+
+def test_an_upload_becomes_a_picture_a_browser_plays(tmp_path: Path) -> None:
+    clip = prepare(write_video(tmp_path / "../x; rm.mkv", 20, 10), tmp_path)
+    assert (clip.kind, clip.seconds, clip.width, clip.height, clip.has_sound) == ("video", 2.0, 64, 48, True)
+    assert len(clip.sound()) == 32000 and np.abs(clip.sound()).max() > 0.1
+    with av.open(str(clip.picture)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert not container.streams.audio
+    Image.new("RGB", (3000, 1000), "red").save(tmp_path / "a.png")
+    photo = prepare(tmp_path / "a.png", tmp_path)
+    assert (photo.kind, photo.seconds, photo.width, photo.height) == ("image", 10.0, 1280, 427)
+    assert probe(photo.source).kind == "image" and probe(photo.picture).seconds == 10.0
+
+
+def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = write_video(tmp_path / "a.mp4", 20, 10)
+    (tmp_path / "text").write_text("no video")
+    (tmp_path / "half").write_bytes(video.read_bytes()[:900])
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("text", "half", "empty"):
+        with pytest.raises(UploadError, match=r"^It cannot be used: .*\.$") as caught:
+            prepare(tmp_path / name, tmp_path)
+        assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(UploadError, match="takes too long"):
+        prepare(video, tmp_path, seconds=0.01)
+    monkeypatch.setattr(uploads, "MOST_PIXELS", 64 * 48 - 1)
+    with pytest.raises(UploadError, match="64 x 48 pixels"):
+        make_clip(video, tmp_path)
+    monkeypatch.setattr(uploads, "MOST_PIXELS", 64 * 48)
+    monkeypatch.setattr(uploads, "MOST_SECONDS", 1.9)
+    with pytest.raises(UploadError, match="lasts 2 s"):
+        make_clip(video, tmp_path)
+    monkeypatch.setattr(uploads, "MOST_PHOTO_PIXELS", 99)
+    Image.new("L", (10, 10)).save(tmp_path / "a.png")
+    with pytest.raises(UploadError, match="10 x 10 pixels"):
+        make_clip(tmp_path / "a.png", tmp_path)
+
+
+def test_a_take_is_the_sound_that_generate_makes(maker: Maker, clip: Clip, take: Take) -> None:
+    assert np.array_equal(take.waveform, maker.pipeline.generate(clip.picture).waveform)
+    assert take.score is not None and -1 <= take.score <= 1
+    assert {"features", "sampling", "codec"} <= set(take.timings)
+    assert probe(take.video).seconds == pytest.approx(3.0) and probe(take.video).has_audio
+    assert np.abs(read_audio(take.sound) - take.waveform).max() < 1e-4
+    assert take.outline.startswith("M0 ") and Image.open(take.mel).height == 96
+    two = list(maker.new(clip, 2, 0, maker.pipeline.config.decode))
+    assert np.array_equal(two[0].waveform, take.waveform)
+    assert not np.array_equal(two[1].waveform, take.waveform)
+    assert len({take.id for take in two}) == 2
+    take.remove()
+    assert not [path for path in (take.video, take.sound, take.mel) if path.exists()]
+
+
+@pytest.mark.parametrize("span", [(1.0, 2.0), (0.0, 0.517), (2.4999, 9.0)])
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_is_kept_is_bit_equal(
+    maker: Maker, clip: Clip, take: Take, span: tuple[float, float], inside: bool
+) -> None:
+    settings = maker.pipeline.config.decode
+    made = maker.redo(clip, take, span, inside, seed=5, decode=settings)
+    first, last = (round(min(edge, 3.0) * 16000) for edge in span)
+    marked = np.zeros(len(take.waveform), bool)
+    marked[first:last] = True
+    new = marked if inside else ~marked
+    assert np.array_equal(made.waveform[~new].view(np.int32), take.waveform[~new].view(np.int32))
+    deep = new.copy()  # past the cross-fade there is nothing of the old take
+    for edge in (first, last):
+        deep[max(0, edge - FADE) : edge + FADE] = False
+    assert np.mean(made.waveform[deep] == take.waveform[deep]) < 0.1
+    again = maker.redo(clip, take, span, inside, seed=5, decode=settings)
+    assert np.array_equal(made.waveform, again.waveform)
+    with_another = maker.redo(clip, take, span, inside, seed=6, decode=settings)
+    assert not np.array_equal(made.waveform, with_another.waveform)
+
+
+def test_a_longer_take_begins_with_the_take(maker: Maker, clip: Clip, take: Take) -> None:
+    made = maker.extend(clip, take, 1.5, seed=1, decode=maker.pipeline.config.decode)
+    assert len(made.waveform) == 72000 and made.again == (3.0, 4.5)
+    assert np.array_equal(made.waveform[:48000], take.waveform)
+    assert np.abs(made.waveform[48000 + FADE :]).max() > 0
+    assert probe(made.video).seconds == pytest.approx(4.5)
+    for seconds in (0, -1, 58, float("nan")):
+        with pytest.raises(ValueError, match="60 s at most"):
+            maker.extend(clip, take, seconds, seed=1, decode=maker.pipeline.config.decode)
+
+
+def test_a_sound_that_is_there_can_be_a_take(maker: Maker, clip: Clip) -> None:
+    own = clip.sound()
+    made = maker.place(clip, own[:40000], "as it came")
+    assert np.array_equal(made.waveform[:40000], own[:40000]) and not made.waveform[40000:].any()
+    assert len(made.waveform) == 48000 and made.score is not None
+
+
+def test_spans_that_cannot_be_redone(maker: Maker, clip: Clip, take: Take) -> None:
+    settings = replace(maker.pipeline.config.decode, steps=1)
+    for span, inside in (
+        ((1, 1), True),
+        ((2, 1), True),
+        ((float("nan"), 1), True),
+        ((0, 3), True),
+        ((0, 3), False),
+    ):
+        with pytest.raises(ValueError, match=r"\.$"):
+            maker.redo(clip, take, span, inside, seed=0, decode=settings)
+
+
+@pytest.fixture
+def library(tmp_path: Path, maker: Maker) -> Path:
+    """Two tones and a video with sound."""
+    for name, pitch in (("low", 200.0), ("high", 2000.0)):
+        (tmp_path / "sounds" / name).mkdir(parents=True)
+        wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(40000) / 16000)
+        write_wav(tmp_path / "sounds" / name / f"{name}.wav", wave.astype(np.float32))
+    write_video(tmp_path / "sounds" / "film.mp4", 20, 10)
+    understanding = maker.pipeline.understanding
+    made = Library.create(tmp_path / "library")
+    files = sorted((tmp_path / "sounds").rglob("*.*"))
+    assert [a.error for a in made.add(files, understanding.embed_files, understanding.fingerprint())] == [
+        None
+    ] * 3
+    return tmp_path / "library"
+
+
+@pytest.fixture
+def desk(maker: Maker, library: Path) -> Iterator[Desk]:
+    desk = Desk(maker, Shelf(Library.open(library)))
+    yield desk
+    desk.close()
+    assert not desk.rooms.folder.exists()
+
+
+@pytest.fixture
+def visitor(desk: Desk) -> Iterator[Callable[[], Any]]:
+    """New browsers, each with cookies of its own."""
+    testclient = pytest.importorskip(
+        "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
+    )
+    app = make_app(desk, "test")
+    yield lambda: testclient.TestClient(app, base_url="http://127.0.0.1:7860")
+
+
+def finished(client: Any, kind: str = "make") -> Any:
+    """The state once nothing of that kind is under way."""
+    stop = time.monotonic() + 60
+    while True:
+        state = client.get("/state").json()
+        if state["jobs"][kind]["state"] not in ("waiting", "working"):
+            return state
+        assert time.monotonic() < stop
+        time.sleep(0.02)
+
+
+def test_a_visit_over_http(visitor: Callable[[], Any], tmp_path: Path) -> None:
+    me, other = visitor(), visitor()
+    assert me.get("/state").json() == {"clip": None, "tracks": [], "jobs": {}, "answers": {}}
+    about = me.get("/about").json()
+    assert about["defaults"]["steps"] == 4 and about["defaults"]["guidance"] == 3.0 and about["sounds"] == 3
+    assert me.post("/do/make", json={}).status_code == 409
+
+    bad = me.post("/clip", content=b"nothing")
+    assert bad.status_code == 422 and bad.json()["error"].endswith(".") and not bad.cookies
+    video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
+    state = me.post("/clip", content=video).json()
+    assert state["clip"]["sound"] and state["clip"]["seconds"] == 2.0
+    assert me.post("/clip", content=b"nothing").status_code == 422
+    assert me.get("/state").json()["clip"] == state["clip"], "a bad upload took the good one away"
+
+    me.post("/do/make", json={"count": 2, "seed": 3})
+    state = finished(me)
+    assert len(state["tracks"]) == 2 and state["jobs"]["make"]["state"] == "done"
+    track = state["tracks"][0]
+    urls = [f"/{track['url']}.{ending}" for ending in ("mp4", "wav", "png", "outline")]
+    for url in (f"/{state['clip']['url']}", *urls):
+        assert me.get(url).status_code == 200
+        assert other.get(url).status_code == 404 and visitor().get(url).status_code == 404
+    assert me.get(urls[0], headers={"range": "bytes=0-9"}).status_code == 206
+    assert other.post("/do/undo", json={"track": track["id"]}).status_code == 409
+
+    values = {"track": track["id"], "seed": 3}
+    me.post("/do/redo", json=values | {"from": 0.5, "to": 1.0})
+    redone = finished(me)["tracks"][0]
+    assert redone["undo"] == 1 and redone["again"] == [0.5, 1.0]
+    assert me.get(urls[1]).status_code == 200, "what an undo gives back is still there"
+    assert me.post("/do/undo", json=values).json()["tracks"][0] == track
+    assert me.get(f"/{redone['url']}.wav").status_code == 404
+    assert me.post("/do/undo", json=values).json()["error"] == "There is nothing to undo."
+    me.post("/do/extend", json=values | {"seconds": 1})
+    assert finished(me)["tracks"][0]["seconds"] == 3.0
+    me.post("/do/redo", json=values | {"from": 0, "to": 9})
+    assert "Nothing would stay" in finished(me)["jobs"]["make"]["error"]
+    me.post("/do/own")
+    assert finished(me)["tracks"][-1]["title"] == "As it came"
+
+    me.post("/do/find", json={"track": track["id"]})
+    hits = finished(me, "find")["answers"]["find"]["hits"]
+    assert {hit["name"] for hit in hits} == {"low.wav", "high.wav", "film.mp4"}
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    assert str(tmp_path) not in me.get("/state").text, "a path was told"
+    low = next(hit for hit in hits if hit["name"] == "low.wav")
+    heard = me.get(f"/library/{low['row']}.wav").content
+    assert len(heard) == 44 + 2 * 40000
+    me.post("/do/place", json={"row": low["row"], "start": 0})
+    placed = finished(me)["tracks"][-1]
+    assert (
+        placed["title"] == "low.wav"
+        and me.get(f"/{placed['url']}.wav").content[44:] == heard[44 : 44 + 64000]
+    )
+
+    me.post("/do/understand", json={"track": placed["id"]})
+    told = finished(me, "understand")["answers"]["understand"]
+    assert set(told["classes"]) == {"video", "audio", "both"} and set(told["places"]) == {"picture", "take"}
+    assert {name for name, _ in told["classes"]["both"]} == {"bell", "cat", "dog"}
+    assert told["hits"][0]["name"] == "low.wav" and told["hits"][0]["score"] > 0.9
+    assert len(me.get("/map").json()["points"]) == 3
+
+    state = me.post("/do/remove", json={"track": placed["id"]}).json()
+    assert placed["id"] not in [track["id"] for track in state["tracks"]]
+    assert me.post("/do/clear").json()["clip"] is None and me.get(urls[1]).status_code == 404
+
+
+def test_what_the_server_lets_through(visitor: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    me = visitor()
+    page = me.get("/")
+    assert "script-src 'self'" in page.headers["content-security-policy"] and "http" not in page.text
+    paths = ("/desk.py", "/../pyproject.toml", "/takes/..%2F..%2Fa.wav", "/clips/x.mp4")
+    paths += tuple(
+        f"/library/{end}" for end in ("99.wav", "-1.wav", "..%2Fa.wav", "0.wav?start=-1", "0.wav?start=nan")
+    )
+    for path in paths:
+        assert me.get(path).status_code == 404, path
+    for host in ("evil.example", "evil.example:7860", "[", "127.0.0.1.evil.example"):
+        assert me.get("/", headers={"host": host}).status_code == 403, host
+    assert me.post("/clip", headers={"origin": "http://evil.example"}).status_code == 403
+    assert me.post("/do/make", headers={"origin": "null"}).status_code == 403
+    assert me.post("/do/make", headers={"origin": "http://127.0.0.1:7860"}).status_code == 409
+    monkeypatch.setattr(server, "MOST_BYTES", 1 << 20)
+    assert me.post("/clip", content=b"0" * (1 << 20 | 1)).status_code == 413
+    streamed = me.post("/clip", content=(b"0" * 65536 for _ in range(17)))
+    assert streamed.status_code == 422 and "1 MB" in streamed.json()["error"]
+    assert me.post("/do/make", content=b"0" * 5000).status_code == 413
+
+
+def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -> None:
+    me = visitor()
+    me.post("/clip", content=write_video(tmp_path / "a.mp4", 10, 10, sound=False).read_bytes())
+    good = {"count": 1, "seed": 0}
+    wrong = ({"count": 0}, {"count": 5}, {"count": 1.5}, {"count": "1"}, {"count": True}, {"seed": -1})
+    wrong += (
+        {"seed": 2**32},
+        {"steps": 0},
+        {"steps": 10**400},
+        {"guidance": 1e9},
+        {"temperature": -1},
+        {"guidance": None},
+    )
+    for values in wrong:
+        answer = me.post("/do/make", json=good | values)
+        assert answer.status_code == 409 and answer.json()["error"].endswith("."), values
+    for body in (b"[1]", b"{", b'{"count": NaN, "seed": 0}', b"[" * 4000, b"\xff"):
+        assert me.post("/do/make", content=body).status_code in (400, 409), body
+    assert me.post("/do/close", json=good).status_code == 404
+    assert me.post("/do/own").json()["error"] == "This clip came without sound."
+    assert me.post("/do/place", json={"row": 3, "start": 0}).status_code == 409
+    assert me.get("/state").json()["jobs"] == {}
+
+
+def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
+    line, begun, go, done = Line(), threading.Event(), threading.Event(), []
+
+    def slow(tell: Tell) -> None:
+        begun.set()
+        while True:
+            tell("slow", 1, 4)
+            go.wait(0.01)
+            if go.is_set():
+                return
+
+    def fail(_: Tell) -> None:
+        raise RuntimeError("not for visitors")
+
+    first, broken = Job("make", slow), Job("make", fail)
+    unwanted, last = Job("make", lambda _: done.append(1)), Job("make", lambda _: done.append(2))
+    for job in (first, broken, unwanted, last):
+        line.add(job)
+    assert begun.wait(10)
+    assert [line.ahead(job) for job in (first, broken, unwanted, last)] == [0, 1, 2, 3]
+    line.cancel(unwanted)
+    assert unwanted.state == "cancelled" and line.ahead(last) == 2
+    go.set()
+    line.add(end := Job("make", lambda _: done.append(3)))
+    while end.active:
+        time.sleep(0.01)
+    assert (first.state, broken.state, last.state, done) == ("done", "failed", "done", [2, 3])
+    assert first.share == 0.25 and "not for visitors" not in broken.error
+    go.clear()
+    stuck = Job("make", slow)
+    line.add(stuck)
+    line.cancel(stuck)
+    line.close()
+    assert stuck.state == "cancelled"
+
+
+def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rooms = desk.rooms
+    stays, leaves, returns = everybody = [rooms.open() for _ in range(3)]
+    folders = [rooms.folder / str(n) for n in range(3)]
+    for room, folder in zip(everybody, folders, strict=True):
+        folder.mkdir()
+        rooms.clear(room, Clip(folder, "video", 1.0, 64, 48, False))
+    assert len({room.id for room in everybody}) == 3 and len(stays.id) > 40
+    monkeypatch.setattr("vab.studio.rooms.LEFT", -1.0)
+    rooms.leave(leaves)
+    rooms.leave(returns)
+    assert rooms.find(returns.id) is returns  # it was only loaded anew
+    rooms.sweep()
+    assert [rooms.find(room.id) for room in everybody] == [stays, None, returns]
+    assert [folder.exists() for folder in folders] == [True, False, True]
+    assert rooms.find(None) is None and rooms.find("") is None
+    monkeypatch.setattr("vab.studio.rooms.MOST_ROOMS", 3)
+    rooms.open()
+    with pytest.raises(Refused, match="Too many"):
+        rooms.open()
+
+
+def test_a_take_that_comes_too_late_is_dropped(desk: Desk, tmp_path: Path) -> None:
+    room = desk.rooms.open()
+    for name in ("one", "two"):
+        (desk.rooms.folder / name).mkdir()
+    video = write_video(tmp_path / "a.mp4", 10, 10)
+    desk.rooms.clear(room, make_clip(video, desk.rooms.folder / "one"))
+    desk.make(room, {"count": 4, "seed": 0})
+    job = room.jobs["make"]
+    desk.rooms.clear(room, make_clip(video, desk.rooms.folder / "two"))
+    while job.active:
+        time.sleep(0.01)
+    assert job.state == "cancelled" and room.tracks == [] and room.jobs == {}
+    assert not (desk.rooms.folder / "one").exists()
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vab", "studio", "--port", "0", "--library", str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"vab: .*holds no library; make one with .*\n", done.stderr)
