@@ -6,9 +6,7 @@ data=$1 run=$2
 here=$(dirname "${BASH_SOURCE[0]}")
 
 vab pretrain foleygen-tiny --store "$run/store" --run "$run/foleygen"
-cp "$run/codec/codec.json" "$run/codec/codec.safetensors" "$run/foleygen"
-mkdir -p "$run/foleygen/contrastive" # for the row of the nearest of four
-cp "$run/contrastive/config.json" "$run/contrastive/model.safetensors" "$run/foleygen/contrastive"
+cp "$run/decoder/codec.json" "$run/decoder/codec.safetensors" "$run/foleygen"
 for model in model foleygen; do
     python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/$model" --json "$run/$model.json"
 done

@@ -10,17 +10,20 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 
 [ -f "$run/latents.csv" ] || python "$here/vab_tiny_data.py" "$data" "$run"
 vab codec train "$run/codec.csv" --run "$run/codec" --steps 0 # the codes
-vab codec train "$run/codec.csv" --run "$run/codec" > "$run/codec.log" 2>&1 &
+{
+    vab codec train "$run/codec.csv" --run "$run/codec"
+    vab codec train "$run/codec.csv" --run "$run/decoder" --init "$run/codec" --steps 8000 --adversarial-from 0
+} > "$run/decoder.log" 2>&1 &
 decoder=$!
 vab extract "$run/latents.csv" -o "$run/store" --preset vab-tiny --fill repeat --codec-path "$run/codec"
 vab pretrain vab-tiny --store "$run/store" --run "$run/vab"
 vab finetune contrastive vab-tiny-contrastive --store "$run/store" --run "$run/contrastive" --init "$run/vab"
 vab finetune classify vab-tiny-classes --store "$run/store" --run "$run/classes" --init "$run/contrastive" \
     --train.frozen --train.learning-rate 1e-2 --max-steps 300
-wait "$decoder" || { tail -n 5 "$run/codec.log" >&2 && exit 1; }
+wait "$decoder" || { tail -n 5 "$run/decoder.log" >&2 && exit 1; }
 
 export OMP_NUM_THREADS=$(nproc)
-python "$here/vab_tiny_pack.py" "$run/vab" "$run/codec" "$run/contrastive" "$run/classes" "$run/model"
+python "$here/vab_tiny_pack.py" "$run/vab" "$run/decoder" "$run/contrastive" "$run/classes" "$run/model"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/model" --json "$run/numbers.json"
 vab evaluate retrieval --store "$run/store" --model "$run/model" --split dev || true # sounds without a photo are left out
 for inputs in a v av; do

@@ -6,5 +6,5 @@ data=$1 run=$2
 here=$(dirname "${BASH_SOURCE[0]}")
 
 vab pretrain vab-tiny-fine --store "$run/store" --run "$run/vab/fine"
-python "$here/vab_tiny_pack.py" "$run/vab" "$run/codec" "$run/contrastive" "$run/classes" "$run/two_stages"
+python "$here/vab_tiny_pack.py" "$run/vab" "$run/decoder" "$run/contrastive" "$run/classes" "$run/two_stages"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/two_stages" --json "$run/two_stages.json"
