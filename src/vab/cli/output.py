@@ -21,8 +21,8 @@ def fail(message: str, as_json: bool) -> int:
 
 
 def show(document: Any, text: str, as_json: bool) -> None:
-    """Print the document for machines, or the text for people."""
-    print(json.dumps(document, indent=1) if as_json else text)
+    """Print the document for machines, or the text for people, at once: a server goes on after it."""
+    print(json.dumps(document, indent=1) if as_json else text, flush=True)
 
 
 def tell(line: str) -> None:
