@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from vab import ModelError, VABPipeline
 from vab.config import PRESETS
 from vab.decode import generate
 from vab.files import Settings, generate_files
+from vab.keep import own_sound
 from vab.model import VAB
 from vab.stages import Stage, check_fine, load_stage, save_stage
 from vab.weights import FINE, known_models
@@ -140,7 +142,7 @@ def test_what_is_kept_is_known_to_both_stages(
 ) -> None:
     seen = played(pipe, monkeypatch)
     pipe.generate(clip, keep=[(1.0, 2.0)])
-    own = pipe._encode(clip, 50, 100)
+    own = pipe._encode(partial(own_sound, clip), 50, 100)
     assert own.shape == (5, 50)
     assert torch.equal(seen[0][:, 50:100], own)
 
