@@ -123,7 +123,7 @@ def main() -> None:
     ablations = []
     for title, a, b, theirs in (
         (
-            "C.1 classes: from scratch → pre-trained",
+            "C.1 classes: from scratch → pre-trained and contrastive",
             classes["scratch"],
             classes["contrastive"],
             ("From Scratch", ""),

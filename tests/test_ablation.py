@@ -96,7 +96,7 @@ def test_a_sweep_over_decoding_goes_on_where_it_was(
     assert [each.row.name for each in result.outcomes] == ["8", "16", "36", "48"]
     own = read_config(model).decode
     for each in result.outcomes:
-        assert each.made_with["decode"] == vars(replace(own, steps=int(each.row.name)))
+        assert each.made_with["decode"] == vars(replace(own, steps=int(each.row.name), temperature=10.5))
         assert {"FD-LOGMEL", "MEL-distance", "ONSET-F1"} <= set(each.measures) == set(each.clips)
         assert set(each.clips.values()) == {4}
     sounds = sorted((tmp_path / "run" / "sounds").rglob("*.wav"))

@@ -63,13 +63,13 @@ def test_synchformers_comparison_is_av_benchmarks() -> None:
 
 
 def test_pictures_are_cut_as_the_projects_cut_them(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "film.mp4", 75, 25)  # 64 x 48, 3 s
+    video = write_video(tmp_path / "film.mp4", 125, 25)  # 64 x 48, 5 s
     clips = imagebind.picture_input(video, 8.0)
-    assert clips.shape == (1, 9, 3, 2, 224, 224)  # 4 pictures: 3 pairs, 3 crops of each
+    assert clips.shape == (1, 6, 3, 2, 224, 224)  # 3 pictures: 2 pairs, 3 crops of each
     assert not torch.equal(clips[0, 0], clips[0, 2])  # left and right
     assert imagebind.picture_input(video, 1.0).shape == (1, 3, 3, 2, 224, 224)  # one picture, twice
     segments = synchformer.picture_input(video, 8.0)
-    assert segments.shape == (24, 1, 16, 3, 224, 224)
+    assert segments.shape == (14, 1, 16, 3, 224, 224)  # of the 5 s that there are
     assert torch.equal(segments[1, 0, :8], segments[0, 0, 8:])
     assert -1 <= float(segments.min()) < float(segments.max()) <= 1
     sounds = imagebind.sound_input(noise(8.0, 16_000))
@@ -141,8 +141,8 @@ def test_imagebind_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_no_videos_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_package_called_imagebind(monkeypatch, tmp_path / "weights")
     for folder in ("real", "made"):
-        for name in "ab":
-            write_wav(tmp_path / folder / f"{name}.wav", noise(1.0, 16_000))
+        for seed, name in enumerate("ab"):
+            write_wav(tmp_path / folder / f"{name}.wav", noise(1.0, 16_000, seed))
     chosen = Settings(weights=tmp_path / "weights", device="cpu")
     found = evaluate(tmp_path / "real", tmp_path / "made", chosen)
     assert found.absent["imagebind"] == f"no videos in {tmp_path / 'real'}"
@@ -176,6 +176,12 @@ def test_desync_of_features_that_av_benchmark_made(tmp_path: Path) -> None:
                 wanted.append(abs(grid[int(logits.argmax())]))
     assert found is not None and found.clips == 4 and found.better == "lower"
     assert found.value.value == pytest.approx(np.mean(wanted))
+    torch.save(pictures | {"c": pictures["c"][:13]}, tmp_path / "real" / "synchformer_video.pth")
+    with pytest.raises(Incomplete) as told:
+        evaluate(tmp_path / "real", tmp_path / "made", chosen)
+    assert [(each.id, each.reason[:35]) for each in told.value.faults] == [
+        ("c", "too short for DeSync: 13 segments a")
+    ]
 
 
 class Extractors(synchformer.Comparison):
@@ -196,13 +202,13 @@ def test_desync_where_av_benchmark_is_installed(tmp_path: Path, monkeypatch: pyt
     synchformer._network.cache_clear()
     network = Extractors()
     torch.save(made_up(network), tmp_path / BACKBONES["synchformer"][0].file)
-    for name, seconds in (("a", 5), ("b", 5), ("c", 3)):
+    for seed, (name, seconds) in enumerate((("a", 5), ("b", 5.2), ("c", 3))):
         (tmp_path / "real").mkdir(exist_ok=True)
-        write_video(tmp_path / "real" / f"{name}.mp4", 25 * seconds, 25)
-        write_wav(tmp_path / "made" / f"{name}.wav", noise(seconds + 0.2, 16_000))
+        write_video(tmp_path / "real" / f"{name}.mp4", round(25 * seconds), 25)
+        write_wav(tmp_path / "made" / f"{name}.wav", noise(seconds + 0.2, 16_000, seed))
     chosen = Settings(5.0, ("synchformer",), tmp_path, allow_missing=True, resamples=0, device="cpu")
     found = evaluate(tmp_path / "real", tmp_path / "made", chosen)
-    assert [(fault.id, fault.reason[:21]) for fault in found.faults] == [("c", "too short for DeSync:")]
+    assert [(fault.id, fault.reason[:21]) for fault in found.faults] == [("c", "too short for DeSync:")] * 2
     assert {each.key: each.clips for each in found.measures} == {
         "DeSync": 2,
         "FD-LOGMEL": 3,

@@ -52,7 +52,17 @@ def passes_of(stage: Stage) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["vab-encodec", "vab-dac", "vab-dac-test-no-experts", "vab-dac-coarse2fine", "foleygen-encodec"]
+    "name",
+    [
+        "vab-encodec",
+        "vab-dac",
+        "vab-dac-test-no-experts",
+        "vab-dac-coarse2fine",
+        "vab-tiny",
+        "vab-tiny-fine",
+        "foleygen-encodec",
+        "foleygen-tiny",
+    ],
 )
 @pytest.mark.parametrize(("frames", "guidance"), [(70, 3.0), (100, 1.0), (260, 3.0)])  # one window, and three
 def test_the_count_is_what_pytorch_counts(name: str, guidance: float, frames: int) -> None:

@@ -25,6 +25,7 @@ from vab.datasets.synthetic import write_synthetic
 from vab.extract import Extraction, decode, extract, weights_fingerprint
 from vab.media import probe, read_audio, read_frames, write_wav
 from vab.store import Clip, LatentStore, StoreError, StoreMeta, read_manifest, write_manifest
+from vab.studio.uploads import write_picture
 from vab.vision import RECIPES, VisionEncoder, load_vision
 
 SECONDS = 2.0
@@ -209,7 +210,7 @@ def test_folder(balls: Path, tmp_path: Path) -> None:
     write_wav(tmp_path / "train/dog/long.wav", np.zeros(int(10.5 * SAMPLE_RATE), np.float32))
     write_wav(tmp_path / "cat/c.wav", np.zeros(SAMPLE_RATE, np.float32))
     (tmp_path / "notes.txt").write_text("no media")
-    clips, left_out = folder_clips(tmp_path, seconds=5.0, dev_share=0.0)
+    clips, left_out, _ = folder_clips(tmp_path, seconds=5.0, dev_share=0.0)
     assert list(left_out) == [tmp_path / "notes.txt"]
     found = {clip.id: clip for clip in clips}
     names = "cat/c.mp4 d.mp4 train/dog/a.mp4 train/dog/long.wav#0 train/dog/long.wav#1 val/dog/b.mp4"
@@ -224,6 +225,24 @@ def test_folder(balls: Path, tmp_path: Path) -> None:
     assert {clip.split for clip in folder_clips(tmp_path, dev_share=1.0)[0] if clip.label == "cat"} == {"dev"}
     with pytest.raises(NotADirectoryError):
         folder_clips(tmp_path / "none")
+
+
+def test_a_folders_copies_and_still_clips(
+    balls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = read_manifest(balls)[0].video
+    assert source is not None
+    media, manifest = tmp_path / "media", tmp_path / "m.csv"
+    media.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        (media / name).write_bytes(source.read_bytes())
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "photo.png")
+    write_picture(tmp_path / "photo.png", media / "still.mp4", 2.0, 5.0)
+    with pytest.raises(SystemExit) as left:
+        main(["data", "folder", str(media), "-o", str(manifest), "--drop-still", "--json"])
+    assert not left.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert (told["clips"], told["copies"], told["still_frames"]) == (2, {"b.mp4": "a.mp4"}, ["still.mp4"])
 
 
 SCRIPT = """

@@ -7,6 +7,7 @@ import os
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -244,6 +245,33 @@ def test_short_clips_are_padded_and_stay_so_through_augmentation(tmp_path: Path)
     batch = clips.train_batch(0)
     assert torch.equal(batch.token_padding, batch.tokens[:, 0] == 0)
     assert batch.token_padding.any() and batch.feature_padding.any()
+
+
+@pytest.mark.parametrize("inputs", [("audio",), ("both",)])
+def test_the_classes_of_mixed_short_clips_are_those_of_what_is_left_of_them(
+    tmp_path: Path, inputs: tuple[Literal["audio", "both"], ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    store = LatentStore.create(tmp_path / "store", META, rng.normal(size=(2, 16, 4)).astype(np.float32))
+    clips = []
+    for n, real in enumerate((3, 7, 12, 0)):  # of 20 frames
+        tokens = np.zeros(META.token_shape, np.uint16)
+        tokens[:, :real] = n
+        clips.append(
+            Latents(f"c{n}", f"l{n}", "train", tokens, np.ones(META.feature_shape, np.float16), real, 1)
+        )
+    store.add(clips)
+    taught = preset("classification", mixup=1.0, roll=1.0, batch_size=64, inputs=inputs)
+    batch = ClipBatches(store, taught, "train").train_batch(0)
+    mixed = 0
+    for tokens, filled, target in zip(batch.tokens, batch.token_padding, batch.targets, strict=True):
+        left = tokens[0][~filled]
+        assert target.sum().item() == pytest.approx(1)
+        if len(left):
+            share = torch.bincount(left, minlength=4) / len(left)
+            torch.testing.assert_close(share, target)
+            mixed += bool((share > 0).sum() > 1)
+    assert mixed > 5
 
 
 def test_the_presets_are_table_8() -> None:

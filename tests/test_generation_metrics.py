@@ -224,6 +224,12 @@ def spoil(folders: tuple[Path, Path], how: str) -> None:
         write_wav(real, noise(1.6, 16_000))
     elif how == "twice":
         write_wav(made.with_name("sub") / "owl.wav", noise(1.2, 16_000))
+    elif how == "copied":
+        made.write_bytes(made.with_name("cat.wav").read_bytes())
+    elif how == "two films":
+        for place in (real.parent, real.with_name("sub")):
+            place.mkdir(exist_ok=True)
+            (place / "owl.mp4").write_bytes(place.name.encode())
 
 
 FAULTS = {
@@ -236,6 +242,8 @@ FAULTS = {
     "too short": r"real/owl.wav: too short, 0.90 s; 0.975 s are needed",
     "ends early": r"made/owl.wav: too short, 1.20 s, where the reference has 1.60 s",
     "twice": r"made/sub/owl.wav: has the name of .*made/owl.wav",
+    "copied": r"made/owl.wav: is a copy of .*made/cat.wav",
+    "two films": r"real/sub/owl.mp4: has the name of .*real/owl.mp4",
 }
 
 

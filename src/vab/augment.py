@@ -1,42 +1,33 @@
 """The augmentations of appendix B.3, on batches of latents: audio tokens and image features move together.
 
 tokens [B,K,T] at 50 frames per second, features [B,F,dim] at ``fps``; both cover the same time.
+The last row of tokens is 0 where a clip is filled up; it moves with the codes above it.
 Clips without pictures pass ``features=None``. Every random number comes from the generator.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vab.config import FRAME_RATE, TrainConfig, audio_frames, video_frames
 
-
-class Augmented(NamedTuple):
-    """A batch, and what mixup made of it: clip b is ``share[b]`` its own, the rest is of ``partner[b]``."""
-
-    tokens: Tensor  # [B,K,T]
-    features: Tensor | None  # [B,F,dim]
-    partner: Tensor  # int64 [B]; b itself where nothing was mixed
-    share: Tensor  # float [B]; 1 where nothing was mixed
+Latents = tuple[Tensor, Tensor | None]
 
 
 def augment(
     tokens: Tensor, features: Tensor | None, config: TrainConfig, fps: float, generator: torch.Generator
-) -> Augmented:
+) -> Latents:
     """A random crop if ``config`` asks for one, temporal mixup, then temporal roll."""
     if config.crop:
         tokens, features = random_crop(tokens, features, config.crop, fps, generator)
-    mixed = temporal_mixup(tokens, features, config.mixup, fps, generator)
-    rolled = temporal_roll(mixed.tokens, mixed.features, config.roll, fps, generator)
-    return Augmented(*rolled, mixed.partner, mixed.share)
+    tokens, features = temporal_mixup(tokens, features, config.mixup, fps, generator)
+    return temporal_roll(tokens, features, config.roll, fps, generator)
 
 
 def random_crop(
     tokens: Tensor, features: Tensor | None, seconds: float, fps: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
+) -> Latents:
     """``seconds`` of each clip, from the start of a random picture on: more clips for the same work.
 
     A crop as long as the clips, or longer, changes nothing.
@@ -54,7 +45,7 @@ def random_crop(
 
 def temporal_mixup(
     tokens: Tensor, features: Tensor | None, probability: float, fps: float, generator: torch.Generator
-) -> Augmented:
+) -> Latents:
     """Each clip, with that chance, goes on as another clip of the batch from a random time on.
 
     A picture belongs to the other clip if the middle of its share of time lies after the break.
@@ -74,24 +65,31 @@ def temporal_mixup(
         middle = (torch.arange(features.shape[1], device=tokens.device) + 0.5) * FRAME_RATE / fps
         later = (middle >= point[:, None]) & chosen.to(tokens.device)[:, None]
         features = torch.where(later[:, :, None], features[partner], features)
-    return Augmented(tokens, features, partner, point / frames)
+    return tokens, features
 
 
 def temporal_roll(
     tokens: Tensor, features: Tensor | None, probability: float, fps: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
+) -> Latents:
     """Each clip, with that chance, is turned round in time; what leaves at the end comes in at the start.
 
-    With pictures, by a whole number of them, so that sound and picture stay together.
+    With pictures, by a whole number of them, so that sound and picture stay together. Without, by single
+    frames, and what is filled up after a short sound stays where it is.
     """
     batch, _, frames = tokens.shape
     chosen = _chosen(batch, probability, generator)
-    steps = frames if features is None else features.shape[1]
-    turn = torch.randint(1, max(steps, 2), (batch,), generator=generator, device=generator.device).cpu()
-    turn = torch.where(chosen & (steps > 1), turn, 0).to(tokens.device)
+    draw = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
     if features is None:
-        return _roll(tokens, turn, dim=2), None
-    return _roll(tokens, (turn * FRAME_RATE / fps).round().long(), dim=2), _roll(features, turn, dim=1)
+        places = torch.arange(1, frames + 1, device=tokens.device)
+        steps = (places * (tokens[:, -1] != 0)).amax(1)  # up to the last frame that is the clip's own
+    else:
+        steps = torch.full((batch,), features.shape[1], device=tokens.device)
+    turn = 1 + (draw.to(tokens.device) * (steps - 1)).long()  # 1 .. steps - 1
+    turn = torch.where(chosen.to(tokens.device) & (steps > 1), turn, 0)
+    if features is None:
+        return _roll(tokens, turn, steps, dim=2), None
+    sound_turn, whole = (turn * FRAME_RATE / fps).round().long(), torch.full_like(steps, frames)
+    return _roll(tokens, sound_turn, whole, dim=2), _roll(features, turn, steps, dim=1)
 
 
 def drop_features(batch: int, probability: float, generator: torch.Generator) -> Tensor:
@@ -103,10 +101,11 @@ def _chosen(batch: int, probability: float, generator: torch.Generator) -> Tenso
     return (torch.rand(batch, generator=generator, device=generator.device) < probability).cpu()
 
 
-def _roll(x: Tensor, turn: Tensor, dim: int) -> Tensor:
-    """x [B,...] with each row rolled by its own ``turn`` [B] along ``dim``."""
-    length = x.shape[dim]
-    return _take(x, (torch.arange(length, device=x.device) - turn[:, None]) % length, dim)
+def _roll(x: Tensor, turn: Tensor, length: Tensor, dim: int) -> Tensor:
+    """x [B,...]: the first ``length`` [B] places along ``dim`` of each row rolled by its own ``turn`` [B]."""
+    places = torch.arange(x.shape[dim], device=x.device).expand(len(x), -1)
+    rolled = (places - turn[:, None]) % length[:, None].clamp(min=1)
+    return _take(x, torch.where(places < length[:, None], rolled, places), dim)
 
 
 def _window(x: Tensor, begin: Tensor, length: int, dim: int) -> Tensor:

@@ -35,7 +35,7 @@ class Batch:
     features: Tensor  # float32 [B, F, dim]; zeros where a clip has no picture
     token_padding: Tensor  # bool [B, T]: True where the sound is filled up, not the clip's own
     feature_padding: Tensor  # bool [B, F]; all True where a clip has no picture
-    targets: Tensor  # float32 [B, N]: share of each class in the clip (after mixup)
+    targets: Tensor  # float32 [B, N]: share of each class in the clip's own frames (after mixup)
     drop_features: Tensor  # bool [B]: train this clip without picture
     mask: Tensor  # bool [B, K, T]: the tokens to predict
 
@@ -131,12 +131,14 @@ class ClipBatches:
         rows = self.clips_of(step)
         frames = torch.randint(self.ratio, (len(rows), model.video_length), generator=generator).numpy()
         tokens, features = self._latents(rows, frames, generator)
-        mixed = augment(tokens, features, config, model.fps, generator)
-        assert mixed.features is not None
+        sound_alone = config.objective == "classification" and config.inputs == ("audio",)
+        tokens, moved = augment(tokens, None if sound_alone else features, config, model.fps, generator)
         targets = self._targets(rows)
-        targets = torch.lerp(targets[mixed.partner], targets, mixed.share[:, None])
+        parts = torch.stack([(tokens[:, -1] == n + 1).sum(1) for n in range(len(rows))], dim=1).float()
+        parts[parts.sum(1) == 0] = torch.eye(len(rows))[parts.sum(1) == 0]  # nothing but silence
+        targets = parts @ targets / parts.sum(1, keepdim=True)
         drop = drop_features(len(rows), config.drop_features, generator)
-        return self._batch(rows, mixed.tokens, mixed.features, targets, drop, generator)
+        return self._batch(rows, tokens, features if moved is None else moved, targets, drop, generator)
 
     def dev_batches(self, most: int = DEV_CLIPS) -> list[NDArray[np.int64]]:
         """Rows of the batches of a validation pass: at most ``most`` clips."""
@@ -169,7 +171,8 @@ class ClipBatches:
     ) -> tuple[Tensor, Tensor]:
         """tokens [B, K + 1, T], features [B, F, dim + 1]; ``frames`` [B, F]: which of each step's n to take.
 
-        The last codebook and the last dimension say which places are the clip's own: 1 or 0.
+        The last dimension says which pictures are the clip's own, 1 or 0; the last codebook, whose a frame
+        is: 1 for the first clip of ``rows``, 2 for the second, 0 where it is filled up.
         """
         model = self.preset.model
         tokens = self.store.gather("tokens", rows)[:, : model.codebooks]
@@ -184,8 +187,9 @@ class ClipBatches:
         places = places.clip(max=self.store.meta.feature_shape[0] - 1)
         features = self.store.gather("features", sources)[np.arange(len(rows))[:, None], places]
         own_tokens = np.arange(tokens.shape[2]) < self.real["tokens"][rows, None]
+        whose = own_tokens * np.arange(1, len(rows) + 1)[:, None]
         own_features = places < self.real["features"][sources, None]
-        tokens = np.concatenate((tokens, own_tokens[:, None]), axis=1, dtype=np.int64)
+        tokens = np.concatenate((tokens, whose[:, None]), axis=1, dtype=np.int64)
         features = np.concatenate((features, own_features[:, :, None]), axis=2, dtype=np.float32)
         return torch.from_numpy(tokens), torch.from_numpy(features)
 

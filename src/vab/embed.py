@@ -271,9 +271,12 @@ def classify_latents(
 
 @torch.no_grad()
 def embed_store(network: Contrastive, clips: ClipBatches) -> Embeddings:
-    """Sound and picture of every clip of a split, as they are paired there; NaN rows without a picture."""
+    """Sound and picture of every clip of a split, as they are paired there; NaN rows without a picture.
+
+    Computed where the network is.
+    """
     ids, audio, video = [], [], []
-    for batch in _batches(clips):
+    for batch in _batches(clips, network):
         seen = ~batch.feature_padding.all(1)
         padding = batch.feature_padding & seen[:, None]
         heard = network.embed(batch.tokens, None, batch.token_padding)
@@ -289,9 +292,12 @@ def embed_store(network: Contrastive, clips: ClipBatches) -> Embeddings:
 def classify_store(
     network: Classifier, clips: ClipBatches, inputs: Inputs, loss: str
 ) -> tuple[list[str], Scores]:
-    """Ids and class probabilities [n, N] of every clip of a split; NaN rows without a picture to go by."""
+    """Ids and class probabilities [n, N] of every clip of a split; NaN rows without a picture to go by.
+
+    Computed where the network is.
+    """
     ids, found = [], []
-    for batch in _batches(clips):
+    for batch in _batches(clips, network):
         seen = ~batch.feature_padding.all(1)
         padding = batch.feature_padding & seen[:, None]
         tensors = (batch.tokens, batch.features, batch.token_padding, padding)
@@ -303,9 +309,10 @@ def classify_store(
     return ids, np.concatenate(found)
 
 
-def _batches(clips: ClipBatches) -> Iterator[Batch]:
+def _batches(clips: ClipBatches, network: torch.nn.Module) -> Iterator[Batch]:
+    device = next(network.parameters()).device
     for start in range(0, len(clips), AT_ONCE):
-        yield clips.dev_batch(clips.rows[start : start + AT_ONCE])
+        yield clips.dev_batch(clips.rows[start : start + AT_ONCE]).to(device)
 
 
 def _probabilities(

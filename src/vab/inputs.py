@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 VIDEOS: tuple[str, ...] = (
@@ -103,3 +105,20 @@ def _read_list(path: Path) -> Iterator[Entry]:
                     yield path.parent / row["video"], None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         yield path, f"cannot be read as a list ({error})"
+
+
+def copies(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Files with the same bytes as one before them -> the first of these. What cannot be read is no copy."""
+    sizes: dict[int, list[Path]] = {}
+    for path in dict.fromkeys(paths):
+        with suppress(OSError):
+            sizes.setdefault(path.stat().st_size, []).append(path)
+    found: dict[Path, Path] = {}
+    for alike in sizes.values():
+        first: dict[str, Path] = {}
+        for path in alike if len(alike) > 1 else ():
+            with suppress(OSError), path.open("rb") as stream:
+                owner = first.setdefault(hashlib.file_digest(stream, "sha256").hexdigest(), path)
+                if owner != path:
+                    found[path] = owner
+    return found

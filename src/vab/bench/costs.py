@@ -62,7 +62,7 @@ def _stepwise(config: ModelConfig, video: int, steps: int, first: int) -> float:
 def _layers(config: ModelConfig, video: int, audio: int, seen: int) -> float:
     """Embeddings and blocks: 4 D^2 of attention and 8 D^2 of the feed-forward network for each place."""
     width = config.width
-    inputs = config.codebook_dim * (config.codebooks if config.codec == "dac" else 1)
+    inputs = config.codebook_dim * (1 if config.codec == "encodec" else config.codebooks)
     embedded = 2 * width * (inputs * audio + config.vision_dim * video)
     return embedded + config.layers * (24 * (video + audio) * width**2 + 4 * seen * width)
 

@@ -327,6 +327,7 @@ def _document(speed: Speed, seconds: float, rate: float) -> dict[str, Any]:
                 "seconds": timing.seconds,
                 "total": timing.total,
                 "times_real_time": seconds / timing.total,
+                "times_real_time_by_stage": {n: seconds / each for n, each in timing.seconds.items()},
                 "passes_timed": timing.timed,
                 "flops_per_second": {n: f / timing.seconds[n] for n, f in speed.flops.items()},
                 "share_of_matmul_rate": {n: f / timing.seconds[n] / rate for n, f in speed.flops.items()},

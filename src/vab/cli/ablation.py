@@ -81,7 +81,7 @@ def ablation(
     try:
         with file_progress() as move:
             result = ablate(name, settings, tell, move)
-        written = ablation_report.write(result, run)
+        written = ablation_report.write(result, run, tell)
     except (StoreError, TrainError, ModelError, CodecError, ValueError, OSError) as error:
         raise BadCall(str(error)) from error
     for path in written:

@@ -23,6 +23,7 @@ def folder(
     out: Manifest,
     seconds: float = 10.0,
     dev_share: float = 0.1,
+    drop_still: bool = False,
     json: bool = False,
 ) -> int:
     """Write the manifest of all media in a folder and below.
@@ -35,15 +36,18 @@ def folder(
         out: the csv file to write: id,audio,video,start,seconds,label,split.
         seconds: the window of one clip.
         dev_share: share of the files for the split dev, where no folder says otherwise.
+        drop_still: leave out clips of videos whose picture never moves (decodes a frame a second).
         json: one JSON document on standard output.
     """
+    from vab.datasets.common import copied
     from vab.datasets.folder import folder_clips
     from vab.store import write_manifest
 
     if not seconds > 0 or not 0 <= dev_share <= 1:
         raise BadCall("--seconds must be positive, and --dev-share between 0 and 1")
     try:
-        clips, left_out = folder_clips(root, seconds, dev_share)
+        clips, left_out, still = folder_clips(root, seconds, dev_share, drop_still)
+        copies = copied(clips)
     except OSError as error:
         raise BadCall(str(error)) from error
     for reason in left_out.values():
@@ -55,8 +59,14 @@ def folder(
     except OSError as error:
         raise BadCall(f"{out}: cannot be written ({error.strerror})") from error
     failed = {str(path): reason for path, reason in left_out.items()}
-    document = {"manifest": str(out), "clips": len(clips), "failed": failed}
-    show(document, f"{out}: {len(clips)} clips, {len(failed)} files left out", json)
+    document = {"manifest": str(out), "clips": len(clips), "failed": failed, "copies": copies}
+    text = f"{out}: {len(clips)} clips, {len(failed)} files left out"
+    if drop_still:
+        document["still_frames"] = still
+        text += f", {len(still)} still clips left out"
+    if copies:
+        text += f"; {len(copies)} are copies of another's file"
+    show(document, text, json)
     return 1 if failed else 0
 
 

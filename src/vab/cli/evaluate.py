@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
-from vab.cli.options import Model
+from vab.cli.options import Device, Model
 from vab.cli.output import BadCall, show, tell
 from vab.evaluate.paper import (
     AUDIO_ONLY,
@@ -38,6 +38,7 @@ def retrieval(
     benchmark: RetrievalBenchmark | None = None,
     ids: Ids = None,
     block: int = 256,
+    device: Device = "auto",
     json: bool = False,
 ) -> int:
     """Measure which sound belongs to a picture and which picture to a sound: R@1, R@5, R@10, median rank.
@@ -56,6 +57,7 @@ def retrieval(
         benchmark: whose column of the paper's Table 3 to print beside.
         ids: keep only these: one per line, a JSON list, or a list of CAV-MAE's.
         block: queries compared at once; the result does not depend on it.
+        device: where a model computes.
         json: one JSON document on standard output.
     """
     from vab.embeddings import EmbeddingsError, read_embeddings
@@ -71,6 +73,7 @@ def retrieval(
     if store is None or embeddings is not None:
         raise BadCall("what to measure: --embeddings FILE, or --store STORE with --model DIR")
     with _told():
+        from vab.devices import pick_device
         from vab.embed import embed_store
         from vab.finetune import load_finetuned
 
@@ -78,7 +81,7 @@ def retrieval(
         contrastive, _ = load_finetuned(folder)
         if contrastive is None:
             raise ValueError(f"{folder}: gives no embeddings; make them with `vab finetune contrastive`")
-        found = embed_store(contrastive[0], _clips(store, folder, split))
+        found = embed_store(contrastive[0].to(pick_device(device)), _clips(store, folder, split))
     return _retrieval(found, Path(folder.name), benchmark, ids, block, json)
 
 
@@ -90,6 +93,7 @@ def classification(
     benchmark: ClassificationBenchmark | None = None,
     inputs: Inputs | None = None,
     ids: Ids = None,
+    device: Device = "auto",
     json: bool = False,
 ) -> int:
     """Measure a classifier: accuracy where clips have one label, mean average precision, d', each class.
@@ -107,6 +111,7 @@ def classification(
         inputs: from what the scores are made: a, v or av, and so which column of the paper's. Left out: what
             the classifier was taught, or of the paper's columns av (a for esc50 and spc1).
         ids: keep only these: one per line, a JSON list, or a list of CAV-MAE's.
+        device: where a model computes.
         json: one JSON document on standard output.
     """
     from vab.evaluate.predictions import read_predictions
@@ -123,6 +128,7 @@ def classification(
     if store is None or predictions is not None:
         raise BadCall("what to measure: --predictions FILE, or --store STORE with --model DIR")
     with _told():
+        from vab.devices import pick_device
         from vab.embed import classify_store
         from vab.evaluate.predictions import Predictions
         from vab.finetune import load_finetuned
@@ -137,7 +143,7 @@ def classification(
             (kind for kind in ("both", "audio", "video") if taught[kind] == inputs), learned.train.inputs[-1]
         )
         clips = _clips(store, folder, split)
-        names, scores = classify_store(network, clips, chosen, learned.train.loss)
+        names, scores = classify_store(network.to(pick_device(device)), clips, chosen, learned.train.loss)
         found = Predictions(names, scores, clips.labels(), list(learned.classes))
     return _classification(found, Path(folder.name), benchmark, cast(Inputs, taught[chosen]), ids, json)
 

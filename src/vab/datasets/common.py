@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 import sys
@@ -18,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from ..inputs import copies
 from ..media import MediaError, read_frames
 from ..mux import open_media, picture_of, sound_of
 from ..store import Clip
@@ -197,7 +197,7 @@ def examine(
         silent=counts["silent"],
         still_frames=counts["still"] if drop_still else None,
         unreadable=unreadable,
-        copies=_copies(clips),
+        copies=copied(clips),
     )
     return clips, report
 
@@ -213,7 +213,7 @@ def _look(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
         )
         if clip.audio is None:
             return "silent", clip, ""
-        if drop_still and clip.video is not None and is_still(clip.video, clip.seconds):
+        if drop_still and clip.video is not None and is_still(clip.video, clip.seconds, clip.start):
             return "still", clip, ""
     except MediaError as error:
         return "unreadable", clip, str(error)
@@ -231,14 +231,15 @@ def _streams(path: Path) -> tuple[bool, bool]:
     return found
 
 
-def is_still(path: str | Path, seconds: float | None = None) -> bool:
-    """Whether the picture never moves: no frame differs from the one about a second before by ``STILL``.
+def is_still(path: str | Path, seconds: float | None = None, start: float = 0.0) -> bool:
+    """Whether the picture never moves in ``seconds`` from ``start`` on.
 
-    VGGSound holds some 6,000 such clips (hche11/VGGSound#6). Compared are small frames, so that the noise of
-    compression does not count. ``MediaError`` if there is no picture.
+    That is, no frame differs from the one about a second before by ``STILL``. VGGSound holds some 6,000 such
+    clips (hche11/VGGSound#6). Compared are small frames, so that the noise of compression does not count.
+    ``MediaError`` if there is no picture.
     """
     before: np.ndarray | None = None
-    for pixels in read_frames(path, STILL_FPS, 0.0, seconds or STILL_SECONDS, size=STILL_SIDE):
+    for pixels in read_frames(path, STILL_FPS, start, seconds or STILL_SECONDS, size=STILL_SIDE):
         frame = pixels.astype(np.int16)
         if before is not None and np.abs(frame - before).mean() >= STILL:
             return False
@@ -246,23 +247,11 @@ def is_still(path: str | Path, seconds: float | None = None) -> bool:
     return True
 
 
-def _copies(clips: Sequence[Clip]) -> dict[str, str]:
+def copied(clips: Sequence[Clip]) -> dict[str, str]:
     """Clips whose file has the same bytes as that of an earlier one: id -> the earlier one's id."""
     owners: dict[Path, str] = {}
-    sizes: dict[int, list[Path]] = {}
     for clip in clips:
         path = clip.video or clip.audio
         assert path is not None
-        if path not in owners:  # several clips may be windows of one file
-            owners[path] = clip.id
-            sizes.setdefault(path.stat().st_size, []).append(path)
-    copies: dict[str, str] = {}
-    for paths in sizes.values():
-        first: dict[str, str] = {}
-        for path in paths if len(paths) > 1 else ():
-            with path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            owner = first.setdefault(digest, owners[path])
-            if owner != owners[path]:
-                copies[owners[path]] = owner
-    return copies
+        owners.setdefault(path, clip.id)  # several clips may be windows of one file
+    return {owners[path]: owners[first] for path, first in copies(owners).items()}

@@ -8,21 +8,23 @@ from pathlib import Path
 from ..media import MediaError, MediaInfo, probe
 from ..record import sha256
 from ..store import Clip
+from .common import is_still
 
 SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 SHORTEST = 1.0  # seconds; a shorter rest at the end of a long file is left out
 
 
 def folder_clips(
-    root: str | Path, seconds: float = 10.0, dev_share: float = 0.1
-) -> tuple[list[Clip], dict[Path, str]]:
-    """Clips of every media file under ``root``, and the files left out with the reason.
+    root: str | Path, seconds: float = 10.0, dev_share: float = 0.1, drop_still: bool = False
+) -> tuple[list[Clip], dict[Path, str], list[str]]:
+    """Clips of every media file under ``root``, the files left out with the reason, and still clips left out.
 
     A file longer than the window of ``seconds`` becomes several clips ``id#0``, ``id#1`` ... that do not
     overlap. A sound and a picture with the same name in the same folder (``dog.wav``, ``dog.mp4``) are one
     clip. The label is the name of the file's folder, the split that of the first folder if it is called
     train, dev, val or test; else ``dev_share`` of the files, chosen by a hash of their names, are dev.
-    Hidden files are not looked at. ``NotADirectoryError`` if ``root`` is no folder.
+    Hidden files are not looked at. With ``drop_still`` clips of videos whose picture never moves
+    (``common.is_still``) are left out; photos stay. ``NotADirectoryError`` if ``root`` is no folder.
     """
     root = Path(root)
     if not root.is_dir():
@@ -44,9 +46,16 @@ def folder_clips(
         else:
             group[kind] = info
     clips: list[Clip] = []
+    still: list[str] = []
     for group in groups.values():
-        clips += _clips(root, group.get("audio"), group.get("video"), seconds, dev_share)
-    return clips, left_out
+        video = group.get("video")
+        for clip in _clips(root, group.get("audio"), video, seconds, dev_share):
+            filmed = video.path if video is not None and video.kind == "video" else None
+            if drop_still and filmed and is_still(filmed, clip.seconds, clip.start):
+                still.append(clip.id)
+            else:
+                clips.append(clip)
+    return clips, left_out, still
 
 
 def _clips(

@@ -13,6 +13,7 @@ from typing import Any
 
 from vab.batches import ClipBatches, check_fits
 from vab.config import PRESETS, DecodeConfig, Preset
+from vab.devices import pick_device
 from vab.embed import classify_store, embed_store
 from vab.finetune import load_finetuned
 from vab.record import code_version
@@ -23,6 +24,7 @@ from vab.weights import find_model, read_config
 from . import generation
 from .ablations import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
 from .classification import classification, targets_of
+from .clips import Fault
 from .report import EvaluationError, Interval
 from .retrieval import retrieval
 from .store_sounds import Maker, Progress, chosen_rows, made_sounds, true_sounds
@@ -56,6 +58,7 @@ class Outcome:
     measures: dict[str, Interval] = field(default_factory=dict)
     clips: dict[str, int] = field(default_factory=dict)  # N of each measure
     made_with: dict[str, Any] = field(default_factory=dict)
+    left_out: list[Fault] = field(default_factory=list)  # sounds that could not be measured
     reason: str = ""
 
 
@@ -91,6 +94,7 @@ class Result:
                         for key, value in each.measures.items()
                     },
                     "made_with": each.made_with,
+                    "left_out": [vars(fault) for fault in each.left_out],
                     "not_run": each.reason or None,
                 }
                 for each in self.outcomes
@@ -139,8 +143,9 @@ def ablate(
     for row in ablation.rows:
         log(f"{name} {row.name}")
         decode = changed(decoded, row.changes).decode
-        measures, clips = _generated(maker, own, decode, stores, place, settings, progress)
-        outcomes.append(Outcome(row, measures, clips, {"decode": asdict(decode)}))
+        outcome = Outcome(row, made_with={"decode": asdict(decode)})
+        _generated(outcome, maker, own, decode, stores, place, settings, progress)
+        outcomes.append(outcome)
     return Result(ablation, own.name, settings, outcomes)
 
 
@@ -178,7 +183,11 @@ def _trained(
             outcome.made_with["_".join(row.chain[: n + 1]) + part] = str(place)
             if objective not in measured:
                 continue
-            found = _measured(place, objective, store, settings, progress)
+            if objective == "masked":
+                maker = Maker.load(place, settings.codec_path, settings.device)
+                _generated(outcome, maker, taught, taught.decode, [store], place, settings, progress)
+                continue
+            found = _measured(place, objective, store, settings)
             outcome.measures |= {key: value for key, (value, _) in found.items()}
             outcome.clips |= {key: clips for key, (_, clips) in found.items()}
         init = folder
@@ -232,14 +241,10 @@ def _store(stores: list[LatentStore], preset: Preset) -> LatentStore:
 
 
 def _measured(
-    folder: Path, objective: Objective, store: LatentStore, settings: Settings, progress: Progress
+    folder: Path, objective: Objective, store: LatentStore, settings: Settings
 ) -> dict[str, tuple[Interval, int]]:
-    """Generation, retrieval or classification of a trained network: measure -> value and N."""
+    """Retrieval or classification by a trained network: measure -> value and N."""
     taught = read_config(folder)
-    if objective == "masked":
-        maker = Maker.load(folder, settings.codec_path, settings.device)
-        found = _generated(maker, taught, taught.decode, [store], folder, settings, progress)
-        return {key: (value, found[1][key]) for key, value in found[0].items()}
     clips = ClipBatches(store, taught, settings.split)
     if not len(clips):
         raise EvaluationError(f"{store.directory} has no clip with sound in the split {settings.split}")
@@ -247,7 +252,7 @@ def _measured(
     measures: dict[str, tuple[Interval, int]] = {}
     if objective == "contrastive":
         assert contrastive is not None
-        vectors = embed_store(contrastive[0], clips)
+        vectors = embed_store(contrastive[0].to(pick_device(settings.device)), clips)
         result = retrieval(vectors.audio, vectors.video, vectors.labels)
         for way, found_way in result.ways.items():
             named = {f"R@{k}": each for k, each in found_way.recall.items()}
@@ -256,8 +261,9 @@ def _measured(
                 measures[f"{name} {ARROWS[way]} %"] = (_percent(each), len(result.kept))
         return measures
     assert classifier is not None
+    network = classifier[0].to(pick_device(settings.device))
     for kind in taught.train.inputs:
-        _, scores = classify_store(classifier[0], clips, kind, taught.train.loss)
+        _, scores = classify_store(network, clips, kind, taught.train.loss)
         targets, _ = targets_of(clips.labels(), taught.classes)
         result_of = classification(scores, targets, taught.classes)
         if result_of.accuracy is None:
@@ -271,6 +277,7 @@ def _measured(
 
 
 def _generated(
+    outcome: Outcome,
     maker: Maker,
     preset: Preset,
     decode: DecodeConfig,
@@ -278,8 +285,8 @@ def _generated(
     folder: Path,
     settings: Settings,
     progress: Progress,
-) -> tuple[dict[str, Interval], dict[str, int]]:
-    """Sounds with these settings of decoding, measured against the true ones: values and N."""
+) -> None:
+    """Make sounds with these settings of decoding, measure them against the true ones, and note it."""
     store = _store(stores, preset)
     clips = ClipBatches(store, preset, settings.split)
     rows = chosen_rows(clips, settings.clips)
@@ -297,8 +304,9 @@ def _generated(
         device=settings.device,
     )
     found = generation.evaluate(reference, sounds, chosen, progress)
-    measures = {each.key: each.value for each in found.measures}
-    return measures, {each.key: each.clips for each in found.measures}
+    outcome.measures |= {each.key: each.value for each in found.measures}
+    outcome.clips |= {each.key: each.clips for each in found.measures}
+    outcome.left_out += found.faults
 
 
 def _percent(share: Interval) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ SAME = {
     "KL-": KLD,
 }  # what measures of ours are held against where the paper's own is not measured
 PANELS = 6
+NAMED = 5  # clips left out that the table names
 
 
-def write(result: Result, folder: Path) -> list[Path]:
+def write(result: Result, folder: Path, log: Callable[[str], None] = print) -> list[Path]:
     """``<name>.md``, ``.json`` and, with matplotlib, ``.png`` in ``folder``; the paths."""
     name = result.ablation.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,8 +31,10 @@ def write(result: Result, folder: Path) -> list[Path]:
         f"{name}.md": as_markdown(result).encode() + b"\n",
         f"{name}.json": json.dumps(result.document(), indent=1).encode() + b"\n",
     }
-    with suppress(EvaluationError):
+    try:
         files[f"{name}.png"] = plot(result)
+    except EvaluationError as error:
+        log(str(error))
     for file, data in files.items():
         write_whole(folder / file, data)
     return [folder / file for file in files]
@@ -83,6 +86,12 @@ def as_markdown(result: Result) -> str:
     best = [line for key in ours if (line := _best(result, key))]
     parts += ["\n".join(f"* {line}" for line in best)] if best else []
     parts += [f"Not run: {each.row.name}. {each.reason}" for each in result.outcomes if each.reason]
+    for each in result.outcomes:
+        if each.left_out:
+            told = "; ".join(f"{fault.id}: {fault.reason}" for fault in each.left_out[:NAMED])
+            more = len(each.left_out) - NAMED
+            rest = f" and {more} more, named in the JSON" if more > 0 else ""
+            parts.append(f"Left out of {each.row.name}, {len(each.left_out)} clips: {told}{rest}")
     if any(key.startswith("FD-") for key in ours):
         parts.append(f"Sounds are held against {real}.")
     return "\n\n".join(parts)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.inputs import AUDIO, VIDEOS, NoInputs, expand
+from vab.inputs import AUDIO, VIDEOS, NoInputs, copies, expand
 from vab.media import MediaError, read_audio
 
 from .report import EvaluationError
@@ -33,7 +33,7 @@ class Folder:
     path: Path
     sounds: dict[str, Path]  # what is measured; a video's own sound where no sound file has its name
     videos: dict[str, Path]
-    faults: list[Fault] = field(default_factory=list)  # two files of one name
+    faults: list[Fault] = field(default_factory=list)  # two files of one name, or with the same bytes
 
     def stamp(self, name: str, picture: bool = False) -> str | None:
         """What tells that a file has changed: size and time. None for a clip that is only in the cache."""
@@ -64,11 +64,14 @@ def open_folder(path: Path) -> Folder:
     sounds, videos = by_kind
     found = Folder(path, {}, {name: several[0] for name, several in videos.items()})
     for name in sorted(sounds.keys() | videos.keys()):
-        several = sounds.get(name) or videos[name]
+        several = max(sounds.get(name, []), videos.get(name, []), key=len)
         if len(several) == 1:
-            found.sounds[name] = several[0]
+            found.sounds[name] = sounds.get(name, several)[0]
         else:
             found.faults.append(Fault(name, f"{several[1]}: has the name of {several[0]}"))
+    for copy, first in copies(found.sounds.values()).items():
+        found.faults.append(Fault(copy.stem, f"{copy}: is a copy of {first}"))
+        del found.sounds[copy.stem]
     return found
 
 

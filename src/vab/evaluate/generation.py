@@ -257,6 +257,15 @@ def _measure(
         for side, kind in both
         for clip in side.lacking(kind, found.ids)
     ]
+    if name == "synchformer":
+        from .synchformer import SEGMENTS
+
+        lacking, need = {fault.id for fault in faults}, f"where {SEGMENTS} are needed"
+        for side, kind in both:
+            made = side.shelves[kind.name].features
+            counts = {clip: len(made[clip][0]) for clip in found.ids if clip not in lacking}
+            reason = f"too short for DeSync: {{}} segments among the features of {side.folder.path}, {need}"
+            faults += [Fault(clip, reason.format(n)) for clip, n in counts.items() if n < SEGMENTS]
     _judge(faults, settings, found)
     if any(side.shelves[kind.name].foreign for side, kind in both):
         found.foreign.append(name)

@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from vab.media import read_frames
+from vab.mux import picture_times
 
 
 def resized(path: Path, fps: float, seconds: float, side: int) -> Tensor:
     """The frames on screen every 1 / fps seconds, their short side scaled to ``side``: uint8 [T, 3, H, W].
 
+    Of the first ``seconds``, or of as many as there are.
     Bicubic with antialiasing, as torchvision's Resize. ``MediaError`` as ``vab.media.read_frames``.
     """
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as resize
 
     frames = []
-    for frame in read_frames(path, fps, seconds=seconds):
+    for frame in read_frames(path, fps, seconds=min(seconds, picture_times(path).seconds)):
         picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
         frames.append(resize.resize(picture, [side], InterpolationMode.BICUBIC, antialias=True))
     return torch.stack(frames)
