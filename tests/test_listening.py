@@ -25,7 +25,7 @@ from vab.cli import main
 from vab.evaluate.report import EvaluationError
 from vab.listening.agreement import as_matrix, krippendorff_alpha
 from vab.listening.answers import LEASE, QUESTIONS, Answer, Answers, Refused, UnknownRater
-from vab.listening.export import export, table
+from vab.listening.export import export, export_answers, table
 from vab.listening.figure import COLOURS, plot
 from vab.listening.results import results
 from vab.listening.study import BEEPS, CHECK_EVERY, MEDIA, Study, Survey, Trial, build_study, open_study
@@ -65,6 +65,13 @@ def plan(
 
 def grades(trial: Trial, grade: int = 3) -> dict[str, int]:
     return dict.fromkeys(QUESTIONS[trial.survey], grade)
+
+
+def listened(study: Study, rater: str, trial: Trial, grade: int = 3) -> dict[str, int]:
+    """What somebody says who hears the beeps of a check."""
+    if trial.check:
+        grade = 5 if trial.survey == "preference" and study.swapped(rater, trial.id) else 1
+    return grades(trial, grade)
 
 
 def vab(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -230,16 +237,17 @@ def test_no_order_of_events_makes_one_answer_too_many(data: st.DataObject) -> No
                 trial = answers.trials[held[rater]]
                 grade = data.draw(st.integers(1, 5))
                 try:
-                    answers.answer(rater, trial.id, grades(trial, grade))
+                    answers.answer(rater, trial.id, listened(study, rater, trial, grade))
                 except Refused:
                     assert (rater, trial.id) not in kept
                 else:
-                    kept.setdefault((rater, trial.id), grade)
+                    said_first = next(iter(listened(study, rater, trial, grade).values()))
+                    kept.setdefault((rater, trial.id), said_first)
         now[0] += LEASE + 1
         for rater in people:  # everybody goes on to the end
             while (found := answers.next(rater)).trial is not None:
-                answers.answer(rater, found.trial.id, grades(found.trial))
-                kept[rater, found.trial.id] = 3
+                answers.answer(rater, found.trial.id, listened(study, rater, found.trial))
+                kept[rater, found.trial.id] = next(iter(listened(study, rater, found.trial).values()))
             assert found.state == "done" and found.done == found.total
         said = {(each.rater, each.trial): next(iter(each.grades.values())) for each in answers.all()}
         assert said == kept
@@ -256,7 +264,7 @@ def test_raters_at_the_same_moment(tmp_path: Path) -> None:
         answers = Answers(study)
         gate.wait()
         while (found := answers.next(rater)).trial is not None:
-            answers.answer(rater, found.trial.id, grades(found.trial))
+            answers.answer(rater, found.trial.id, listened(study, rater, found.trial))
 
     threads = [threading.Thread(target=take_part, args=(rater,)) for rater in people]
     for thread in threads:
@@ -307,6 +315,33 @@ def test_checks_come_about_every_ten_trials_and_progress_ends_at_its_end(tmp_pat
     assert gaps.max() <= 2 * CHECK_EVERY and len(set(gaps)) > 2, "one can tell when a check comes"
 
 
+def test_who_fails_the_checks_takes_nobodys_place(tmp_path: Path) -> None:
+    study = plan(tmp_path, clips=6, raters=2)
+    answers = Answers(study)
+    deaf, *others = answers.invite(3)
+    for rater in (deaf, *others):
+        while (found := answers.next(rater)).trial is not None:
+            said = grades(found.trial) if rater == deaf else listened(study, rater, found.trial)
+            answers.answer(rater, found.trial.id, said)
+        assert found.state == "done"
+    found_out = results(study, answers.all())
+    assert found_out.complete == found_out.trials
+    assert [rater.trusted for rater in found_out.raters if rater.id == deaf] == [False]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 6])
+def test_a_short_part_has_a_check_too(tmp_path: Path, most: int) -> None:
+    study = plan(tmp_path, clips=20, per_person=most)
+    answers = Answers(study)
+    for rater in answers.invite(8):
+        kinds = []
+        while (found := answers.next(rater)).trial is not None:
+            kinds.append(found.trial.check)
+            answers.answer(rater, found.trial.id, listened(study, rater, found.trial))
+        assert sum(kinds) >= 1 and kinds.count(False) == most
+        assert found.done == found.total
+
+
 def test_nobody_is_asked_for_more_than_agreed(tmp_path: Path) -> None:
     answers = Answers(plan(tmp_path, clips=10, per_person=4))
     rater, _ = answers.invite(2)
@@ -322,17 +357,21 @@ def test_the_last_one_waits_for_whoever_has_it(tmp_path: Path) -> None:
     now = [0.0]
     answers = Answers(plan(tmp_path, clips=1, raters=1), lambda: now[0])
     one, two = answers.invite(2)
-    held = answers.next(one).trial
+    while (held := answers.next(one).trial) is not None and held.check:
+        answers.answer(one, held.id, listened(answers.study, one, held))
     assert held is not None
     while (found := answers.next(two)).trial is not None:
-        answers.answer(two, found.trial.id, grades(found.trial))
+        answers.answer(two, found.trial.id, listened(answers.study, two, found.trial))
     assert found.state == "wait"
     now[0] += LEASE + 1
     assert answers.next(two).trial == held
     answers.answer(two, held.id, grades(held, 5))
     with pytest.raises(Refused, match="others have answered"):
         answers.answer(one, held.id, grades(held, 1))
-    assert answers.next(one).state == "done"
+    while (found := answers.next(one)).trial is not None:
+        assert found.trial.check
+        answers.answer(one, found.trial.id, listened(answers.study, one, found.trial))
+    assert found.state == "done"
     assert [each.grades for each in answers.all() if each.trial == held.id] == [grades(held, 5)]
 
 
@@ -646,4 +685,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     answers = people_who(study, honest)
     with pytest.raises(OSError):
-        export(results(study, answers), answers, tmp_path / "file" / "out")
+        export(results(study, answers), tmp_path / "file" / "out")
+    with pytest.raises(OSError):
+        export_answers(study, answers, tmp_path / "file" / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import subprocess
@@ -21,11 +22,13 @@ from PIL import Image
 from tiny import write_model, write_video
 from vab.keep import FADE
 from vab.library import Library
+from vab.listening.server import listen
 from vab.media import probe, read_audio, write_wav
 from vab.pipeline import VABPipeline
 from vab.studio import server, uploads
 from vab.studio.desk import Desk
 from vab.studio.line import Job, Line, Refused, Tell
+from vab.studio.rooms import Rooms
 from vab.studio.server import make_app
 from vab.studio.shelf import Shelf
 from vab.studio.takes import Maker, Take
@@ -79,6 +82,8 @@ def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, monkeypatch: pytest
         assert str(tmp_path) not in str(caught.value)
     with pytest.raises(UploadError, match="takes too long"):
         prepare(video, tmp_path, seconds=0.01)
+    with pytest.raises(UploadError, match="Cancelled"):
+        prepare(video, tmp_path, unwanted=lambda: True)
     monkeypatch.setattr(uploads, "MOST_PIXELS", 64 * 48 - 1)
     with pytest.raises(UploadError, match="64 x 48 pixels"):
         make_clip(video, tmp_path)
@@ -269,6 +274,11 @@ def test_a_visit_over_http(visitor: Callable[[], Any], tmp_path: Path) -> None:
     assert told["hits"][0]["name"] == "low.wav" and told["hits"][0]["score"] > 0.9
     assert len(me.get("/map").json()["points"]) == 3
 
+    me.post("/do/understand", json={"track": track["id"]})
+    me.post("/do/undo", json=values)  # the take it looks at may be gone by now
+    job = finished(me, "understand")["jobs"]["understand"]
+    assert job["state"] == "done" or job["error"] == "This take is not here any more."
+
     state = me.post("/do/remove", json={"track": placed["id"]}).json()
     assert placed["id"] not in [track["id"] for track in state["tracks"]]
     assert me.post("/do/clear").json()["clip"] is None and me.get(urls[1]).status_code == 404
@@ -294,6 +304,84 @@ def test_what_the_server_lets_through(visitor: Callable[[], Any], monkeypatch: p
     streamed = me.post("/clip", content=(b"0" * 65536 for _ in range(17)))
     assert streamed.status_code == 422 and "1 MB" in streamed.json()["error"]
     assert me.post("/do/make", content=b"0" * 5000).status_code == 413
+
+
+def test_behind_a_web_server(desk: Desk, tmp_path: Path) -> None:
+    testclient = pytest.importorskip(
+        "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
+    )
+    app = make_app(desk, "test", link="https://studio.example.org")
+    video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
+    for base in ("https://studio.example.org", "http://127.0.0.1:7860"):  # the name may be handed on or not
+        visitor = testclient.TestClient(app, base_url=base)
+        answer = visitor.post("/clip", content=video, headers={"origin": "https://studio.example.org"})
+        assert answer.status_code == 200 and "secure" in answer.headers["set-cookie"].lower()
+        for origin in ("https://evil.example", "null", ""):
+            assert visitor.post("/do/make", headers={"origin": origin}).status_code == 403
+        assert visitor.get("/", headers={"host": "evil.example"}).status_code == 403
+
+
+def test_whoever_goes_away_is_not_read_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    uvicorn = pytest.importorskip("uvicorn", reason="no web server: pip install 'vab[studio]'")
+    begun, ended = threading.Event(), threading.Event()
+
+    def read(upload: Path, folder: Path, unwanted: Callable[[], bool]) -> Clip:
+        begun.set()
+        while not unwanted():
+            time.sleep(0.01)
+        ended.set()
+        raise UploadError("Cancelled.")
+
+    monkeypatch.setattr(server, "prepare", read)
+    place = listen("127.0.0.1", 0)
+    running = uvicorn.Server(uvicorn.Config(make_app(desk, "test"), log_level="error"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [place]}, daemon=True)
+    thread.start()
+    visitor = http.client.HTTPConnection(*place.getsockname())
+    visitor.request("POST", "/clip", b"a film")
+    assert begun.wait(10)
+    time.sleep(0.2)
+    assert not ended.is_set()
+    visitor.close()
+    assert ended.wait(10)
+    running.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_two_studios_of_one_machine(desk: Desk, tmp_path: Path) -> None:
+    testclient = pytest.importorskip(
+        "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
+    )
+    video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
+    ports = (7860, 7861)
+    visitors = [
+        testclient.TestClient(make_app(desk, "test"), base_url=f"http://127.0.0.1:{p}") for p in ports
+    ]
+    cookies = [visitor.post("/clip", content=video).cookies for visitor in visitors]
+    assert len({name for jar in cookies for name in jar}) == 2, "one would take the other's place"
+
+
+def test_a_library_without_sounds(maker: Maker, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    write_video(tmp_path / "films" / "silent.mp4", 20, 10, sound=False)
+    understanding = maker.pipeline.understanding
+    made = Library.create(tmp_path / "library")
+    list(
+        made.add([tmp_path / "films" / "silent.mp4"], understanding.embed_files, understanding.fingerprint())
+    )
+    desk = Desk(maker, Shelf(Library.open(tmp_path / "library")))
+    (desk.rooms.folder / "one").mkdir()
+    room = desk.rooms.open()
+    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), desk.rooms.folder / "one"))
+    assert desk.shelf is not None and desk.shelf.points == []
+    for verb in ("find", "understand"):
+        desk.verbs[verb](room, {})
+        while room.jobs[verb].active:
+            time.sleep(0.01)
+        assert room.jobs[verb].state == "done", room.jobs[verb].error
+        assert room.answers[verb]["hits"] == []
+    desk.close()
 
 
 def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -> None:
@@ -376,6 +464,28 @@ def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: 
     rooms.open()
     with pytest.raises(Refused, match="Too many"):
         rooms.open()
+
+
+def test_nothing_goes_while_a_take_is_made_of_it(desk: Desk) -> None:
+    room = desk.rooms.open()
+    room.jobs["make"] = Job("make", lambda _: None)
+    for verb in ("undo", "remove"):
+        with pytest.raises(Refused, match="is being made"):
+            desk.verbs[verb](room, {"track": "any"})
+
+
+def test_what_a_killed_server_left_is_deleted(desk: Desk, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("vab-studio-dead", "vab-studio-begins", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "picture.mp4").write_text("somebody's")
+        if name != "vab-studio-begins":
+            (tmp_path / name / "lock").touch()
+    running = Rooms(desk.line)
+    Rooms(desk.line).close()
+    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert "vab-studio-dead" not in left and {"vab-studio-begins", "other", running.folder.name} <= left
+    running.close()
 
 
 def test_a_take_that_comes_too_late_is_dropped(desk: Desk, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vab.cli.options import Link
 from vab.cli.output import BadCall, show, tell
 
 Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
@@ -76,6 +77,7 @@ def serve(
     people: int = 3,
     host: str = "127.0.0.1",
     port: int = 7870,
+    link: Link = None,
     json: bool = False,
 ) -> int:
     """Serve the page of a study until Ctrl-C; prints a link for each person.
@@ -87,19 +89,21 @@ def serve(
         study: the folder of the study.
         people: links for so many people; more than last time adds some, those there are stay.
         host: the address to listen on. 127.0.0.1 is this machine alone; for others put a web server with
-            HTTPS in front.
+            HTTPS in front, and say with --link where it is.
         port: 0 takes any that is free.
+        link: the address that people are to use, such as https://study.example.org.
         json: the links as one JSON document on standard output.
     """
     from vab.evaluate.report import EvaluationError
     from vab.listening.answers import Answers
-    from vab.listening.server import listen, make_app
+    from vab.listening.server import address, check_link, listen, make_app
     from vab.listening.server import serve as run
     from vab.listening.study import open_study
 
     if people < 1:
         raise BadCall("--people must be 1 or more")
     try:
+        check_link(link)
         opened = open_study(study)
         answers = Answers(opened)
         app = make_app(opened, answers)
@@ -107,8 +111,7 @@ def serve(
         answers.invite(people)
     except (EvaluationError, OSError) as error:
         raise BadCall(str(error)) from error
-    name = f"[{host}]" if ":" in host else host
-    base = f"http://{name}:{place.getsockname()[1]}"
+    base = address(host, place, link)
     links = [(f"{base}/{rater}", done) for rater, done in answers.progress()]
     lines = [f"{link}  {f'{done:,} answered' if done else ''}".rstrip() for link, done in links]
     document = {"links": [{"link": link, "answered": done} for link, done in links]}
@@ -135,15 +138,16 @@ def results(
     """
     from vab.evaluate.report import EvaluationError
     from vab.listening.answers import Answers
-    from vab.listening.export import export
+    from vab.listening.export import export, export_answers
     from vab.listening.results import results as find
     from vab.listening.study import open_study
 
     try:
         opened = open_study(study)
         answers = Answers(opened).all()
+        written = [] if out is None else export_answers(opened, answers, out)
         found = find(opened, answers)
-        written = [] if out is None else export(found, answers, out)
+        written += [] if out is None else export(found, out)
     except (EvaluationError, OSError) as error:
         raise BadCall(str(error)) from error
     for path in written:

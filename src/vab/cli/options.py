@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
 Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
 Place = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
+Link = Annotated[str | None, tyro.conf.arg(metavar="URL")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.options import Device, Model
+from vab.cli.options import Device, Link, Model
 from vab.cli.output import BadCall, show, tell
 
 
@@ -16,6 +16,7 @@ def studio(
     library: Annotated[Path | None, tyro.conf.arg(metavar="DB")] = None,
     host: str = "127.0.0.1",
     port: int = 7860,
+    link: Link = None,
     device: Device = "auto",
     json: bool = False,
 ) -> int:
@@ -29,8 +30,9 @@ def studio(
         model: a name (see vab models), a model directory or a Hub id. Left out: the bundled vab-tiny.
         library: a library to search, made by vab index add with the same model.
         host: the address to listen on. 127.0.0.1 is this machine alone; for others put a web server with
-            HTTPS in front.
+            HTTPS in front, and say with --link where it is.
         port: 0 takes any that is free.
+        link: the address that people are to use, such as https://studio.example.org.
         device: where to compute.
         json: the address as one JSON document on standard output.
     """
@@ -42,7 +44,7 @@ def studio(
     from vab.codec import CodecError
     from vab.evaluate.report import EvaluationError
     from vab.library import Library, LibraryError
-    from vab.listening.server import listen, serve
+    from vab.listening.server import address, check_link, listen, serve
     from vab.pipeline import VABPipeline
     from vab.studio.desk import Desk
     from vab.studio.server import LOCAL, make_app
@@ -52,6 +54,7 @@ def studio(
     from vab.weights import BUNDLED, ModelError
 
     try:
+        check_link(link)
         place = listen(host, port)
         pipeline = VABPipeline.from_pretrained(model, device=device)
         shelf = None
@@ -61,9 +64,8 @@ def studio(
             shelf = Shelf(opened)
     except (CodecError, EvaluationError, LibraryError, ModelError, VisionError, OSError) as error:
         raise BadCall(str(error)) from error
-    name = f"[{host}]" if ":" in host else host
-    link = f"http://{name}:{place.getsockname()[1]}"
-    show({"link": link}, link, json)
+    shown = address(host, place, link)
+    show({"link": shown}, shown, json)
     tell("serving until Ctrl-C")
-    serve(make_app(Desk(Maker(pipeline), shelf), model or BUNDLED, host in LOCAL), place)
+    serve(make_app(Desk(Maker(pipeline), shelf), model or BUNDLED, host in LOCAL, link), place)
     return 0

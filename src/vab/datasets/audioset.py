@@ -99,7 +99,8 @@ def audioset_clips(
     """Clips of the official lists that are there, and what became of the others.
 
     ``subset`` is a file of ids (``read_subset``), such as the 1,725 of the eval set that retrieval is
-    measured on (CAV-MAE's ``sample_json_as.json``, not compared byte by byte with the list of its paper); ``ListError`` if one of them stands in none of the lists.
+    measured on (CAV-MAE's ``sample_json_as.json``, not compared byte by byte with the list of its paper).
+    ``ListError`` if one of them stands in none of the lists.
     """
     if subset is None:
         return gather(read_rows(lists, parts), media, drop_still)

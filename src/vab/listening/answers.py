@@ -9,13 +9,14 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from vab.evaluate.report import EvaluationError
-from vab.listening.study import ANSWERS, CHECK_EVERY, SURVEYS, Study, Survey, Trial
+from vab.listening.study import ANSWERS, BEEPS, CHECK_EVERY, SURVEYS, Study, Survey, Trial
 
 LEASE = 3600.0  # seconds
 PATIENCE = 30.0  # seconds to wait for another process that writes
@@ -62,6 +63,24 @@ class Answer:
     grades: dict[str, int]  # of quality and relevance, or of score
     asked: float  # seconds since 1970
     answered: float
+
+
+def grade(answer: Answer, question: str) -> int:
+    """A grade from the first system's side."""
+    shown = answer.grades[question]
+    return 6 - shown if answer.swapped and question != "score" else shown
+
+
+def passed(answer: Answer, check: Trial) -> bool:
+    """Whether somebody heard that beeps are not the sound of this clip."""
+    if check.systems == (BEEPS,):
+        return answer.grades["score"] <= 2
+    return all(grade(answer, question) < 3 for question in QUESTIONS["preference"])
+
+
+def trusted(checks: Sequence[bool]) -> bool:
+    """Whether a rater's answers count: of the attention checks they failed less than a half."""
+    return not checks or 2 * checks.count(False) < len(checks)
 
 
 class Answers:
@@ -153,14 +172,17 @@ class Answers:
     def all(self) -> list[Answer]:
         """Every answer that was kept, in the order they came."""
         with self._open() as database:
-            rows = database.execute(
-                "SELECT rater, trial, swapped, quality, relevance, score, asked, answered FROM answers "
-                "ORDER BY answered, rater, trial"
-            ).fetchall()
+            return self._all(database)
+
+    def _all(self, database: sqlite3.Connection) -> list[Answer]:
+        rows = database.execute(
+            "SELECT rater, trial, swapped, quality, relevance, score, asked, answered FROM answers "
+            "ORDER BY answered, rater, trial"
+        ).fetchall()
         found = []
         for rater, trial, swapped, quality, relevance, score, asked, answered in rows:
             grades = {"quality": quality, "relevance": relevance, "score": score}
-            given = {name: grade for name, grade in grades.items() if grade is not None}
+            given = {name: value for name, value in grades.items() if value is not None}
             found.append(Answer(rater, trial, bool(swapped), given, asked, answered))
         return found
 
@@ -194,16 +216,28 @@ class Answers:
             database.execute("COMMIT")
 
     def _known(self, database: sqlite3.Connection, rater: str) -> tuple[set[str], dict[str, int]]:
-        """What this rater has answered, and for each trial how many others have or are about to."""
+        """What this rater has answered, and for each trial how many others have or are about to.
+
+        Those who failed their attention checks do not count: somebody else is asked in their place.
+        """
         if not database.execute("SELECT 1 FROM raters WHERE id = ?", (rater,)).fetchone():
             raise UnknownRater(rater)
         answered = {t for (t,) in database.execute("SELECT trial FROM answers WHERE rater = ?", (rater,))}
         taken = database.execute(
-            "SELECT trial, COUNT(*) FROM (SELECT trial, rater FROM answers "
-            "UNION SELECT trial, rater FROM leases WHERE since > ?) WHERE rater != ? GROUP BY trial",
-            (self.clock() - LEASE, rater),
-        )
-        return answered, dict(taken.fetchall())
+            "SELECT trial, rater FROM answers UNION SELECT trial, rater FROM leases WHERE since > ?",
+            (self.clock() - LEASE,),
+        ).fetchall()
+        out = self._rejected(database) | {rater}
+        return answered, Counter(trial for trial, other in taken if other not in out)
+
+    def _rejected(self, database: sqlite3.Connection) -> set[str]:
+        """Raters whose answers do not count, as things stand."""
+        checks: dict[str, list[bool]] = {}
+        for answer in self._all(database):
+            trial = self.trials[answer.trial]
+            if trial.check:
+                checks.setdefault(answer.rater, []).append(passed(answer, trial))
+        return {rater for rater, found in checks.items() if not trusted(found)}
 
     def _held(self, database: sqlite3.Connection, rater: str, taken: dict[str, int]) -> Trial | None:
         """The trial this rater has a lease on, if it is still to be had."""
@@ -240,9 +274,11 @@ class Answers:
         seen = sum(trial.check for trial in mine)
         done = len(mine) - seen + more
         due = 0
+        most = min(len(self.study.of(survey)), self.study.per_person or CHECK_EVERY)
         for n in range(len(self.study.of(survey, check=True))):  # one somewhere in each ten, but not at once
             drawn = int(self.study.draw("check", rater, survey, str(n)), 16)
-            due += done >= n * CHECK_EVERY + 2 + drawn % (CHECK_EVERY - 2)
+            place = n * CHECK_EVERY + 2 + drawn % (CHECK_EVERY - 2)
+            due += done >= (place if n else min(place, most - 1))  # the first one before a short part is over
         return max(0, due - seen)
 
     def _total(self, rater: str, answered: set[str], taken: dict[str, int]) -> int:
@@ -260,5 +296,6 @@ class Answers:
 
     def _others(self, database: sqlite3.Connection, rater: str, answered: set[str]) -> bool:
         """Whether a trial that this rater could answer is only waiting for somebody else's answer."""
-        counts = dict(database.execute("SELECT trial, COUNT(*) FROM answers GROUP BY trial").fetchall())
+        given, out = database.execute("SELECT trial, rater FROM answers").fetchall(), self._rejected(database)
+        counts = Counter(trial for trial, other in given if other not in out)
         return any(self._free(rater, survey, answered, counts) for survey in SURVEYS)

@@ -17,24 +17,32 @@ from vab.listening.study import Study
 from vab.media import atomic
 
 
-def export(found: Results, answers: Sequence[Answer], folder: Path) -> list[Path]:
-    """Write answers.csv, answers.json and results.json, and preference.png if there are preferences.
-
-    ``EvaluationError`` if the plot cannot be made, ``OSError`` if the folder cannot be written to; each file
-    is complete or not there.
-    """
-    rows = table(found.study, answers)
+def export_answers(study: Study, answers: Sequence[Answer], folder: Path) -> list[Path]:
+    """Write answers.csv and answers.json, of all raters; nothing if there are none. Errors as ``export``."""
+    rows = table(study, answers)
+    if not rows:
+        return []
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    files = {
-        "answers.csv": text.getvalue().encode(),
-        "answers.json": json.dumps(rows, indent=1).encode(),
-        "results.json": json.dumps(found.document(), indent=1).encode(),
-    }
+    files = {"answers.csv": text.getvalue().encode(), "answers.json": json.dumps(rows, indent=1).encode()}
+    return _write(files, folder)
+
+
+def export(found: Results, folder: Path) -> list[Path]:
+    """Write results.json, and preference.png if there are preferences.
+
+    ``EvaluationError`` if the plot cannot be made, ``OSError`` if the folder cannot be written to; each file
+    is complete or not there.
+    """
+    files = {"results.json": json.dumps(found.document(), indent=1).encode()}
     if found.preferences:
         files["preference.png"] = plot(found.preferences)
+    return _write(files, folder)
+
+
+def _write(files: dict[str, bytes], folder: Path) -> list[Path]:
     for name, data in files.items():
         with atomic(folder / name) as temporary:
             temporary.write_bytes(data)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from vab.evaluate.paper import OPINIONS
 from vab.evaluate.report import EvaluationError, Interval, bootstrap, list_hash, markdown
 from vab.listening.agreement import as_matrix, krippendorff_alpha
-from vab.listening.answers import QUESTIONS, Answer
-from vab.listening.study import BEEPS, Study, Trial
+from vab.listening.answers import QUESTIONS, Answer, grade, passed, trusted
+from vab.listening.study import Study, Trial
 
 GRADES = ("strongly first", "weakly first", "no preference", "weakly other", "strongly other")
 
@@ -57,11 +57,7 @@ class Rater:
     answers: int  # without checks
     checks: int
     failed: int
-
-    @property
-    def trusted(self) -> bool:
-        """Whether their answers count: of the attention checks they failed less than a half."""
-        return self.checks == 0 or 2 * self.failed < self.checks
+    trusted: bool  # whether their answers count
 
 
 @dataclass(frozen=True)
@@ -95,6 +91,9 @@ class Results:
         if out:
             names = ", ".join(f"{rater.id} ({rater.failed} of {rater.checks})" for rater in out)
             lines.append(f"Left out, for failing half of their attention checks or more: {names}.")
+        unchecked = [rater.id for rater in self.raters if not rater.checks]
+        if unchecked:
+            lines.append(f"Had no attention check yet, and count: {', '.join(unchecked)}.")
         if self.preferences:
             header = ("question", "first", "other", *GRADES, "first, %", "other, %", "first - other, %", "N")
             rows = [
@@ -144,7 +143,7 @@ class Results:
             "answers": self.answers,
             "trials": self.trials,
             "complete": self.complete,
-            "raters": [vars(rater) | {"trusted": rater.trusted} for rater in self.raters],
+            "raters": [vars(rater) for rater in self.raters],
             "grades": GRADES,
             "preferences": [plain(each) for each in self.preferences],
             "opinions": [plain(each) for each in self.opinions],
@@ -156,8 +155,8 @@ def results(study: Study, answers: Sequence[Answer]) -> Results:
     """Count the answers of trusted raters. ``EvaluationError`` if there are none."""
     trials = {trial.id: trial for trial in study.trials}
     raters = [_rater(name, answers, trials) for name in sorted({answer.rater for answer in answers})]
-    trusted = {rater.id for rater in raters if rater.trusted}
-    kept = [each for each in answers if each.rater in trusted and not trials[each.trial].check]
+    count = {rater.id for rater in raters if rater.trusted}
+    kept = [each for each in answers if each.rater in count and not trials[each.trial].check]
     if not kept:
         left_out = f"; {len(raters)} raters failed their attention checks" if raters else ""
         raise EvaluationError(f"{study.folder}: no answers yet{left_out}")
@@ -166,12 +165,12 @@ def results(study: Study, answers: Sequence[Answer]) -> Results:
     for survey, questions in QUESTIONS.items():
         mine = [each for each in kept if trials[each.trial].survey == survey]
         for question in questions if mine else ():
-            grades = [(each, trials[each.trial], _grade(each, question)) for each in mine]
+            grades = [(each, trials[each.trial], grade(each, question)) for each in mine]
             agreement[question] = krippendorff_alpha(
-                as_matrix([(each.rater, each.trial, grade) for each, _, grade in grades])
+                as_matrix([(each.rater, each.trial, given) for each, _, given in grades])
             )
             for system in study.systems:
-                of = [(trial.clip, grade) for _, trial, grade in grades if trial.systems[-1] == system]
+                of = [(trial.clip, given) for _, trial, given in grades if trial.systems[-1] == system]
                 if not of:
                     continue
                 if survey == "preference":
@@ -184,29 +183,15 @@ def results(study: Study, answers: Sequence[Answer]) -> Results:
 
 def _rater(name: str, answers: Sequence[Answer], trials: dict[str, Trial]) -> Rater:
     mine = [each for each in answers if each.rater == name]
-    checks = [each for each in mine if trials[each.trial].check]
-    failed = sum(not _passed(each, trials[each.trial]) for each in checks)
-    return Rater(name, len(mine) - len(checks), len(checks), failed)
-
-
-def _passed(answer: Answer, trial: Trial) -> bool:
-    """Whether somebody heard that beeps are not the sound of this clip."""
-    if trial.systems == (BEEPS,):
-        return answer.grades["score"] <= 2
-    return all(_grade(answer, question) < 3 for question in QUESTIONS["preference"])
-
-
-def _grade(answer: Answer, question: str) -> int:
-    """A grade from the first system's side."""
-    shown = answer.grades[question]
-    return 6 - shown if answer.swapped and question != "score" else shown
+    checks = [passed(each, trials[each.trial]) for each in mine if trials[each.trial].check]
+    return Rater(name, len(mine) - len(checks), len(checks), checks.count(False), trusted(checks))
 
 
 def _preference(first: str, other: str, question: str, grades: Sequence[tuple[str, int]]) -> Preference:
-    wins = _over_clips(grades, lambda grade: grade < 3)
-    losses = _over_clips(grades, lambda grade: grade > 3)
-    lead = _over_clips(grades, lambda grade: np.sign(3 - grade))
-    counts = Counter(grade for _, grade in grades)
+    wins = _over_clips(grades, lambda given: given < 3)
+    losses = _over_clips(grades, lambda given: given > 3)
+    lead = _over_clips(grades, lambda given: np.sign(3 - given))
+    counts = Counter(given for _, given in grades)
     clips = len({clip for clip, _ in grades})
     return Preference(
         first, other, question, tuple(counts[n] for n in range(1, 6)), clips, wins, losses, lead
@@ -225,8 +210,8 @@ def _over_clips(grades: Sequence[tuple[str, int]], value: Callable[[Any], Any]) 
     clips = sorted({clip for clip, _ in grades})
     place = {clip: n for n, clip in enumerate(clips)}
     sums, counts = np.zeros(len(clips)), np.zeros(len(clips))
-    for clip, grade in grades:
-        sums[place[clip]] += value(grade)
+    for clip, given in grades:
+        sums[place[clip]] += value(given)
         counts[place[clip]] += 1
 
     def mean(rows: NDArray[np.int64]) -> NDArray[np.float64]:

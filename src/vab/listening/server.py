@@ -6,10 +6,12 @@ What a rater's browser may fetch is the page itself and the videos of the trials
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from vab.evaluate.report import EvaluationError
 from vab.listening.answers import Answers, Refused, UnknownRater
@@ -109,6 +111,18 @@ def make_app(study: Study, answers: Answers) -> Any:
     )
 
 
+def check_link(link: str | None) -> None:
+    """``EvaluationError`` for an address that no browser could open."""
+    if link is not None and (urlsplit(link).scheme not in ("http", "https") or not urlsplit(link).netloc):
+        raise EvaluationError(f"--link {link}: not an address such as https://example.org")
+
+
+def address(host: str, place: socket.socket, link: str | None = None) -> str:
+    """What people type into a browser: ``link`` if that was given, else where the socket is."""
+    name = f"[{host}]" if ":" in host else host
+    return link.rstrip("/") if link else f"http://{name}:{place.getsockname()[1]}"
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket to serve on; port 0 is any that is free. ``EvaluationError`` if the place cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -122,8 +136,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(app: Any, place: socket.socket) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C, or until the terminal is closed."""
     import uvicorn
 
+    closed = getattr(signal, "SIGHUP", None)
+    if closed is not None and signal.getsignal(closed) == signal.SIG_DFL:
+        signal.signal(closed, lambda *_: signal.raise_signal(signal.SIGTERM))
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[place])

@@ -122,6 +122,7 @@ class Desk:
     def undo(self, room: Room, values: Values) -> None:
         """The take ``track`` as it was before."""
         with room.lock:
+            _still(room)
             track = room.track(values.get("track"))
             if len(track.takes) < 2:
                 raise Refused("There is nothing to undo.")
@@ -130,6 +131,7 @@ class Desk:
     def remove(self, room: Room, values: Values) -> None:
         """Take away the take ``track``."""
         with room.lock:
+            _still(room)
             track = room.track(values.get("track"))
             room.tracks.remove(track)
             for take in track.takes:
@@ -188,7 +190,7 @@ class Desk:
                 seen, heard = embedded.mean("video"), embedded.mean("audio") if take else None
                 told["hits"] = self._near(self.shelf, seen if heard is None else heard)[:CLASSES]
                 for kind, vector in (("picture", seen), ("take", heard)):
-                    if vector is not None:
+                    if vector is not None and self.shelf.points:
                         told["places"][kind] = self.shelf.place(vector)
             _answer(room, clip, "understand", told)
 
@@ -230,6 +232,8 @@ class Desk:
             return self.maker.pipeline.understanding.embed_file(take.video if take else clip.source)
         except ModelError as error:
             raise Refused(f"{str(error).capitalize()}.") from None
+        except MediaError:  # it was undone, removed or deleted since
+            raise Refused("This take is not here any more.") from None
 
     def _classes(self, path: Any, kind: Inputs) -> list[tuple[str, float]] | str:
         """The likeliest classes with their probabilities, or the reason why there are none."""
@@ -259,6 +263,13 @@ def _clip(room: Room) -> Clip:
     if room.clip is None:
         raise Refused("Choose a video or a picture first.")
     return room.clip
+
+
+def _still(room: Room) -> None:
+    """``Refused`` while a take is being made, perhaps from the one that would go."""
+    job = room.jobs.get("make")
+    if job is not None and job.active:
+        raise Refused("A take is being made: wait for it, or cancel it.")
 
 
 def _top(room: Room, values: Values) -> Take | None:

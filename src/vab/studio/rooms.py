@@ -7,9 +7,10 @@ import shutil
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vab.studio.line import Job, Line, Refused
 from vab.studio.takes import Take
@@ -18,6 +19,7 @@ from vab.studio.uploads import Clip
 IDLE = 30 * 60.0  # seconds without a sign of life until a room is cleared
 LEFT = 60.0  # the same after the page said that it was closed, which it also does when it is loaded anew
 MOST_ROOMS = 50
+PREFIX, LOCK = "vab-studio-", "lock"
 
 
 @dataclass(eq=False)
@@ -58,7 +60,10 @@ class Rooms:
 
     def __init__(self, line: Line) -> None:
         self.line = line
-        self.folder = Path(tempfile.mkdtemp(prefix="vab-studio-"))
+        _clear_leftovers()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._held = (self.folder / LOCK).open("w")
+        _lock(self._held)
         self._rooms: dict[str, Room] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -109,8 +114,30 @@ class Rooms:
     def close(self) -> None:
         """Remove everything, at the end."""
         self._closed.set()
+        self._held.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _tidy(self) -> None:
         while not self._closed.wait(10):
             self.sweep()
+
+
+def _clear_leftovers() -> None:
+    """Delete the folders of servers that were killed: nobody holds their lock."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError), (folder / LOCK).open("r+") as file:  # another's, or one that just begins
+            if _lock(file):
+                shutil.rmtree(folder)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file as long as it is open; False where another process has done so, or it cannot be done."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

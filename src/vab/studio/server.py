@@ -6,13 +6,16 @@ the library by number.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import secrets
 import shutil
+import threading
 import wave
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +31,7 @@ from vab.studio.takes import MOST_TAKES, Take
 from vab.studio.uploads import MOST_BYTES, MOST_SECONDS, UploadError, prepare
 
 PAGE = Path(__file__).parent / "page"
-COOKIE = "vab-studio"
+COOKIE = "vab-studio-{}"  # by port: several studios on one machine do not take each other's
 LARGEST = 4096  # bytes of a request that is no upload
 AT_ONCE = 2  # uploads that are read at the same time; others wait
 LOCAL = {"127.0.0.1", "localhost", "::1"}
@@ -45,10 +48,11 @@ HEADERS = {
 MEDIA = {"mp4": "video/mp4", "wav": "audio/wav", "png": "image/png"}
 
 
-def make_app(desk: Desk, model: str, local: bool = True) -> Any:
+def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None) -> Any:
     """The web application (ASGI). ``local``: only answer to names of this machine. Needs starlette.
 
-    When it is shut down the desk is closed.
+    ``link`` is the address of a web server in front, whose name is answered to as well. When the application
+    is shut down the desk is closed.
     """
     import anyio
     from starlette.applications import Starlette
@@ -60,6 +64,7 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
     from starlette.routing import Route
 
     readers = anyio.CapacityLimiter(AT_ONCE)
+    front = {urlsplit(link).netloc} if link else set()
 
     def error(message: str, status: int) -> Response:
         return JSONResponse({"error": message}, status)
@@ -67,8 +72,9 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
     async def guard(request: Request, call: Callable[..., Any]) -> Response:
         """Requests from other sites' pages are refused; every answer gets the headers."""
         host, origin = request.headers.get("host", ""), request.headers.get("origin")
-        own = origin is None or origin.partition("://")[2] == host
-        if (local and _name_of(host) not in LOCAL) or (request.method != "GET" and not own):
+        known = not local or _name_of(host) in LOCAL or host in front
+        own = origin is None or origin.partition("://")[2] in {host, *front}
+        if not known or (request.method != "GET" and not own):
             answer = error("This request comes from another site.", 403)
         else:
             answer = await call(request)
@@ -77,7 +83,7 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
         return answer
 
     def room_of(request: Request) -> Room | None:
-        return desk.rooms.find(request.cookies.get(COOKIE))
+        return desk.rooms.find(request.cookies.get(COOKIE.format(request.url.port)))
 
     def page(request: Request) -> Response:
         return FileResponse(PAGE / (request.url.path.rpartition("/")[2] or "page.html"))
@@ -94,7 +100,8 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
             return error(_too_large(), 413)
         folder = desk.rooms.folder / secrets.token_urlsafe(16)
         folder.mkdir()
-        raw, room = folder / "upload", None
+        raw, room, left = folder / "upload", None, threading.Event()
+        watch = None
         try:
             size = 0
             with raw.open("wb") as file:
@@ -103,7 +110,9 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
                     if size > MOST_BYTES:
                         raise UploadError(_too_large())
                     file.write(part)
-            clip = await anyio.to_thread.run_sync(prepare, raw, folder, limiter=readers)
+            watch = asyncio.create_task(_watch(request, left))
+            read = partial(prepare, raw, folder, unwanted=left.is_set)
+            clip = await anyio.to_thread.run_sync(read, limiter=readers, abandon_on_cancel=True)
             room = room_of(request) or desk.rooms.open()
             desk.rooms.clear(room, clip)
         except UploadError as refused:
@@ -111,11 +120,15 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
         except Refused as refused:
             return error(str(refused), 503)
         finally:
+            left.set()
+            if watch is not None:
+                watch.cancel()
             raw.unlink(missing_ok=True)
             if room is None:
                 shutil.rmtree(folder, ignore_errors=True)
         answer = JSONResponse(_state(desk, room))
-        answer.set_cookie(COOKIE, room.id, httponly=True, samesite="strict")
+        name, secure = COOKIE.format(request.url.port), (link or "").startswith("https:")
+        answer.set_cookie(name, room.id, httponly=True, samesite="strict", secure=secure)
         return answer
 
     async def ask(request: Request) -> Response:
@@ -213,6 +226,12 @@ def make_app(desk: Desk, model: str, local: bool = True) -> Any:
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
         lifespan=lifespan,
     )
+
+
+async def _watch(request: Any, left: threading.Event) -> None:
+    """Tell when the visitor has gone away, or does not want to wait any more."""
+    await request.receive()  # all of the body is here: what comes next is that the connection is closed
+    left.set()
 
 
 def _name_of(host: str) -> str | None:

@@ -38,22 +38,22 @@ class Shelf:
         self.paths: list[Path] = []
         self.labels: list[str] = []
         files, vectors = self._read()
-        self.centre = vectors.mean(0) if len(vectors) else np.zeros(0, np.float32)
+        self.centre = vectors.mean(0) if len(vectors) else np.zeros(vectors.shape[1], np.float32)
         self.axes = _axes(vectors - self.centre)
         self.scale = float(np.abs((vectors - self.centre) @ self.axes.T).max(initial=0)) or 1.0
-        self.points = [(row, *point) for row, point in zip(files, map(self.place, vectors), strict=True)]
+        self.points = [(row, *self.place(vector)) for row, vector in zip(files, vectors, strict=True)]
 
     def _read(self) -> tuple[list[int], NDArray[np.float32]]:
         """Numbers of up to ``SHOWN`` files and the audio vector [n, D] of the first window of each."""
         if not self._library.table:
-            return [], np.zeros((0, 2), np.float32)
+            return [], np.zeros((0, 1), np.float32)
         table = self._library.table.some(10 * SHOWN, ("path", "number", "label", "audio"))
         found = {}
         for row in table.to_pylist():
             if row["audio"] is not None and (row["path"] not in found or row["number"] == 0):
                 found[row["path"]] = row
         chosen = [found[path] for path in sorted(found)][:SHOWN]
-        vectors = np.array([row["audio"] for row in chosen], np.float32).reshape(len(chosen), -1)
+        vectors = np.array([row["audio"] for row in chosen] or np.zeros((0, 1)), np.float32)
         return [self._row(row["path"], row["label"]) for row in chosen], vectors
 
     def _row(self, path: str, label: str) -> int:

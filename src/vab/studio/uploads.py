@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +23,7 @@ from PIL import Image
 
 from vab.images import open_image, read_pixels
 from vab.media import MediaError, atomic, probe, read_audio, read_frames
-from vab.mux import open_media, picture_of, picture_times
+from vab.mux import open_media, picture_of, picture_times, sound_of
 
 MOST_BYTES = 200 << 20
 MOST_SECONDS = 60.0
@@ -65,18 +67,33 @@ class Clip:
         return np.load(self.folder / "sound.npy", allow_pickle=False)
 
 
-def prepare(upload: Path, folder: Path, seconds: float = CHILD_SECONDS) -> Clip:
+def prepare(
+    upload: Path,
+    folder: Path,
+    seconds: float = CHILD_SECONDS,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> Clip:
     """The clip of an uploaded file, its files in ``folder``. Waits for the child ``seconds`` at most.
 
-    Raises ``UploadError``, whatever the upload is.
+    The child is killed as soon as it is ``unwanted``. Raises ``UploadError``, whatever the upload is.
     """
     command = [sys.executable, "-P", "-m", "vab.studio.uploads", str(upload), str(folder)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    stop = time.monotonic() + seconds
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    with child:
+        while True:
+            try:
+                said = child.communicate(timeout=0.1)[0]
+                break
+            except subprocess.TimeoutExpired:
+                late = time.monotonic() > stop
+                if late or unwanted():
+                    child.kill()
+                    reason = f"It takes too long to read (more than {seconds:g} s)." if late else "Cancelled."
+                    raise UploadError(reason) from None
     try:
-        done = subprocess.run(command, capture_output=True, timeout=seconds, env=environment, check=False)
-        answer = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        raise UploadError(f"It takes too long to read (more than {seconds:g} s).") from None
+        answer = json.loads(said)
     except ValueError:  # it crashed, or was stopped by a limit
         raise UploadError("It cannot be read: it is damaged, or needs too much memory.") from None
     if "error" in answer:
@@ -97,7 +114,7 @@ def make_clip(upload: Path, folder: Path) -> Clip:
     with open_media(upload) as container:
         stream = picture_of(container)
         if stream is None:
-            raise UploadError("It has no picture, only sound.")
+            raise UploadError(f"It has no picture{', only sound' if sound_of(container) else ''}.")
         _check_pixels((stream.codec_context.width, stream.codec_context.height), MOST_PIXELS)
     seconds = picture_times(upload).seconds  # by the packets: a header may say anything
     if seconds > MOST_SECONDS:

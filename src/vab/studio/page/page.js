@@ -9,6 +9,7 @@ let about = null;
 let state = { clip: null, tracks: [], jobs: {}, answers: {} };
 let timer = 0;
 let camera = null;
+let reading = null; // an upload
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -97,7 +98,8 @@ function enableCard(card, making) {
   const { root, wave, track } = card;
   root.querySelector(".redo").disabled = root.querySelector(".rest").disabled = making || !wave.mark;
   root.querySelector(".extend").disabled = making;
-  root.querySelector(".undo").disabled = !track.undo;
+  root.querySelector(".undo").disabled = making || !track.undo;
+  root.querySelector(".remove").disabled = making;
 }
 
 // ---- the clip ----
@@ -114,31 +116,44 @@ function showClip(before) {
   }
 }
 
+function willing() {
+  return !state.tracks.length || confirm("Another clip takes the place of this one and its takes. Go on?");
+}
+
 async function upload(file) {
   if (!file) return;
   if (file.size > about.limits.bytes) return say(`It is too large: ${about.limits.bytes >> 20} MB are the most here.`);
   say("");
+  reading?.abort();
+  const own = (reading = new AbortController());
   $("reading").hidden = false;
   try {
-    show(await ask("clip", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } }));
+    show(await ask("clip", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal: own.signal }));
   } catch (error) {
-    say(error.message);
+    if (!own.signal.aborted) say(error.message);
   }
+  if (reading !== own) return;
+  reading = null;
   $("reading").hidden = true;
-  $("file").value = "";
 }
 
-$("file").onchange = () => upload($("file").files[0]);
-$("drop").ondragover = (event) => { event.preventDefault(); $("drop").classList.add("over"); };
-$("drop").ondragleave = () => $("drop").classList.remove("over");
-$("drop").ondrop = (event) => {
+$("file").onchange = () => {
+  if (willing()) upload($("file").files[0]);
+  $("file").value = ""; // the same one may be chosen again
+};
+$("stop-reading").onclick = () => reading?.abort();
+// anywhere on the page: a browser would open a file that is dropped beside the box
+addEventListener("dragover", (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+addEventListener("dragleave", (event) => event.relatedTarget || $("drop").classList.remove("over"));
+addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  upload(event.dataTransfer.files[0]);
-};
+  if (event.dataTransfer.files.length && willing()) upload(event.dataTransfer.files[0]);
+});
 $("own").onclick = () => act("own");
 
 $("record").onclick = async () => {
+  if (!willing()) return;
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: true });
     const parts = [];
@@ -197,7 +212,7 @@ function showJob(kind, place) {
     bar.setAttribute("aria-label", "Progress");
     line.replaceChildren(make("span"), bar, make("button", { type: "button", className: "plain", textContent: "Cancel", onclick: () => act("cancel", { kind }) }));
   }
-  const ahead = job.ahead === 1 ? "1 job of others comes first" : `${job.ahead} jobs come first`;
+  const ahead = job.ahead === 1 ? "1 job comes first" : `${job.ahead} jobs come first`;
   const percent = job.stage && job.share ? `, ${10 * Math.round(10 * job.share)} %` : ""; // seldom enough to be read out
   const text = job.state === "waiting" && job.ahead ? `Waiting: ${ahead}` : `${job.stage || "starting"}${percent}`;
   if (line.querySelector("span").textContent !== text) line.querySelector("span").textContent = text;
@@ -259,6 +274,8 @@ function newCard(track) {
 function fill(card, n) {
   const { root, track, video } = card;
   card.take = track.take;
+  video.pause(); // another source stops it without saying so
+  root.querySelector(".play").textContent = "Play";
   video.src = `${track.url}.mp4`;
   video.setAttribute("aria-label", `Take ${n + 1}`);
   root.setAttribute("aria-label", `Take ${n + 1}`);
@@ -336,6 +353,9 @@ function hit(found) {
 function showHits() {
   const answer = state.answers.find;
   $("no-hits").hidden = Boolean(answer);
+  const track = answer ? state.tracks.findIndex((each) => each.take === answer.by) : -1;
+  const by = !answer?.by ? "the picture" : track < 0 ? "an earlier take" : `take ${track + 1}`;
+  $("hits-by").textContent = answer ? `Nearest to ${by}` : "";
   if (JSON.stringify(answer) === drawn.find) return;
   drawn.find = JSON.stringify(answer);
   $("hits").replaceChildren(...(answer?.hits ?? []).map(hit));
