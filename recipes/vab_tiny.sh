@@ -12,7 +12,7 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 vab codec train "$run/codec.csv" --run "$run/codec" --steps 0 # the codes
 {
     vab codec train "$run/codec.csv" --run "$run/codec"
-    vab codec train "$run/codec.csv" --run "$run/decoder" --init "$run/codec" --steps 8000 --adversarial-from 0
+    vab codec train "$run/codec.csv" --run "$run/decoder" --init "$run/codec" --steps 6500 --adversarial-from 0
 } > "$run/decoder.log" 2>&1 &
 decoder=$!
 vab extract "$run/latents.csv" -o "$run/store" --preset vab-tiny --fill repeat --codec-path "$run/codec"

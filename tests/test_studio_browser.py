@@ -46,7 +46,9 @@ def browser() -> Iterator[Any]:
         pytest.skip("no Chromium on the PATH: apt-get install chromium")
     camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *camera])
+        chromium = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", *camera]
+        )
         yield chromium
         chromium.close()
 
