@@ -285,6 +285,8 @@ def test_the_presets_are_table_8() -> None:
                 continue
             if text in ("True", "False"):
                 assert own is (text == "True"), (name, field)
+            elif text == "AdamW":
+                assert own == "adamw", (name, field)
             elif text in ("CE", "BCE"):
                 assert one.train.objective != "classification" or own == text.lower(), (name, field)
             else:

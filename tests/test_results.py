@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vab.cli import VERBS, main
+from vab.config import table_8
 from vab.evaluate.ablations import ABLATIONS, ARROWS, FAD
 from vab.evaluate.paper import CLASSIFICATION, GENERATION, RETRIEVAL, WAYS
 
@@ -48,6 +49,28 @@ def test_every_command_is_one_that_there_is(
         assert words[:2] != ["evaluate", "ablation"] or words[2] in ABLATIONS
     scripts = [words[1] for words in found if words[0] == "python"]
     assert all((ROOT / script).is_file() for script in scripts)
+
+
+@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's text is not here")
+def test_table_8_is_the_papers() -> None:
+    rows = {
+        cells[0].strip(): [cell.strip() for cell in cells[1:-1]]
+        for line in PAPER.read_text(encoding="utf-8").splitlines()
+        if len(cells := line.split("|")) == 9
+    }
+    names = {
+        "Base learning rate": "learning_rate",
+        "Warm-up steps": "warmup_steps",
+        "Epochs": "epochs",
+        "Batch size": "batch_size",
+        "Temporal Rolling Prob.": "roll",
+        "Class Balanced Sampling": "balanced",
+        "Loss Function": "loss",
+    }
+    columns = ("", "-contrastive", "-as2m", "-as20k", "-vggsound", "-esc50", "-spc1")
+    for row, field in names.items():
+        ours = [table_8(f"vab-encodec{column}")[f"train.{field}"] for column in columns]
+        assert ours == rows[row], row
 
 
 def tables() -> dict[int, Table]:

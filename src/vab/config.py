@@ -304,7 +304,7 @@ def table_8(name: str) -> dict[str, str]:
         column = "pre-training"
     fields = ("learning_rate", "warmup_steps", "epochs", "batch_size", "roll", "balanced", "loss")
     said = dict(zip(fields, TABLE_8[column], strict=True))
-    said |= {"weight_decay": "1e-5", "mixup": "0.5", "label_smoothing": "0.1"}
+    said |= {"optimizer": "AdamW", "weight_decay": "1e-5", "mixup": "0.5", "label_smoothing": "0.1"}
     return {f"train.{field}": value for field, value in said.items()}
 
 
