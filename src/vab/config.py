@@ -231,7 +231,7 @@ def _presets() -> list[Preset]:
             "vab-tiny-fine",
             "second stage of vab-tiny: the fine 8 codebooks of the small codec from the coarse 4",
             replace(_tiny, codebooks=12, given_codebooks=4, expert_layers=0),
-            tiny,
+            replace(tiny, epochs=15.0),
             DecodeConfig(steps=36, guidance=1.0, temperature=4.5),
         ),
         Preset(
