@@ -222,7 +222,7 @@ def _presets() -> list[Preset]:
                 ema=0.995,
                 save_every=500,
             ),
-            DecodeConfig(guidance=3.0, temperature=4.5),
+            DecodeConfig(guidance=4.0, temperature=4.5),
         ),
     ]
     tiny = found[-1].train
