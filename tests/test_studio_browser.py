@@ -39,18 +39,24 @@ PLACES = """[...document.querySelectorAll(".take")].map((take) => [take.offsetTo
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def chromium() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium on the PATH: apt-get install chromium")
     camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage", *camera]
-        )
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *camera])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """Its pages are closed after each test, or they would play on beside the next one."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +197,6 @@ def test_a_visit(link: str, browser: Any, pictures: Path, tmp_path: Path) -> Non
     shoot(page.locator("#takes-part"), pictures / "takes.png")
     first.locator(".play").click()  # it plays when the new one comes
     first.locator(".redo").click()
-    assert first.locator(".undo").is_disabled() and first.locator(".remove").is_disabled()
     first.get_by_text("anew").wait_for()
     assert first.locator(".play").inner_text() == "Play"
     assert page.evaluate("document.querySelector('.take video').paused")
@@ -256,7 +261,6 @@ def test_a_visit(link: str, browser: Any, pictures: Path, tmp_path: Path) -> Non
     until(lambda: page.locator(".take").count() == 3)
     page.get_by_role("button", name="Delete everything now").click()
     until(lambda: page.locator(".take").count() == 0)
-    page.context.close()  # or it plays on beside the next test
     assert faults == []
     small(pictures, {f"{name}.png" for name in ("empty", "error", "takes", "find", "understand")})
 
@@ -301,7 +305,6 @@ def test_on_a_phone_in_the_dark(link: str, browser: Any, pictures: Path, tmp_pat
     page.locator("#stop-reading").click()
     until(lambda: page.locator("#reading").is_hidden())
     assert page.locator("#notice").is_hidden() and page.locator("#clip").get_attribute("src") == was
-    page.context.close()  # or it plays on beside the next test
     assert faults == []
     small(pictures, {"phone.png"})
 
