@@ -60,7 +60,7 @@ def browser(chromium: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def link(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`vab studio` in a process of its own, with the sounds of examples/ as its library."""
     library = tmp_path_factory.mktemp("library") / "library"
     words = [sys.executable, "-m", "vab"]
