@@ -247,25 +247,27 @@ def test_short_clips_are_padded_and_stay_so_through_augmentation(tmp_path: Path)
     assert batch.token_padding.any() and batch.feature_padding.any()
 
 
-@pytest.mark.parametrize("inputs", [("audio",), ("both",)])
+@pytest.mark.parametrize("inputs", [("audio",), ("both",), ("video",)])
 def test_the_classes_of_mixed_short_clips_are_those_of_what_is_left_of_them(
-    tmp_path: Path, inputs: tuple[Literal["audio", "both"], ...]
+    tmp_path: Path, inputs: tuple[Literal["audio", "video", "both"], ...]
 ) -> None:
     rng = np.random.default_rng(0)
     store = LatentStore.create(tmp_path / "store", META, rng.normal(size=(2, 16, 4)).astype(np.float32))
     clips = []
-    for n, real in enumerate((3, 7, 12, 0)):  # of 20 frames
+    for n, (heard, seen) in enumerate(((3, 2), (7, 4), (12, 4), (0, 1))):  # of 20 frames, of 4 pictures
         tokens = np.zeros(META.token_shape, np.uint16)
-        tokens[:, :real] = n
-        clips.append(
-            Latents(f"c{n}", f"l{n}", "train", tokens, np.ones(META.feature_shape, np.float16), real, 1)
-        )
+        tokens[:, :heard] = n
+        pictures = np.full(META.feature_shape, n, np.float16)
+        clips.append(Latents(f"c{n}", f"l{n}", "train", tokens, pictures, heard, seen))
     store.add(clips)
     taught = preset("classification", mixup=1.0, roll=1.0, batch_size=64, inputs=inputs)
     batch = ClipBatches(store, taught, "train").train_batch(0)
+    shown = inputs == ("video",)
+    owners = batch.features[:, :, 0].long() if shown else batch.tokens[:, 0]
+    padding = batch.feature_padding if shown else batch.token_padding
     mixed = 0
-    for tokens, filled, target in zip(batch.tokens, batch.token_padding, batch.targets, strict=True):
-        left = tokens[0][~filled]
+    for owner, filled, target in zip(owners, padding, batch.targets, strict=True):
+        left = owner[~filled]
         assert target.sum().item() == pytest.approx(1)
         if len(left):
             share = torch.bincount(left, minlength=4) / len(left)

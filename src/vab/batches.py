@@ -131,14 +131,16 @@ class ClipBatches:
         rows = self.clips_of(step)
         frames = torch.randint(self.ratio, (len(rows), model.video_length), generator=generator).numpy()
         tokens, features = self._latents(rows, frames, generator)
-        sound_alone = config.objective == "classification" and config.inputs == ("audio",)
-        tokens, moved = augment(tokens, None if sound_alone else features, config, model.fps, generator)
-        targets = self._targets(rows)
-        parts = torch.stack([(tokens[:, -1] == n + 1).sum(1) for n in range(len(rows))], dim=1).float()
-        parts[parts.sum(1) == 0] = torch.eye(len(rows))[parts.sum(1) == 0]  # nothing but silence
-        targets = parts @ targets / parts.sum(1, keepdim=True)
+        alone = config.inputs if config.objective == "classification" and len(config.inputs) == 1 else ()
+        moved: Tensor | None = None if alone == ("audio",) else features
+        tokens, moved = augment(tokens, moved, config, model.fps, generator)
+        features = features if moved is None else moved
+        whose = features[:, :, -1] if alone == ("video",) else tokens[:, -1]
+        parts = torch.stack([(whose == n + 1).sum(1) for n in range(len(rows))], dim=1).float()
+        parts[parts.sum(1) == 0] = torch.eye(len(rows))[parts.sum(1) == 0]  # nothing is left
+        targets = parts @ self._targets(rows) / parts.sum(1, keepdim=True)
         drop = drop_features(len(rows), config.drop_features, generator)
-        return self._batch(rows, tokens, features if moved is None else moved, targets, drop, generator)
+        return self._batch(rows, tokens, features, targets, drop, generator)
 
     def dev_batches(self, most: int = DEV_CLIPS) -> list[NDArray[np.int64]]:
         """Rows of the batches of a validation pass: at most ``most`` clips."""
@@ -171,8 +173,8 @@ class ClipBatches:
     ) -> tuple[Tensor, Tensor]:
         """tokens [B, K + 1, T], features [B, F, dim + 1]; ``frames`` [B, F]: which of each step's n to take.
 
-        The last dimension says which pictures are the clip's own, 1 or 0; the last codebook, whose a frame
-        is: 1 for the first clip of ``rows``, 2 for the second, 0 where it is filled up.
+        The last codebook and the last dimension say whose a frame or a picture is: 1 for the first clip of
+        ``rows``, 2 for the second, 0 where it is filled up.
         """
         model = self.preset.model
         tokens = self.store.gather("tokens", rows)[:, : model.codebooks]
@@ -187,10 +189,10 @@ class ClipBatches:
         places = places.clip(max=self.store.meta.feature_shape[0] - 1)
         features = self.store.gather("features", sources)[np.arange(len(rows))[:, None], places]
         own_tokens = np.arange(tokens.shape[2]) < self.real["tokens"][rows, None]
-        whose = own_tokens * np.arange(1, len(rows) + 1)[:, None]
+        number = np.arange(1, len(rows) + 1)[:, None]
         own_features = places < self.real["features"][sources, None]
-        tokens = np.concatenate((tokens, whose[:, None]), axis=1, dtype=np.int64)
-        features = np.concatenate((features, own_features[:, :, None]), axis=2, dtype=np.float32)
+        tokens = np.concatenate((tokens, (own_tokens * number)[:, None]), axis=1, dtype=np.int64)
+        features = np.concatenate((features, (own_features * number)[:, :, None]), axis=2, dtype=np.float32)
         return torch.from_numpy(tokens), torch.from_numpy(features)
 
     def _targets(self, rows: NDArray[np.int64]) -> Tensor:
