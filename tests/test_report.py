@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,8 @@ def vab(*words: object) -> int:
 
 
 def test_a_run_as_one_page_that_plays_and_asks_for_nothing(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], browser: Any
 ) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on the PATH: apt-get install chromium")
     clip = write_video(tmp_path / "<b>dog & 'cat'.mp4", frames=20, fps=10)
     out = tmp_path / "out"
     words = ("generate", clip, tmp_path / "gone.mp4", "-o", out, "--model", model, "--samples", 2, "--report")
@@ -47,34 +42,28 @@ def test_a_run_as_one_page_that_plays_and_asks_for_nothing(
     assert capsys.readouterr().out.splitlines()[-1] == str(out / "report.html")
     asked: list[str] = []
     faults: list[str] = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--autoplay-policy=no-user-gesture-required"],
-        )
-        page = browser.new_page(viewport={"width": 390, "height": 844})
-        page.on("request", lambda request: asked.append(request.url.split(",")[0]))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-        page.goto((out / "report.html").as_uri())
-        assert page.locator("h2").all_inner_texts() == [clip.name, "gone.mp4"]
-        assert page.locator("b").count() == 0
-        assert page.locator("article").count() == 2
-        assert "no such file" in page.locator(".error").inner_text()
-        for n in range(2):
-            audio = page.locator("audio").nth(n)
-            moved = """async (audio) => {
-                await audio.play();
-                while (audio.currentTime < 0.1) await new Promise((done) => setTimeout(done, 20));
-                return audio.duration;
-            }"""
-            assert audio.evaluate(moved) == pytest.approx(2.0, abs=0.01)
-        still = page.evaluate("[...document.querySelectorAll('audio')].map(audio => audio.paused)")
-        assert still == [True, False], "only one plays at a time"
-        drawn = page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        assert drawn and len(page.locator(".strip img").all()) == 2 * 10
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than a phone"
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.on("request", lambda request: asked.append(request.url.split(",")[0]))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
+    page.goto((out / "report.html").as_uri())
+    assert page.locator("h2").all_inner_texts() == [clip.name, "gone.mp4"]
+    assert page.locator("b").count() == 0
+    assert page.locator("article").count() == 2
+    assert "no such file" in page.locator(".error").inner_text()
+    for n in range(2):
+        audio = page.locator("audio").nth(n)
+        moved = """async (audio) => {
+            await audio.play();
+            while (audio.currentTime < 0.1) await new Promise((done) => setTimeout(done, 20));
+            return audio.duration;
+        }"""
+        assert audio.evaluate(moved) == pytest.approx(2.0, abs=0.01)
+    still = page.evaluate("[...document.querySelectorAll('audio')].map(audio => audio.paused)")
+    assert still == [True, False], "only one plays at a time"
+    drawn = page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert drawn and len(page.locator(".strip img").all()) == 2 * 10
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "wider than a phone"
     assert faults == []
     kinds = {re.sub(r"^file:.*/", "", url).partition(";")[0] for url in asked}
     assert kinds <= {"report.html", "data:image/jpeg", "data:image/png", "data:audio/wav", "data:"}, kinds

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -36,27 +35,6 @@ REPEATED = """[...document.querySelectorAll("[id]")].map((element) => element.id
   .filter((id, n, all) => all.indexOf(id) !== n)"""
 SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 PLACES = """[...document.querySelectorAll(".take")].map((take) => [take.offsetTop, take.offsetHeight])"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on the PATH: apt-get install chromium")
-    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *camera])
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def browser(chromium: Any) -> Iterator[Any]:
-    """Its pages are closed after each test, or they would play on beside the next one."""
-    yield chromium
-    for context in chromium.contexts:
-        context.close()
 
 
 @pytest.fixture(scope="module")
