@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import av
 import numpy as np
@@ -35,6 +38,8 @@ from vab.studio.takes import Maker, Take
 from vab.studio.uploads import Clip, UploadError, make_clip, prepare
 
 pytest.importorskip("lancedb", reason="no library: pip install 'vab[search]'")
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 
 
 @pytest.fixture(scope="session")
@@ -503,9 +508,32 @@ def test_a_take_that_comes_too_late_is_dropped(desk: Desk, tmp_path: Path) -> No
     assert not (desk.rooms.folder / "one").exists()
 
 
+def test_ctrl_c_ends_an_upload_without_a_traceback(model: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vab", "studio", "--port", "0", "--json", "--model", str(model)],
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    place = urlsplit(json.loads("".join(process.stdout.readline() for _ in range(3)))["link"])
+    visitor = http.client.HTTPConnection(place.hostname or "", place.port)
+    visitor.putrequest("POST", "/clip")
+    visitor.putheader("Content-Length", "1000000")
+    visitor.endheaders(b"the rest never comes")
+    while not list(tmp_path.glob("vab-*/*/upload")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    visitor.close()
+    assert process.returncode == 130 and said.endswith("vab: interrupted\n")
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("vab-*"))
+
+
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vab", "studio", "--port", "0", "--library", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r"vab: .*holds no library; make one with .*\n", done.stderr)

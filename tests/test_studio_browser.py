@@ -270,12 +270,21 @@ def test_on_a_phone_in_the_dark(link: str, browser: Any, pictures: Path, tmp_pat
     until(lambda: page.evaluate("document.querySelector('.take video').readyState") >= 2)
     shoot(page, pictures / "phone.png")
 
-    page.get_by_role("button", name="Record").click()  # Chromium's pretended camera
-    until(lambda: page.evaluate("document.getElementById('preview').currentTime") > 1)
-    was = page.locator("#clip").get_attribute("src")
-    page.get_by_role("button", name="Stop and use it").click()
-    until(lambda: page.locator("#clip").get_attribute("src") != was)
-    until(lambda: page.locator(".take").count() == 0)
+    # Chromium's pretended camera: closed again, a video, a picture
+    shown = "document.getElementById('preview').currentTime"
+    for buttons in (["Close the camera"], ["Record", "Stop and use it"], ["Take a picture"]):
+        was = page.locator("#clip").get_attribute("src")
+        page.get_by_role("button", name="Use the camera").click()
+        for name in buttons:
+            since = page.evaluate(shown)
+            until(lambda since=since: page.evaluate(shown) > since + 0.5)
+            assert page.locator("#clip").is_hidden()
+            healthy(page)
+            page.get_by_role("button", name=name).click()
+        page.locator("#clip").wait_for()
+        if name != "Close the camera":
+            until(lambda was=was: page.locator("#clip").get_attribute("src") != was)
+            until(lambda: page.locator(".take").count() == 0)
     # reading can be cancelled, and the clip stays
     was = page.locator("#clip").get_attribute("src")
     page.route("**/clip", lambda route: time.sleep(1) or route.continue_())

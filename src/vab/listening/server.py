@@ -5,7 +5,9 @@ What a rater's browser may fetch is the page itself and the videos of the trials
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import signal
 import socket
 from collections.abc import Callable
@@ -135,6 +137,10 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _cut_off(line: logging.LogRecord) -> bool:
+    return line.exc_info is not None and isinstance(line.exc_info[1], asyncio.CancelledError)
+
+
 def serve(app: Any, place: socket.socket) -> None:
     """Serve until Ctrl-C, or until the terminal is closed."""
     import uvicorn
@@ -143,4 +149,6 @@ def serve(app: Any, place: socket.socket) -> None:
     if closed is not None and signal.getsignal(closed) == signal.SIG_DFL:
         signal.signal(closed, lambda *_: signal.raise_signal(signal.SIGTERM))
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    # it would show a traceback for every request that the end cuts off
+    logging.getLogger("uvicorn.error").addFilter(lambda line: not _cut_off(line))
     uvicorn.Server(config).run(sockets=[place])

@@ -8,7 +8,7 @@ const cards = new Map(); // by track: { root, video, wave, take }
 let about = null;
 let state = { clip: null, tracks: [], jobs: {}, answers: {} };
 let timer = 0;
-let camera = null;
+let camera = null; // while it is on: its stream, and the recorder if it records
 let reading = null; // an upload
 
 function make(tag, properties = {}, ...children) {
@@ -109,7 +109,7 @@ function showClip(before) {
   $("empty").hidden = $("limits").hidden = Boolean(clip);
   $("clip").hidden = !clip || Boolean(camera);
   $("choose").textContent = clip ? "Choose another" : "Choose a file";
-  $("own").hidden = !clip?.sound;
+  $("own").hidden = !clip?.sound || Boolean(camera);
   if (clip?.id !== before?.id) {
     if (clip) $("clip").src = clip.url;
     else $("clip").removeAttribute("src");
@@ -148,38 +148,61 @@ addEventListener("dragleave", (event) => event.relatedTarget || $("drop").classL
 addEventListener("drop", (event) => {
   event.preventDefault();
   $("drop").classList.remove("over");
-  if (event.dataTransfer.files.length && willing()) upload(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length && willing()) closeCamera(event.dataTransfer.files[0]);
 });
 $("own").onclick = () => act("own");
 
-$("record").onclick = async () => {
+// The camera is off (null), or shows its picture, or records it.
+function showCamera() {
+  const recording = Boolean(camera?.recorder);
+  $("camera").hidden = $("file").parentElement.hidden = Boolean(camera);
+  $("preview").hidden = $("close-camera").hidden = !camera;
+  $("record").hidden = $("snap").hidden = !camera || recording;
+  $("stop").hidden = !recording;
+  $("preview").classList.toggle("recording", recording);
+  showClip(state.clip);
+}
+
+// Off again; what was recorded, if anything, becomes the clip.
+function closeCamera(file) {
+  camera?.stream.getTracks().forEach((each) => each.stop());
+  camera = $("preview").srcObject = null;
+  showCamera();
+  upload(file);
+}
+
+$("camera").onclick = async () => {
   if (!willing()) return;
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: true });
-    const parts = [];
-    const recorder = new MediaRecorder(stream);
-    recorder.ondataavailable = (event) => parts.push(event.data);
-    recorder.onstop = () => {
-      stream.getTracks().forEach((each) => each.stop());
-      camera = null;
-      $("preview").srcObject = null;
-      $("preview").hidden = $("stop").hidden = true;
-      $("record").hidden = false;
-      showClip(state.clip);
-      upload(new Blob(parts));
-    };
-    camera = recorder;
+    camera = { stream };
     $("preview").srcObject = stream;
-    $("preview").hidden = $("stop").hidden = false;
-    $("record").hidden = true;
-    showClip(state.clip);
-    recorder.start();
-    setTimeout(() => recorder.state === "recording" && recorder.stop(), (about.limits.seconds - 1) * 1000);
+    showCamera();
+    $("record").focus();
   } catch {
     say("There is no camera that this page may use.");
   }
 };
-$("stop").onclick = () => camera?.stop();
+$("record").onclick = () => {
+  const recorder = new MediaRecorder(camera.stream);
+  const parts = [];
+  recorder.ondataavailable = (event) => parts.push(event.data);
+  recorder.onstop = () => camera?.recorder === recorder && closeCamera(new Blob(parts));
+  recorder.start();
+  camera.recorder = recorder;
+  setTimeout(() => recorder.state === "recording" && recorder.stop(), (about.limits.seconds - 1) * 1000);
+  showCamera();
+  $("stop").focus();
+};
+$("stop").onclick = () => camera.recorder.stop();
+$("snap").onclick = () => {
+  const seen = $("preview");
+  if (!seen.videoWidth) return; // it has not shown anything yet
+  const canvas = make("canvas", { width: seen.videoWidth, height: seen.videoHeight });
+  canvas.getContext("2d").drawImage(seen, 0, 0);
+  canvas.toBlob(closeCamera, "image/png");
+};
+$("close-camera").onclick = () => closeCamera(null);
 
 // ---- settings ----
 
