@@ -102,6 +102,23 @@ def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, monkeypatch: pytest
         make_clip(tmp_path / "a.png", tmp_path)
 
 
+def test_a_limit_that_the_system_does_not_have_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    limits = {}
+
+    def limit(kind: int, values: tuple[int, int]) -> None:
+        if kind == resource.RLIMIT_AS:
+            raise ValueError("current limit exceeds maximum limit")  # as on a Mac
+        limits[kind] = values
+
+    monkeypatch.setattr(resource, "setrlimit", limit)
+    answer = uploads._answer(write_video(tmp_path / "a.mp4", 10, 10), tmp_path)
+    assert "error" not in answer and answer["seconds"] == 1.0
+    assert limits[resource.RLIMIT_CPU] == (900, 900) and limits[resource.RLIMIT_CORE] == (0, 0)
+
+
 def test_a_take_is_the_sound_that_generate_makes(maker: Maker, clip: Clip, take: Take) -> None:
     assert np.array_equal(take.waveform, maker.pipeline.generate(clip.picture).waveform)
     assert take.score is not None and -1 <= take.score <= 1

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -158,17 +159,24 @@ def _check_pixels(size: tuple[int, int], most: int) -> None:
         )
 
 
-def _limit_memory() -> None:
+def _limit() -> None:
+    """What this process may use; a limit that the system does not have (memory on a Mac) is left out.
+
+    The server watches the clock, the limit of CPU time ends a child whose server was killed.
+    """
     if sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY, CHILD_MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        cpu = round(5 * CHILD_SECONDS)  # four threads decode, one encodes
+        limits = {resource.RLIMIT_AS: CHILD_MEMORY, resource.RLIMIT_CPU: cpu, resource.RLIMIT_CORE: 0}
+        for kind, most in limits.items():
+            with suppress(ValueError, OSError):
+                resource.setrlimit(kind, (most, most))
 
 
 def _answer(upload: Path, folder: Path) -> dict[str, Any]:
     try:
-        _limit_memory()
+        _limit()
         answer = asdict(make_clip(upload, folder))
         del answer["folder"]
         return answer
