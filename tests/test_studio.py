@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,6 +102,21 @@ def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, monkeypatch: pytest
     Image.new("L", (10, 10)).save(tmp_path / "a.png")
     with pytest.raises(UploadError, match="10 x 10 pixels"):
         make_clip(tmp_path / "a.png", tmp_path)
+
+
+def test_a_frame_larger_than_the_header_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for n, size in enumerate([(64, 48), (320, 240)]):
+            picture = io.BytesIO()
+            Image.new("RGB", size, "red").save(picture, "JPEG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, Fraction(1, 10)
+            container.mux(packet)
+    monkeypatch.setattr(uploads, "MOST_PIXELS", 64 * 48)
+    with pytest.raises(UploadError, match="320 x 240 pixels"):
+        make_clip(tmp_path / "a.mkv", tmp_path)
 
 
 def test_a_limit_that_the_system_does_not_have_is_left_out(

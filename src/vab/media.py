@@ -54,6 +54,8 @@ _SLACK = 0.05  # seconds by which a sound's timestamps may be off before they ar
 _LONGEST_GAP = 3600.0  # seconds; a longer leap of the clock is a fault, not a pause
 _LONGEST_RETURN = 1.0  # seconds; a longer leap back is a clock that starts again
 
+Check = Callable[[int, int], None]  # width, height of a frame
+
 
 @dataclass(frozen=True)
 class MediaInfo:
@@ -68,10 +70,11 @@ class MediaInfo:
     fps: float  # mean frame rate of a video, else 0
 
 
-def probe(path: str | Path) -> MediaInfo:
+def probe(path: str | Path, check: Check | None = None) -> MediaInfo:
     """Say what ``path`` holds; the length comes from the packets' times, not from the header.
 
-    ``MediaError`` if it is missing, a folder, empty, not media, or has not one frame that can be decoded.
+    ``check`` as in :func:`read_frames`. ``MediaError`` if it is missing, a folder, empty, not media, or has
+    not one frame that can be decoded.
     """
     path = Path(path)
     image = open_image(path)
@@ -86,7 +89,7 @@ def probe(path: str | Path) -> MediaInfo:
             frame = next(decoded(container, stream), None)
             if frame is None:
                 raise MediaError(f"{path}: not one frame of its video stream can be decoded")
-            height, width = _Painter(None)(frame, stream).shape[:2]
+            height, width = _Painter(None, check)(frame, stream).shape[:2]
     if stream is None:
         return MediaInfo(path, "audio", _sound_seconds(path), True, 0, 0, 0.0)
     times = picture_times(path)
@@ -113,14 +116,16 @@ def read_frames(
     start: float = 0.0,
     seconds: float | None = None,
     size: int | None = None,
+    check: Check | None = None,
 ) -> Iterator[np.ndarray]:
     """The frames on screen at ``start + i / fps`` seconds: uint8 [H,W,3] RGB, upright.
 
     There are ``config.video_frames(seconds, fps)`` of them; ``seconds=None`` is all that remains. A video
     that ends sooner repeats its last frame; an image is a video that stands still (one frame if ``seconds``
     is None).
-    ``size``: the short side is scaled down to it, in the decoder's own pixel format. ``MediaError`` as in
-    :func:`probe`, or if there is no video stream.
+    ``size``: the short side is scaled down to it, in the decoder's own pixel format. ``check`` is told the
+    width and height of each frame of a video before its pixels are made, whatever the header said, and may
+    raise. ``MediaError`` as in :func:`probe`, or if there is no video stream.
     """
     path = Path(path)
     if fps <= 0 or start < 0:
@@ -134,7 +139,7 @@ def read_frames(
     if seconds is None:
         seconds = max(0.0, picture_times(path).seconds - start)
     wanted, given = video_frames(seconds, fps), 0
-    paint = _Painter(size)
+    paint = _Painter(size, check)
     shown: np.ndarray | None = None
     waiting: tuple[Any, Any] | None = None  # newest frame not after the wanted time, pixels not made yet
     for time, frame, stream in _timed_frames(path, start):
@@ -204,8 +209,8 @@ class _Painter:
     Asking a frame for its side data ties it into a reference cycle; done for each, frames would pile up.
     """
 
-    def __init__(self, size: int | None) -> None:
-        self.size = size
+    def __init__(self, size: int | None, check: Check | None) -> None:
+        self.size, self.check = size, check
         self.scaler = VideoReformatter()
         self.turn: tuple[bool, int, int] | None = None
 
@@ -215,6 +220,8 @@ class _Painter:
             self.turn = _orientation(frame)
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
         width, height = max(1, round(frame.width * aspect)), frame.height
+        if self.check is not None:
+            self.check(width, height)
         scale = min(1.0, self.size / min(width, height)) if self.size else 1.0
         alpha = any(component.is_alpha for component in frame.format.components)
         pixels: np.ndarray = self.scaler.reformat(

@@ -1,7 +1,8 @@
 """An upload becomes files of our own making, in a child process that can be killed.
 
-What a visitor sends is opened in the child alone, under a limit of time and memory, and is looked at from the
-outside (bytes, pixels, length) before any of it is decoded. The server reads what the child wrote.
+What a visitor sends is opened in the child alone, under a limit of time and memory. Its size and length are
+looked at first, by header and packets; then each frame's size before it is converted, for a header may say
+anything. The server reads what the child wrote.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def make_clip(upload: Path, folder: Path) -> Clip:
     """The child's work: check, then decode and write. ``UploadError`` or ``MediaError`` if it is no use."""
     photo = open_image(upload)
     if photo is not None:
-        _check_pixels(photo.size, MOST_PHOTO_PIXELS)
+        _check_pixels(*photo.size, MOST_PHOTO_PIXELS)
         picture = Image.fromarray(read_pixels(upload, photo, None))
         picture.thumbnail((SIDE, SIDE))
         picture.save(folder / "photo.png")
@@ -116,13 +117,13 @@ def make_clip(upload: Path, folder: Path) -> Clip:
         stream = picture_of(container)
         if stream is None:
             raise UploadError(f"It has no picture{', only sound' if sound_of(container) else ''}.")
-        _check_pixels((stream.codec_context.width, stream.codec_context.height), MOST_PIXELS)
+        _check_frame(stream.codec_context.width, stream.codec_context.height)
     seconds = picture_times(upload).seconds  # by the packets: a header may say anything
     if seconds > MOST_SECONDS:
         raise UploadError(f"It lasts {seconds:.0f} s; {MOST_SECONDS:.0f} s are the most here.")
     if seconds <= 0:
         raise UploadError("It lasts 0 s.")
-    info = probe(upload)
+    info = probe(upload, _check_frame)
     fps = min(info.fps, MOST_FPS)
     write_picture(upload, folder / "picture.mp4", seconds, fps)
     made = probe(folder / "picture.mp4")
@@ -140,7 +141,7 @@ def write_picture(source: Path, out: Path, seconds: float, fps: float) -> None:
     rate = Fraction(fps).limit_denominator(1001)
     with atomic(out) as temporary, av.open(f"file:{temporary}", "w", format="mp4", options=_FAST) as target:
         stream: Any = None
-        for pixels in read_frames(source, float(rate), seconds=seconds):
+        for pixels in read_frames(source, float(rate), seconds=seconds, check=_check_frame):
             if stream is None:
                 height, width = pixels.shape[:2]
                 scale = min(1.0, SIDE / max(height, width))
@@ -151,8 +152,11 @@ def write_picture(source: Path, out: Path, seconds: float, fps: float) -> None:
         target.mux(stream.encode(None))
 
 
-def _check_pixels(size: tuple[int, int], most: int) -> None:
-    width, height = size
+def _check_frame(width: int, height: int) -> None:
+    _check_pixels(width, height, MOST_PIXELS)
+
+
+def _check_pixels(width: int, height: int, most: int) -> None:
     if width * height > most:
         raise UploadError(
             f"Its picture is too large: {width} x {height} pixels; {most / 1e6:.0f} million are the most."
