@@ -29,7 +29,7 @@ from vab.keep import FADE
 from vab.library import Library
 from vab.listening.server import listen
 from vab.media import probe, read_audio, write_wav
-from vab.pipeline import VABPipeline
+from vab.pipeline import Audio, VABPipeline
 from vab.studio import server, uploads
 from vab.studio.desk import Desk
 from vab.studio.line import Job, Line, Refused, Tell
@@ -481,6 +481,37 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
     line.cancel(stuck)
     line.close()
     assert stuck.state == "cancelled"
+
+
+@pytest.mark.parametrize("verb", ["make", "own", "place"])
+@pytest.mark.parametrize("stage", ["features", "written"])
+def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
+) -> None:
+    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    folder.mkdir()
+    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+    files = set(folder.iterdir())
+    tell, score, told = Job.tell, Maker._score, set()
+
+    def cancel_there(job: Job, name: str, done: int, total: int) -> None:
+        told.add(name)
+        if name == stage:
+            desk.cancel(room, {"kind": "make"})
+        tell(job, name, done, total)
+
+    def cancel_late(maker: Maker, audio: Audio) -> float | None:
+        if stage == "written":
+            desk.cancel(room, {"kind": "make"})
+        return score(maker, audio)
+
+    monkeypatch.setattr(Job, "tell", cancel_there)
+    monkeypatch.setattr(Maker, "_score", cancel_late)
+    desk.verbs[verb](room, {"count": 1, "seed": 0, "row": 0, "start": 0})
+    while room.jobs["make"].active:
+        time.sleep(0.01)
+    assert room.jobs["make"].state == "cancelled" and "features" in told
+    assert room.tracks == [] and set(folder.iterdir()) == files
 
 
 def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

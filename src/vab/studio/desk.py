@@ -16,7 +16,7 @@ from vab.embed import Inputs
 from vab.embeddings import Embedded
 from vab.library import LibraryError
 from vab.media import MediaError
-from vab.studio.line import Job, Line, Refused, Tell
+from vab.studio.line import Cancelled, Job, Line, Refused, Tell
 from vab.studio.rooms import Room, Rooms, Track
 from vab.studio.shelf import Shelf
 from vab.studio.takes import MOST_TAKES, Maker, Take
@@ -71,7 +71,7 @@ class Desk:
 
         def work(tell: Tell) -> None:
             for take in self.maker.new(clip, count, seed, decode, tell):
-                _add(room, clip, take)
+                _add(room, clip, take, tell)
 
         self._start(room, "make", work)
 
@@ -114,7 +114,7 @@ class Desk:
                 made = make(clip, take, number, decode, tell)
             except ValueError as error:  # of the span or the length
                 raise Refused(str(error)) from None
-            _add(room, clip, made, track)
+            _add(room, clip, made, tell, track)
 
         self._start(room, "make", work)
         track.tries += 1
@@ -143,9 +143,11 @@ class Desk:
         if not clip.has_sound:
             raise Refused("This clip came without sound.")
         _space(room, 1)
-        self._start(
-            room, "make", lambda _: _add(room, clip, self.maker.place(clip, clip.sound(), "As it came"))
-        )
+
+        def work(tell: Tell) -> None:
+            _add(room, clip, self.maker.place(clip, clip.sound(), "As it came", tell), tell)
+
+        self._start(room, "make", work)
 
     def place(self, room: Room, values: Values) -> None:
         """A take of the sound ``row`` of the library, from ``start`` on."""
@@ -158,7 +160,7 @@ class Desk:
                 sound = shelf.sound(row, start, clip.seconds)
             except MediaError:
                 raise Refused("This file of the library cannot be read any more.") from None
-            _add(room, clip, self.maker.place(clip, sound, shelf.paths[row].name))
+            _add(room, clip, self.maker.place(clip, sound, shelf.paths[row].name, tell), tell)
 
         self._start(room, "make", work)
 
@@ -170,7 +172,7 @@ class Desk:
             tell("listening" if take else "looking", 0, 1)
             embedded = self._embedded(clip, take)
             hits = self._near(shelf, embedded.mean("audio" if take else "video"))
-            _answer(room, clip, "find", {"by": _name(take), "hits": hits})
+            _answer(room, clip, "find", {"by": _name(take), "hits": hits}, tell)
 
         self._start(room, "find", work)
 
@@ -192,7 +194,7 @@ class Desk:
                 for kind, vector in (("picture", seen), ("take", heard)):
                     if vector is not None and self.shelf.points:
                         told["places"][kind] = self.shelf.place(vector)
-            _answer(room, clip, "understand", told)
+            _answer(room, clip, "understand", told, tell)
 
         self._start(room, "understand", work)
 
@@ -286,19 +288,25 @@ def _space(room: Room, count: int) -> None:
         raise Refused(f"There is room for {MOST_TRACKS} takes; remove some first.")
 
 
-def _add(room: Room, clip: Clip, take: Take, track: Track | None = None) -> None:
-    """Hand over a finished take, unless its clip or its track is gone by now."""
+def _add(room: Room, clip: Clip, take: Take, tell: Tell, track: Track | None = None) -> None:
+    """Hand over a finished take, unless nobody wants it any more, or its clip or its track is gone by now."""
     with room.lock:
-        if room.clip is not clip or (track is not None and track not in room.tracks):
+        try:
+            tell("codec", 1, 1)
+            if room.clip is not clip or (track is not None and track not in room.tracks):
+                raise Cancelled
+        except Cancelled:
             take.remove()
-        elif track is None:
+            raise
+        if track is None:
             room.tracks.append(Track(secrets.token_urlsafe(8), [take]))
         else:
             track.takes.append(take)
 
 
-def _answer(room: Room, clip: Clip, kind: str, answer: Any) -> None:
+def _answer(room: Room, clip: Clip, kind: str, answer: Any, tell: Tell) -> None:
     with room.lock:
+        tell("comparing", 1, 1)
         if room.clip is clip:
             room.answers[kind] = answer
 

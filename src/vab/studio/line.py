@@ -90,7 +90,7 @@ class Line:
             try:
                 job.tell("", 0, 1)
                 job.work(job.tell)
-                job.state = "cancelled" if job.stop.is_set() else "done"
+                job.state = "done"  # also if it was cancelled too late
             except Cancelled:
                 job.state = "cancelled"
             except Refused as error:

@@ -81,7 +81,7 @@ class Maker:
         """``count`` sounds for a clip, one after another; those of ``vab generate`` for its picture."""
         made = self.pipeline.generate_many(clip.source, count, seed=seed, decode=decode, progress=tell)
         for number, audio in enumerate(made):
-            yield self._take(clip, audio, f"Seed {seed}" + (f", sound {number + 1}" if number else ""))
+            yield self._take(clip, audio, f"Seed {seed}" + (f", sound {number + 1}" if number else ""), tell)
 
     def redo(
         self,
@@ -109,7 +109,7 @@ class Maker:
             raise ValueError("All of this take is marked; there is nothing else to redo.")
         what = f"{start:.2f} to {stop:.2f} s" if inside else f"all but {start:.2f} to {stop:.2f} s"
         audio = self._from(clip, take.waveform, keep, take.seconds, seed, decode, tell)
-        return self._take(clip, audio, f"{what} anew", (start, stop) if inside else None)
+        return self._take(clip, audio, f"{what} anew", tell, (start, stop) if inside else None)
 
     def extend(
         self,
@@ -128,13 +128,13 @@ class Maker:
         if not seconds > 0 or length > MOST_SECONDS:
             raise ValueError(f"A take may last {MOST_SECONDS:.0f} s at most.")
         audio = self._from(clip, take.waveform, [(0.0, take.seconds)], length, seed, decode, tell)
-        return self._take(clip, audio, f"{seconds:g} s longer", (take.seconds, length))
+        return self._take(clip, audio, f"{seconds:g} s longer", tell, (take.seconds, length))
 
-    def place(self, clip: Clip, sound: NDArray[np.float32], title: str) -> Take:
+    def place(self, clip: Clip, sound: NDArray[np.float32], title: str, tell: Progress | None = None) -> Take:
         """A take of a sound [S] that is there already, cut or filled with silence to the clip's length."""
         once = DecodeConfig(steps=min(1, self.pipeline.config.decode.steps))  # nothing is left to decide
-        audio = self._from(clip, sound, [WHOLE], clip.seconds, 0, once, None)
-        return self._take(clip, audio, title)
+        audio = self._from(clip, sound, [WHOLE], clip.seconds, 0, once, tell)
+        return self._take(clip, audio, title, tell)
 
     def _from(
         self,
@@ -159,8 +159,12 @@ class Maker:
             )
         )
 
-    def _take(self, clip: Clip, audio: Audio, title: str, again: Span | None = None) -> Take:
+    def _take(
+        self, clip: Clip, audio: Audio, title: str, tell: Progress | None, again: Span | None = None
+    ) -> Take:
         """Write the files of a take."""
+        if tell is not None:
+            tell("codec", 0, 1)
         take = Take(
             secrets.token_urlsafe(16),
             clip.folder,
