@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -546,15 +547,17 @@ def test_nothing_goes_while_a_take_is_made_of_it(desk: Desk) -> None:
 
 def test_what_a_killed_server_left_is_deleted(desk: Desk, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in ("vab-studio-dead", "vab-studio-begins", "other"):
+    for name in ("vab-studio-dead", "vab-studio-begins", "vab-studio-late", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "picture.mp4").write_text("somebody's")
-        if name != "vab-studio-begins":
+        if name in ("vab-studio-dead", "other"):
             (tmp_path / name / "lock").touch()
+    os.utime(tmp_path / "vab-studio-late", (0, 0))
     running = Rooms(desk.line)
     Rooms(desk.line).close()
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert "vab-studio-dead" not in left and {"vab-studio-begins", "other", running.folder.name} <= left
+    assert not {"vab-studio-dead", "vab-studio-late"} & left
+    assert {"vab-studio-begins", "other", running.folder.name} <= left
     running.close()
 
 
@@ -571,6 +574,31 @@ def test_a_take_that_comes_too_late_is_dropped(desk: Desk, tmp_path: Path) -> No
         time.sleep(0.01)
     assert job.state == "cancelled" and room.tracks == [] and room.jobs == {}
     assert not (desk.rooms.folder / "one").exists()
+
+
+@pytest.mark.parametrize("end", ["clear", "sweep", "close"])
+def test_a_sound_that_is_written_too_late_goes_with_its_clip(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    folder.mkdir()
+    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+
+    def write(path: Path, waveform: np.ndarray) -> None:
+        if end == "sweep":
+            room.until = 0.0
+        {"clear": partial(desk.rooms.clear, room), "sweep": desk.rooms.sweep, "close": desk.rooms.close}[
+            end
+        ]()
+        assert not folder.exists()
+        write_wav(path, waveform)  # makes the folder again
+
+    monkeypatch.setattr("vab.studio.takes.write_wav", write)
+    desk.make(room, {"count": 1, "seed": 0})
+    job = room.jobs["make"]
+    while job.active:
+        time.sleep(0.01)
+    assert job.state == "cancelled" and not folder.exists()
 
 
 def test_ctrl_c_ends_an_upload_without_a_traceback(model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -26,6 +27,10 @@ from vab.weights import ModelError
 MOST_TRACKS = 12  # takes in a room
 HITS = 12
 CLASSES = 5  # likeliest ones told
+GONE = (
+    "Your clip is not here any more: nobody was here for half an hour, or the studio was started anew. "
+    "Choose it again."
+)
 WORDS = {
     "decode_video": "reading the picture",
     "features": "looking at the picture",
@@ -73,7 +78,7 @@ class Desk:
             for take in self.maker.new(clip, count, seed, decode, tell):
                 _add(room, clip, take, tell)
 
-        self._start(room, "make", work)
+        self._start(room, clip, "make", work)
 
     def redo(self, room: Room, values: Values) -> None:
         """The seconds ``from`` to ``to`` of the take ``track`` anew; with ``rest`` all but them."""
@@ -116,7 +121,7 @@ class Desk:
                 raise Refused(str(error)) from None
             _add(room, clip, made, tell, track)
 
-        self._start(room, "make", work)
+        self._start(room, clip, "make", work)
         track.tries += 1
 
     def undo(self, room: Room, values: Values) -> None:
@@ -147,7 +152,7 @@ class Desk:
         def work(tell: Tell) -> None:
             _add(room, clip, self.maker.place(clip, clip.sound(), "As it came", tell), tell)
 
-        self._start(room, "make", work)
+        self._start(room, clip, "make", work)
 
     def place(self, room: Room, values: Values) -> None:
         """A take of the sound ``row`` of the library, from ``start`` on."""
@@ -162,7 +167,7 @@ class Desk:
                 raise Refused("This file of the library cannot be read any more.") from None
             _add(room, clip, self.maker.place(clip, sound, shelf.paths[row].name, tell), tell)
 
-        self._start(room, "make", work)
+        self._start(room, clip, "make", work)
 
     def find(self, room: Room, values: Values) -> None:
         """The library's sounds that are nearest to the take ``track``, or to the picture without one."""
@@ -174,7 +179,7 @@ class Desk:
             hits = self._near(shelf, embedded.mean("audio" if take else "video"))
             _answer(room, clip, "find", {"by": _name(take), "hits": hits}, tell)
 
-        self._start(room, "find", work)
+        self._start(room, clip, "find", work)
 
     def understand(self, room: Room, values: Values) -> None:
         """Classes of picture, of the take ``track`` and of both; the nearest sounds; places on the map."""
@@ -196,7 +201,7 @@ class Desk:
                         told["places"][kind] = self.shelf.place(vector)
             _answer(room, clip, "understand", told, tell)
 
-        self._start(room, "understand", work)
+        self._start(room, clip, "understand", work)
 
     def cancel(self, room: Room, values: Values) -> None:
         """Stop the job of the kind ``kind``."""
@@ -208,12 +213,21 @@ class Desk:
         """Delete the clip and everything made of it."""
         self.rooms.clear(room)
 
-    def _start(self, room: Room, kind: str, work: Callable[[Tell], None]) -> None:
+    def _start(self, room: Room, clip: Clip, kind: str, work: Callable[[Tell], None]) -> None:
+        def finish(tell: Tell) -> None:
+            try:
+                work(tell)
+            finally:
+                if room.clip is not clip:  # cleared meanwhile: what was written since goes, too
+                    shutil.rmtree(clip.folder, ignore_errors=True)
+
         with room.lock:
             job = room.jobs.get(kind)
             if job is not None and job.active:
                 raise Refused("One thing after another: wait for the last one, or cancel it.")
-            job = room.jobs[kind] = Job(kind, work)
+            if room.clip is not clip:
+                raise Refused(GONE)
+            job = room.jobs[kind] = Job(kind, finish)
         self.line.add(job)
 
     def _shelf(self) -> Shelf:

@@ -20,6 +20,7 @@ IDLE = 30 * 60.0  # seconds without a sign of life until a room is cleared
 LEFT = 60.0  # the same after the page said that it was closed, which it also does when it is loaded anew
 MOST_ROOMS = 50
 PREFIX, LOCK = "vab-studio-", "lock"
+BEGINNING = 60.0  # seconds in which the folder of a server that begins gets its lock
 
 
 @dataclass(eq=False)
@@ -114,6 +115,8 @@ class Rooms:
     def close(self) -> None:
         """Remove everything, at the end."""
         self._closed.set()
+        for room in list(self._rooms.values()):
+            self.clear(room)
         self._held.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -123,10 +126,15 @@ class Rooms:
 
 
 def _clear_leftovers() -> None:
-    """Delete the folders of servers that were killed: nobody holds their lock."""
+    """Delete the folders of servers that were killed: nobody holds their lock, or there is none for long."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError), (folder / LOCK).open("r+") as file:  # another's, or one that just begins
-            if _lock(file):
+        with suppress(OSError):  # another user's
+            try:
+                with (folder / LOCK).open("r+") as file:
+                    dead = _lock(file)
+            except FileNotFoundError:
+                dead = time.time() - folder.stat().st_mtime > BEGINNING
+            if dead:
                 shutil.rmtree(folder)
 
 

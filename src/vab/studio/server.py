@@ -24,7 +24,7 @@ import numpy as np
 
 from vab.config import SAMPLE_RATE
 from vab.media import MediaError
-from vab.studio.desk import MOST_TRACKS, WORDS, Desk
+from vab.studio.desk import GONE, MOST_TRACKS, WORDS, Desk
 from vab.studio.line import Job, Refused
 from vab.studio.rooms import Room
 from vab.studio.takes import MOST_TAKES, Take
@@ -144,7 +144,7 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
         if verb is None:
             return error("There is no such thing to do.", 404)
         if room is None:
-            return error("Your clip is not here any more: nobody was here for a while. Choose it again.", 409)
+            return error(GONE, 409)
         try:
             values = json.loads(body or b"{}")
             if not isinstance(values, dict):
