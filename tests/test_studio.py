@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -389,6 +390,33 @@ def test_whoever_goes_away_is_not_read_on(desk: Desk, monkeypatch: pytest.Monkey
     assert not thread.is_alive()
 
 
+def test_uploads_that_are_many_or_slow(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    testclient = pytest.importorskip(
+        "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
+    )
+    there: list[int] = []
+
+    def read(upload: Path, folder: Path, unwanted: Callable[[], bool]) -> Clip:
+        there.append(len(list(desk.rooms.folder.glob("*/upload"))))
+        time.sleep(0.05)
+        raise UploadError("No video.")
+
+    monkeypatch.setattr(server, "ARRIVING", 2)
+    monkeypatch.setattr(server, "AT_ONCE", 1)
+    monkeypatch.setattr(server, "prepare", read)
+    app = make_app(desk, "test")
+    with testclient.TestClient(app, base_url="http://127.0.0.1:7860") as me:  # one loop for all requests
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda _: me.post("/clip", content=b"a film").status_code, range(6)))
+        assert answers == [422] * 6 and len(there) == 6 and max(there) <= 2
+        monkeypatch.setattr(server, "ARRIVES", 0.0)
+        assert "too long to arrive" in me.post("/clip", content=b"a film").json()["error"]
+        monkeypatch.setattr("vab.studio.rooms.MOST_ROOMS", 0)
+        monkeypatch.setattr(server, "_receive", None)  # not one byte is taken in
+        refused = me.post("/clip", content=b"a film")
+        assert refused.status_code == 503 and "Too many people" in refused.json()["error"]
+
+
 def test_two_studios_of_one_machine(desk: Desk, tmp_path: Path) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
@@ -543,6 +571,25 @@ def test_nothing_goes_while_a_take_is_made_of_it(desk: Desk) -> None:
     for verb in ("undo", "remove"):
         with pytest.raises(Refused, match="is being made"):
             desk.verbs[verb](room, {"track": "any"})
+
+
+def test_undo_goes_so_far_and_no_farther(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    folder.mkdir()
+    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+    monkeypatch.setattr("vab.studio.desk.MOST_UNDO", 2)
+    desk.own(room, {})
+    for step in range(5):
+        while room.jobs["make"].active:
+            time.sleep(0.01)
+        if step < 4:
+            desk.extend(room, {"track": room.tracks[0].id, "seconds": 0.5, "seed": 0})
+    takes = room.tracks[0].takes
+    assert [take.seconds for take in takes] == [2.0, 2.5, 3.0]
+    assert {path.stem for path in folder.glob("*.wav")} == {take.id for take in takes}
+    assert len(list(folder.glob("picture_*.mp4"))) == 1
+    desk.undo(room, {"track": room.tracks[0].id})
+    assert takes[-1].seconds == 2.5 and takes[-1].video.exists()
 
 
 def test_what_a_killed_server_left_is_deleted(desk: Desk, tmp_path: Path, monkeypatch: Any) -> None:

@@ -25,6 +25,7 @@ from vab.studio.uploads import Clip
 from vab.weights import ModelError
 
 MOST_TRACKS = 12  # takes in a room
+MOST_UNDO = 10  # steps back of each
 HITS = 12
 CLASSES = 5  # likeliest ones told
 GONE = (
@@ -316,6 +317,9 @@ def _add(room: Room, clip: Clip, take: Take, tell: Tell, track: Track | None = N
             room.tracks.append(Track(secrets.token_urlsafe(8), [take]))
         else:
             track.takes.append(take)
+            for old in track.takes[: -MOST_UNDO - 1]:
+                track.takes.remove(old)
+                old.remove()
 
 
 def _answer(room: Room, clip: Clip, kind: str, answer: Any, tell: Tell) -> None:

@@ -19,6 +19,7 @@ from vab.studio.uploads import Clip
 IDLE = 30 * 60.0  # seconds without a sign of life until a room is cleared
 LEFT = 60.0  # the same after the page said that it was closed, which it also does when it is loaded anew
 MOST_ROOMS = 50
+TOO_MANY = "Too many people are here right now; please try again in half an hour."
 PREFIX, LOCK = "vab-studio-", "lock"
 BEGINNING = 60.0  # seconds in which the folder of a server that begins gets its lock
 
@@ -70,6 +71,11 @@ class Rooms:
         self._closed = threading.Event()
         threading.Thread(target=self._tidy, name="rooms", daemon=True).start()
 
+    @property
+    def full(self) -> bool:
+        """Whether there can be no more rooms."""
+        return len(self._rooms) >= MOST_ROOMS
+
     def find(self, name: str | None) -> Room | None:
         """The room of that id, which lives on; None if there is none."""
         with self._lock:
@@ -81,8 +87,8 @@ class Rooms:
     def open(self) -> Room:
         """A new room; ``Refused`` if there are too many."""
         with self._lock:
-            if len(self._rooms) >= MOST_ROOMS:
-                raise Refused("Too many people are here right now; please try again in half an hour.")
+            if self.full:
+                raise Refused(TOO_MANY)
             name = secrets.token_urlsafe(32)
             room = self._rooms[name] = Room(name, until=time.monotonic() + IDLE)
             return room

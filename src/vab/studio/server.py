@@ -26,7 +26,7 @@ from vab.config import SAMPLE_RATE
 from vab.media import MediaError
 from vab.studio.desk import GONE, MOST_TRACKS, WORDS, Desk
 from vab.studio.line import Job, Refused
-from vab.studio.rooms import Room
+from vab.studio.rooms import TOO_MANY, Room
 from vab.studio.takes import MOST_TAKES, Take
 from vab.studio.uploads import MOST_BYTES, MOST_SECONDS, UploadError, prepare
 
@@ -34,6 +34,8 @@ PAGE = Path(__file__).parent / "page"
 COOKIE = "vab-studio-{}"  # by port: several studios on one machine do not take each other's
 LARGEST = 4096  # bytes of a request that is no upload
 AT_ONCE = 2  # uploads that are read at the same time; others wait
+ARRIVING = 10  # uploads that are on the disk, arriving or waiting to be read; others are not taken in yet
+ARRIVES = 600.0  # seconds that an upload may take to arrive
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -63,7 +65,7 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
     from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
-    readers = anyio.CapacityLimiter(AT_ONCE)
+    readers, bodies = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(ARRIVING)
     front = {urlsplit(link).netloc} if link else set()
 
     def error(message: str, status: int) -> Response:
@@ -95,21 +97,21 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
         return JSONResponse(_state(desk, room_of(request)))
 
     async def upload(request: Request) -> Response:
-        """The body is the file; its name is not even sent."""
         if int(request.headers.get("content-length") or 0) > MOST_BYTES:
             return error(_too_large(), 413)
+        async with bodies:
+            return await take_in(request)
+
+    async def take_in(request: Request) -> Response:
+        """The body is the file; its name is not even sent."""
+        if room_of(request) is None and desk.rooms.full:
+            return error(TOO_MANY, 503)
         folder = desk.rooms.folder / secrets.token_urlsafe(16)
         folder.mkdir()
         raw, room, left = folder / "upload", None, threading.Event()
         watch = None
         try:
-            size = 0
-            with raw.open("wb") as file:
-                async for part in request.stream():
-                    size += len(part)
-                    if size > MOST_BYTES:
-                        raise UploadError(_too_large())
-                    file.write(part)
+            await _receive(request, raw)
             watch = asyncio.create_task(_watch(request, left))
             read = partial(prepare, raw, folder, unwanted=left.is_set)
             clip = await anyio.to_thread.run_sync(read, limiter=readers, abandon_on_cancel=True)
@@ -226,6 +228,21 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
         lifespan=lifespan,
     )
+
+
+async def _receive(request: Any, path: Path) -> None:
+    """The body of a request as a file. ``UploadError`` if it is too large, or takes too long."""
+    size = 0
+    try:
+        async with asyncio.timeout(ARRIVES):
+            with path.open("wb") as file:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > MOST_BYTES:
+                        raise UploadError(_too_large())
+                    file.write(part)
+    except TimeoutError:
+        raise UploadError(f"It takes too long to arrive (more than {ARRIVES:g} s).") from None
 
 
 async def _watch(request: Any, left: threading.Event) -> None:

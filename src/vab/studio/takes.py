@@ -194,5 +194,7 @@ def _picture(clip: Clip, seconds: float) -> Path:
         return clip.picture
     path = clip.folder / f"picture_{round(seconds * SAMPLE_RATE)}.mp4"
     if not path.exists():
+        for other in clip.folder.glob("picture_*.mp4"):  # its takes have it inside their own files
+            other.unlink()
         write_picture(clip.source, path, seconds, probe(clip.picture).fps)
     return path
