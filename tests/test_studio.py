@@ -27,14 +27,15 @@ import pytest
 from PIL import Image
 
 from tiny import write_model, write_video
+from vab.embed import Understanding
 from vab.keep import FADE
 from vab.library import Library
 from vab.listening.server import listen
-from vab.media import probe, read_audio, write_wav
+from vab.media import MediaError, probe, read_audio, write_wav
 from vab.pipeline import Audio, VABPipeline
 from vab.studio import server, uploads
 from vab.studio.desk import Desk
-from vab.studio.line import Job, Line, Refused, Tell
+from vab.studio.line import SENTENCE, Job, Line, Refused, Tell
 from vab.studio.rooms import Rooms
 from vab.studio.server import make_app
 from vab.studio.shelf import Shelf
@@ -351,7 +352,7 @@ def test_behind_a_web_server(desk: Desk, tmp_path: Path) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
-    app = make_app(desk, "test", link="https://studio.example.org")
+    app = make_app(desk, "test", link="https://Studio.example.org:443")
     video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
     for base in ("https://studio.example.org", "http://127.0.0.1:7860"):  # the name may be handed on or not
         visitor = testclient.TestClient(app, base_url=base)
@@ -359,7 +360,9 @@ def test_behind_a_web_server(desk: Desk, tmp_path: Path) -> None:
         assert answer.status_code == 200 and "secure" in answer.headers["set-cookie"].lower()
         for origin in ("https://evil.example", "null", ""):
             assert visitor.post("/do/make", headers={"origin": origin}).status_code == 403
-        assert visitor.get("/", headers={"host": "evil.example"}).status_code == 403
+        for host in ("evil.example", "studio.example.org:8080", "studio.example.org.evil.example"):
+            assert visitor.get("/", headers={"host": host}).status_code == 403
+        assert visitor.get("/", headers={"host": "studio.example.ORG:443"}).status_code == 200
 
 
 def test_whoever_goes_away_is_not_read_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,6 +453,26 @@ def test_a_library_without_sounds(maker: Maker, tmp_path: Path) -> None:
         assert room.jobs[verb].state == "done", room.jobs[verb].error
         assert room.answers[verb]["hits"] == []
     desk.close()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_take_that_is_gone_is_another_thing_than_a_failure(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    folder.mkdir()
+    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+
+    def embed(understanding: Understanding, path: Path) -> None:
+        if gone:
+            path.unlink()
+        raise MediaError("out of memory")
+
+    monkeypatch.setattr(Understanding, "embed_file", embed)
+    desk.find(room, {})
+    while room.jobs["find"].active:
+        time.sleep(0.01)
+    assert room.jobs["find"].error == ("This take is not here any more." if gone else SENTENCE)
 
 
 def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -> None:

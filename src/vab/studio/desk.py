@@ -245,12 +245,15 @@ class Desk:
 
     def _embedded(self, clip: Clip, take: Take | None) -> Embedded:
         """The windows of the picture, with those of a take's sound if there is one."""
+        path = take.video if take else clip.source
         try:
-            return self.maker.pipeline.understanding.embed_file(take.video if take else clip.source)
+            return self.maker.pipeline.understanding.embed_file(path)
         except ModelError as error:
             raise Refused(f"{str(error).capitalize()}.") from None
-        except MediaError:  # it was undone, removed or deleted since
-            raise Refused("This take is not here any more.") from None
+        except MediaError:
+            if path.exists():
+                raise
+            raise Refused("This take is not here any more.") from None  # it was undone or removed since
 
     def _classes(self, path: Any, kind: Inputs) -> list[tuple[str, float]] | str:
         """The likeliest classes with their probabilities, or the reason why there are none."""

@@ -66,16 +66,16 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
     from starlette.routing import Route
 
     readers, bodies = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(ARRIVING)
-    front = {urlsplit(link).netloc} if link else set()
+    front = {_plain(urlsplit(link).netloc)} if link else set()
 
     def error(message: str, status: int) -> Response:
         return JSONResponse({"error": message}, status)
 
     async def guard(request: Request, call: Callable[..., Any]) -> Response:
         """Requests from other sites' pages are refused; every answer gets the headers."""
-        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        host, origin = _plain(request.headers.get("host", "")), request.headers.get("origin")
         known = not local or _name_of(host) in LOCAL or host in front
-        own = origin is None or origin.partition("://")[2] in {host, *front}
+        own = origin is None or _plain(origin.partition("://")[2]) in {host, *front}
         if not known or (request.method != "GET" and not own):
             answer = error("This request comes from another site.", 403)
         else:
@@ -129,7 +129,7 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
             if room is None:
                 shutil.rmtree(folder, ignore_errors=True)
         answer = JSONResponse(_state(desk, room))
-        name, secure = COOKIE.format(request.url.port), (link or "").startswith("https:")
+        name, secure = COOKIE.format(request.url.port), urlsplit(link or "").scheme == "https"
         answer.set_cookie(name, room.id, httponly=True, samesite="strict", secure=secure)
         return answer
 
@@ -249,6 +249,11 @@ async def _watch(request: Any, left: threading.Event) -> None:
     """Tell when the visitor has gone away, or does not want to wait any more."""
     await request.receive()  # all of the body is here: what comes next is that the connection is closed
     left.set()
+
+
+def _plain(host: str) -> str:
+    """A host and its port in small letters, without the ports that go without saying."""
+    return host.lower().removesuffix(":443").removesuffix(":80")
 
 
 def _name_of(host: str) -> str | None:
