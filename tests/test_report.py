@@ -78,6 +78,11 @@ def test_names_and_reasons_are_text_and_nothing_else(tmp_path: Path, field: str)
     assert "onerror" in text and "<img src=x" not in text and "$made" in text
 
 
+def test_a_name_that_is_not_utf_8_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", [Result("c\udce9t.mp4", "failed", error="why")], Settings())
+    assert "<h2>c?t.mp4</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_report_that_cannot_be_written_is_said(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,8 @@ COLOURS = ((0, 0, 4), (60, 15, 110), (140, 41, 129), (222, 73, 104), (254, 159, 
 def write_report(path: Path, results: Sequence[Result], settings: Settings) -> None:
     """Write ``path`` whole or not at all. ``OSError`` if it cannot be written.
 
-    Of an input or a sound that cannot be read any more stands there why.
+    Of an input or a sound that cannot be read any more stands there why. What is not UTF-8 in a file's name
+    becomes a question mark.
     """
     page = Template(PAGE.read_text(encoding="utf-8"))
     moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -48,7 +49,7 @@ def write_report(path: Path, results: Sequence[Result], settings: Settings) -> N
         settings=_table(document["settings"] | _decoding(settings)),
         inputs="\0",
     ).split("\0")
-    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
         file.write(head)
         for result in results:  # one at a time: many sounds need not fit into memory together
             file.writelines(_input(result))
