@@ -24,13 +24,23 @@ def screenshots(folder: Path) -> Path:
     return place
 
 
-def write_result(path: Path, seconds: float = 1.0, pitch: float = 440.0, hue: int = 0) -> Path:
+def write_result(
+    path: Path,
+    seconds: float = 1.0,
+    pitch: float = 440.0,
+    hue: int = 0,
+    codec: str = "libx264",
+    colours: str = "yuv420p",
+    **options: str,
+) -> Path:
     """A video of a bar that wanders, as H.264 in MP4, with a tone as its sound."""
     path.parent.mkdir(parents=True, exist_ok=True)
     silent = path.with_name(f"{path.stem}.silent.mkv")
     with av.open(str(silent), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(10), options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        stream: Any = container.add_stream(
+            codec, rate=Fraction(10), options=options or {"preset": "ultrafast"}
+        )
+        stream.width, stream.height, stream.pix_fmt = 320, 180, colours
         for n in range(round(10 * seconds)):
             picture = np.zeros((180, 320, 3), np.uint8)
             picture[:] = np.roll((40, 90, 150), hue)

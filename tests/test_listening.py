@@ -25,11 +25,12 @@ from vab.cli import main
 from vab.evaluate.report import EvaluationError
 from vab.listening.agreement import as_matrix, krippendorff_alpha
 from vab.listening.answers import LEASE, QUESTIONS, Answer, Answers, Refused, UnknownRater
+from vab.listening.clips import check_video
 from vab.listening.export import export, export_answers, table
 from vab.listening.figure import COLOURS, plot
 from vab.listening.results import results
 from vab.listening.study import BEEPS, CHECK_EVERY, MEDIA, Study, Survey, Trial, build_study, open_study
-from vab.media import read_audio
+from vab.media import MediaError, read_audio
 
 SYSTEMS = ("ours", "theirs", "others")
 CLIPS = ("bell_rings", "dog_barks", "rain_falls")
@@ -125,6 +126,28 @@ def test_tags_are_left_behind(tmp_path: Path) -> None:
     study = build_study([tmp_path / "one", tmp_path / "two"], tmp_path / "study")
     for path in (study.folder / MEDIA).iterdir():
         assert b"secret" not in path.read_bytes() and b"made by" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "found"),
+    [
+        ({"colours": "yuv444p"}, "h264, High 4:4:4 Predictive, yuv444p"),
+        ({"colours": "yuv420p10le"}, "h264, High 10, yuv420p10le"),
+        ({"qp": "0"}, "h264, High 4:4:4 Predictive, yuv420p"),
+        ({"codec": "libsvtav1", "preset": "12"}, "av1, Main, yuv420p"),
+        ({"codec": "libvpx-vp9", "deadline": "realtime"}, None),
+        ({"colours": "yuvj420p"}, None),
+    ],
+)
+def test_only_what_all_browsers_play_is_shown(
+    tmp_path: Path, encoding: dict[str, str], found: str | None
+) -> None:
+    path = write_result(tmp_path / "a.mp4", **encoding)  # type: ignore[arg-type]
+    if found is None:
+        check_video(path)
+    else:
+        with pytest.raises(MediaError, match=f"a.mp4: its picture is {found}, which not all browsers"):
+            check_video(path)
 
 
 def test_a_seed_draws_the_same_clips_everywhere(folders: list[Path], tmp_path: Path) -> None:

@@ -13,28 +13,39 @@ from vab.config import SAMPLE_RATE
 from vab.media import MediaError, atomic, mux, probe, read_audio
 from vab.mux import open_media, picture_of, reason, sound_of
 
-PICTURES = ("h264", "vp9", "av1")  # what all browsers play, and MP4 holds
+PICTURES = {  # what all browsers play, and MP4 holds: not AV1 (Apple), 10 bits, 4:2:2 or 4:4:4
+    "h264": ("Constrained Baseline", "Baseline", "Main", "High"),
+    "vp9": ("Profile 0",),
+}
+PIXELS = ("yuv420p", "yuvj420p")
 SOUNDS = ("aac", "mp3", "opus", "flac")
 BEEP = 0.1  # amplitude of the beeps
 PITCH = 1000.0  # Hz
 
 
 def check_video(path: Path) -> None:
-    """``MediaError`` unless ``path`` is a video with sound, both of which a browser plays."""
+    """``MediaError`` unless ``path`` is a video with sound, both of which all browsers play."""
     info = probe(path)
     if info.kind != "video":
         raise MediaError(f"{path}: has no picture; a study shows video with its sound")
     if not info.has_audio:
         raise MediaError(f"{path}: has no sound to judge")
     with open_media(path) as container:
-        for stream, known in ((picture_of(container), PICTURES), (sound_of(container), SOUNDS)):
-            assert stream is not None  # probe has seen both
-            name = stream.codec_context.codec.canonical_name
-            if name not in known:
-                what = "picture" if stream.type == "video" else "sound"
-                raise MediaError(
-                    f"{path}: its {what} is {name}, which browsers do not play; encode it as {known[0]}"
-                )
+        picture, heard = picture_of(container), sound_of(container)
+        assert picture is not None and heard is not None  # probe has seen both
+        seen: Any = picture.codec_context
+        name, profile = seen.codec.canonical_name, seen.profile
+        if profile not in PICTURES.get(name, ()) or seen.pix_fmt not in PIXELS:
+            found = ", ".join(filter(None, (name, profile, seen.pix_fmt)))
+            raise MediaError(
+                f"{path}: its picture is {found}, which not all browsers play; "
+                "encode it as 8-bit 4:2:0 H.264 (ffmpeg -c:v libx264 -pix_fmt yuv420p)"
+            )
+        name = heard.codec_context.codec.canonical_name
+        if name not in SOUNDS:
+            raise MediaError(
+                f"{path}: its sound is {name}, which browsers do not play; encode it as {SOUNDS[0]}"
+            )
     sound = read_audio(path)
     if not len(sound) or not np.isfinite(sound).all():
         raise MediaError(f"{path}: its sound is empty or holds NaN or infinity")
