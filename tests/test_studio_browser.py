@@ -86,7 +86,7 @@ def open_page(browser: Any, link: str, faults: list[str], **settings: Any) -> An
     page.on("console", lambda line: faults.append(line.text) if "Content Security" in line.text else None)
     page.on("request", lambda request: None if request.url.startswith(link) else faults.append(request.url))
     page.goto(link)
-    page.get_by_text("Up to 60 seconds").wait_for()
+    page.locator("#find-by option").first.wait_for(state="attached")  # the state is there
     return page
 
 
@@ -294,6 +294,68 @@ def test_on_a_phone_in_the_dark(link: str, browser: Any, pictures: Path, tmp_pat
     assert page.locator("#notice").is_hidden() and page.locator("#clip").get_attribute("src") == was
     assert faults == []
     small(pictures, {"phone.png"})
+
+
+@pytest.mark.slow
+def test_what_the_page_tells(link: str, browser: Any) -> None:
+    faults: list[str] = []
+    page = open_page(browser, link, faults)
+    look = "document.dispatchEvent(new Event('visibilitychange'))"  # ask for the state now
+    upload(page, CAT)
+    make(page, 2)
+    assert page.locator("#work").inner_text() == "Done."
+    until(lambda: page.locator("#work").inner_text() == "")
+
+    # what the results are of, and the numbers, when a take goes
+    page.locator("#understand-by").select_option("take 1")
+    page.locator("#understand").click()
+    page.get_by_text("About take 1").wait_for()
+    assert page.locator("#map text.place").all_text_contents() == ["the picture", "take 1"]
+    page.locator(".remove").first.click()
+    until(lambda: page.locator(".take").count() == 1)
+    assert page.locator("#classes-by").inner_text() == "About an earlier take"
+    assert page.locator("#map text.place").all_text_contents() == ["the picture", "an earlier take"]
+    assert page.locator(".take").get_attribute("aria-label") == "Take 1"
+    assert page.locator(".wav").get_attribute("download") == "take_1.wav"
+    assert page.locator(".mp4").get_attribute("aria-label") == "Download take 1 as MP4"
+    page.reload()
+    until(lambda: page.locator(".take").count() == 1)
+    assert page.locator("#work").inner_text() == "", "that was long ago"
+
+    # an old answer that arrives late changes nothing
+    late: list[tuple[Any, Any]] = []
+    page.route("**/state", lambda route: late.append((route, route.fetch())), times=1)
+    page.evaluate(look)
+    until(lambda: page.evaluate("1") and len(late) == 1)
+    page.locator(".remove").click()
+    until(lambda: page.locator(".take").count() == 0)
+    late[0][0].fulfill(response=late[0][1])
+    page.wait_for_timeout(200)
+    assert page.locator(".take").count() == 0
+
+    # one camera, however often it is asked for
+    page.evaluate("""() => {
+      const devices = navigator.mediaDevices, real = devices.getUserMedia.bind(devices);
+      window.streams = 0;
+      devices.getUserMedia = (wanted) => { window.streams++; return real(wanted); };
+      document.getElementById("camera").click();
+      document.getElementById("camera").click();
+    }""")
+    page.get_by_role("button", name="Close the camera").click()
+    assert page.evaluate("window.streams") == 1 and page.locator("#camera").is_enabled()
+
+    # a clip that is gone is missed, one that was deleted is not
+    page.context.clear_cookies()
+    page.evaluate(look)
+    page.get_by_text("Your clip is not here any more").wait_for()
+    assert page.locator("#clip").is_hidden()
+    upload(page, CAT)
+    page.get_by_role("button", name="Delete everything now").click()
+    page.locator("#clip").wait_for(state="hidden")
+    page.evaluate(look)
+    page.wait_for_timeout(600)
+    assert page.locator("#notice").is_hidden()
+    assert faults == []
 
 
 def small(pictures: Path, names: set[str]) -> None:

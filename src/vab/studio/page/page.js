@@ -10,6 +10,9 @@ let state = { clip: null, tracks: [], jobs: {}, answers: {} };
 let timer = 0;
 let camera = null; // while it is on: its stream, and the recorder if it records
 let reading = null; // an upload
+let deleted = ""; // the clip that its visitor wanted gone
+let asked = 0; // requests for the state, numbered
+let shown = 0; // the newest of them that was answered
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -30,6 +33,7 @@ function say(text) {
 }
 
 const LOST = "The studio cannot be reached. Trying again.";
+const GONE = "Your clip is not here any more: nobody was here for half an hour, or the studio was started anew. Choose it again.";
 
 async function ask(path, options) {
   let reply;
@@ -43,10 +47,20 @@ async function ask(path, options) {
   return answer;
 }
 
+// Ask for something that is answered with the state, and show that.
+async function get(path, options) {
+  const number = ++asked;
+  const found = await ask(path, options);
+  if (number < shown) return follow(true); // one that was sent later was answered first: which one is newer?
+  shown = number;
+  if ($("notice-text").textContent === LOST) say("");
+  show(found);
+}
+
 async function act(verb, values = {}) {
   try {
     say("");
-    show(await ask(`do/${verb}`, { method: "POST", body: JSON.stringify(values) }));
+    await get(`do/${verb}`, { method: "POST", body: JSON.stringify(values) });
   } catch (error) {
     say(error.message);
     follow(true);
@@ -59,9 +73,7 @@ function follow(soon = false) {
   const busy = Object.values(state.jobs).some((job) => job.state === "waiting" || job.state === "working");
   timer = setTimeout(async () => {
     try {
-      const found = await ask("state");
-      if ($("notice-text").textContent === LOST) say("");
-      show(found);
+      await get("state");
     } catch (error) {
       say(error.message);
       follow();
@@ -72,6 +84,7 @@ function follow(soon = false) {
 function show(found) {
   const before = state;
   state = found;
+  if (before.clip && !found.clip && before.clip.id !== deleted) say(GONE);
   showClip(before.clip);
   showTracks();
   showJob("make", "work");
@@ -128,7 +141,7 @@ async function upload(file) {
   const own = (reading = new AbortController());
   $("reading").hidden = false;
   try {
-    show(await ask("clip", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal: own.signal }));
+    await get("clip", { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, signal: own.signal });
   } catch (error) {
     if (!own.signal.aborted) say(error.message);
   }
@@ -173,6 +186,7 @@ function closeCamera(file) {
 
 $("camera").onclick = async () => {
   if (!willing()) return;
+  $("camera").disabled = true; // while the browser asks
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: true });
     camera = { stream };
@@ -181,6 +195,8 @@ $("camera").onclick = async () => {
     $("record").focus();
   } catch {
     say("There is no camera that this page may use.");
+  } finally {
+    $("camera").disabled = false;
   }
 };
 $("record").onclick = () => {
@@ -221,13 +237,18 @@ $("defaults").onclick = defaults;
 
 // ---- jobs ----
 
+const DONE = "Done.";
+
 function showJob(kind, place) {
   const job = state.jobs[kind];
   const active = job && (job.state === "waiting" || job.state === "working");
   const line = $(place);
   if (!active) {
-    const ended = { cancelled: "Cancelled.", failed: job?.error }[job?.state] ?? "";
-    if (line.textContent !== ended) line.textContent = ended;
+    const seen = line.textContent === DONE || line.querySelector("progress"); // else the page is new
+    const ended = { cancelled: "Cancelled.", failed: job?.error, done: seen ? DONE : "" }[job?.state] ?? "";
+    if (line.textContent === ended) return;
+    line.textContent = ended; // which is read out
+    if (ended === DONE) setTimeout(() => line.textContent === DONE && line.replaceChildren(), 5000);
     return;
   }
   if (!line.querySelector("progress")) {
@@ -255,10 +276,9 @@ function showTracks() {
     if (!cards.has(track.id)) cards.set(track.id, newCard(track));
     const card = cards.get(track.id);
     card.track = track;
-    if (card.take !== track.take) fill(card, n);
+    if (card.take !== track.take) fill(card);
     if ($("takes").children[n] !== card.root) $("takes").insertBefore(card.root, $("takes").children[n] || null);
-    card.root.querySelector("h3").textContent = `Take ${n + 1}`;
-    card.root.querySelector("h3").append(make("small", { textContent: track.title }));
+    number(card, n + 1);
   });
   $("no-takes").hidden = state.tracks.length > 0;
   choices("find-by", "the picture");
@@ -294,24 +314,31 @@ function newCard(track) {
   return card;
 }
 
-function fill(card, n) {
+// Its number: others may have been removed since.
+function number(card, n) {
+  const { root, track, video } = card;
+  root.querySelector("h3").replaceChildren(`Take ${n}`, make("small", { textContent: track.title }));
+  root.setAttribute("aria-label", `Take ${n}`);
+  video.setAttribute("aria-label", `Take ${n}`);
+  root.querySelector(".wave").setAttribute("aria-label", `Take ${n}: place in seconds. Arrow keys move, with Shift they mark a part.`);
+  for (const ending of ["wav", "mp4"]) {
+    const link = root.querySelector(`.${ending}`);
+    link.download = `take_${n}.${ending}`;
+    link.setAttribute("aria-label", `Download take ${n} as ${ending.toUpperCase()}`);
+  }
+}
+
+function fill(card) {
   const { root, track, video } = card;
   card.take = track.take;
   video.pause(); // another source stops it without saying so
   root.querySelector(".play").textContent = "Play";
   video.src = `${track.url}.mp4`;
-  video.setAttribute("aria-label", `Take ${n + 1}`);
-  root.setAttribute("aria-label", `Take ${n + 1}`);
-  root.querySelector(".wave").setAttribute("aria-label", `Take ${n + 1}: place in seconds. Arrow keys move, with Shift they mark a part.`);
   card.wave.show(track.url, track.seconds, track.again);
   const fit = root.querySelector(".fit");
   fit.textContent = track.score === null ? "" : `fit ${track.score.toFixed(2)}`;
   fit.title = "How near sound and picture are (cosine, -1 to 1): what reranking goes by";
-  for (const [name, ending] of [[".wav", "wav"], [".mp4", "mp4"]]) {
-    root.querySelector(name).href = `${track.url}.${ending}`;
-    root.querySelector(name).download = `take_${n + 1}.${ending}`;
-    root.querySelector(name).setAttribute("aria-label", `Download take ${n + 1} as ${ending.toUpperCase()}`);
-  }
+  for (const ending of ["wav", "mp4"]) root.querySelector(`.${ending}`).href = `${track.url}.${ending}`;
   const rows = Object.entries(track.timings);
   const total = rows.reduce((sum, [, seconds]) => sum + seconds, 0);
   root.querySelector("summary").textContent = `${total.toFixed(1)} s to make`;
@@ -373,12 +400,16 @@ function hit(found) {
   return make("li", {}, hear, make("span", { className: "what" }, name, make("small", { textContent: `${label.replaceAll("_", " ")}${at}, fit ${score.toFixed(2)}` })), put);
 }
 
+// What an answer speaks of: a take may have been changed or removed since.
+function subject(answer) {
+  const n = state.tracks.findIndex((track) => track.take === answer.by);
+  return !answer.by ? "the picture" : n < 0 ? "an earlier take" : `take ${n + 1}`;
+}
+
 function showHits() {
   const answer = state.answers.find;
   $("no-hits").hidden = Boolean(answer);
-  const track = answer ? state.tracks.findIndex((each) => each.take === answer.by) : -1;
-  const by = !answer?.by ? "the picture" : track < 0 ? "an earlier take" : `take ${track + 1}`;
-  $("hits-by").textContent = answer ? `Nearest to ${by}` : "";
+  $("hits-by").textContent = answer ? `Nearest to ${subject(answer)}` : "";
   if (JSON.stringify(answer) === drawn.find) return;
   drawn.find = JSON.stringify(answer);
   $("hits").replaceChildren(...(answer?.hits ?? []).map(hit));
@@ -393,14 +424,17 @@ const KINDS = { video: "The picture", audio: "The sound", both: "Both together" 
 
 function showClasses() {
   const answer = state.answers.understand;
+  const by = answer ? subject(answer) : "";
   $("no-classes").hidden = Boolean(answer);
-  if (JSON.stringify(answer) === drawn.understand) return;
-  drawn.understand = JSON.stringify(answer);
+  $("classes-by").textContent = by && `About ${by}`;
+  const now = JSON.stringify([by, answer]);
+  if (now === drawn.understand) return;
+  drawn.understand = now;
   const parts = Object.entries(answer?.classes ?? {}).map(([kind, rows]) => make("div", {}, make("h3", { textContent: KINDS[kind] }), typeof rows === "string" ? make("p", { textContent: rows }) : bars(rows)));
   $("classes").replaceChildren(...parts);
   $("closest").replaceChildren(...(answer?.hits ?? []).map(hit));
   $("closest-part").hidden = !answer?.hits.length;
-  places(answer?.places ?? {});
+  places(answer?.places ?? {}, by);
 }
 
 function bars(rows) {
@@ -442,11 +476,11 @@ function choose(n, play) {
   if (play) listen(point.row, 0);
 }
 
-function places(found) {
+function places(found, by) {
   for (const old of $("map").querySelectorAll(".place")) old.remove();
   for (const [kind, [x, y]] of Object.entries(found)) {
     $("map").append(draw("circle", { class: "place", cx: x, cy: -y * HEIGHT, r: 0.03 }));
-    $("map").append(draw("text", { class: "place", x: x + 0.04, y: -y * HEIGHT - 0.02 }, kind === "take" ? "this take" : "this picture"));
+    $("map").append(draw("text", { class: "place", x: x + 0.04, y: -y * HEIGHT - 0.02 }, kind === "take" ? by : "the picture"));
   }
 }
 
@@ -477,7 +511,10 @@ addEventListener("pagehide", () => navigator.sendBeacon("leave"));
 addEventListener("pageshow", (event) => event.persisted && follow(true));
 document.addEventListener("visibilitychange", () => document.hidden || follow(true));
 $("notice-close").onclick = () => say("");
-$("clear").onclick = () => act("clear");
+$("clear").onclick = () => {
+  deleted = state.clip?.id ?? "";
+  act("clear");
+};
 
 async function start() {
   try {
@@ -489,7 +526,7 @@ async function start() {
     $("no-library").hidden = about.sounds !== null;
     defaults();
     await loadMap();
-    show(await ask("state"));
+    await get("state");
   } catch (error) {
     say(error.message);
     setTimeout(start, 2000);
