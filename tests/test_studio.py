@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
 import json
@@ -418,6 +419,16 @@ def test_uploads_that_are_many_or_slow(desk: Desk, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(server, "_receive", None)  # not one byte is taken in
         refused = me.post("/clip", content=b"a film")
         assert refused.status_code == 503 and "Too many people" in refused.json()["error"]
+
+
+def test_an_upload_that_breaks_off_is_no_error_of_the_server(tmp_path: Path) -> None:
+    requests = pytest.importorskip("starlette.requests", reason="no web server: pip install 'vab[studio]'")
+
+    async def leave() -> Any:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(UploadError, match="Cancelled"):
+        asyncio.run(server._receive(requests.Request({"type": "http"}, leave), tmp_path / "upload"))
 
 
 def test_two_studios_of_one_machine(desk: Desk, tmp_path: Path) -> None:

@@ -231,7 +231,9 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
 
 
 async def _receive(request: Any, path: Path) -> None:
-    """The body of a request as a file. ``UploadError`` if it is too large, or takes too long."""
+    """The body of a request as a file. ``UploadError`` if it is too large, takes too long or breaks off."""
+    from starlette.requests import ClientDisconnect
+
     size = 0
     try:
         async with asyncio.timeout(ARRIVES):
@@ -243,6 +245,8 @@ async def _receive(request: Any, path: Path) -> None:
                     file.write(part)
     except TimeoutError:
         raise UploadError(f"It takes too long to arrive (more than {ARRIVES:g} s).") from None
+    except ClientDisconnect:
+        raise UploadError("Cancelled.") from None
 
 
 async def _watch(request: Any, left: threading.Event) -> None:
