@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiny import write_model
@@ -18,11 +21,11 @@ from vab.evaluate import ablation_report
 from vab.evaluate.ablation import Outcome, Result, Settings, ablate
 from vab.evaluate.ablations import ABLATIONS, FAD, Ablation, Row, changed
 from vab.evaluate.report import EvaluationError, Interval
-from vab.evaluate.store_sounds import MADE, Maker
-from vab.media import read_audio
+from vab.evaluate.store_sounds import MADE, Maker, true_sounds
+from vab.media import read_audio, write_wav
 from vab.store import Latents, LatentStore, StoreMeta
 from vab.train import TrainError
-from vab.weights import read_config
+from vab.weights import FINE, ModelError, read_config
 
 META = StoreMeta("tiny", "efficientnet-lite0", 2, 32, 8, 1280, seconds=2.0, fps=1.0)
 
@@ -146,6 +149,72 @@ def test_the_second_stage_refines_the_true_coarse_tokens(
         ablate("fine", settings(store, tmp_path / "other", model), silent)
 
 
+def test_another_codec_or_second_stage_is_another_maker(store: Path, model: Path, tmp_path: Path) -> None:
+    both = write_model(tmp_path / "both", fine=True)
+    other = Path(shutil.copytree(both, tmp_path / "other"))
+    codec = load_file(other / "codec.safetensors")
+    decoder = next(name for name in sorted(codec) if name not in ("vectors", "mean", "basis"))
+    save_file(codec | {decoder: codec[decoder] + 1}, other / "codec.safetensors")
+    a, b = (Maker.load(folder, device="cpu") for folder in (both, other))
+    assert a.weights != b.weights and a.codec_weights != b.codec_weights
+    assert Maker.load(both, device="cpu").weights == a.weights
+    latents = LatentStore.open(fill(tmp_path / "store", a.codec.codebook_vectors().numpy()))
+    rows = np.arange(2)
+    assert true_sounds(latents, rows, a, tmp_path / "run") != true_sounds(latents, rows, b, tmp_path / "run")
+    shutil.copytree(both / FINE, tmp_path / FINE)
+    config = json.loads((tmp_path / FINE / "config.json").read_text())
+    config["decode"]["steps"] += 1
+    (tmp_path / FINE / "config.json").write_text(json.dumps(config))
+    longer = Maker.load(both, device="cpu", fine=tmp_path / FINE)
+    assert longer.weights != a.weights and longer.codec_weights == a.codec_weights
+    with pytest.raises(ModelError, match="the second stage does not fit the first"):
+        Maker.load(both, device="cpu", fine=both)
+
+
+def test_what_is_trained_makes_sound_with_a_second_stage(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = write_model(tmp_path / "both", fine=True)
+    latents = fill(tmp_path / "store", Maker.load(both, device="cpu").codec.codebook_vectors().numpy())
+    monkeypatch.setitem(
+        ABLATIONS, "masking", replace(ABLATIONS["masking"], rows=ABLATIONS["masking"].rows[:1])
+    )
+    made: list[int] = []
+    make = Maker.tokens
+
+    def tokens(self: Maker, *rest: Any) -> Tensor:
+        found = make(self, *rest)
+        made.append(found.shape[1])
+        return found
+
+    monkeypatch.setattr(Maker, "tokens", tokens)
+    chosen = settings(latents, tmp_path / "run", both, preset=small, max_steps=1, codec_path=str(both))
+    found = ablate("masking", replace(chosen, fine=(both, both / FINE)), silent)
+    assert made == [5] and "FD-LOGMEL" in found.outcomes[0].measures
+    with pytest.raises(EvaluationError, match=r"both: the second stage does not fit the first: it refines 0"):
+        ablate("masking", replace(chosen, run=tmp_path / "new", fine=(both,)), silent)
+    assert not (tmp_path / "new").exists(), "something was trained"
+
+
+def test_rows_are_compared_on_the_same_clips(
+    store: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = settings(store, tmp_path / "run", model)
+    whole = ablate("steps", chosen, silent)
+    spoiled = sorted((tmp_path / "run" / "sounds").rglob("*.wav"))[0]
+    write_wav(spoiled, np.zeros(32_000, np.float32))
+    words = ["evaluate", "ablation", "steps", "--store", store, "--run", tmp_path / "run", "--model", model]
+    words += ["--clips", 4, "--weights", tmp_path, "--resamples", 0, "--device", "cpu", "--json"]
+    with pytest.raises(SystemExit) as left:
+        main([str(word) for word in words])
+    said = capsys.readouterr()
+    assert left.value.code == 1 and "not measured with vggish: no vggish" in said.err
+    rows = json.loads(said.out)["rows"]
+    assert [len(row["left_out"]) for row in rows].count(1) == 1
+    assert {row["here"]["FD-LOGMEL"]["clips"] for row in rows} == {3}
+    assert {each.clips["FD-LOGMEL"] for each in whole.outcomes} == {4}
+
+
 def test_training_is_shared_between_ablations(store: Path, model: Path, small: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     chosen = settings(store, run, model, preset=small, max_steps=2, codec_path=str(model))
@@ -261,6 +330,20 @@ def test_the_table_has_the_papers_column_beside_ours(result: Result) -> None:
     assert "* FAD is best with high in the paper, FD-LOGMEL with low here" in text
     assert text.count("is best") == 1  # onsets are not in the paper
     assert "Not run: none. no store fits." in text and "N = 9" in text
+
+
+@pytest.mark.parametrize("clips", [9, 1545])
+def test_recall_stands_beside_the_papers_only_if_it_is_of_as_many_clips(result: Result, clips: int) -> None:
+    key = "R@1 V → A %"
+    rows = [replace(each.row, paper={key: 28.2}) for each in result.outcomes]
+    found = [
+        replace(each, row=row, measures={key: Interval(10.0, 9.0, 11.0)}, clips={key: clips}, reason="")
+        for each, row in zip(result.outcomes, rows, strict=True)
+    ]
+    text = ablation_report.as_markdown(replace(result, outcomes=found))
+    alike = clips == 1545
+    assert (f"{key}, paper" in text) == ("28.2" in text) == ("is best" in text) == alike
+    assert ("The paper's R@k are of 1,545 clips" in text) != alike
 
 
 def test_the_plot_shows_what_was_measured(result: Result) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from networks import made_up, noise
 from tiny import write_video
-from vab.evaluate import imagebind, synchformer
+from vab.evaluate import imagebind, pictures, synchformer
 from vab.evaluate.backbones import BACKBONES
 from vab.evaluate.generation import Incomplete, Settings, evaluate
 from vab.evaluate.report import EvaluationError
@@ -78,6 +80,42 @@ def test_pictures_are_cut_as_the_projects_cut_them(tmp_path: Path) -> None:
     assert sounds[0, 1, 0, :, :198].numpy() == pytest.approx((middle.T + 4.268) / 9.138, abs=1e-5)
 
 
+@pytest.mark.parametrize(("fps", "rate"), [(0.5, 25), (0.5, 30), (25.0, 25), (25.0, 30), (25.0, 12)])
+def test_pictures_are_those_of_ffmpegs_filter(tmp_path: Path, fps: float, rate: int) -> None:
+    path, seconds = tmp_path / "film.mp4", 6
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=rate, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
+        for n in range(seconds * rate):
+            bars = np.array([255 * (n >> bit & 1) for bit in range(8)], np.uint8)  # its number
+            picture = np.broadcast_to(bars.repeat(8)[None, :, None], (64, 64, 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+
+    def number(picture: np.ndarray) -> int:
+        return sum(int(picture[32, 8 * bit + 4, 0] > 127) << bit for bit in range(8))
+
+    wanted = []
+    with av.open(str(path)) as film:
+        graph = av.filter.Graph()
+        ends = (
+            graph.add_buffer(template=film.streams.video[0]),
+            graph.add("fps", str(fps)),
+            graph.add("buffersink"),
+        )
+        graph.link_nodes(*ends).configure()
+        for frame in (*film.decode(video=0), None):
+            graph.push(frame)
+            while True:
+                try:
+                    wanted.append(number(graph.pull().to_ndarray(format="rgb24")))
+                except (av.BlockingIOError, av.EOFError):
+                    break
+    found = [number(frame.permute(1, 2, 0).numpy()) for frame in pictures.resized(path, fps, seconds, 64)]
+    assert found == wanted[: len(found)] and len(found) == round(seconds * fps)
+
+
 class Small(nn.Module):
     """Something of ImageBind's shape: as loud as the sound, as red as the picture."""
 
@@ -128,6 +166,11 @@ def test_imagebind_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.Mon
     score = found.get("IB-Score")
     assert score is not None and score.clips == 3 and score.value.value == pytest.approx(wanted, abs=1e-6)
     assert found.av_benchmark() == {"IB-Score": score.value.value}
+    # av-benchmark hears the whole file, however many seconds are measured
+    shorter = evaluate(*folders, replace(chosen, seconds=1.0)).get("IB-Score")
+    assert shorter is not None
+    (table,) = folders[1].glob("cache_1s/imagebind_audio.pth")
+    assert all(torch.equal(value, sounds[name]) for name, value in torch.load(table).items())
     # what is there needs no package any more
     for module in ("imagebind", "imagebind.models"):
         monkeypatch.setitem(sys.modules, module, None)

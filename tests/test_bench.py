@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -199,7 +200,12 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert done.value.code == 0
     assert json.loads(capsys.readouterr().out)["systems"][0]["name"] == str(model)
     assert len(list((tmp_path / "out").iterdir())) == 2
-    for wrong, reason in (([*call, "--repeats", "0"], "1 or more"), (["bench", "nothing-here"], "no model")):
+    (tmp_path / "torn").mkdir()
+    for path in model.glob("*.*"):
+        shutil.copy(path, tmp_path / "torn")
+    (tmp_path / "torn" / "codec.safetensors").write_bytes(b"no weights")
+    wrongs = (([*call, "--repeats", "0"], "1 or more"), (["bench", "nothing-here"], "no model"))
+    for wrong, reason in (*wrongs, (["bench", str(tmp_path / "torn")], "no small codec")):
         with pytest.raises(SystemExit) as done:
             main(wrong)
         assert done.value.code == 2 and reason in capsys.readouterr().err

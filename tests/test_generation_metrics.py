@@ -17,6 +17,7 @@ from networks import noise, write_weights
 from vab.cli import main
 from vab.evaluate import extraction, generation
 from vab.evaluate.backbones import BACKBONES
+from vab.evaluate.cache import Shelf
 from vab.evaluate.distances import divergences, frechet
 from vab.evaluate.generation import Incomplete, Settings, evaluate
 from vab.evaluate.paper import GENERATION
@@ -161,6 +162,17 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(folders: tuple[Path, Path], 
     assert not (cache / "vggish.part").exists()
 
 
+def test_only_our_own_features_go_with_their_clips(tmp_path: Path) -> None:
+    kind, table = BACKBONES["vggish"][0], tmp_path / "vggish_features.pth"
+    torch.save({name: torch.zeros(8, 128) for name in ("cat", "gone")}, table)
+    for clips in (["cat", "dog"], ["cat"]):
+        shelf = Shelf(tmp_path, kind, "weights")
+        shelf.keep(clips)
+        shelf.put(clips[-1], "stamp", (torch.ones(8, 128),))
+        shelf.save(complete=True)
+        assert set(torch.load(table, weights_only=True)) == {"gone", *clips}
+
+
 def test_features_of_av_benchmark_are_taken_as_they_are(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
     for side in ("real", "made"):
@@ -184,7 +196,8 @@ def test_features_of_av_benchmark_are_taken_as_they_are(tmp_path: Path) -> None:
         "ISC-PASST-mean",
     ]
     assert found.foreign == ["vggish", "passt"] and len(found.ids) == 12
-    assert set(found.absent) == {"panns", "yamnet", "imagebind", "synchformer"}
+    assert set(found.absent) == {"panns", "yamnet", "imagebind", "synchformer", "the sounds"}
+    assert ", features as they are\n" in found.markdown() and found.document()["seconds"] is None
     # a clip that only one side has, or one table lacks, is a fault
     content = torch.load(tmp_path / "made" / "passt_logits.pth", weights_only=True)
     del content["c"]
@@ -280,8 +293,9 @@ def test_nothing_to_measure_is_one_clear_line(tmp_path: Path, folders: tuple[Pat
         (folders[0], tmp_path / "empty", {}, "empty: has neither sounds nor videos nor features in it"),
         (*folders, {"backbones": ("resnet",)}, "no backbone is called 'resnet'; there are: vggish, panns"),
         (*folders, {"backbones": ("passt",)}, "passt: no passt-s-f128-p16-s10-ap.476-swa.pt: get it from"),
-        (*folders, {"seconds": 0.5}, "clips must be 1 s or longer, not 0.5 s"),
+        (*folders, {"seconds": 0.5}, "clips must be 1 s or longer and have an end, not 0.5 s"),
         (*folders, {"seconds": math.nan}, "clips must be 1 s or longer"),
+        (*folders, {"seconds": math.inf}, "clips must be 1 s or longer and have an end"),
         (*folders, {"resamples": -1}, "resamples cannot be negative"),
     ):
         with pytest.raises(EvaluationError, match=reason) as told:

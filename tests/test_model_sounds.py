@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,22 @@ def test_a_model_is_measured_on_a_store(
 
     before = sounds[0].read_bytes()
     sounds[0].unlink()  # what is missing is made again, the same; the true sounds are those of the files
-    words = ("--store", store, "--run", run, "--model", find_model(), "--allow-missing", "--json")
+    words = ("--store", store, "--run", run, "--model", find_model(), "--json")
     code, out, _ = vab(capsys, *call, clips, *words)
     document = json.loads(out)
-    assert code == 1 and sounds[0].read_bytes() == before
+    assert code == 0 and sounds[0].read_bytes() == before
     assert document["reference"] == str(clips) and document["generated"] == "vab-tiny"
     assert set(document["measures"]) == LIGHT and document["clips"] == 2 and document["seconds"] == 5
-    assert all("missing from" in fault["reason"] for fault in document["left_out"])
+    assert document["left_out"] == []  # of the files only the clips that were asked for count
+    (tmp_path / "some").mkdir()
+    for path in clips.glob("*.mp4"):
+        if path.stem != sounds[0].stem:
+            shutil.copy(path, tmp_path / "some")
+    code, out, err = vab(capsys, *call, tmp_path / "some", *words)
+    assert code == 1 and err.splitlines() == [
+        f"{sounds[0].stem}: missing from {tmp_path / 'some'}",
+        "vab: 1 clip cannot be measured; --allow-missing leaves them out",
+    ]
 
     code, out, err = vab(capsys, *call, "--store", store, "--run", run, "--seed", 1)
     assert (code, out) == (2, "") and "holds sounds of other seed; use another --run" in err
@@ -91,6 +101,7 @@ def test_calls_that_make_no_sense(
         ((), "what to measure: REFERENCE GENERATED, or --store STORE with --model DIR"),
         ((clips,), "what to measure"),
         ((clips, clips, "--store", store), "what to measure"),
+        ((clips, clips), "--model, --clips, --run and --codec-path are for --store"),
         (("--store", store, "--clips", 1), "--clips must be 2 or more"),
         (("--store", clips), "holds no store"),
         (("--store", store, "--split", "nope"), "no clip with sound and picture in that split"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io.wavfile
 import torch
 from torch import Tensor
 
@@ -67,12 +68,12 @@ def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
     write_wav(tmp_path / "b" / "cat.wav", noise(1.0, 16_000))
     write_video(tmp_path / "a" / "mute.mp4", 25, 25, sound=False)
     (tmp_path / "a" / "text.wav").write_text("no sound")
+    scipy.io.wavfile.write(tmp_path / "a" / "nan.wav", 16_000, np.full(16_000, np.nan, np.float32))
     results = list(reconstruct_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out", Exact()))
     found = {Path(result.input).relative_to(tmp_path).as_posix(): result for result in results}
-    assert [found[name].status for name in ("a/cat.wav", "b/cat.wav", "a/mute.mp4", "a/text.wav")] == [
-        "done",
-        *["failed"] * 3,
-    ]
+    names = ("a/cat.wav", "b/cat.wav", "a/mute.mp4", "a/text.wav", "a/nan.wav")
+    assert [found[name].status for name in names] == ["done", *["failed"] * 4]
+    assert "holds NaN or infinity" in str(found["a/nan.wav"].error)
     assert "would overwrite that of" in str(found["b/cat.wav"].error)
     assert "has no audio stream" in str(found["a/mute.mp4"].error)
     assert found["a/cat.wav"].outputs == (str(tmp_path / "out" / "cat.wav"),)

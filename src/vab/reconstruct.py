@@ -56,6 +56,8 @@ def reconstruct_files(
 def _one(path: Path, wav: Path, codec: Codec, codebooks: int) -> Result:
     try:
         waveform = torch.from_numpy(read_audio(path))
+        if not waveform.isfinite().all():
+            raise MediaError(f"{path}: holds NaN or infinity")
         device = codec.codebook_vectors().device
         size = round(LONGEST * codec.sample_rate) // codec.hop * codec.hop
         tokens = [codec.encode(part[None].to(device))[0, :codebooks] for part in waveform.split(size)]

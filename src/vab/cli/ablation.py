@@ -19,12 +19,14 @@ def ablation(
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")] = None,
     preset: str = "vab-tiny",
     pretraining: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="STORE ...")] = (),
+    fine: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR ...")] = (),
     split: str = "dev",
     clips: int = 200,
     seed: int = 0,
     max_steps: int | None = None,
     reference: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     resamples: int = 200,
     codec_path: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
@@ -34,7 +36,7 @@ def ablation(
 
     guidance, temperature, steps and fine (of a second stage) decode a finished model; scratch, experts,
     order, contrastive, masking, vision and positions train. What is in the folder already is not done again,
-    and ablations share it.
+    and ablations share it. All rows are measured on the same clips; those left out are named.
 
     Args:
         name: which.
@@ -44,12 +46,15 @@ def ablation(
         preset: what is trained, with its -contrastive and -classes or -vggsound; the paper's is vab-dac-test.
         pretraining: latents for masked prediction and contrast, if other than the store that is measured on
             and whose classes are learned: in the paper AudioSet and VGGSound together.
+        fine: second stages (vab-dac-coarse2fine), to make sound with what is trained. Several: each row takes
+            the first that fits. Of a finished model, instead of its own.
         split: of the store, to measure on.
         clips: at most so many sounds are made for each row.
         seed: of their noise.
         max_steps: of each training, instead of the length that the presets' epochs give.
         reference: real sounds, named by the clips' ids. Left out: the store's own, through the codec.
         weights: the folder of weights for FAD, KLD ...; see vab evaluate generation.
+        cache: a folder for the features. Left out: in the folders of the sounds.
         resamples: of the clips, for the 95 % intervals of whole sets.
         codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
         device: where sounds are made.
@@ -58,6 +63,7 @@ def ablation(
     from vab.codec import CodecError
     from vab.evaluate import ablation_report
     from vab.evaluate.ablation import Settings, ablate
+    from vab.media import MediaError
     from vab.store import StoreError
     from vab.train import TrainError
     from vab.weights import ModelError
@@ -77,14 +83,19 @@ def ablation(
         codec_path,
         device,
         pretraining,
+        fine,
+        cache,
     )
     try:
         with file_progress() as move:
             result = ablate(name, settings, tell, move)
         written = ablation_report.write(result, run, tell)
-    except (StoreError, TrainError, ModelError, CodecError, ValueError, OSError) as error:
+    except (StoreError, TrainError, ModelError, CodecError, MediaError, ValueError, OSError) as error:
         raise BadCall(str(error)) from error
     for path in written:
         tell(str(path))
     show(result.document(), ablation_report.as_markdown(result), json)
-    return 1 if any(each.reason for each in result.outcomes) else 0
+    absent = {name: reason for each in result.outcomes for name, reason in each.absent.items()}
+    for name, reason in absent.items():
+        tell(f"not measured with {name}: {reason}")
+    return 1 if any(each.reason or each.left_out for each in result.outcomes) else 0

@@ -42,7 +42,9 @@ def bench(
     from vab.bench import report
     from vab.bench.speed import NAMES, Settings
     from vab.bench.speed import bench as run
+    from vab.codec import CodecError
     from vab.media import MediaError
+    from vab.vision import VisionError
     from vab.weights import ModelError
 
     settings = Settings(names or NAMES, clip, repeats, largest_batch, threads, device)
@@ -50,7 +52,7 @@ def bench(
         with file_progress() as move:
             document = run(settings, lambda n, of, name, stage: move(n, of, Path(name), stage, n, of))
         written = [] if out is None else report.write(out, document)
-    except (ModelError, MediaError, ValueError, OSError) as error:
+    except (ModelError, CodecError, VisionError, MediaError, ValueError, OSError) as error:
         raise BadCall(str(error)) from error
     if busy := report.busy(document):
         tell(busy)

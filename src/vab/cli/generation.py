@@ -87,6 +87,8 @@ def generation(
                 task = Task(store, place, model, split, clips, seed, reference, codec_path)
                 found = evaluate_model(task, settings, progress)
             elif store is None and reference is not None and generated is not None:
+                if (model, clips, run, codec_path) != (None, None, None, None):
+                    raise BadCall("--model, --clips, --run and --codec-path are for --store")
                 found = evaluate(reference, generated, settings, progress)
             else:
                 raise BadCall("what to measure: REFERENCE GENERATED, or --store STORE with --model DIR")

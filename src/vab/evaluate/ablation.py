@@ -17,9 +17,10 @@ from vab.devices import pick_device
 from vab.embed import classify_store, embed_store
 from vab.finetune import load_finetuned
 from vab.record import code_version
+from vab.stages import check_fine
 from vab.store import LatentStore, StoreError
 from vab.train import train
-from vab.weights import find_model, read_config
+from vab.weights import ModelError, find_model, read_config
 
 from . import generation
 from .ablations import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
@@ -27,7 +28,7 @@ from .classification import classification, targets_of
 from .clips import Fault
 from .report import EvaluationError, Interval
 from .retrieval import retrieval
-from .store_sounds import Maker, Progress, chosen_rows, made_sounds, true_sounds
+from .store_sounds import Maker, Progress, chosen_rows, file_name, made_sounds, true_sounds
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Settings:
     codec_path: str | None = None
     device: str = "auto"
     pretraining: tuple[Path, ...] = ()  # stores for masked prediction and contrast; none: ``stores``
+    fine: tuple[Path, ...] = ()  # second stages for what is trained; each row takes the first that fits
+    cache: Path | None = None  # of the features; None: beside the sounds
 
 
 @dataclass
@@ -59,6 +62,8 @@ class Outcome:
     clips: dict[str, int] = field(default_factory=dict)  # N of each measure
     made_with: dict[str, Any] = field(default_factory=dict)
     left_out: list[Fault] = field(default_factory=list)  # sounds that could not be measured
+    absent: dict[str, str] = field(default_factory=dict)  # backbones that could not be had, and why
+    heard: tuple[Path, Path, generation.Settings] | None = None  # what was measured against what, and how
     reason: str = ""
 
 
@@ -74,7 +79,7 @@ class Result:
     def document(self) -> dict[str, Any]:
         """For JSON."""
         settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
-        for name in ("stores", "pretraining"):
+        for name in ("stores", "pretraining", "fine"):
             settings[name] = [str(path) for path in settings[name]]
         return {
             "ablation": self.ablation.name,
@@ -95,6 +100,7 @@ class Result:
                     },
                     "made_with": each.made_with,
                     "left_out": [vars(fault) for fault in each.left_out],
+                    "not_measured": each.absent,
                     "not_run": each.reason or None,
                 }
                 for each in self.outcomes
@@ -123,16 +129,19 @@ def ablate(
     for objective in {each for row in ablation.rows for each in row.chain}:
         _preset(settings.preset, objective)  # or say now that there is none
     if ablation.trains:
+        for row in ablation.rows:
+            _fine(changed(_preset(settings.preset, "masked"), _fitting(row.changes, "masked")), settings)
         outcomes = [
             _trained(row, ablation.measured, stores, learned, settings, log, progress)
             for row in ablation.rows
         ]
+        _same_clips(outcomes, progress)
         return Result(ablation, settings.preset, settings, outcomes)
     folder = find_model(settings.model)
     own = read_config(folder)
     if own.train.objective == "causal" and name != "guidance":
         raise EvaluationError(f"{folder}: FoleyGen has no {name} to vary")
-    maker = Maker.load(folder, settings.codec_path, settings.device)
+    maker = Maker.load(folder, settings.codec_path, settings.device, _fine(own, settings))
     decoded, place = own, settings.run
     if name == "fine":
         if maker.fine is None:
@@ -146,6 +155,7 @@ def ablate(
         outcome = Outcome(row, made_with={"decode": asdict(decode)})
         _generated(outcome, maker, own, decode, stores, place, settings, progress)
         outcomes.append(outcome)
+    _same_clips(outcomes, progress)
     return Result(ablation, own.name, settings, outcomes)
 
 
@@ -184,7 +194,7 @@ def _trained(
             if objective not in measured:
                 continue
             if objective == "masked":
-                maker = Maker.load(place, settings.codec_path, settings.device)
+                maker = Maker.load(place, settings.codec_path, settings.device, _fine(taught, settings))
                 _generated(outcome, maker, taught, taught.decode, [store], place, settings, progress)
                 continue
             found = _measured(place, objective, store, settings)
@@ -202,6 +212,20 @@ def _preset(name: str, objective: Objective) -> Preset:
     if found is None or found.train.objective != objective:
         raise EvaluationError(f"{name}: there is no preset {' or '.join(names)} for {objective} training")
     return found
+
+
+def _fine(preset: Preset, settings: Settings) -> Path | None:
+    """The first second stage that fits; ``EvaluationError`` says why the last one does not."""
+    reason = ""
+    for folder in settings.fine:
+        try:
+            check_fine(read_config(folder).model, preset.model)
+            return folder
+        except ModelError as error:
+            reason = f"{folder}: {error}"
+    if reason:
+        raise EvaluationError(reason)
+    return None
 
 
 def _parts(preset: Preset) -> list[tuple[str, Any]]:
@@ -292,7 +316,7 @@ def _generated(
     rows = chosen_rows(clips, settings.clips)
     reference = settings.reference
     if reference is None:
-        reference = true_sounds(store, rows, maker.codec, settings.run, progress)
+        reference = true_sounds(store, rows, maker, settings.run, progress)
     values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "candidates")
     sounds = folder / "sounds" / "_".join(values)
     made_sounds(maker, clips, rows, decode, settings.seed, sounds, progress)
@@ -300,13 +324,37 @@ def _generated(
         seconds=preset.model.seconds,
         weights=settings.weights,
         allow_missing=True,
+        cache=settings.cache,
         resamples=settings.resamples,
         device=settings.device,
+        clips=frozenset(file_name(store.ids[row]) for row in rows),
     )
-    found = generation.evaluate(reference, sounds, chosen, progress)
+    outcome.heard = (reference, sounds, chosen)
+    outcome.left_out = _compare(outcome, progress)
+
+
+def _compare(outcome: Outcome, progress: Progress) -> list[Fault]:
+    """Measure a row's sounds, and say which could not be."""
+    assert outcome.heard is not None
+    found = generation.evaluate(*outcome.heard, progress)
     outcome.measures |= {each.key: each.value for each in found.measures}
     outcome.clips |= {each.key: each.clips for each in found.measures}
-    outcome.left_out += found.faults
+    outcome.absent = found.absent
+    return found.faults
+
+
+def _same_clips(outcomes: Sequence[Outcome], progress: Progress) -> None:
+    """Measure all rows again without the clips that one of them lacks: rows are compared on the same ones."""
+    lacking = {fault.id for outcome in outcomes for fault in outcome.left_out}
+    for outcome in outcomes:
+        if lacking and outcome.heard is not None:
+            reference, sounds, chosen = outcome.heard
+            outcome.heard = (
+                reference,
+                sounds,
+                replace(chosen, clips=(chosen.clips or frozenset()) - lacking),
+            )
+            _compare(outcome, progress)
 
 
 def _percent(share: Interval) -> Interval:

@@ -12,6 +12,7 @@ from vab.record import write_whole
 
 from .ablation import Result
 from .ablations import FAD, KLD
+from .paper import RETRIEVAL_SIZES
 from .report import EvaluationError, markdown
 
 LOWER = ("FD-", "KL-", "MEL-", "DeSync")  # measures of which less is better begin like this
@@ -51,15 +52,22 @@ def counterpart(result: Result, key: str) -> str | None:
     """The paper's measure that ours is held against: itself, or FAD for another FD, KLD for another KL."""
     paper = {name for each in result.outcomes for name in each.row.paper}
     if key in paper:
-        return key
+        return key if comparable(result, key) else None
     found = next((name for start, name in SAME.items() if key.startswith(start)), None)
     return found if found in paper else None
+
+
+def comparable(result: Result, key: str) -> bool:
+    """Whether the paper's number may stand beside ours: R@k falls with the number of candidates."""
+    counts = {each.clips[key] for each in result.outcomes if key in each.clips}
+    return not key.startswith("R@") or counts <= {RETRIEVAL_SIZES["vggsound"]}
 
 
 def as_markdown(result: Result) -> str:
     """The table, which row is best there and here, and what it was made from."""
     ablation, settings = result.ablation, result.settings
     paper = list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
+    paper = [key for key in paper if comparable(result, key)]
     ours = measured(result)
     columns = [(key, side) for key in paper for side in ("paper", "here") if side == "paper" or key in ours]
     columns += [(key, "here") for key in ours if key not in paper]
@@ -92,6 +100,11 @@ def as_markdown(result: Result) -> str:
             more = len(each.left_out) - NAMED
             rest = f" and {more} more, named in the JSON" if more > 0 else ""
             parts.append(f"Left out of {each.row.name}, {len(each.left_out)} clips: {told}{rest}")
+    absent = {name: reason for each in result.outcomes for name, reason in each.absent.items()}
+    parts += [f"Not measured with {name}: {reason}" for name, reason in absent.items()]
+    if any(key.startswith("R@") and not comparable(result, key) for key in ours):
+        size = RETRIEVAL_SIZES["vggsound"]
+        parts.append(f"The paper's R@k are of {size:,} clips, and cannot be held against those of others.")
     if any(key.startswith("FD-") for key in ours):
         parts.append(f"Sounds are held against {real}.")
     return "\n\n".join(parts)

@@ -46,6 +46,7 @@ class Kind:
     file: str = ""  # of the published weights
     source: str = ""  # where they come from
     made_by: str = ""  # module:class
+    whole: bool = False  # made of the whole file, however many seconds are measured
 
 
 VGGISH = Kind(
@@ -87,6 +88,7 @@ IMAGEBIND_SOUND = Kind(
     file="imagebind_huge.pth",
     source="https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
     made_by="imagebind:ImageBindSound",
+    whole=True,
 )
 IMAGEBIND_PICTURE = replace(
     IMAGEBIND_SOUND,

@@ -62,8 +62,8 @@ class Shelf:
         return stamp is None or self.stamps[name] is None or self.stamps[name] == stamp
 
     def keep(self, names: Collection[str]) -> None:
-        """Drop the features of clips that are gone."""
-        gone = set(self.features) - set(names)
+        """Drop the features that were made of clips that are gone. What others made stays in their tables."""
+        gone = {name for name in set(self.features) - set(names) if self.stamps[name] is not None}
         for name in gone:
             del self.features[name], self.stamps[name]
         self.dirty = self.dirty or bool(gone)

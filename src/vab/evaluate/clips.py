@@ -75,8 +75,8 @@ def open_folder(path: Path) -> Folder:
     return found
 
 
-def read_clip(path: Path, rate: int, seconds: float) -> NDArray[np.float32]:
-    """The first ``seconds`` of a file: mono [S] at ``rate``, the mean of the whole sound taken away.
+def read_clip(path: Path, rate: int, seconds: float | None) -> NDArray[np.float32]:
+    """The first ``seconds`` of a file (None: all): mono [S] at ``rate``, the mean of the whole taken away.
 
     As av-benchmark reads it. Raises ``MediaError`` if there is no sound in it, or what it holds is no number.
     """
@@ -86,7 +86,7 @@ def read_clip(path: Path, rate: int, seconds: float) -> NDArray[np.float32]:
     if not np.isfinite(sound).all():
         raise MediaError(f"{path}: holds NaN or infinity")
     sound = sound - sound.mean(dtype=np.float64)
-    return sound[: round(seconds * rate)].astype(np.float32)
+    return sound[: None if seconds is None else round(seconds * rate)].astype(np.float32)
 
 
 def check_clip(path: Path, sound: NDArray[np.float32], rate: int) -> None:

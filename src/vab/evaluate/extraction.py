@@ -118,14 +118,14 @@ def extract(
         for n, name in enumerate(todo):
             progress(n, len(todo), side.folder.sounds[name], "features", n, len(todo))
             kinds = [kind for kind in networks if name in lacking[kind]]
-            for rate in sorted({kind.rate for kind in kinds}):
+            for rate, whole in sorted({(kind.rate, kind.whole) for kind in kinds}):
                 picture = rate == 0
                 path = (side.folder.videos if picture else side.folder.sounds).get(name)
                 if path is None:
                     continue
                 stamp = side.folder.stamp(name, picture) or ""
-                heard = None if picture else read_clip(path, rate, seconds)
-                for kind in (kind for kind in kinds if kind.rate == rate):
+                heard = None if picture else read_clip(path, rate, None if whole else seconds)
+                for kind in (kind for kind in kinds if (kind.rate, kind.whole) == (rate, whole)):
                     network = networks[kind]
                     try:
                         made = network(path, seconds) if heard is None else network(heard)

@@ -7,6 +7,7 @@ FD, KL and IS follow av-benchmark in every step, so that 8 s of sound give its n
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,7 @@ class Settings:
     allow_missing: bool = False
     resamples: int = RESAMPLES  # for measures of whole sets
     device: str = "auto"
+    clips: frozenset[str] | None = None  # the only ones that count; None: all that are in either folder
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Generation:
 
     reference: Path
     generated: Path
-    seconds: float
+    seconds: float | None  # of each clip; None: not known, for features were all there was
     ids: list[str] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -85,7 +87,8 @@ class Generation:
 
     def markdown(self) -> str:
         """What was measured on what, a table of the measures, and the paper's rows beside ours."""
-        heading = f"Generation: {self.generated} against {self.reference}, the first {self.seconds:g} s"
+        heard = "features as they are" if self.seconds is None else f"the first {self.seconds:g} s"
+        heading = f"Generation: {self.generated} against {self.reference}, {heard}"
         counts = f"N = {len(self.ids):,}, {len(self.faults):,} left out; sha256 of the ids"
         note = f"{counts} {list_hash(self.ids)[:16]}. Brackets: 95 % bootstrap intervals."
         rows = [[each.key, each.value.plain(), each.better, f"{each.clips:,}"] for each in self.measures]
@@ -119,13 +122,16 @@ def evaluate(
     found = Generation(reference, generated, settings.seconds)
     sides = (_side(reference, settings), _side(generated, settings))
     weights = _weights(sides, settings, found)
-    ids, faults = _pairs(sides)
+    ids, faults = _pairs(sides, settings.clips)
     for side in sides:
         if side.folder.sounds:
             bad = {fault.id for fault in faults}
             faults += look(side, [name for name in ids if name not in bad], settings.seconds, progress)
     heard = all(side.folder.sounds for side in sides)
     bad = {fault.id for fault in faults}
+    for side in sides:
+        if not side.folder.sounds:
+            found.seconds, found.absent["the sounds"] = None, f"{side.folder.path} holds features alone"
     if heard:
         faults += ends_early(*sides, [name for name in ids if name not in bad])
     _judge(faults, settings, found)
@@ -153,8 +159,8 @@ def _check(settings: Settings) -> None:
     unknown = [name for name in settings.backbones or () if name not in BACKBONES]
     if unknown:
         raise EvaluationError(f"no backbone is called {unknown[0]!r}; there are: {', '.join(BACKBONES)}")
-    if not settings.seconds >= 1:
-        raise EvaluationError(f"clips must be 1 s or longer, not {settings.seconds:g} s")
+    if not 1 <= settings.seconds < math.inf:
+        raise EvaluationError(f"clips must be 1 s or longer and have an end, not {settings.seconds:g} s")
     if settings.resamples < 0:
         raise EvaluationError("the number of resamples cannot be negative")
 
@@ -200,11 +206,11 @@ def _give_up(name: str, error: EvaluationError, settings: Settings, found: Gener
     found.absent[name] = str(error)
 
 
-def _pairs(sides: Sequence[Side]) -> tuple[list[str], list[Fault]]:
+def _pairs(sides: Sequence[Side], wanted: frozenset[str] | None) -> tuple[list[str], list[Fault]]:
     """Clips that both sides have, and those that only one has or that are there twice."""
-    faults = [fault for side in sides for fault in side.folder.faults]
+    there = [side.ids if wanted is None else side.ids & wanted for side in sides]
+    faults = [fault for side in sides for fault in side.folder.faults if fault.id in there[0] | there[1]]
     twice = {fault.id for fault in faults}
-    there = [side.ids for side in sides]
     for here, other, side in ((there[0], there[1], sides[1]), (there[1], there[0], sides[0])):
         faults += [Fault(name, f"missing from {side.folder.path}") for name in sorted(here - other - twice)]
     return sorted((there[0] & there[1]) - twice), faults

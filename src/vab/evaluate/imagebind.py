@@ -38,7 +38,7 @@ def kaldi_log_mel(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def sound_input(waveform: NDArray[np.floating]) -> Tensor:
-    """[1, 3, 1, 128, 204] of a waveform [S]: three clips of 2 s, from its beginning to its end."""
+    """[1, 3, 1, 128, 204] of a whole waveform [S]: three clips of 2 s, from its beginning to its end."""
     size = round(CLIP_SECONDS * RATE)
     filled = np.pad(waveform, (0, max(0, size - len(waveform))))
     clips = []

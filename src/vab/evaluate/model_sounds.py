@@ -10,7 +10,7 @@ from vab.store import LatentStore
 from vab.weights import find_model, read_config
 
 from .generation import Generation, Settings, evaluate
-from .store_sounds import Maker, Progress, chosen_rows, made_sounds, true_sounds
+from .store_sounds import Maker, Progress, chosen_rows, file_name, made_sounds, true_sounds
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ def evaluate_model(task: Task, settings: Settings, progress: Progress = lambda *
     clips = ClipBatches(LatentStore.open(task.store), preset, task.split)
     rows = chosen_rows(clips, task.clips)
     maker = Maker.load(folder, task.codec_path, settings.device)
-    reference = task.reference or true_sounds(clips.store, rows, maker.codec, task.run, progress)
+    reference = task.reference or true_sounds(clips.store, rows, maker, task.run, progress)
     sounds = task.run / "sounds" / folder.name
     made_sounds(maker, clips, rows, preset.decode, task.seed, sounds, progress)
-    settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds))
+    chosen = frozenset(file_name(clips.store.ids[row]) for row in rows)
+    settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds), clips=chosen)
     found = evaluate(reference, sounds, settings, progress)
     return replace(found, reference=task.reference or task.store, generated=Path(folder.name))

@@ -14,16 +14,17 @@ from vab.mux import picture_times
 
 
 def resized(path: Path, fps: float, seconds: float, side: int) -> Tensor:
-    """The frames on screen every 1 / fps seconds, their short side scaled to ``side``: uint8 [T, 3, H, W].
+    """A frame each 1 / fps seconds, its short side scaled to ``side``: uint8 [T, 3, H, W].
 
+    As FFmpeg's filter ``fps`` picks them, av-benchmark's way: the last one before the middle of its time.
     Of the first ``seconds``, or of as many as there are.
     Bicubic with antialiasing, as torchvision's Resize. ``MediaError`` as ``vab.media.read_frames``.
     """
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as resize
 
-    frames = []
-    for frame in read_frames(path, fps, seconds=min(seconds, picture_times(path).seconds)):
+    frames, middle = [], 0.5 / fps - 0.001  # read_frames takes frames that are half a millisecond late
+    for frame in read_frames(path, fps, middle, min(seconds, picture_times(path).seconds)):
         picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
         frames.append(resize.resize(picture, [side], InterpolationMode.BICUBIC, antialias=True))
     return torch.stack(frames)

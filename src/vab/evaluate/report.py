@@ -189,7 +189,7 @@ def classification_beside_paper(
 
 
 def generation_beside_paper(
-    system: str, clips: int, seconds: float, fad: Interval | None, kld: Interval | None
+    system: str, clips: int, seconds: float | None, fad: Interval | None, kld: Interval | None
 ) -> str:
     """Tables 1 and 15 as Markdown: the paper's rows, and ours (None: not measured)."""
     rows = []
@@ -197,7 +197,8 @@ def generation_beside_paper(
         given = (row.fad, row.kld, row.seconds)
         rows.append([row.system, *("" if n is None else f"{n:g}" for n in given), row.source])
     ours = ["not measured" if each is None else each.plain() for each in (fad, kld)]
-    rows.append([system, *ours, "", f"here, N = {clips:,}, {seconds:g} s"])
+    long = "" if seconds is None else f", {seconds:g} s"
+    rows.append([system, *ours, "", f"here, N = {clips:,}{long}"])
     note = "The paper has 15,546 clips of 10 s of VGGSound's test set; FAD depends on how many and which."
     return f"{markdown(('system', 'FAD', 'KLD', 'seconds a clip', 'source'), rows)}\n\n{note}"
 

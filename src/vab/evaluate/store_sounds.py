@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vab.batches import Batch, ClipBatches, seeded
 from vab.codec import Codec, load_codec
 from vab.config import DecodeConfig
 from vab.devices import pick_device
 from vab.media import write_wav
-from vab.record import write_whole
-from vab.stages import Stage, load_fine, load_stage
+from vab.record import sha256, write_whole
+from vab.stages import Stage, check_fine, load_fine, load_stage
 from vab.store import LatentStore
-from vab.weights import CODEC, FINE, MODEL
+from vab.weights import CODEC
 
 from .report import EvaluationError, list_hash
 
@@ -43,24 +43,38 @@ class Maker:
     fine: Stage | None
     codec: Codec
     weights: str  # hash of all of them
+    codec_weights: str  # of these alone
     device: torch.device
     true_coarse: bool = False  # the second stage alone works, on the clips' own coarse tokens (Table 15)
 
     @classmethod
-    def load(cls, folder: Path, codec_path: str | Path | None = None, device: str = "auto") -> Maker:
-        """Raises ``ModelError`` or ``CodecError``."""
-        first, fine, place = load_stage(folder), load_fine(folder), pick_device(device)
+    def load(
+        cls,
+        folder: Path,
+        codec_path: str | Path | None = None,
+        device: str = "auto",
+        fine: Path | None = None,
+    ) -> Maker:
+        """A model directory, with the second stage of another one if ``fine`` names it.
+
+        Raises ``ModelError`` or ``CodecError``.
+        """
+        first, place = load_stage(folder), pick_device(device)
+        second = load_fine(folder) if fine is None else load_stage(fine)
+        if second is not None:
+            check_fine(second.preset.model, first.preset.model)
         if codec_path is None and (folder / CODEC).is_file():
             codec_path = folder
-        for stage in (first, fine):
+        for stage in (first, second):
             if stage is not None:
                 stage.network.eval().requires_grad_(False).to(place)
         codec = load_codec(first.preset.model.codec, codec_path, place)
-        digest = hashlib.sha256((folder / MODEL).read_bytes())
-        if fine is not None:
-            digest.update((folder / FINE / MODEL).read_bytes())
-        digest.update(codec.codebook_vectors().cpu().numpy().tobytes())
-        return cls(first, fine, codec, digest.hexdigest(), place)
+        network: Any = codec
+        decoder = _digest(getattr(network, "model", network))
+        parts = [_digest(first.network), decoder]
+        if second is not None:
+            parts += [_digest(second.network), repr(second.preset.decode)]
+        return cls(first, second, codec, sha256(*parts), decoder, place)
 
     @torch.no_grad()
     def tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
@@ -80,6 +94,15 @@ class Maker:
         else:
             first = self.first.fill(empty[:, :coarse], none[:, :coarse], features, decode, noise["sound"])
         return first if fine is None else fine.refine(first, empty, none, features, noise["fine"])
+
+
+def _digest(network: nn.Module) -> str:
+    """sha256 of a network's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
@@ -103,14 +126,15 @@ def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
 def true_sounds(
     store: LatentStore,
     rows: NDArray[np.int64],
-    codec: Codec,
+    maker: Maker,
     run: Path,
     progress: Progress = lambda *_: None,
 ) -> Path:
-    """The clips' own sounds as the codec gives them back: the best a model can reach.
+    """The clips' own sounds as the maker's codec gives them back: the best a model can reach.
 
-    Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each choice of clips.
+    Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each codec and choice.
     """
+    codec = maker.codec
     device = codec.codebook_vectors().device
     own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.codebooks]
     if own.shape != store.codebook_vectors().shape or not np.allclose(
@@ -119,9 +143,9 @@ def true_sounds(
         raise EvaluationError(
             f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
         )
-    made = {"store": store.fingerprint(), "clips": len(rows)}
     ids = [store.ids[row] for row in rows]
-    folder = run / "true" / f"{store.fingerprint()[:8]}-{list_hash(ids)[:8]}"
+    made = {"store": store.fingerprint(), "clips": list_hash(ids), "codec": maker.codec_weights}
+    folder = run / "true" / "-".join(value[:8] for value in made.values())
     for part, paths in _missing(folder, made, ids, rows, progress):
         tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
         for path, waveform in zip(paths, codec.decode(tokens), strict=True):
@@ -142,14 +166,15 @@ def made_sounds(
 
     ``EvaluationError`` if the folder holds sounds that were made otherwise.
     """
+    ids = [clips.store.ids[row] for row in rows]
     made = {
         "weights": maker.weights,
         "decode": asdict(decode),
         "seed": seed,
         "store": clips.store.fingerprint(),
-        "clips": len(rows),
+        "clips": list_hash(ids),
     }
-    for part, paths in _missing(folder, made, [clips.store.ids[row] for row in rows], rows, progress):
+    for part, paths in _missing(folder, made, ids, rows, progress):
         batch = clips.dev_batch(part)
         tokens = maker.tokens(batch, decode, seed)
         with torch.no_grad():
@@ -158,11 +183,16 @@ def made_sounds(
             write_wav(path, waveform.float().cpu().numpy())
 
 
+def file_name(clip: str) -> str:
+    """The name without its ending of the file that holds a clip's sound."""
+    return re.sub(r"[^\w.-]", "_", clip)
+
+
 def _missing(
     folder: Path, made: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: Progress
 ) -> Iterator[tuple[NDArray[np.int64], list[Path]]]:
     """Rows whose files are not all there, some at a time, and the files."""
-    names = [re.sub(r"[^\w.-]", "_", name) for name in ids]
+    names = [file_name(name) for name in ids]
     if len(set(names)) < len(names):
         raise EvaluationError("two clips would have the same file: their ids differ only in odd characters")
     folder.mkdir(parents=True, exist_ok=True)
