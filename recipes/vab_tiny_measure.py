@@ -205,7 +205,10 @@ def main() -> None:
         note("real sound", share(sounds, labels))
         note("real sound, white noise at 20 dB", share([with_noise(s, 20.0, random) for s in sounds], labels))
         note("real sound, Opus at 6 kbit/s", share([through_opus(s) for s in sounds], labels))
-        for codebooks in sorted({codec.codebooks, pipeline.config.model.codebooks}, reverse=True):
+        levels = {codec.codebooks, pipeline.config.model.codebooks}
+        if pipeline.fine is not None:
+            levels.add(pipeline.fine.preset.model.codebooks)
+        for codebooks in sorted(levels, reverse=True):
             note(f"codec, {codebooks} codebooks", measure_codec(codec, judge, sounds, labels, codebooks))
         note("accuracy of tokens", measure_tokens(pipeline.first, store))
         if pipeline.fine is not None:

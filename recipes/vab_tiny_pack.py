@@ -1,8 +1,6 @@
 """Trained runs and their codec -> the model directory that ships, weights in half precision.
 
-    python recipes/vab_tiny_pack.py RUN CODEC CONTRASTIVE CLASSES src/vab/assets/vab-tiny
-
-A second stage goes along if there is one in RUN/fine.
+python recipes/vab_tiny_pack.py RUN CODEC CONTRASTIVE CLASSES src/vab/assets/vab-tiny
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from vab.weights import CONFIG, FINE, MODEL
+from vab.weights import CONFIG, MODEL
 
 
 def pack(run: Path, out: Path) -> None:
@@ -34,8 +32,6 @@ def main(run: Path, codec: Path, contrastive: Path, classes: Path, out: Path) ->
     pack(run, out)
     pack(contrastive, out / "contrastive")
     pack(classes, out / "classes")
-    if (run / FINE / MODEL).is_file():
-        pack(run / FINE, out / FINE)
     for name in ("codec.json", "codec.safetensors"):
         shutil.copyfile(codec / name, out / name)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -225,14 +225,21 @@ def _presets() -> list[Preset]:
             DecodeConfig(guidance=4.0, temperature=4.5),
         ),
     ]
-    tiny = found[-1].train
+    tiny, tiny_decode = found[-1].train, found[-1].decode
     found += [
         Preset(
+            "vab-tiny-coarse",
+            "the first of two stages at vab-tiny's size: the first 2 codebooks of the small codec",
+            replace(_tiny, codebooks=2),
+            tiny,
+            tiny_decode,
+        ),
+        Preset(
             "vab-tiny-fine",
-            "second stage of vab-tiny: the fine 8 codebooks of the small codec from the coarse 4",
-            replace(_tiny, codebooks=12, given_codebooks=4, expert_layers=0),
-            replace(tiny, epochs=15.0),
-            DecodeConfig(steps=36, guidance=1.0, temperature=4.5),
+            "the second of two stages: the next 2 codebooks from the first 2",
+            replace(_tiny, given_codebooks=2, expert_layers=0),
+            tiny,
+            DecodeConfig(steps=36, guidance=1.0, temperature=4.5, top_k=64),
         ),
         Preset(
             "foleygen-encodec",

@@ -23,7 +23,11 @@ from vab.stages import Stage
 from vab.vision import RECIPES, TimmEncoder, VisionEncoder, load_vision
 from vab.weights import BUNDLED
 
-SECOND_STAGES = {"vab-dac": "vab-dac-coarse2fine", "vab-dac-test": "vab-dac-coarse2fine"}
+SECOND_STAGES = {
+    "vab-dac": "vab-dac-coarse2fine",
+    "vab-dac-test": "vab-dac-coarse2fine",
+    "vab-tiny-coarse": "vab-tiny-fine",
+}
 N = TypeVar("N", bound=nn.Module)
 
 
