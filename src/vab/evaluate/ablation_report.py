@@ -100,8 +100,8 @@ def as_markdown(result: Result) -> str:
             more = len(each.left_out) - NAMED
             rest = f" and {more} more, named in the JSON" if more > 0 else ""
             parts.append(f"Left out of {each.row.name}, {len(each.left_out)} clips: {told}{rest}")
-    absent = {name: reason for each in result.outcomes for name, reason in each.absent.items()}
-    parts += [f"Not measured with {name}: {reason}" for name, reason in absent.items()]
+    if absent := dict.fromkeys(name for each in result.outcomes for name in each.absent):
+        parts.append(f"Not measured with {', '.join(absent)}: the JSON says why.")
     if any(key.startswith("R@") and not comparable(result, key) for key in ours):
         size = RETRIEVAL_SIZES["vggsound"]
         parts.append(f"The paper's R@k are of {size:,} clips, and cannot be held against those of others.")

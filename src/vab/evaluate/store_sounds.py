@@ -45,7 +45,8 @@ class Maker:
     weights: str  # hash of all of them
     codec_weights: str  # of these alone
     device: torch.device
-    true_coarse: bool = False  # the second stage alone works, on the clips' own coarse tokens (Table 15)
+    # the second stage alone works, on the clips' own coarse tokens; these stay alone if it has no step
+    true_coarse: bool = False
 
     @classmethod
     def load(
@@ -89,7 +90,7 @@ class Maker:
         fine = self.fine
         if self.true_coarse:
             assert fine is not None
-            fine = Stage(fine.network, replace(fine.preset, decode=decode))
+            fine = Stage(fine.network, replace(fine.preset, decode=decode)) if decode.steps else None
             first = batch.tokens[:, :coarse].to(self.device)
         else:
             first = self.first.fill(empty[:, :coarse], none[:, :coarse], features, decode, noise["sound"])
