@@ -239,7 +239,7 @@ def _presets() -> list[Preset]:
             "the second of two stages: the next 2 codebooks from the first 2",
             replace(_tiny, given_codebooks=2, expert_layers=0),
             tiny,
-            DecodeConfig(steps=36, guidance=1.0, temperature=4.5, top_k=64),
+            DecodeConfig(steps=36, guidance=1.0, temperature=4.5),
         ),
         Preset(
             "foleygen-encodec",

@@ -31,7 +31,7 @@ from vab.stages import Stage, padded_length
 from .costs import token_cost
 from .systems import System, clip_of, load_system
 
-NAMES = ("vab-tiny", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
+NAMES = ("vab-tiny", "vab-tiny-coarse", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
 STAGES = ("decode video", "features", "sampling", "refining", "codec", "mux")
 LONGEST = 20.0  # seconds that all passes of one clip may take; else some are timed and multiplied
 SOME = {"passes": 1, "steps": 16}  # so many: passes of VAB, steps of FoleyGen
