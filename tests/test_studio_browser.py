@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from vab.media import read_frames
+
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
 CAT = ROOT / "examples" / "cat.mp4"
@@ -251,7 +253,7 @@ def test_on_a_phone_in_the_dark(link: str, browser: Any, pictures: Path, tmp_pat
         browser, link, faults, viewport=phone, color_scheme="dark", has_touch=True, is_mobile=True
     )
     healthy(page)
-    Image.radial_gradient("L").resize((300, 400)).save(tmp_path / "a.png")
+    Image.fromarray(next(read_frames(CAT, 1.0))).save(tmp_path / "a.png")
     upload(page, tmp_path / "a.png")
     page.get_by_role("button", name="Make takes").click()
     page.get_by_role("button", name="Cancel").click()
@@ -267,7 +269,9 @@ def test_on_a_phone_in_the_dark(link: str, browser: Any, pictures: Path, tmp_pat
     page.locator("#classes meter").first.wait_for()
     healthy(page)
     page.locator(".take").scroll_into_view_if_needed()
-    until(lambda: page.evaluate("document.querySelector('.take video').readyState") >= 2)
+    page.locator(".play").click()  # or there may be nothing to see yet
+    until(lambda: page.evaluate("document.querySelector('.take video').currentTime") > 0.5)
+    page.locator(".play").click()
     shoot(page, pictures / "phone.png")
 
     # Chromium's pretended camera: closed again, a video, a picture
