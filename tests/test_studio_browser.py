@@ -57,7 +57,8 @@ def link(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
     try:
         yield json.loads("".join(process.stdout.readline() for _ in range(3)))["link"]
     finally:
-        process.send_signal(signal.SIGHUP)  # the terminal is closed
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
+        process.send_signal(signal.SIGTERM if ignored else signal.SIGHUP)  # the terminal is closed
         process.wait(30)
         process.stdout.close()
     assert not list(temporary.glob("vab-*")), "files were left behind"

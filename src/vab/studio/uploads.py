@@ -83,17 +83,16 @@ def prepare(
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     stop = time.monotonic() + seconds
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    said = None
     with child:
-        while True:
-            try:
+        while said is None:
+            with suppress(subprocess.TimeoutExpired):
                 said = child.communicate(timeout=0.1)[0]
-                break
-            except subprocess.TimeoutExpired:
-                late = time.monotonic() > stop
-                if late or unwanted():
-                    child.kill()
-                    reason = f"It takes too long to read (more than {seconds:g} s)." if late else "Cancelled."
-                    raise UploadError(reason) from None
+            late = time.monotonic() > stop
+            if late or unwanted():
+                child.kill()
+                reason = f"It takes too long to read (more than {seconds:g} s)." if late else "Cancelled."
+                raise UploadError(reason)
     try:
         answer = json.loads(said)
     except ValueError:  # it crashed, or was stopped by a limit
