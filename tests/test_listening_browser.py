@@ -96,8 +96,11 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def playing(page: Any) -> list[bool]:
-    return page.evaluate("[...document.querySelectorAll('video')].map(video => !video.paused)")
+STARTED = "document.querySelectorAll('video')[0].played.length > 0"
+ALONE = """() => {
+  const [first, second] = document.querySelectorAll("video");
+  second.addEventListener("playing", () => { window.alone = first.paused; });
+}"""
 
 
 def done(page: Any) -> int:
@@ -152,10 +155,11 @@ def test_two_raters_at_once_and_a_server_killed_half_way(study: Path, browser: A
             pages.append(page)
         one, two = pages
         assert one.locator("fieldset:disabled").count() == 2, "must have played both before answering"
+        one.evaluate(ALONE)
         one.keyboard.press("1")
-        until(lambda: playing(one) == [True, False])
+        until(lambda: one.evaluate(STARTED))
         one.keyboard.press("2")  # only one plays at a time
-        until(lambda: playing(one) == [False, True])
+        until(lambda: one.evaluate("window.alone"))
         box = one.locator("#questions").bounding_box()
         play(one)
         assert one.locator("#questions").bounding_box() == box, "the page jumped while playing"
