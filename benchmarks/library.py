@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vab import library as vab_library
-from vab.embeddings import Embedded, unit
-from vab.library import Library
+from vab.inference.embeddings import Embedded, unit
+from vab.library import library as vab_library
+from vab.library.library import Library
 
 DIM, WINDOWS, CENTRES, SPREAD = 192, 10, 2000, 0.7
 

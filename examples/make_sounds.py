@@ -19,7 +19,7 @@ import numpy as np
 
 from vab import VABPipeline
 from vab.config import SAMPLE_RATE
-from vab.mux import atomic
+from vab.utils.files import atomic
 
 SECONDS, FADE = 4.0, 0.1
 BITS = 24_000  # a second

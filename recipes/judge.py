@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vab.config import SAMPLE_RATE as RATE
-from vab.evaluate.yamnet import Yamnet
+from vab.evaluate.backbones.yamnet import Yamnet
 
 
 def with_noise(waveform: np.ndarray, decibels: float, random: np.random.Generator) -> np.ndarray:

@@ -27,7 +27,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vab.media import read_frames
+from vab.media.reader import read_frames
 
 SECONDS, FPS = 5, 10
 LATEST = 1800.0  # seconds until a visitor gives up

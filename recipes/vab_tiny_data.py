@@ -12,9 +12,9 @@ import csv
 import sys
 from pathlib import Path
 
-from vab.config import preset
-from vab.media import probe
-from vab.store import Clip, write_manifest
+from vab.data.manifest import Clip, write_manifest
+from vab.media.reader import probe
+from vab.presets import preset
 
 SHORTEST_REST = 2.5  # seconds: what is left of a sound after whole windows counts from here on
 

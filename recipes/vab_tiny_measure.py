@@ -23,15 +23,16 @@ import torch
 from judge import RATE, Judge, Yamnet, through_opus, with_noise
 from numpy.typing import NDArray
 
-from vab.batches import ClipBatches
-from vab.codec_tiny import TinyCodec
+from vab.codecs.tiny import TinyCodec
 from vab.config import FRAME_RATE, HOP, DecodeConfig, video_frames
-from vab.evaluate.distances import frechet
-from vab.media import read_audio
-from vab.pipeline import VABPipeline
-from vab.stages import Stage
-from vab.store import LatentStore, read_manifest
-from vab.tasks import OBJECTIVES
+from vab.data.manifest import read_manifest
+from vab.data.store import LatentStore
+from vab.evaluate.metrics.distances import frechet
+from vab.inference.pipeline import VABPipeline
+from vab.media.reader import read_audio
+from vab.sampling.stages import Stage
+from vab.training.batches import ClipBatches
+from vab.training.objectives import OBJECTIVES
 
 Sound = NDArray[np.float32]
 SECONDS = 5.0  # of a sound that the judge hears

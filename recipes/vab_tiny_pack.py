@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from vab.weights import CONFIG, MODEL
+from vab.models.hub import CONFIG, MODEL
 
 
 def pack(run: Path, out: Path) -> None:

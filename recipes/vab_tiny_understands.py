@@ -28,16 +28,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from vab.batches import ClipBatches
 from vab.cli import main as command_line
-from vab.embed import Inputs, classify_store, embed_store
+from vab.data.manifest import Clip, write_manifest
+from vab.data.store import LatentStore
+from vab.evaluate.embedding import classify_store, embed_store
+from vab.evaluate.metrics.statistics import Interval, bootstrap
+from vab.evaluate.metrics.tables import COLUMNS, markdown
 from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
-from vab.evaluate.report import COLUMNS, Interval, bootstrap, markdown
-from vab.finetune import load_finetuned, load_network
-from vab.masking import apply_mask
-from vab.model import VAB
-from vab.store import Clip, LatentStore, write_manifest
-from vab.weights import read_config
+from vab.inference.embedder import Inputs
+from vab.models.heads import load_finetuned, load_network
+from vab.models.hub import read_config
+from vab.models.vab import VAB
+from vab.training.batches import ClipBatches
+from vab.training.masking import apply_mask
 
 MASKED, CONTRAST, CLASSES = (
     "pretrain vab-tiny",

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vab.evaluate.backbones import BACKBONES
-from vab.evaluate.panns import Cnn14
-from vab.evaluate.passt import PaSST
-from vab.evaluate.vggish import VGGish
+from vab.evaluate.backbones.panns import Cnn14
+from vab.evaluate.backbones.passt import PaSST
+from vab.evaluate.backbones.registry import BACKBONES
+from vab.evaluate.backbones.vggish import VGGish
 
 NETWORKS: dict[str, type[nn.Module]] = {"vggish": VGGish, "panns": Cnn14, "passt": PaSST}
 

@@ -14,18 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tiny import write_model
-from vab.batches import Batch
 from vab.cli import main
-from vab.config import PRESETS, DecodeConfig, TrainConfig
-from vab.evaluate import ablation_report
-from vab.evaluate.ablation import Outcome, Result, Settings, ablate
-from vab.evaluate.ablations import ABLATIONS, FAD, Ablation, Row, changed
-from vab.evaluate.report import EvaluationError, Interval
-from vab.evaluate.store_sounds import MADE, Maker, true_sounds
-from vab.media import read_audio, write_wav
-from vab.store import Latents, LatentStore, StoreMeta
-from vab.train import TrainError
-from vab.weights import FINE, ModelError, read_config
+from vab.config import DecodeConfig, TrainConfig
+from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.evaluate.ablation import report
+from vab.evaluate.ablation.run import Outcome, Result, Settings, ablate
+from vab.evaluate.ablation.tables import ABLATIONS, FAD, Ablation, Row, changed
+from vab.evaluate.generation.synthesis import MADE, Maker, true_sounds
+from vab.evaluate.metrics.statistics import EvaluationError, Interval
+from vab.media.reader import read_audio, write_wav
+from vab.models.hub import FINE, ModelError, read_config
+from vab.presets import PRESETS
+from vab.training.batches import Batch
+from vab.training.trainer import TrainError
 
 META = StoreMeta("tiny", "efficientnet-lite0", 2, 32, 8, 1280, seconds=2.0, fps=1.0)
 
@@ -324,7 +325,7 @@ def result(tmp_path: Path) -> Result:
 
 
 def test_the_table_has_the_papers_column_beside_ours(result: Result) -> None:
-    text = ablation_report.as_markdown(result)
+    text = report.as_markdown(result)
     assert "|  | FAD, paper | FD-LOGMEL, here | ONSET-F1, here |" in text
     assert "| low | 3 | 5 [4, 6] | 0.2 [0.1, 0.3] |" in text
     assert "* FAD is best with high in the paper, FD-LOGMEL with low here" in text
@@ -340,14 +341,14 @@ def test_recall_stands_beside_the_papers_only_if_it_is_of_as_many_clips(result: 
         replace(each, row=row, measures={key: Interval(10.0, 9.0, 11.0)}, clips={key: clips}, reason="")
         for each, row in zip(result.outcomes, rows, strict=True)
     ]
-    text = ablation_report.as_markdown(replace(result, outcomes=found))
+    text = report.as_markdown(replace(result, outcomes=found))
     alike = clips == 1545
     assert (f"{key}, paper" in text) == ("28.2" in text) == ("is best" in text) == alike
     assert ("The paper's R@k are of 1,545 clips" in text) != alike
 
 
 def test_the_plot_shows_what_was_measured(result: Result) -> None:
-    assert ablation_report.plot(result).startswith(b"\x89PNG")
+    assert report.plot(result).startswith(b"\x89PNG")
     nothing = replace(result, outcomes=[Outcome(each.row) for each in result.outcomes])
     with pytest.raises(EvaluationError, match="nothing to plot"):
-        ablation_report.plot(nothing)
+        report.plot(nothing)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from networks import made_up, noise
 from tiny import write_video
-from vab.evaluate import imagebind, pictures, synchformer
-from vab.evaluate.backbones import BACKBONES
-from vab.evaluate.generation import Incomplete, Settings, evaluate
-from vab.evaluate.report import EvaluationError
-from vab.media import MediaError, write_wav
+from vab.evaluate.backbones import frames, imagebind, synchformer
+from vab.evaluate.backbones.registry import BACKBONES
+from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
+from vab.evaluate.metrics.statistics import EvaluationError
+from vab.media.container import MediaError
+from vab.media.reader import write_wav
 
 # Numbers without another origin come from torchaudio 2.11 (fbank, MelSpectrogram) and from av-benchmark's own
 # transformer, with the same input and weights.
@@ -112,7 +113,7 @@ def test_pictures_are_those_of_ffmpegs_filter(tmp_path: Path, fps: float, rate: 
                     wanted.append(number(graph.pull().to_ndarray(format="rgb24")))
                 except (av.BlockingIOError, av.EOFError):
                     break
-    found = [number(frame.permute(1, 2, 0).numpy()) for frame in pictures.resized(path, fps, seconds, 64)]
+    found = [number(frame.permute(1, 2, 0).numpy()) for frame in frames.resized(path, fps, seconds, 64)]
     assert found == wanted[: len(found)] and len(found) == round(seconds * fps)
 
 
@@ -158,11 +159,11 @@ def test_imagebind_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.Mon
         evaluate(*folders, chosen)
     a_package_called_imagebind(monkeypatch, weights)
     found = evaluate(*folders, chosen)
-    pictures, sounds = (
+    frames, sounds = (
         torch.load(folder / "cache_10s" / f"imagebind_{stream}.pth", weights_only=True)
         for folder, stream in zip(folders, ("video", "audio"), strict=True)
     )
-    wanted = np.mean([float(torch.cosine_similarity(pictures[x], sounds[x], 0)) for x in "abc"])
+    wanted = np.mean([float(torch.cosine_similarity(frames[x], sounds[x], 0)) for x in "abc"])
     score = found.get("IB-Score")
     assert score is not None and score.clips == 3 and score.value.value == pytest.approx(wanted, abs=1e-6)
     assert found.av_benchmark() == {"IB-Score": score.value.value}
@@ -198,9 +199,9 @@ def test_no_videos_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_desync_of_features_that_av_benchmark_made(tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
-    pictures = {name: torch.randn(24, 8, 768, generator=random) for name in "abcd"}
+    frames = {name: torch.randn(24, 8, 768, generator=random) for name in "abcd"}
     sounds = {name: torch.randn(24, 6, 768, generator=random) for name in "abcd"}
-    for folder, stream, table in (("real", "video", pictures), ("made", "audio", sounds)):
+    for folder, stream, table in (("real", "video", frames), ("made", "audio", sounds)):
         (tmp_path / folder).mkdir()
         torch.save(table, tmp_path / folder / f"synchformer_{stream}.pth")
     chosen = Settings(backbones=("synchformer",), weights=tmp_path, device="cpu")
@@ -215,11 +216,11 @@ def test_desync_of_features_that_av_benchmark_made(tmp_path: Path) -> None:
     with torch.inference_mode():
         for name in "abcd":
             for part in (slice(14), slice(-14, None)):
-                logits = network.eval()(pictures[name][None, part], sounds[name][None, part])
+                logits = network.eval()(frames[name][None, part], sounds[name][None, part])
                 wanted.append(abs(grid[int(logits.argmax())]))
     assert found is not None and found.clips == 4 and found.better == "lower"
     assert found.value.value == pytest.approx(np.mean(wanted))
-    torch.save(pictures | {"c": pictures["c"][:13]}, tmp_path / "real" / "synchformer_video.pth")
+    torch.save(frames | {"c": frames["c"][:13]}, tmp_path / "real" / "synchformer_video.pth")
     with pytest.raises(Incomplete) as told:
         evaluate(tmp_path / "real", tmp_path / "made", chosen)
     assert [(each.id, each.reason[:35]) for each in told.value.faults] == [

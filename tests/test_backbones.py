@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from networks import NETWORKS, made_up, noise, write_weights
-from vab.evaluate.backbones import BACKBONES, Backbone, find, load
-from vab.evaluate.report import EvaluationError
-from vab.evaluate.weight_files import find_weights, folders
+from vab.evaluate.backbones.registry import BACKBONES, Backbone, find, load
+from vab.evaluate.backbones.weights import find_weights, folders
+from vab.evaluate.metrics.statistics import EvaluationError
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_passt_is_hear21passt(weights: Path) -> None:
 
 def test_yamnet_names_real_sounds(data: Path) -> None:
     network = backbone("yamnet", data / "weights" / "yamnet")
-    from vab.media import read_audio
+    from vab.media.reader import read_audio
 
     lines = (data / "weights" / "yamnet" / "yamnet_class_map.csv").read_text().splitlines()[1:]
     names = [line.split(",")[2].strip() for line in lines]

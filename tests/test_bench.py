@@ -15,16 +15,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiny import write_model, write_video
-from vab.baselines.foleygen import FoleyGen
 from vab.bench import report, speed
 from vab.bench.costs import pass_flops, token_cost
 from vab.bench.speed import STAGES, Settings, bench, some_passes
 from vab.bench.systems import clip_of, fill, load_system, random_codec, random_stage
 from vab.cli import main
-from vab.config import PRESETS, DecodeConfig, Preset
-from vab.media import probe
-from vab.model import VAB
-from vab.stages import Stage, padded_length
+from vab.config import DecodeConfig, Preset
+from vab.media.reader import probe
+from vab.models.foleygen import FoleyGen
+from vab.models.vab import VAB
+from vab.presets import PRESETS
+from vab.sampling.stages import Stage, padded_length
 
 CPU = torch.device("cpu")
 

@@ -20,8 +20,8 @@ import pytest
 from tiny import write_model, write_video
 from vab.cli import VERBS, main
 from vab.cli.progress import file_progress
-from vab.config import PRESETS
-from vab.media import probe, write_wav
+from vab.media.reader import probe, write_wav
+from vab.presets import PRESETS
 
 SOURCES = Path(__file__).parents[1] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCES), "HF_HUB_OFFLINE": "1"}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from vab.codec import DAC, Codec, CodecError, EnCodec, decode_long, load_codec
+from vab.codecs.codec import DAC, Codec, CodecError, EnCodec, decode_long, load_codec
 
 HOP = 320
 
@@ -86,7 +86,7 @@ def random_tokens(codec: Codec, frames: int, batch: int = 1, codebooks: int | No
 
 
 def test_importing_is_light() -> None:
-    code = "import sys, vab.codec, vab.vision; print(*sys.modules)"
+    code = "import sys, vab.codecs.codec, vab.vision; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "torch" in loaded.split()
     assert not {"transformers", "timm", "torchvision", "huggingface_hub"} & set(loaded.split())

@@ -16,17 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vab.codec import load_codec
-from vab.codec_tiny import TinyCodec, TinyCodecConfig, lasting, mel_filters
-from vab.codec_training import (
-    CodecTrainConfig,
-    energy_distance,
-    excerpts,
-    fit_codes,
-    train_codec,
-)
+from vab.codecs.codec import load_codec
+from vab.codecs.tiny import TinyCodec, TinyCodecConfig, lasting, mel_filters
 from vab.config import HOP, SAMPLE_RATE
-from vab.extract import weights_fingerprint
+from vab.data.extract import weights_fingerprint
+from vab.training.codec import CodecTrainConfig, energy_distance, excerpts, fit_codes, train_codec
 
 SMALL = TinyCodecConfig(
     codebooks=3, vocabulary=32, dim=16, decoder_width=24, decoder_layers=1, detail_width=16, detail_layers=1

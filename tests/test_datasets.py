@@ -15,17 +15,18 @@ import pytest
 import torch
 
 from tiny import write_video
-from vab.batches import check_fits
 from vab.cli import main
-from vab.config import PRESETS
-from vab.datasets.audioset import read_labels, read_segments, read_subset
-from vab.datasets.common import ListError, gather, is_still, read_csv, segment_names
-from vab.datasets.esc50 import esc50_clips
-from vab.datasets.speech_commands import speech_commands_clips, which_set
-from vab.datasets.vatt import vatt_store
-from vab.datasets.vggsound import Row, read_list, retrieval_subset
-from vab.media import write_wav
-from vab.store import COLUMNS, LatentStore, StoreError, read_manifest
+from vab.data.datasets.audioset import read_labels, read_segments, read_subset
+from vab.data.datasets.common import ListError, Row, gather, is_still, read_csv, segment_names
+from vab.data.datasets.esc50 import esc50_clips
+from vab.data.datasets.speech_commands import speech_commands_clips, which_set
+from vab.data.datasets.vatt import vatt_store
+from vab.data.datasets.vggsound import read_list, retrieval_subset
+from vab.data.manifest import COLUMNS, read_manifest
+from vab.data.store import LatentStore, StoreError
+from vab.media.reader import write_wav
+from vab.presets import PRESETS
+from vab.training.batches import check_fits
 
 
 def vab(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any, str]:
@@ -599,7 +600,7 @@ def test_vatt(vatt: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         asked.append((name, source))
         return Codec()
 
-    monkeypatch.setattr("vab.codec.load_codec", load_codec)
+    monkeypatch.setattr("vab.codecs.codec.load_codec", load_codec)
     words = [vatt / "tokens", vatt / "features", "-o", vatt / "store", "--list", vatt / "vggsound.csv"]
     words += ["--codebooks", vatt / "codec.bin"]
     code, report, _ = vab(capsys, "data", "vatt", *words)

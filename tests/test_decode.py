@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from vab.config import DecodeConfig
-from vab.decode import DecodeError, LogitsFn, generate, generate_long, guided, sample, windows
+from vab.sampling.parallel import DecodeError, LogitsFn, generate, generate_long, guided, sample, windows
 
 ONE_DRAW_BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives
 

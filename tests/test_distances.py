@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import linalg
 
-from vab.evaluate.distances import (
+from vab.evaluate.metrics.distances import (
     divergences,
     frechet,
     frechet_interval,
@@ -19,7 +19,7 @@ from vab.evaluate.distances import (
     inception_score,
     log_softmax,
 )
-from vab.evaluate.report import EvaluationError
+from vab.evaluate.metrics.statistics import EvaluationError
 
 RANDOM = np.random.default_rng(0)
 

@@ -13,12 +13,13 @@ import torch
 
 from tiny import write_model, write_video
 from vab.cli import main
-from vab.embed import Understanding, embed_latents, windows
-from vab.embeddings import Embedded, EmbeddingsError, read_embeddings
-from vab.extract import Decoded, decode, encode, latents_meta
-from vab.media import MediaError, write_wav
-from vab.pipeline import VABPipeline
-from vab.store import Latents
+from vab.data.extract import Decoded, decode, encode, latents_meta
+from vab.data.store import Latents
+from vab.inference.embedder import Understanding, embed_latents, windows
+from vab.inference.embeddings import Embedded, EmbeddingsError, read_embeddings
+from vab.inference.pipeline import VABPipeline
+from vab.media.container import MediaError
+from vab.media.reader import write_wav
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_a_file_that_cannot_be_encoded_fails_alone(
             raise RuntimeError("out of memory")
         return encode(batch, *rest)
 
-    monkeypatch.setattr("vab.embed.encode", failing)
+    monkeypatch.setattr("vab.inference.embedder.encode", failing)
     paths = [media / "dog" / "both.mp4", media / "bell" / "long.wav", media / "dog" / "silent.mp4"]
     found = dict(source.embed_files(paths))
     assert [isinstance(result, str) for result in found.values()] == [False, True, False]

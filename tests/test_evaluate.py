@@ -22,24 +22,22 @@ from scipy import sparse, stats
 from sklearn import metrics
 
 from vab.cli import main
-from vab.embeddings import Embeddings, write_embeddings
-from vab.evaluate import classification as classification_module
-from vab.evaluate.classification import classification, targets_of
-from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
-from vab.evaluate.predictions import Predictions, read_predictions, write_predictions
-from vab.evaluate.report import (
+from vab.evaluate.metrics import classification as classification_module
+from vab.evaluate.metrics.classification import classification, targets_of
+from vab.evaluate.metrics.retrieval import CUTOFFS, Retrieval, retrieval
+from vab.evaluate.metrics.statistics import (
     EvaluationError,
     Interval,
     bootstrap,
     choose,
-    classification_beside_paper,
     intervals,
     list_hash,
-    markdown,
     read_ids,
-    retrieval_beside_paper,
 )
-from vab.evaluate.retrieval import CUTOFFS, Retrieval, retrieval
+from vab.evaluate.metrics.tables import classification_beside_paper, markdown, retrieval_beside_paper
+from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
+from vab.evaluate.predictions import Predictions, read_predictions, write_predictions
+from vab.inference.embeddings import Embeddings, write_embeddings
 
 SOURCES = Path(__file__).parents[1] / "src"
 PAPER = Path(__file__).parents[2] / "shared" / "reference" / "paper.txt"

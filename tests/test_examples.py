@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vab.cli import main
-from vab.media import probe, read_audio
+from vab.media.reader import probe, read_audio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import make_sounds

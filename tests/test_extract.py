@@ -15,17 +15,19 @@ from PIL import Image
 from transformers import DacConfig, DacModel
 
 from test_vision import VIT_TINY, random_network, save
-from vab.batches import check_fits
 from vab.cli import main
-from vab.codec import DAC, Codec
-from vab.codec_tiny import TinyCodec, TinyCodecConfig
-from vab.config import PRESETS, SAMPLE_RATE
-from vab.datasets.folder import folder_clips
-from vab.datasets.synthetic import write_synthetic
-from vab.extract import Extraction, decode, extract, weights_fingerprint
-from vab.media import probe, read_audio, read_frames, write_wav
-from vab.store import Clip, LatentStore, StoreError, StoreMeta, read_manifest, write_manifest
+from vab.codecs.codec import DAC, Codec
+from vab.codecs.tiny import TinyCodec, TinyCodecConfig
+from vab.config import SAMPLE_RATE
+from vab.data.datasets.folder import folder_clips
+from vab.data.datasets.synthetic import write_synthetic
+from vab.data.extract import Extraction, decode, extract, weights_fingerprint
+from vab.data.manifest import Clip, read_manifest, write_manifest
+from vab.data.store import LatentStore, StoreError, StoreMeta
+from vab.media.reader import probe, read_audio, read_frames, write_wav
+from vab.presets import PRESETS
 from vab.studio.uploads import write_picture
+from vab.training.batches import check_fits
 from vab.vision import RECIPES, VisionEncoder, load_vision
 
 SECONDS = 2.0
@@ -252,12 +254,12 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 import test_extract as tests
-import vab.extract
-write = vab.extract._write_failures
+import vab.data.extract
+write = vab.data.extract._write_failures
 def slow(*arguments):
     write(*arguments)
     time.sleep(0.2)
-vab.extract._write_failures = slow  # time between shards to be killed in
+vab.data.extract._write_failures = slow  # time between shards to be killed in
 tests.run(Path(sys.argv[2]), Path(sys.argv[3]), tests.small_codec(), tests.load_vision("efficientnet-lite0"))
 """
 

@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 from test_train import META, PRESET, command, fill, metrics
-from vab.batches import ClipBatches
-from vab.config import PRESETS, Preset, TrainConfig, table_8
-from vab.finetune import Classifier, Contrastive, load_finetuned, start_from
-from vab.model import VAB, Trunk, parameter_counts
-from vab.objectives import contrastive
-from vab.store import Latents, LatentStore
-from vab.tasks import build, sound_and_picture
-from vab.train import TrainError, train
-from vab.weights import read_config
+from vab.config import Preset, TrainConfig
+from vab.data.store import Latents, LatentStore
+from vab.models.heads import Classifier, Contrastive, load_finetuned, start_from
+from vab.models.hub import read_config
+from vab.models.vab import VAB, Trunk, parameter_counts
+from vab.presets import PRESETS, table_8
+from vab.training.batches import ClipBatches
+from vab.training.losses import contrastive
+from vab.training.objectives import build, sound_and_picture
+from vab.training.trainer import TrainError, train
 
 QUIET = {"mixup": 0.0, "roll": 0.0, "drop_features": 0.0}
 

@@ -11,13 +11,13 @@ import pytest
 
 from test_finetune import preset
 from test_train import META, metrics
-from vab.batches import ClipBatches, folds_of, hold_out
 from vab.cli import main
-from vab.evaluate.folds import _chosen, cross_validate
-from vab.evaluate.report import EvaluationError
-from vab.store import Latents, LatentStore, StoreError
-from vab.train import TrainError, train
-from vab.weights import read_config
+from vab.data.store import Latents, LatentStore, StoreError
+from vab.evaluate.cross_validation import _chosen, cross_validate
+from vab.evaluate.metrics.statistics import EvaluationError
+from vab.models.hub import read_config
+from vab.training.batches import ClipBatches, folds_of, hold_out
+from vab.training.trainer import TrainError, train
 
 AUDIO = preset("classification", inputs=("audio",), loss="ce", epochs=6.0)
 CHANGES = ["--train.inputs", "audio", "--train.precision", "32-true", "--train.learning-rate", "0.01"]
@@ -57,7 +57,7 @@ def test_the_fold_held_out_is_dev_and_the_others_are_learned(latents: Path) -> N
 def test_a_run_for_each_fold_and_every_clip_of_it_after_each_epoch(
     latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vab.train.DEV_CLIPS", 1)  # that limit is for pre-training
+    monkeypatch.setattr("vab.training.trainer.DEV_CLIPS", 1)  # that limit is for pre-training
     found = cross_validate(AUDIO, latents, tmp_path / "run")
     assert found.clips == {"fold1": 8, "fold2": 8, "fold3": 4} and found.classes == 4
     for fold in found.clips:

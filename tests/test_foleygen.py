@@ -18,12 +18,13 @@ from torch import Tensor
 from test_train import MODEL, TRAIN, fill, metrics, same_weights
 from tiny import write_model, write_video
 from vab import VABPipeline
-from vab.baselines.foleygen import Continuation, FoleyGen, delay, undelay
-from vab.checkpoint import checkpoints
 from vab.cli import main
-from vab.config import PRESETS, ModelConfig, Preset
-from vab.model import parameter_counts
-from vab.train import train
+from vab.config import ModelConfig, Preset
+from vab.models.foleygen import Continuation, FoleyGen, delay, undelay
+from vab.models.vab import parameter_counts
+from vab.presets import PRESETS
+from vab.training.checkpoint import checkpoints
+from vab.training.trainer import train
 
 SMALL = replace(MODEL, seconds=2.0, fps=2.0, codebooks=4, expert_layers=0, layers=3, heads=4)
 SEQUENCE, TIME = SMALL, replace(SMALL, positions="time")

@@ -15,14 +15,15 @@ import torch
 
 from networks import noise, write_weights
 from vab.cli import main
-from vab.evaluate import extraction, generation
-from vab.evaluate.backbones import BACKBONES
-from vab.evaluate.cache import Shelf
-from vab.evaluate.distances import divergences, frechet
-from vab.evaluate.generation import Incomplete, Settings, evaluate
+from vab.evaluate.backbones.registry import BACKBONES
+from vab.evaluate.generation import features, protocol
+from vab.evaluate.generation.cache import Shelf
+from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
+from vab.evaluate.metrics.distances import divergences, frechet
+from vab.evaluate.metrics.statistics import EvaluationError, Interval
+from vab.evaluate.metrics.tables import generation_beside_paper
 from vab.evaluate.paper import GENERATION
-from vab.evaluate.report import EvaluationError, Interval, generation_beside_paper
-from vab.media import write_wav
+from vab.media.reader import write_wav
 
 PAPER = Path(__file__).parents[2] / "shared" / "reference" / "paper.txt"
 NAMES = ["bell", "cat", "dog"]
@@ -49,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def embedding(waveform: np.ndarray) -> tuple[torch.Tensor]:
         return (torch.from_numpy(waveform[:12_800].reshape(100, 128)),)
 
-    monkeypatch.setattr(generation, "load", lambda kind, path, device: embedding)
+    monkeypatch.setattr(protocol, "load", lambda kind, path, device: embedding)
 
 
 @pytest.fixture
@@ -101,13 +102,13 @@ def test_features_are_made_once_and_again_where_a_file_has_changed(
     folders: tuple[Path, Path], weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    reader = extraction.read_clip
+    reader = features.read_clip
 
     def counted(path: Path, rate: int, seconds: float) -> np.ndarray:
         read.append(path.stem)
         return reader(path, rate, seconds)
 
-    monkeypatch.setattr(extraction, "read_clip", counted)
+    monkeypatch.setattr(features, "read_clip", counted)
     chosen = settings(weights=weights, backbones=("vggish",))
     first = evaluate(*folders, chosen)
     assert len(read) == 3 * (2 + 2 + 2)  # look, compare, features

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import vab.library
+import vab.library.library
 from vab.cli import main
-from vab.embeddings import Embedded, unit
-from vab.inputs import AUDIO, IMAGES, VIDEOS, expand
-from vab.library import Filters, Hit, Library, LibraryError
-from vab.media import MediaError
+from vab.inference.embeddings import Embedded, unit
+from vab.library.library import Hit, Library
+from vab.library.table import Filters, LibraryError
+from vab.media.container import MediaError
+from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
 
 pytest.importorskip("lancedb")
 
@@ -163,8 +164,8 @@ def test_replacing_over_and_over_leaves_each_file_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any order of new, changed and removed files, tidying in between, with an index over it."""
-    monkeypatch.setattr(vab.library, "FILES_AT_ONCE", 4)
-    monkeypatch.setattr(vab.library, "COMMITS", 5)
+    monkeypatch.setattr(vab.library.library, "FILES_AT_ONCE", 4)
+    monkeypatch.setattr(vab.library.library, "COMMITS", 5)
     chance, files = random.Random(0), files_in(tmp_path, 12)
     library = Library.create(tmp_path / "db", exact_below=20)
     for turn in range(8):
@@ -268,13 +269,13 @@ def test_vectors_that_cannot_be_compared_are_refused(
 ADDING = """
 import sys, time
 from pathlib import Path
-import vab.library
+import vab.library.library
 from test_library import each, embed, files_of
-vab.library.FILES_AT_ONCE = 3
+vab.library.library.FILES_AT_ONCE = 3
 def slow(path):
     time.sleep(float(sys.argv[3]))
     return embed(path)
-library = vab.library.Library.create(sys.argv[1])
+library = vab.library.library.Library.create(sys.argv[1])
 for result in library.add(files_of(sys.argv[2]), each(slow, ahead=4), "model A"):
     print(result.status, result.path, flush=True)
 """
@@ -517,7 +518,7 @@ def test_vectors_of_two_models_never_mix(tmp_path: Path) -> None:
             attempt()
     assert counted.paths == [] and rows(library) == expected(files[:2])
     library.check("model A")
-    assert Library.open(tmp_path / "db").meta == vab.library.Meta("model A", DIM)
+    assert Library.open(tmp_path / "db").meta == vab.library.library.Meta("model A", DIM)
 
 
 def test_folders_that_are_no_library(tmp_path: Path) -> None:
@@ -610,9 +611,9 @@ class Pipe:
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> type[Pipe]:
-    import vab.embed
+    import vab.inference.embedder
 
-    monkeypatch.setattr(vab.embed, "Understanding", Pipe)
+    monkeypatch.setattr(vab.inference.embedder, "Understanding", Pipe)
     monkeypatch.setattr(Pipe, "loads", [])
     return Pipe
 

@@ -22,7 +22,7 @@ from PIL import Image
 from studies import screenshots, write_result, write_systems
 from tiny import picture_packets, write_video
 from vab.cli import main
-from vab.evaluate.report import EvaluationError
+from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.agreement import as_matrix, krippendorff_alpha
 from vab.listening.answers import LEASE, QUESTIONS, Answer, Answers, Refused, UnknownRater
 from vab.listening.clips import check_video
@@ -30,7 +30,8 @@ from vab.listening.export import export, export_answers, table
 from vab.listening.figure import COLOURS, plot
 from vab.listening.results import results
 from vab.listening.study import BEEPS, CHECK_EVERY, MEDIA, Study, Survey, Trial, build_study, open_study
-from vab.media import MediaError, read_audio
+from vab.media.container import MediaError
+from vab.media.reader import read_audio
 
 SYSTEMS = ("ours", "theirs", "others")
 CLIPS = ("bell_rings", "dog_barks", "rain_falls")

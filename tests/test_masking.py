@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vab.augment import augment, drop_features, random_crop, temporal_mixup, temporal_roll
 from vab.config import TrainConfig
-from vab.masking import apply_mask, cosine_schedule, ratio_law, token_mask
+from vab.sampling.parallel import cosine_schedule
+from vab.training.augment import augment, drop_features, random_crop, temporal_mixup, temporal_roll
+from vab.training.masking import apply_mask, ratio_law, token_mask
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -16,17 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vab.config import video_frames
-from vab.media import (
-    MediaError,
-    atomic,
-    moving_crop,
-    mux,
-    probe,
-    read_audio,
-    read_frames,
-    stream_audio,
-    write_wav,
-)
+from vab.media.container import MediaError, mux
+from vab.media.image import moving_crop
+from vab.media.reader import probe, read_audio, read_frames, stream_audio, write_wav
+from vab.utils.files import atomic
 
 DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 RATE = 16_000

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vab.config import FRAME_RATE, ModelConfig, preset, video_frames
-from vab.model import VAB, Block, Experts, FeedForward, alibi_bias, alibi_slopes, parameter_counts
+from vab.config import FRAME_RATE, ModelConfig, video_frames
+from vab.models.vab import VAB, Block, Experts, FeedForward, alibi_bias, alibi_slopes, parameter_counts
+from vab.presets import preset
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = ModelConfig(

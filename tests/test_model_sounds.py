@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from vab.cli import main
-from vab.evaluate.store_sounds import MADE, Maker
-from vab.media import read_audio
-from vab.weights import find_model
+from vab.evaluate.generation.synthesis import MADE, Maker
+from vab.media.reader import read_audio
+from vab.models.hub import find_model
 
 LIGHT = {"FD-LOGMEL", "MEL-distance", "ONSET-F1"}
 

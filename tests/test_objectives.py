@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vab.objectives import classification, contrastive, masked_accuracy, masked_prediction
+from vab.training.losses import classification, contrastive, masked_accuracy, masked_prediction
 
 B, K, T, V = 2, 3, 5, 7
 

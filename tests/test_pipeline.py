@@ -17,15 +17,16 @@ from PIL import Image
 
 from tiny import picture_packets, write_model, write_video
 from vab import Audio, MediaError, ModelError, VABPipeline
-from vab.config import FRAME_RATE, PRESETS, SAMPLE_RATE
-from vab.decode import windows
-from vab.files import Result, Settings, generate_files
-from vab.inputs import NoInputs, expand
-from vab.keep import FADE, kept_samples
-from vab.media import MediaInfo, probe, read_audio
-from vab.pipeline import sound_length
-from vab.stages import feature_step, padded_length, window_overlap
-from vab.weights import ASSETS, find_model, is_model, known_models
+from vab.config import FRAME_RATE, SAMPLE_RATE
+from vab.inference.batch import Result, Settings, generate_files
+from vab.inference.pipeline import sound_length
+from vab.inference.splice import FADE, kept_samples
+from vab.media.inputs import NoInputs, expand
+from vab.media.reader import MediaInfo, probe, read_audio
+from vab.models.hub import ASSETS, find_model, is_model, known_models
+from vab.presets import PRESETS
+from vab.sampling.parallel import windows
+from vab.sampling.stages import feature_step, padded_length, window_overlap
 
 DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 
@@ -184,7 +185,7 @@ def test_bad_models_are_refused_in_one_line(model: Path, tmp_path: Path) -> None
 
 
 def test_a_model_is_not_run_on_another_codec(model: Path, tmp_path: Path) -> None:
-    from vab.codec_tiny import TinyCodec
+    from vab.codecs.tiny import TinyCodec
 
     other = TinyCodec.from_pretrained(model)
     other.vectors.normal_()

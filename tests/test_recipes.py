@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from test_finetune import preset
 from test_train import PRESET, fill, metrics
 from tiny import write_model
-from vab.batches import ClipBatches
-from vab.embed import embed_store
-from vab.finetune import load_finetuned
-from vab.pipeline import VABPipeline
-from vab.store import LatentStore
-from vab.train import train
+from vab.data.store import LatentStore
+from vab.evaluate.embedding import embed_store
+from vab.inference.pipeline import VABPipeline
+from vab.models.heads import load_finetuned
+from vab.training.batches import ClipBatches
+from vab.training.trainer import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import vab_tiny_pack

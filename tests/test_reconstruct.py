@@ -14,9 +14,9 @@ from torch import Tensor
 from networks import noise
 from tiny import write_video
 from vab.cli import main
-from vab.codec import load_codec
-from vab.media import read_audio, write_wav
-from vab.reconstruct import reconstruct_files
+from vab.codecs.codec import load_codec
+from vab.evaluate.reconstruction import reconstruct_files
+from vab.media.reader import read_audio, write_wav
 
 
 class Exact:

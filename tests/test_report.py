@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from tiny import write_model, write_video
 from vab.cli import main
-from vab.files import Result, Settings
-from vab.report import COLUMNS, mel_picture, outline, write_report
+from vab.inference.batch import Result, Settings
+from vab.inference.html_report import COLUMNS, mel_picture, outline, write_report
 
 NASTY = """<img src=x onerror=alert(1)>&"'{}$made"""
 

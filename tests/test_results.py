@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from vab.cli import VERBS, main
-from vab.config import table_8
-from vab.evaluate.ablations import ABLATIONS, ARROWS, FAD
+from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, FAD
 from vab.evaluate.paper import CLASSIFICATION, GENERATION, RETRIEVAL, WAYS
+from vab.presets import table_8
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vab.evaluate.sound import mel_distance, onset_agreement, onsets, statistics
-from vab.evaluate.spectra import log_mel_frames, magnitudes, mel_filters, patches
+from vab.evaluate.metrics.signal import mel_distance, onset_agreement, onsets, statistics
+from vab.utils.mel import log_mel_frames, magnitudes, mel_filters, patches
 
 RATE = 16_000
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from tiny import write_model, write_video
 from vab import ModelError, VABPipeline
-from vab.config import PRESETS
-from vab.decode import generate
-from vab.files import Settings, generate_files
-from vab.keep import own_sound
-from vab.model import VAB
-from vab.stages import Stage, check_fine, load_stage, save_stage
-from vab.weights import FINE, known_models
+from vab.inference.batch import Settings, generate_files
+from vab.inference.splice import own_sound
+from vab.models.hub import FINE, known_models
+from vab.models.vab import VAB
+from vab.presets import PRESETS
+from vab.sampling.parallel import generate
+from vab.sampling.stages import Stage, check_fine, load_stage, save_stage
 
 
 @pytest.fixture(scope="module")

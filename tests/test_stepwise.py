@@ -14,10 +14,10 @@ from torch import Tensor
 
 from test_decode import nothing, seeds
 from test_foleygen import TIME, clips, sure
-from vab.baselines.foleygen import Continuation, delay
-from vab.baselines.stepwise import generate, generate_long
 from vab.config import DecodeConfig
-from vab.decode import DecodeError, LogitsFn, guided
+from vab.models.foleygen import Continuation, delay
+from vab.sampling.autoregressive import generate, generate_long
+from vab.sampling.parallel import DecodeError, LogitsFn, guided
 
 GREEDY = DecodeConfig(steps=0, temperature=0.0)
 PLAIN = DecodeConfig(steps=0, temperature=1.0)

@@ -11,17 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vab.store import (
-    COLUMNS,
-    Clip,
-    Latents,
-    LatentStore,
-    ManifestError,
-    StoreError,
-    StoreMeta,
-    read_manifest,
-    write_manifest,
-)
+from vab.data.manifest import COLUMNS, Clip, ManifestError, read_manifest, write_manifest
+from vab.data.store import Latents, LatentStore, StoreError, StoreMeta
 
 META = StoreMeta("tiny", "efficientnet-lite0", 2, 8, 3, vision_dim=4, seconds=0.1, fps=10.0)
 VECTORS = np.arange(2 * 8 * 3, dtype=np.float32).reshape(2, 8, 3)

@@ -28,12 +28,13 @@ import pytest
 from PIL import Image
 
 from tiny import write_model, write_video
-from vab.embed import Understanding
-from vab.keep import FADE
-from vab.library import Library
+from vab.inference.embedder import Understanding
+from vab.inference.pipeline import Audio, VABPipeline
+from vab.inference.splice import FADE
+from vab.library.library import Library
 from vab.listening.server import listen
-from vab.media import MediaError, probe, read_audio, write_wav
-from vab.pipeline import Audio, VABPipeline
+from vab.media.container import MediaError
+from vab.media.reader import probe, read_audio, write_wav
 from vab.studio import server, uploads
 from vab.studio.desk import Desk
 from vab.studio.line import SENTENCE, Job, Line, Refused, Tell

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vab.media import read_frames
+from vab.media.reader import read_frames
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}

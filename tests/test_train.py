@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vab.batches import ClipBatches
-from vab.checkpoint import checkpoints
 from vab.config import ModelConfig, Preset, TrainConfig, from_dict
-from vab.model import VAB
-from vab.store import Latents, LatentStore, StoreError, StoreMeta
-from vab.tasks import OBJECTIVES, Outcome, masked_tokens
-from vab.train import TrainError, learning_rate, optimizers, train
+from vab.data.store import Latents, LatentStore, StoreError, StoreMeta
+from vab.models.vab import VAB
+from vab.training.batches import ClipBatches
+from vab.training.checkpoint import checkpoints
+from vab.training.objectives import OBJECTIVES, Outcome, masked_tokens
+from vab.training.trainer import TrainError, learning_rate, optimizers, train
 
 MODEL = ModelConfig(
     codec="tiny",

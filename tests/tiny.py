@@ -11,13 +11,14 @@ import av
 import numpy as np
 import torch
 
-from vab.baselines.foleygen import FoleyGen
-from vab.codec_tiny import TinyCodec, TinyCodecConfig
-from vab.config import PRESETS, DecodeConfig
-from vab.finetune import Classifier, Contrastive
-from vab.model import VAB
-from vab.pipeline import VABPipeline
-from vab.stages import Stage
+from vab.codecs.tiny import TinyCodec, TinyCodecConfig
+from vab.config import DecodeConfig
+from vab.inference.pipeline import VABPipeline
+from vab.models.foleygen import FoleyGen
+from vab.models.heads import Classifier, Contrastive
+from vab.models.vab import VAB
+from vab.presets import PRESETS
+from vab.sampling.stages import Stage
 from vab.vision import load_vision
 
 

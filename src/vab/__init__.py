@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, preset
-    from vab.media import MediaError
-    from vab.model import VAB
-    from vab.pipeline import Audio, VABPipeline
-    from vab.weights import ModelError
+    from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig
+    from vab.inference.pipeline import Audio, VABPipeline
+    from vab.media.container import MediaError
+    from vab.models.hub import ModelError
+    from vab.models.vab import VAB
+    from vab.presets import PRESETS, preset
 
 __all__ = [
     "PRESETS",
@@ -30,11 +31,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "vab.config": ("PRESETS", "DecodeConfig", "ModelConfig", "Preset", "TrainConfig", "preset"),
-    "vab.media": ("MediaError",),
-    "vab.model": ("VAB",),
-    "vab.pipeline": ("Audio", "VABPipeline"),
-    "vab.weights": ("ModelError",),
+    "vab.config": ("DecodeConfig", "ModelConfig", "Preset", "TrainConfig"),
+    "vab.presets": ("PRESETS", "preset"),
+    "vab.media.container": ("MediaError",),
+    "vab.models.hub": ("ModelError",),
+    "vab.models.vab": ("VAB",),
+    "vab.inference.pipeline": ("Audio", "VABPipeline"),
 }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .config import VisionName
+from vab.config import VisionName
 
 BATCH, BATCH_CPU = 32, 4  # frames per forward pass; on a CPU 32 take twice the time, most of it for memory
 WEIGHT_FILES = (  # in a folder, the first one there is

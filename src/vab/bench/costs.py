@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vab.config import FRAME_RATE, ModelConfig, Preset, video_frames
-from vab.decode import windows
-from vab.stages import padded_length, window_overlap
+from vab.sampling.parallel import windows
+from vab.sampling.stages import padded_length, window_overlap
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Cost:
 
 
 def token_cost(preset: Preset, frames: int) -> Cost:
-    """What ``vab.stages.Stage.fill`` costs for ``frames`` audio frames of which none is known.
+    """What ``vab.sampling.stages.Stage.fill`` costs for ``frames`` audio frames of which none is known.
 
     For VAB a pass goes over a whole window, ``decode.steps`` times (section 3.3). For FoleyGen it goes over
     one step, with the keys and values of all before it kept (appendix E).

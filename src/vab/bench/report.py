@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vab.bench.speed import ONCE, STAGES, rows_of
+from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import GENERATION
-from vab.evaluate.report import markdown
-from vab.record import write_whole
-
-from .speed import ONCE, STAGES, rows_of
+from vab.utils.files import write_whole
 
 BUSY = 0.3  # load of a core before the start, above which the numbers are not to be trusted
 

@@ -1,8 +1,8 @@
 """Seconds of each stage of generation, for one clip alone and for several at once (Table 1).
 
-The stages are those of ``vab.pipeline``: decode the video, features, sampling, refining (a second stage),
-codec, and mux. Each is run once to warm up and then timed several times; what counts is the median. What
-takes long is timed once, without: a warm-up of milliseconds does not show there.
+The stages are those of ``vab.inference.pipeline``: decode the video, features, sampling, refining (a second
+stage), codec, and mux. Each is run once to warm up and then timed several times; what counts is the median.
+What takes long is timed once, without: a warm-up of milliseconds does not show there.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vab.baselines.foleygen import FoleyGen
+from vab.bench.costs import token_cost
+from vab.bench.systems import System, clip_of, load_system
 from vab.config import FRAME_RATE, SAMPLE_RATE, samples_to_frames, video_frames
-from vab.devices import pick_device
-from vab.media import mux, probe, read_frames, write_wav
-from vab.record import code_version
-from vab.stages import Stage, padded_length
-
-from .costs import token_cost
-from .systems import System, clip_of, load_system
+from vab.media.container import mux
+from vab.media.reader import probe, read_frames, write_wav
+from vab.models.foleygen import FoleyGen
+from vab.sampling.stages import Stage, padded_length
+from vab.utils.device import pick_device
+from vab.utils.provenance import code_version
 
 NAMES = ("vab-tiny", "vab-tiny-coarse", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
 STAGES = ("decode video", "features", "sampling", "refining", "codec", "mux")

@@ -14,14 +14,15 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vab.baselines.foleygen import FoleyGen
-from vab.codec import DAC, Codec, EnCodec, load_codec
-from vab.config import PRESETS, SAMPLE_RATE, Preset
-from vab.model import VAB
-from vab.pipeline import VABPipeline
-from vab.stages import Stage
+from vab.codecs.codec import DAC, Codec, EnCodec, load_codec
+from vab.config import SAMPLE_RATE, Preset
+from vab.inference.pipeline import VABPipeline
+from vab.models.foleygen import FoleyGen
+from vab.models.hub import BUNDLED
+from vab.models.vab import VAB
+from vab.presets import PRESETS
+from vab.sampling.stages import Stage
 from vab.vision import RECIPES, TimmEncoder, VisionEncoder, load_vision
-from vab.weights import BUNDLED
 
 SECOND_STAGES = {
     "vab-dac": "vab-dac-coarse2fine",

@@ -88,7 +88,7 @@ def _run(words: list[str]) -> int:
         print(_help())
         return 0 if words else 2
     if words[0] == "--version":
-        from vab.record import code_version
+        from vab.utils.provenance import code_version
 
         print(f"vab {code_version()['version']}")
         return 0

@@ -9,7 +9,7 @@ import tyro
 
 from vab.cli.output import BadCall, show, tell
 from vab.cli.progress import file_progress
-from vab.evaluate.ablations import ABLATIONS
+from vab.evaluate.ablation.tables import ABLATIONS
 
 
 def ablation(
@@ -60,13 +60,13 @@ def ablation(
         device: where sounds are made.
         json: one JSON document on standard output.
     """
-    from vab.codec import CodecError
-    from vab.evaluate import ablation_report
-    from vab.evaluate.ablation import Settings, ablate
-    from vab.media import MediaError
-    from vab.store import StoreError
-    from vab.train import TrainError
-    from vab.weights import ModelError
+    from vab.codecs.codec import CodecError
+    from vab.data.store import StoreError
+    from vab.evaluate.ablation import report
+    from vab.evaluate.ablation.run import Settings, ablate
+    from vab.media.container import MediaError
+    from vab.models.hub import ModelError
+    from vab.training.trainer import TrainError
 
     settings = Settings(
         store,
@@ -89,12 +89,12 @@ def ablation(
     try:
         with file_progress() as move:
             result = ablate(name, settings, tell, move)
-        written = ablation_report.write(result, run, tell)
+        written = report.write(result, run, tell)
     except (StoreError, TrainError, ModelError, CodecError, MediaError, ValueError, OSError) as error:
         raise BadCall(str(error)) from error
     for path in written:
         tell(str(path))
-    show(result.document(), ablation_report.as_markdown(result), json)
+    show(result.document(), report.as_markdown(result), json)
     absent = {name: reason for each in result.outcomes for name, reason in each.absent.items()}
     for name, reason in absent.items():
         tell(f"not measured with {name}: {reason}")

@@ -42,10 +42,10 @@ def bench(
     from vab.bench import report
     from vab.bench.speed import NAMES, Settings
     from vab.bench.speed import bench as run
-    from vab.codec import CodecError
-    from vab.media import MediaError
+    from vab.codecs.codec import CodecError
+    from vab.media.container import MediaError
+    from vab.models.hub import ModelError
     from vab.vision import VisionError
-    from vab.weights import ModelError
 
     settings = Settings(names or NAMES, clip, repeats, largest_batch, threads, device)
     try:

@@ -8,10 +8,10 @@ from typing import Annotated
 import tyro
 
 from vab.cli.output import BadCall, show, tell
-from vab.codec_tiny import TinyCodecConfig
-from vab.codec_training import CodecTrainConfig, train_codec
-from vab.sounds import read_sounds
-from vab.store import ManifestError
+from vab.codecs.tiny import TinyCodecConfig
+from vab.data.manifest import ManifestError
+from vab.training.codec import CodecTrainConfig, train_codec
+from vab.training.codec_data import read_sounds
 
 
 def train(

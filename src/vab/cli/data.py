@@ -12,8 +12,8 @@ import tyro
 from vab.cli.output import BadCall, show, tell
 
 if TYPE_CHECKING:
-    from vab.datasets.common import Report
-    from vab.store import Clip
+    from vab.data.datasets.common import Report
+    from vab.data.manifest import Clip
 
 Manifest = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="MANIFEST")]
 
@@ -39,9 +39,9 @@ def folder(
         drop_still: leave out clips of videos whose picture never moves (decodes a frame a second).
         json: one JSON document on standard output.
     """
-    from vab.datasets.common import copied
-    from vab.datasets.folder import folder_clips
-    from vab.store import write_manifest
+    from vab.data.datasets.common import copied
+    from vab.data.datasets.folder import folder_clips
+    from vab.data.manifest import write_manifest
 
     if not seconds > 0 or not 0 <= dev_share <= 1:
         raise BadCall("--seconds must be positive, and --dev-share between 0 and 1")
@@ -86,7 +86,7 @@ def synthetic(
         seed: the same seed gives the same clips.
         json: one JSON document on standard output.
     """
-    from vab.datasets.synthetic import write_synthetic
+    from vab.data.datasets.synthetic import write_synthetic
 
     if clips < 1 or not seconds >= 1 or seed < 0:
         raise BadCall("--clips must be 1 or more, --seconds 1 or more, --seed 0 or more")
@@ -121,7 +121,7 @@ def vggsound(
         drop_still: leave out clips whose picture never moves (decodes a frame a second).
         json: one JSON document on standard output.
     """
-    from vab.datasets.vggsound import vggsound_clips
+    from vab.data.datasets.vggsound import vggsound_clips
 
     return _write(out, lambda: vggsound_clips(listing, media, subset, drop_still), json)
 
@@ -149,7 +149,7 @@ def audioset(
         drop_still: leave out clips whose picture never moves (decodes a frame a second).
         json: one JSON document on standard output.
     """
-    from vab.datasets.audioset import audioset_clips
+    from vab.data.datasets.audioset import audioset_clips
 
     if not parts:
         raise BadCall("--parts needs one or more of 2m, 20k, eval")
@@ -172,7 +172,7 @@ def msrvtt(
         drop_still: leave out clips whose picture never moves (decodes a frame a second).
         json: one JSON document on standard output.
     """
-    from vab.datasets.msrvtt import msrvtt_clips
+    from vab.data.datasets.msrvtt import msrvtt_clips
 
     return _write(out, lambda: msrvtt_clips(listing, media, drop_still), json)
 
@@ -193,7 +193,7 @@ def esc50(
         esc10: only the ten classes of ESC-10.
         json: one JSON document on standard output.
     """
-    from vab.datasets.esc50 import esc50_clips
+    from vab.data.datasets.esc50 import esc50_clips
 
     return _write(out, lambda: esc50_clips(root, fold, esc10), json)
 
@@ -212,7 +212,7 @@ def speech_commands(
         out: the csv file to write: id,audio,video,start,seconds,label,split.
         json: one JSON document on standard output.
     """
-    from vab.datasets.speech_commands import speech_commands_clips
+    from vab.data.datasets.speech_commands import speech_commands_clips
 
     return _write(out, lambda: speech_commands_clips(root, test), json)
 
@@ -238,10 +238,10 @@ def vatt(
         codebooks: file, folder or Hub id of the EnCodec of AudioGen, if not the usual one.
         json: one JSON document on standard output.
     """
-    from vab.codec import CodecError, load_codec
-    from vab.datasets.common import ListError
-    from vab.datasets.vatt import vatt_store
-    from vab.store import StoreError
+    from vab.codecs.codec import CodecError, load_codec
+    from vab.data.datasets.common import ListError
+    from vab.data.datasets.vatt import vatt_store
+    from vab.data.store import StoreError
 
     try:
         vectors = load_codec("encodec", codebooks).codebook_vectors().cpu().numpy()
@@ -253,8 +253,8 @@ def vatt(
 
 def _write(out: Path, gather: Callable[[], tuple[list[Clip], Report]], json: bool) -> int:
     """Gather the clips, write the manifest and say what is left."""
-    from vab.datasets.common import ListError
-    from vab.store import write_manifest
+    from vab.data.datasets.common import ListError
+    from vab.data.manifest import write_manifest
 
     try:
         clips, report = gather()

@@ -41,8 +41,8 @@ def embed(
     if not out.parent.is_dir():
         raise BadCall(f"{out}: there is no folder {out.parent}")
     files, failed = _files(inputs)
-    from vab.embeddings import collect, write_embeddings
-    from vab.weights import ModelError
+    from vab.inference.embeddings import collect, write_embeddings
+    from vab.models.hub import ModelError
 
     source = load_understanding(model, device, codec_path, vision_path)
     done, found = [], []
@@ -107,7 +107,7 @@ def classify(
     if k < 1:
         raise BadCall("-k must be 1 or more")
     files, failed = _files(inputs)
-    from vab.weights import ModelError
+    from vab.models.hub import ModelError
 
     source = load_understanding(model, device, codec_path, vision_path)
     done: list[dict] = []
@@ -134,7 +134,7 @@ def classify(
 
 def _files(inputs: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
     """The files to work on, and those that cannot be used, which are told."""
-    from vab.inputs import AUDIO, IMAGES, VIDEOS, NoInputs, expand
+    from vab.media.inputs import AUDIO, IMAGES, VIDEOS, NoInputs, expand
 
     try:
         entries = expand(inputs, kinds=AUDIO + VIDEOS + IMAGES)

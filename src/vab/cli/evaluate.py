@@ -21,9 +21,9 @@ from vab.evaluate.paper import (
 )
 
 if TYPE_CHECKING:
-    from vab.batches import ClipBatches
-    from vab.embeddings import Embeddings
     from vab.evaluate.predictions import Predictions
+    from vab.inference.embeddings import Embeddings
+    from vab.training.batches import ClipBatches
 
 Store = Annotated[Path | None, tyro.conf.arg(metavar="STORE")]
 Ids = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -60,7 +60,7 @@ def retrieval(
         device: where a model computes.
         json: one JSON document on standard output.
     """
-    from vab.embeddings import EmbeddingsError, read_embeddings
+    from vab.inference.embeddings import EmbeddingsError, read_embeddings
 
     if block < 1:
         raise BadCall("--block must be 1 or more")
@@ -73,9 +73,9 @@ def retrieval(
     if store is None or embeddings is not None:
         raise BadCall("what to measure: --embeddings FILE, or --store STORE with --model DIR")
     with _told():
-        from vab.devices import pick_device
-        from vab.embed import embed_store
-        from vab.finetune import load_finetuned
+        from vab.evaluate.embedding import embed_store
+        from vab.models.heads import load_finetuned
+        from vab.utils.device import pick_device
 
         folder = _folder(model)
         contrastive, _ = load_finetuned(folder)
@@ -114,8 +114,8 @@ def classification(
         device: where a model computes.
         json: one JSON document on standard output.
     """
+    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.evaluate.predictions import read_predictions
-    from vab.evaluate.report import EvaluationError
 
     if benchmark in AUDIO_ONLY and inputs not in (None, "a"):
         raise BadCall(f"--inputs {inputs}: the paper has {CLASSIFICATION_TITLES[benchmark]} from audio only")
@@ -128,10 +128,10 @@ def classification(
     if store is None or predictions is not None:
         raise BadCall("what to measure: --predictions FILE, or --store STORE with --model DIR")
     with _told():
-        from vab.devices import pick_device
-        from vab.embed import classify_store
+        from vab.evaluate.embedding import classify_store
         from vab.evaluate.predictions import Predictions
-        from vab.finetune import load_finetuned
+        from vab.models.heads import load_finetuned
+        from vab.utils.device import pick_device
 
         folder = _folder(model)
         _, classifier = load_finetuned(folder)
@@ -150,16 +150,16 @@ def classification(
 
 def _folder(model: str | None) -> Path:
     """The directory of a model."""
-    from vab.weights import find_model
+    from vab.models.hub import find_model
 
     return find_model(model)
 
 
 def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
     """The clips of a store's split as the model of a directory takes them."""
-    from vab.batches import ClipBatches
-    from vab.store import LatentStore
-    from vab.weights import read_config
+    from vab.data.store import LatentStore
+    from vab.models.hub import read_config
+    from vab.training.batches import ClipBatches
 
     clips = ClipBatches(LatentStore.open(store), read_config(folder), split)
     if not len(clips):
@@ -170,7 +170,7 @@ def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
 @contextmanager
 def _told() -> Iterator[None]:
     """Mistakes of the call, each in one line."""
-    from vab.weights import ModelError
+    from vab.models.hub import ModelError
 
     try:
         yield
@@ -187,8 +187,9 @@ def _retrieval(
     json: bool,
 ) -> int:
     """Evaluate embeddings, wherever they come from, and print; ``source`` names them."""
-    from vab.evaluate.report import EvaluationError, choose, list_hash, retrieval_beside_paper
-    from vab.evaluate.retrieval import retrieval as measure
+    from vab.evaluate.metrics.retrieval import retrieval as measure
+    from vab.evaluate.metrics.statistics import EvaluationError, choose, list_hash
+    from vab.evaluate.metrics.tables import retrieval_beside_paper
 
     wanted = _wanted(ids)
     try:
@@ -224,9 +225,10 @@ def _classification(
     json: bool,
 ) -> int:
     """Evaluate predictions, wherever they come from, and print; ``source`` names them."""
-    from vab.evaluate.classification import classification as measure
-    from vab.evaluate.classification import targets_of
-    from vab.evaluate.report import EvaluationError, choose, classification_beside_paper, list_hash
+    from vab.evaluate.metrics.classification import classification as measure
+    from vab.evaluate.metrics.classification import targets_of
+    from vab.evaluate.metrics.statistics import EvaluationError, choose, list_hash
+    from vab.evaluate.metrics.tables import classification_beside_paper
 
     wanted = _wanted(ids)
     try:
@@ -259,7 +261,7 @@ def _classification(
 
 def _wanted(ids: Path | None) -> list[str] | None:
     """The ids of a list; None without one."""
-    from vab.evaluate.report import EvaluationError, read_ids
+    from vab.evaluate.metrics.statistics import EvaluationError, read_ids
 
     try:
         return None if ids is None else read_ids(ids)

@@ -29,8 +29,8 @@ def folds(
     if benchmark in AUDIO_ONLY and chosen.train.inputs != ("audio",):
         raise BadCall(f"the paper has {benchmark} from audio only: --train.inputs audio")
 
-    from vab.evaluate.folds import cross_validate
-    from vab.evaluate.report import classification_beside_paper
+    from vab.evaluate.cross_validation import cross_validate
+    from vab.evaluate.metrics.tables import classification_beside_paper
 
     found = carry_out(cross_validate, chosen)
     clips, runs = sum(found.clips.values()), f"{len(found.clips)} folds, {found.classes} classes"

@@ -13,7 +13,7 @@ from vab.cli.options import Device, Files, Model, Place
 from vab.cli.output import BadCall, show, tell
 
 if TYPE_CHECKING:
-    from vab.files import Result, Settings
+    from vab.inference.batch import Result, Settings
 
 REPORT = "report.html"
 Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
@@ -63,7 +63,7 @@ def generate(
         json: one JSON document on standard output: settings, and result and timings of each input.
     """
     from vab.cli.progress import file_progress
-    from vab.files import Settings, generate_files, summary
+    from vab.inference.batch import Settings, generate_files, summary
 
     settings = Settings(
         model=model,
@@ -102,7 +102,7 @@ def generate(
 
 def _report(page: Path, results: Sequence[Result], settings: Settings, json: bool) -> bool:
     """Write the report; whether that worked, which is said."""
-    from vab.report import write_report
+    from vab.inference.html_report import write_report
 
     try:
         write_report(page, results, settings)
@@ -116,9 +116,9 @@ def _report(page: Path, results: Sequence[Result], settings: Settings, json: boo
 
 def _bad_call(error: Exception) -> Exception:
     """Errors that are not of one input: the call was bad, or something is missing here."""
-    from vab.codec import CodecError
+    from vab.codecs.codec import CodecError
+    from vab.models.hub import ModelError
     from vab.vision import VisionError
-    from vab.weights import ModelError
 
     known = (ValueError, OSError, ModelError, CodecError, VisionError)
     return BadCall(str(error)) if isinstance(error, known) else error

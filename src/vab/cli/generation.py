@@ -71,13 +71,13 @@ def generation(
     if clips is not None and clips < 2:
         raise BadCall("--clips must be 2 or more")
 
-    from vab.codec import CodecError
-    from vab.evaluate.generation import Incomplete, Settings, evaluate
-    from vab.evaluate.model_sounds import Task, evaluate_model
-    from vab.evaluate.report import EvaluationError
-    from vab.media import MediaError
-    from vab.store import StoreError
-    from vab.weights import ModelError
+    from vab.codecs.codec import CodecError
+    from vab.data.store import StoreError
+    from vab.evaluate.generation.from_model import Task, evaluate_model
+    from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
+    from vab.evaluate.metrics.statistics import EvaluationError
+    from vab.media.container import MediaError
+    from vab.models.hub import ModelError
 
     settings = Settings(seconds, backbones, weights, cache, allow_missing, resamples, device)
     try:

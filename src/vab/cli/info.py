@@ -24,7 +24,7 @@ def models(
         folders: where to look for model directories, up to two levels down.
         json: one JSON document on standard output.
     """
-    from vab.weights import known_models
+    from vab.models.hub import known_models
 
     known = known_models(folders)
     rows = [(m.name, m.state, f"{m.bytes / 1e6:.1f} MB" if m.bytes else "", m.note) for m in known]
@@ -46,12 +46,12 @@ def presets(
         name: the preset to show in full. Left out: a table of all.
         json: one JSON document on standard output.
     """
-    from vab.config import PRESETS, preset, table_8
+    from vab.presets import PRESETS, preset, table_8
 
     if name is not None and name not in PRESETS:
         raise BadCall(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
 
-    from vab.model import parameter_counts
+    from vab.models.vab import parameter_counts
 
     chosen = [preset(name)] if name else list(PRESETS.values())
     documents = [asdict(one) | parameter_counts(one.model) for one in chosen]
@@ -87,7 +87,7 @@ def doctor(json: bool = False) -> int:
     Args:
         json: one JSON document on standard output.
     """
-    from vab.doctor import examine
+    from vab.cli.diagnostics import examine
 
     findings = examine()
     rows = [(f.part, f.state, f.found + (f"; {f.advice}" if f.advice else "")) for f in findings]

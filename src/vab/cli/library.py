@@ -14,8 +14,8 @@ from vab.cli.options import Device, Files, Model, Place, load_understanding
 from vab.cli.output import BadCall, show, table, tell
 
 if TYPE_CHECKING:
-    from vab.embeddings import Embedded, Kind
-    from vab.library import Hit, Library
+    from vab.inference.embeddings import Embedded, Kind
+    from vab.library.library import Hit, Library
 
 Database = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DB")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -49,8 +49,8 @@ def add(
         json: one JSON document on standard output.
     """
     from vab.cli.progress import file_progress
-    from vab.inputs import AUDIO, IMAGES, VIDEOS, expand
-    from vab.library import Library
+    from vab.library.library import Library
+    from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
 
     counts = dict.fromkeys(("added", "replaced", "unchanged", "failed"), 0)
     failed: dict[str, str] = {}
@@ -87,7 +87,7 @@ def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
         dry_run: only say which they are.
         json: one JSON document on standard output.
     """
-    from vab.library import Library
+    from vab.library.library import Library
 
     with _told():
         library = Library.open(db)
@@ -106,7 +106,7 @@ def show_library(db: Database, json: bool = False) -> int:
         db: the library's folder.
         json: one JSON document on standard output.
     """
-    from vab.library import Library
+    from vab.library.library import Library
 
     with _told():
         document = {"library": str(db), **_state(Library.open(db))}
@@ -165,7 +165,8 @@ def search(
         if value is not None and not 0 <= value < float("inf"):
             raise BadCall(f"--{name} must be 0 or more seconds, not {value}")
 
-    from vab.library import Filters, Library
+    from vab.library.library import Library
+    from vab.library.table import Filters
 
     with _told():
         library = Library.open(db)
@@ -205,8 +206,8 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from vab.mux import MediaError
-        from vab.weights import ModelError
+        from vab.media.container import MediaError
+        from vab.models.hub import ModelError
 
         if not isinstance(error, (ValueError, OSError, ModelError, MediaError)):
             raise

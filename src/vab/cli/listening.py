@@ -43,9 +43,9 @@ def build(
         json: one JSON document on standard output.
     """
     from vab.cli.progress import file_progress
-    from vab.evaluate.report import EvaluationError
+    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.listening.study import SURVEYS, build_study
-    from vab.media import MediaError
+    from vab.media.container import MediaError
 
     try:
         with file_progress() as progress:
@@ -94,7 +94,7 @@ def serve(
         link: the address that people are to use, such as https://study.example.org.
         json: the links as one JSON document on standard output.
     """
-    from vab.evaluate.report import EvaluationError
+    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.listening.answers import Answers
     from vab.listening.server import address, check_link, listen, make_app
     from vab.listening.server import serve as run
@@ -136,7 +136,7 @@ def results(
         out: write answers.csv, answers.json, results.json and preference.png (Figure 4) into this folder.
         json: one JSON document on standard output.
     """
-    from vab.evaluate.report import EvaluationError
+    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.listening.answers import Answers
     from vab.listening.export import export, export_answers
     from vab.listening.results import results as find

@@ -9,7 +9,7 @@ import tyro
 from vab.cli.output import BadCall
 
 if TYPE_CHECKING:
-    from vab.embed import Understanding
+    from vab.inference.embedder import Understanding
 
 Files = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")]
 Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
@@ -22,10 +22,10 @@ def load_understanding(
     model: str | None, device: Device, codec_path: str | None, vision_path: str | None
 ) -> Understanding:
     """What embeds and classifies; ``BadCall`` says why there is none."""
-    from vab.codec import CodecError
-    from vab.embed import Understanding
+    from vab.codecs.codec import CodecError
+    from vab.inference.embedder import Understanding
+    from vab.models.hub import ModelError
     from vab.vision import VisionError
-    from vab.weights import ModelError
 
     try:
         return Understanding.from_pretrained(

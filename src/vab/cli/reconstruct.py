@@ -37,10 +37,10 @@ def reconstruct(
         json: one JSON document on standard output.
     """
     from vab.cli.progress import file_progress
-    from vab.codec import CodecError, load_codec
-    from vab.devices import pick_device
-    from vab.reconstruct import reconstruct_files
-    from vab.weights import ModelError
+    from vab.codecs.codec import CodecError, load_codec
+    from vab.evaluate.reconstruction import reconstruct_files
+    from vab.models.hub import ModelError
+    from vab.utils.device import pick_device
 
     results = []
     try:

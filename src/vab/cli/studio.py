@@ -41,17 +41,18 @@ def studio(
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise BadCall(f"no web server ({error}): pip install 'vab[studio]'") from None
-    from vab.codec import CodecError
-    from vab.evaluate.report import EvaluationError
-    from vab.library import Library, LibraryError
+    from vab.codecs.codec import CodecError
+    from vab.evaluate.metrics.statistics import EvaluationError
+    from vab.inference.pipeline import VABPipeline
+    from vab.library.library import Library
+    from vab.library.table import LibraryError
     from vab.listening.server import address, check_link, listen, serve
-    from vab.pipeline import VABPipeline
+    from vab.models.hub import BUNDLED, ModelError
     from vab.studio.desk import Desk
     from vab.studio.server import LOCAL, make_app
     from vab.studio.shelf import Shelf
     from vab.studio.takes import Maker
     from vab.vision import VisionError
-    from vab.weights import BUNDLED, ModelError
 
     try:
         check_link(link)

@@ -11,7 +11,8 @@ import tyro
 
 from vab.cli.options import Device, Place
 from vab.cli.output import BadCall, show, tell
-from vab.config import PRESETS, DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName, preset
+from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName
+from vab.presets import PRESETS, preset
 
 T = TypeVar("T")
 
@@ -57,12 +58,13 @@ def extract(
     if not (window > 0 and rate > 0):
         raise BadCall("--seconds and --fps must be positive")
 
-    from vab.codec import CodecError, load_codec
-    from vab.extract import extract as run
-    from vab.pipeline import pick_device
-    from vab.store import ManifestError, StoreError, read_manifest
+    from vab.codecs.codec import CodecError, load_codec
+    from vab.data.extract import extract as run
+    from vab.data.manifest import ManifestError, read_manifest
+    from vab.data.store import StoreError
+    from vab.models.hub import ModelError
+    from vab.utils.device import pick_device
     from vab.vision import VisionError, load_vision
-    from vab.weights import ModelError
 
     try:
         read_manifest(manifest)  # before anything large is loaded
@@ -154,8 +156,8 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
 
 
 def carry_out(work: Callable[..., T], chosen: Run) -> T:
-    """Do ``vab.train.train``, or what takes the same, as the call says; ``BadCall`` tells why not."""
-    from vab.train import TrainError
+    """Do ``train``, or what takes the same, as the call says; ``BadCall`` tells why not."""
+    from vab.training.trainer import TrainError
 
     if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
         raise BadCall("--devices and --max-steps must be 1 or more")
@@ -174,7 +176,7 @@ def carry_out(work: Callable[..., T], chosen: Run) -> T:
 
 
 def _train(chosen: Run) -> int:
-    from vab.train import train
+    from vab.training.trainer import train
 
     carry_out(train, chosen)
     document = {"run": str(chosen.run), "settings": asdict(chosen.settings)}

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.record import write_whole
-
-from .report import EvaluationError
+from vab.evaluate.metrics.statistics import EvaluationError
+from vab.utils.files import write_whole
 
 NEEDED = "id [N], label [N], scores [N, C], classes [C]"
 

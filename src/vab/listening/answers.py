@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from vab.evaluate.report import EvaluationError
+from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.study import ANSWERS, BEEPS, CHECK_EVERY, SURVEYS, Study, Survey, Trial
 
 LEASE = 3600.0  # seconds

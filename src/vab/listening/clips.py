@@ -10,8 +10,9 @@ import numpy as np
 from av.error import FFmpegError
 
 from vab.config import SAMPLE_RATE
-from vab.media import MediaError, atomic, mux, probe, read_audio
-from vab.mux import open_media, picture_of, reason, sound_of
+from vab.media.container import MediaError, mux, open_media, picture_of, reason, sound_of
+from vab.media.reader import probe, read_audio
+from vab.utils.files import atomic
 
 PICTURES = {  # what all browsers play, and MP4 holds: not AV1 (Apple), 10 bits, 4:2:2 or 4:4:4
     "h264": ("Constrained Baseline", "Baseline", "Main", "High"),

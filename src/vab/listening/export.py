@@ -14,7 +14,7 @@ from vab.listening.answers import Answer
 from vab.listening.figure import plot
 from vab.listening.results import Results
 from vab.listening.study import Study
-from vab.media import atomic
+from vab.utils.files import atomic
 
 
 def export_answers(study: Study, answers: Sequence[Answer], folder: Path) -> list[Path]:

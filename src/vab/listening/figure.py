@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from vab.evaluate.report import EvaluationError
+from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.results import Preference
 
 TITLES = {"quality": "OVR (overall quality)", "relevance": "REL (visual relevance)"}

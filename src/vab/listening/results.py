@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vab.evaluate.metrics.statistics import EvaluationError, Interval, bootstrap, list_hash
+from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import OPINIONS
-from vab.evaluate.report import EvaluationError, Interval, bootstrap, list_hash, markdown
 from vab.listening.agreement import as_matrix, krippendorff_alpha
 from vab.listening.answers import QUESTIONS, Answer, grade, passed, trusted
 from vab.listening.study import Study, Trial

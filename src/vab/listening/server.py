@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vab.evaluate.report import EvaluationError
+from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.answers import Answers, Refused, UnknownRater
 from vab.listening.study import MEDIA, Study
 

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vab.evaluate.clips import Folder, open_folder
-from vab.evaluate.report import EvaluationError
+from vab.evaluate.generation.clips import Folder, open_folder
+from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.clips import check_video, copy_video, copy_with_beeps
-from vab.media import MediaError
+from vab.media.container import MediaError
 
 Survey = Literal["preference", "mos"]
 SURVEYS: tuple[Survey, ...] = get_args(Survey)

@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vab.config import DecodeConfig
-from vab.decode import decode_settings
-from vab.embed import Inputs
-from vab.embeddings import Embedded
-from vab.library import LibraryError
-from vab.media import MediaError
+from vab.inference.embedder import Inputs
+from vab.inference.embeddings import Embedded
+from vab.library.table import LibraryError
+from vab.media.container import MediaError
+from vab.models.hub import ModelError
+from vab.sampling.parallel import decode_settings
 from vab.studio.line import Cancelled, Job, Line, Refused, Tell
 from vab.studio.rooms import Room, Rooms, Track
 from vab.studio.shelf import Shelf
 from vab.studio.takes import MOST_TAKES, Maker, Take
 from vab.studio.uploads import Clip
-from vab.weights import ModelError
 
 MOST_TRACKS = 12  # takes in a room
 MOST_UNDO = 10  # steps back of each

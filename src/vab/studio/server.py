@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from vab.config import SAMPLE_RATE
-from vab.media import MediaError
+from vab.media.container import MediaError
 from vab.studio.desk import GONE, MOST_TRACKS, WORDS, Desk
 from vab.studio.line import Job, Refused
 from vab.studio.rooms import TOO_MANY, Room

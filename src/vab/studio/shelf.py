@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.library import Hit, Library
-from vab.media import read_audio
+from vab.library.library import Hit, Library
+from vab.media.reader import read_audio
 
 SHOWN = 2000  # points on the map
 HEARD = 10.0  # seconds of a sound that are played

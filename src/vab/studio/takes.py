@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vab.config import SAMPLE_RATE, DecodeConfig
-from vab.embed import agreement
-from vab.keep import Span
-from vab.media import mux, probe, write_wav
-from vab.pipeline import Audio, Progress, VABPipeline
-from vab.report import mel_picture, outline
+from vab.inference.embedder import agreement
+from vab.inference.html_report import mel_picture, outline
+from vab.inference.pipeline import Audio, Progress, VABPipeline
+from vab.inference.splice import Span
+from vab.media.container import mux
+from vab.media.reader import probe, write_wav
+from vab.models.hub import ModelError
 from vab.studio.uploads import MOST_SECONDS, Clip, write_picture
-from vab.weights import ModelError
 
 MOST_TAKES = 4  # made in one go
 WHOLE: Span = (0.0, math.inf)
@@ -60,7 +61,7 @@ class Take:
 
     @cached_property
     def outline(self) -> str:
-        """The waveform as the path of an SVG of ``vab.report.COLUMNS`` by -1..1."""
+        """The waveform as the path of an SVG of ``vab.inference.html_report.COLUMNS`` by -1..1."""
         return outline(self.waveform)
 
     def remove(self) -> None:

@@ -23,9 +23,10 @@ import av
 import numpy as np
 from PIL import Image
 
-from vab.images import open_image, read_pixels
-from vab.media import MediaError, atomic, probe, read_audio, read_frames
-from vab.mux import open_media, picture_of, picture_times, sound_of
+from vab.media.container import MediaError, open_media, picture_of, picture_times, sound_of
+from vab.media.image import open_image, read_pixels
+from vab.media.reader import probe, read_audio, read_frames
+from vab.utils.files import atomic
 
 MOST_BYTES = 200 << 20
 MOST_SECONDS = 60.0

@@ -1,0 +1,1 @@
+"""Waveform <-> tokens (section 3.1): the protocol, EnCodec, DAC and the bundled codec."""

@@ -1,0 +1,378 @@
+"""Neural audio codecs: waveform to tokens and back (section 3.1).
+
+EnCodec (AudioGen's, 4 codebooks of 2048) and DAC (12 codebooks of 1024) stand behind one protocol.
+Both run at 16 kHz with 320 samples per frame, which is 50 frames per second.
+
+Shapes: B batch, K codebooks, T audio frames, V codebook size, C codebook vector size, S samples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vab.config import HOP, SAMPLE_RATE, samples_to_frames
+
+if TYPE_CHECKING:
+    from transformers import DacModel, EncodecModel
+
+AUDIOCRAFT_FILE = "compression_state_dict.bin"
+ENCODEC_SOURCE = "facebook/audiogen-medium"
+DAC_SOURCE = "descript/dac_16khz"
+TINY_SOURCE = Path(__file__).parents[1] / "assets" / "vab-tiny"
+_HUB_FILES = ["config.json", "model.safetensors", "codec.json", "codec.safetensors", AUDIOCRAFT_FILE]
+
+
+class CodecError(Exception):
+    """A codec cannot be loaded. The message is one line that says why and what to do."""
+
+
+class Codec(Protocol):
+    """What every codec offers. Nothing here has state: the same input gives the same output."""
+
+    name: str
+    codebooks: int  # K
+    vocabulary: int  # V
+    dim: int  # C
+    hop: int  # samples per frame
+    sample_rate: int  # Hz
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Tokens int64 [B, K, ceil(S / hop)] of a mono waveform [B, S] in -1..1."""
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Waveform [B, hop * T] of tokens [B, k, T]; k may be any first k <= K codebooks."""
+
+    def codebook_vectors(self) -> Tensor:
+        """The codec's own vectors [K, V, C], as the lookup returns them."""
+
+    def to(self, device: str | torch.device) -> Self:
+        """Moves the codec; returns itself."""
+
+
+class EnCodec:
+    """EnCodec at 16 kHz, as AudioGen uses it, on a ``transformers.EncodecModel``."""
+
+    name = "encodec"
+    hop = HOP
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, model: EncodecModel) -> None:
+        config = model.config
+        _check_rates(config.sampling_rate, config.upsampling_ratios)
+        if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
+            raise CodecError("this EnCodec works on stereo, loudness or chunks; VAB needs the plain mono one")
+        self.model = model.eval()
+        self.codebooks: int = config.num_quantizers
+        self.vocabulary: int = config.codebook_size
+        self.dim: int = config.codebook_dim or config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Tokens int64 [B, K, ceil(S / 320)] of a waveform [B, S]."""
+        if waveform.shape[-1] == 0:
+            return waveform.new_zeros(len(waveform), self.codebooks, 0, dtype=torch.int64)
+        # Without a bandwidth transformers takes the smallest, which may be fewer codebooks.
+        bandwidth = self.model.config.target_bandwidths[-1]
+        return self.model.encode(waveform[:, None], bandwidth=bandwidth).audio_codes[0]
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Waveform [B, 320 * T] of tokens [B, k, T], k <= K."""
+        _check_tokens(tokens, self.codebooks, self.vocabulary)
+        if tokens.shape[-1] == 0:
+            return torch.zeros(len(tokens), 0, device=tokens.device)
+        return self.model.decode(tokens[None], [None]).audio_values[:, 0]
+
+    def codebook_vectors(self) -> Tensor:
+        """[K, V, C]."""
+        return torch.stack([layer.codebook.embed for layer in self.model.quantizer.layers]).clone()
+
+    def to(self, device: str | torch.device) -> Self:
+        self.model.to(device)
+        return self
+
+
+class DAC:
+    """Descript's codec at 16 kHz on a ``transformers.DacModel``.
+
+    ``codebook_vectors`` are the un-normalised rows: DAC normalises both sides for the search only.
+    """
+
+    name = "dac"
+    hop = HOP
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, model: DacModel) -> None:
+        config = model.config
+        # config.hop_length is not to be trusted: the Hub's file says 512.
+        _check_rates(config.sampling_rate, config.downsampling_ratios)
+        self.model = model.eval()  # in train mode the quantizer may drop codebooks
+        self.codebooks: int = config.n_codebooks
+        self.vocabulary: int = config.codebook_size
+        self.dim: int = config.codebook_dim
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Tokens int64 [B, K, ceil(S / 320)] of a waveform [B, S]; the last frame is filled with silence."""
+        samples = waveform.shape[-1]
+        if samples == 0:
+            return waveform.new_zeros(len(waveform), self.codebooks, 0, dtype=torch.int64)
+        filled = F.pad(waveform, (0, samples_to_frames(samples) * HOP - samples))
+        return self.model.encode(filled[:, None]).audio_codes
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Waveform [B, 320 * T] of tokens [B, k, T], k <= K.
+
+        The network itself returns 8 samples fewer (its transposed convolution of stride 5 trims one
+        too many), so the end is filled with zeros.
+        """
+        _check_tokens(tokens, self.codebooks, self.vocabulary)
+        frames = tokens.shape[-1]
+        if frames == 0:
+            return torch.zeros(len(tokens), 0, device=tokens.device)
+        waveform = self.model.decode(audio_codes=tokens).audio_values
+        return F.pad(waveform, (0, HOP * frames - waveform.shape[-1]))
+
+    def codebook_vectors(self) -> Tensor:
+        """[K, V, C]."""
+        return torch.stack([q.codebook.weight.detach() for q in self.model.quantizer.quantizers])
+
+    def to(self, device: str | torch.device) -> Self:
+        self.model.to(device)
+        return self
+
+
+def load_codec(
+    name: Literal["encodec", "dac", "tiny"],
+    source: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Codec:
+    """The codec of that name, on ``device``.
+
+    ``source`` is a local file or folder, or a Hub id. Without one: AudioGen's EnCodec
+    (``compression_state_dict.bin`` of facebook/audiogen-medium), descript/dac_16khz, or the small
+    codec inside the package. EnCodec is read in audiocraft's layout or in transformers' own.
+    Raises ``CodecError`` if it cannot be found or is not the codec named.
+    """
+    if name == "encodec":
+        path = _find(source or ENCODEC_SOURCE)
+        if path.is_dir() and (path / AUDIOCRAFT_FILE).is_file():
+            path = path / AUDIOCRAFT_FILE
+        model = _read_transformers(path, "encodec") if path.is_dir() else read_audiocraft(path)
+        return EnCodec(model).to(device)
+    if name == "dac":
+        return DAC(_read_transformers(_find(source or DAC_SOURCE), "dac")).to(device)
+    if name == "tiny":
+        from vab.codecs.tiny import TinyCodec
+
+        folder = _find(source or TINY_SOURCE)
+        try:
+            return TinyCodec.from_pretrained(folder).to(device)
+        except Exception as error:  # JSON, safetensors and torch each raise their own kinds
+            raise CodecError(f"{folder} holds no small codec: {_one_line(error)}") from error
+    raise CodecError(f"no codec is called {name!r}; there are: encodec, dac, tiny")
+
+
+def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 50) -> Iterator[Tensor]:
+    """Decodes tokens [K, T] of any length piece by piece: waveforms [S_i], 320 * T samples in all.
+
+    Chunks of ``chunk`` frames share ``overlap`` frames with the next; no more than one chunk is held.
+    The seam is a linear cross-fade (both sides are the same sound, so their amplitudes add) over the
+    middle half of what is shared; the outer quarters, next to a chunk's edge, serve as context only.
+    Up to ``chunk`` frames the result is ``codec.decode``'s.
+    """
+    if not 0 <= overlap < chunk:
+        raise ValueError(f"overlap must be at least 0 and less than chunk: {overlap}, {chunk}")
+    total = tokens.shape[-1]
+    shared = overlap * codec.hop
+    tail: Tensor | None = None
+    start = 0
+    while True:
+        stop = min(start + chunk, total)
+        waveform = codec.decode(tokens[None, :, start:stop])[0]
+        if tail is not None:
+            steps = torch.arange(shared, device=waveform.device, dtype=waveform.dtype) + 0.5
+            fade = (2 * steps / max(shared, 1) - 0.5).clamp(0, 1)
+            waveform = torch.cat([torch.lerp(tail, waveform[:shared], fade), waveform[shared:]])
+        if stop == total:
+            yield waveform
+            return
+        cut = len(waveform) - shared
+        yield waveform[:cut]
+        tail = waveform[cut:].clone()  # so that the rest of the chunk can be freed
+        start = stop - overlap
+
+
+def read_audiocraft(path: Path) -> EncodecModel:
+    """An EnCodec from audiocraft's exported file, as a transformers model with the same numbers.
+
+    The file holds ``best_state`` (tensors) and ``xp.cfg`` (YAML). It is read without running any
+    code from it. ``seanet.pad_mode`` comes from the file: the wrong one changes the clip's edges.
+    """
+    from transformers import EncodecModel
+
+    package = _unpickle(path)
+    if "pretrained" in package:
+        raise CodecError(
+            f"{path} is only a pointer to {package['pretrained']!r}, it holds no weights: "
+            f"put the {AUDIOCRAFT_FILE} of {ENCODEC_SOURCE} there or pass its path with --codec-path"
+        )
+    if not {"best_state", "xp.cfg"} <= set(package):
+        raise CodecError(f"{path} is not an exported audiocraft codec: it has no best_state and xp.cfg")
+    model = EncodecModel(_audiocraft_config(package["xp.cfg"], path))
+    state = {_rename(key): value for key, value in package["best_state"].items()}
+    try:
+        found = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise CodecError(f"{path} does not fit its own xp.cfg: {_one_line(error)}") from error
+    if found.missing_keys or found.unexpected_keys:
+        raise CodecError(
+            f"{path} does not fit EnCodec: {len(found.missing_keys)} missing {found.missing_keys[:3]}, "
+            f"{len(found.unexpected_keys)} unexpected {found.unexpected_keys[:3]}"
+        )
+    return model
+
+
+_RENAMES = (
+    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+    (r"\.(conv|convtr)\.\1\.", ".conv."),
+    (r"^quantizer\.vq\.layers\.", "quantizer.layers."),
+    (r"\._codebook\.", ".codebook."),
+)
+
+
+def _rename(key: str) -> str:
+    """audiocraft's name of a tensor -> transformers' (torch itself maps ``weight_g``, ``weight_v``)."""
+    for pattern, new in _RENAMES:
+        key = re.sub(pattern, new, key)
+    return key
+
+
+def _audiocraft_config(text: str, path: Path) -> Any:
+    """``EncodecConfig`` of an ``xp.cfg``."""
+    import yaml
+    from transformers import EncodecConfig
+
+    try:
+        root = yaml.safe_load(text)
+
+        def value(name: str) -> Any:
+            node = root
+            for part in name.split("."):
+                node = node[part]
+            # the exporter keeps references such as ${sample_rate} unresolved
+            reference = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
+            return value(reference[1]) if reference else node
+
+        ratios, rate, bins = value("seanet.ratios"), value("sample_rate"), value("rvq.bins")
+        frame_rate, bits = math.ceil(rate / math.prod(ratios)), math.ceil(math.log2(bins))
+        return EncodecConfig(
+            sampling_rate=rate,
+            audio_channels=value("channels"),
+            normalize=value("encodec.renormalize"),
+            target_bandwidths=[value("rvq.n_q") * frame_rate * bits / 1000],
+            codebook_size=bins,
+            hidden_size=value("seanet.dimension"),
+            num_filters=value("seanet.n_filters"),
+            num_residual_layers=value("seanet.n_residual_layers"),
+            upsampling_ratios=ratios,
+            norm_type=value("seanet.norm"),
+            kernel_size=value("seanet.kernel_size"),
+            last_kernel_size=value("seanet.last_kernel_size"),
+            residual_kernel_size=value("seanet.residual_kernel_size"),
+            dilation_growth_rate=value("seanet.dilation_base"),
+            use_causal_conv=value("seanet.causal"),
+            pad_mode=value("seanet.pad_mode"),
+            use_conv_shortcut=not value("seanet.true_skip"),
+            compress=value("seanet.compress"),
+            num_lstm_layers=value("seanet.lstm"),
+            trim_right_ratio=value("seanet.decoder.trim_right_ratio"),
+        )
+    except KeyError as error:
+        raise CodecError(f"{path}: its xp.cfg does not say {error}, so it is no EnCodec") from error
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise CodecError(f"{path}: its xp.cfg cannot be understood: {_one_line(error)}") from error
+
+
+def _unpickle(path: Path) -> Mapping[str, Any]:
+    """A file of ``torch.save`` that holds tensors and plain values only."""
+    try:
+        package = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of another kind can fail anywhere in the reader
+        raise CodecError(
+            f"{path} cannot be read as plain tensors (nothing else is loaded from it, for safety): "
+            f"{_one_line(error)}"
+        ) from error
+    if not isinstance(package, Mapping):
+        raise CodecError(f"{path} is not an exported audiocraft codec: it holds a {type(package).__name__}")
+    return package
+
+
+def _read_transformers(folder: Path, kind: Literal["encodec", "dac"]) -> Any:
+    """A transformers model of that kind from a folder of ``save_pretrained``; every weight must be there."""
+    from transformers import DacModel, EncodecModel
+
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CodecError(f"{folder} has no config.json; pass the codec's own folder with --codec-path")
+    found = json.loads(config.read_text()).get("model_type")
+    if found != kind:
+        raise CodecError(f"{folder} holds a model of type {found!r}, not {kind!r}")
+    network: Any = {"encodec": EncodecModel, "dac": DacModel}[kind]
+    try:
+        model, report = network.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CodecError(f"{folder} cannot be loaded as {kind}: {_one_line(error)}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CodecError(f"{folder} lacks {len(missing)} weights of {kind}, such as {missing[0]}")
+    return model
+
+
+def _find(source: str | Path) -> Path:
+    """A local file or folder as it is; otherwise the Hub repository of that name, downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=_HUB_FILES))
+    except HFValidationError as error:
+        raise CodecError(f"there is no codec at {source}; put the file there or pass --codec-path") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CodecError(
+            f"no codec at {source}: it is no local file, and it cannot be downloaded from the Hub "
+            f"({_one_line(error)}); download it elsewhere and pass --codec-path"
+        ) from error
+
+
+def _check_rates(sample_rate: int, ratios: list[int] | tuple[int, ...]) -> None:
+    hop = math.prod(ratios)
+    if (sample_rate, hop) != (SAMPLE_RATE, HOP):
+        raise CodecError(
+            f"this codec has {sample_rate} Hz and {hop} samples per frame; VAB needs {SAMPLE_RATE} and {HOP}"
+        )
+
+
+def _check_tokens(tokens: Tensor, codebooks: int, vocabulary: int) -> None:
+    if tokens.ndim != 3 or not 1 <= tokens.shape[1] <= codebooks:
+        raise ValueError(f"tokens must be [B, 1..{codebooks}, T], not {list(tokens.shape)}")
+    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocabulary):
+        raise ValueError(f"tokens must lie in 0..{vocabulary - 1}; is a [MASK] left?")
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of an error's message, which may be pages long."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,257 @@
+"""What all official sets share: reading lists, finding their media on disk, and a report of what is left."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from vab.data.manifest import Clip
+from vab.media.container import MediaError, open_media, picture_of, sound_of
+from vab.media.inputs import copies
+from vab.media.reader import read_frames
+
+VIDEO = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".mpeg"))
+AUDIO = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"))
+STILL = 0.5  # grey levels of 255, mean over a frame; compressed photos reach 0.4, real video 1 and more
+STILL_FPS = 1.3  # frames compared; what comes back every second, like a clock's hand, must not look still
+STILL_SIDE = 64  # pixels of the short side that are compared
+STILL_SECONDS = 10.0  # of a clip whose length the list does not say
+CHUNK = 4096  # clips handed to the threads at once
+
+Finding = Literal["good", "silent", "still", "unreadable"]
+Index = dict[str, dict[str, str]]  # name without ending -> audio, video -> path
+
+
+class ListError(ValueError):
+    """An official list or folder that cannot be used; the message is one line: its name and the reason."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip of an official list."""
+
+    id: str
+    names: tuple[str, ...]  # file names without ending under which it may lie, the likeliest first
+    label: str
+    split: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the rows of a list: left + duplicates + gone + silent + still frames + unreadable."""
+
+    listed: int  # rows of the list, of the subset asked for
+    left: int  # clips in the manifest
+    gone: int  # no file of that name is there
+    duplicates: int  # rows whose id stands in the list already
+    silent: int  # files without a sound stream
+    still_frames: int | None  # clips whose picture never moves, left out; None: nobody looked
+    unreadable: dict[str, str]  # id -> reason
+    copies: dict[str, str]  # clips, not left out, whose file has the bytes of another one's: id -> that id
+
+    def text(self) -> str:
+        """One line for people."""
+        counts = [
+            (self.gone, "gone"),
+            (self.duplicates, "listed twice"),
+            (self.silent, "without sound"),
+            (self.still_frames or 0, "still frames"),
+            (len(self.unreadable), "unreadable"),
+        ]
+        out = ", ".join(f"{count} {what}" for count, what in counts if count)
+        copies = f"; {len(self.copies)} are copies of another's file" if self.copies else ""
+        return f"{self.left} clips of {self.listed} listed{f' ({out})' if out else ''}{copies}"
+
+
+def read_text(path: str | Path) -> str:
+    """A list's text; ``ListError`` if it is missing or not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ListError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ListError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+
+
+def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of a csv file without comments (``#``) and empty lines; else ``ListError``."""
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, strict=True)
+    try:
+        for fields in reader:
+            if fields and not fields[0].startswith("#"):
+                yield reader.line_num, [field.strip() for field in fields]
+    except csv.Error as error:
+        raise ListError(f"{path}: line {reader.line_num}: {error}") from None
+
+
+def read_table(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, field of each column) of a csv file with a header; ``ListError`` if one is missing."""
+    rows = read_csv(path)
+    _, header = next(rows, (0, []))
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise ListError(f"{path}: line 1: no column {', '.join(missing)}; needed: {','.join(columns)}")
+    for line, fields in rows:
+        if len(fields) != len(header):
+            raise ListError(f"{path}: line {line}: {len(fields)} fields, the header has {len(header)}")
+        yield line, dict(zip(header, fields, strict=True))
+
+
+def segment_names(ytid: str, start: float, end: float) -> tuple[str, ...]:
+    """Names that the usual downloaders give to ``start`` to ``end`` seconds of a YouTube video.
+
+    Whole seconds padded to six places or plain, milliseconds, and seconds with three decimals, with or
+    without the end.
+    """
+    shapes = [(f"{time:06.0f}", f"{time:.0f}", f"{time * 1000:.0f}", f"{time:.3f}") for time in (start, end)]
+    stems = [*shapes[0], *(f"{a}_{b}" for a, b in zip(*shapes, strict=True))]
+    return tuple(f"{ytid}_{stem}" for stem in dict.fromkeys(stems))
+
+
+def media_index(folder: str | Path, endings: Iterable[str] = VIDEO | AUDIO) -> Index:
+    """Every media file of a folder and below, in one walk; of two with the same name and kind the first.
+
+    Hidden files and folders are not looked at. ``ListError`` if there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise ListError(f"{folder}: no such folder")
+    wanted = frozenset(endings)
+    index: Index = {}
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for file in sorted(files):
+            stem, ending = os.path.splitext(file)
+            if ending.lower() in wanted and not file.startswith("."):
+                kind = "audio" if ending.lower() in AUDIO else "video"
+                index.setdefault(stem, {}).setdefault(kind, os.path.join(place, file))
+    return index
+
+
+def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) -> tuple[list[Clip], Report]:
+    """The clips of a list whose media lie in ``folder`` or below, in the list's order, and what is left.
+
+    A file is the clip: it has been cut already. A sound and a picture of the same name are one clip.
+    """
+    index = media_index(folder)
+    candidates: list[Clip] = []
+    seen: set[str] = set()
+    listed = gone = 0
+    for row in rows:
+        listed += 1
+        if row.id in seen:
+            continue
+        seen.add(row.id)
+        files = next((index[name] for name in row.names if name in index), None)
+        if files is None:
+            gone += 1
+            continue
+        audio, video = (Path(files[kind]) if kind in files else None for kind in ("audio", "video"))
+        candidates.append(Clip(row.id, audio, video, 0.0, row.seconds, row.label, row.split))
+    return examine(candidates, listed, gone, listed - len(seen), drop_still)
+
+
+def examine(
+    candidates: Sequence[Clip], listed: int, gone: int = 0, duplicates: int = 0, drop_still: bool = False
+) -> tuple[list[Clip], Report]:
+    """Open every candidate's files: clips with a sound that can be opened, and what became of the others.
+
+    A clip without a sound file gets the sound of its video. With ``drop_still`` clips whose picture never
+    moves (``is_still``) are left out; that decodes a frame a second.
+    """
+    clips: list[Clip] = []
+    unreadable: dict[str, str] = {}
+    counts: dict[Finding, int] = {"silent": 0, "still": 0}
+
+    def look(clip: Clip) -> tuple[Finding, Clip, str]:
+        return _look(clip, drop_still)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        chunks = (candidates[n : n + CHUNK] for n in range(0, len(candidates), CHUNK))
+        looked = chain.from_iterable(pool.map(look, chunk) for chunk in chunks)
+        silent, console = not sys.stderr.isatty(), Console(stderr=True)
+        for finding, clip, reason in track(looked, "look", len(candidates), console=console, disable=silent):
+            if finding == "good":
+                clips.append(clip)
+            elif finding == "unreadable":
+                unreadable[clip.id] = reason
+            else:
+                counts[finding] += 1
+    report = Report(
+        listed=listed,
+        left=len(clips),
+        gone=gone,
+        duplicates=duplicates,
+        silent=counts["silent"],
+        still_frames=counts["still"] if drop_still else None,
+        unreadable=unreadable,
+        copies=copied(clips),
+    )
+    return clips, report
+
+
+def _look(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
+    """What one clip is like, the clip with the streams it has, and the reason if it cannot be read."""
+    try:
+        streams = {path: _streams(path) for path in (clip.audio, clip.video) if path is not None}
+        clip = replace(
+            clip,
+            audio=next((path for path, (_, heard) in streams.items() if heard), None),
+            video=clip.video if clip.video is not None and streams[clip.video][0] else None,
+        )
+        if clip.audio is None:
+            return "silent", clip, ""
+        if drop_still and clip.video is not None and is_still(clip.video, clip.seconds, clip.start):
+            return "still", clip, ""
+    except MediaError as error:
+        return "unreadable", clip, str(error)
+    except Exception as error:  # one clip out of a million must not end the run
+        return "unreadable", clip, f"{clip.video or clip.audio}: {type(error).__name__}: {error}"
+    return "good", clip, ""
+
+
+def _streams(path: Path) -> tuple[bool, bool]:
+    """Whether a file has a picture and a sound stream; ``MediaError`` if it cannot be opened or has none."""
+    with open_media(path) as container:
+        found = picture_of(container) is not None, sound_of(container) is not None
+    if not any(found):
+        raise MediaError(f"{path}: has neither a video nor an audio stream")
+    return found
+
+
+def is_still(path: str | Path, seconds: float | None = None, start: float = 0.0) -> bool:
+    """Whether the picture never moves in ``seconds`` from ``start`` on.
+
+    That is, no frame differs from the one about a second before by ``STILL``. VGGSound holds some 6,000 such
+    clips (hche11/VGGSound#6). Compared are small frames, so that the noise of compression does not count.
+    ``MediaError`` if there is no picture.
+    """
+    before: np.ndarray | None = None
+    for pixels in read_frames(path, STILL_FPS, start, seconds or STILL_SECONDS, size=STILL_SIDE):
+        frame = pixels.astype(np.int16)
+        if before is not None and np.abs(frame - before).mean() >= STILL:
+            return False
+        before = frame
+    return True
+
+
+def copied(clips: Sequence[Clip]) -> dict[str, str]:
+    """Clips whose file has the same bytes as that of an earlier one: id -> the earlier one's id."""
+    owners: dict[Path, str] = {}
+    for clip in clips:
+        path = clip.video or clip.audio
+        assert path is not None
+        owners.setdefault(path, clip.id)  # several clips may be windows of one file
+    return {owners[path]: owners[first] for path, first in copies(owners).items()}

@@ -1,0 +1,89 @@
+"""A folder of media -> clips of a manifest."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from vab.data.datasets.common import is_still
+from vab.data.manifest import Clip
+from vab.media.container import MediaError
+from vab.media.reader import MediaInfo, probe
+from vab.utils.provenance import sha256
+
+SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+SHORTEST = 1.0  # seconds; a shorter rest at the end of a long file is left out
+
+
+def folder_clips(
+    root: str | Path, seconds: float = 10.0, dev_share: float = 0.1, drop_still: bool = False
+) -> tuple[list[Clip], dict[Path, str], list[str]]:
+    """Clips of every media file under ``root``, the files left out with the reason, and still clips left out.
+
+    A file longer than the window of ``seconds`` becomes several clips ``id#0``, ``id#1`` ... that do not
+    overlap. A sound and a picture with the same name in the same folder (``dog.wav``, ``dog.mp4``) are one
+    clip. The label is the name of the file's folder, the split that of the first folder if it is called
+    train, dev, val or test; else ``dev_share`` of the files, chosen by a hash of their names, are dev.
+    Hidden files are not looked at. With ``drop_still`` clips of videos whose picture never moves
+    (``common.is_still``) are left out; photos stay. ``NotADirectoryError`` if ``root`` is no folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root}: no such folder")
+    groups: dict[Path, dict[str, MediaInfo]] = {}
+    left_out: dict[Path, str] = {}
+    for path in sorted(root.rglob("*")):
+        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue
+        try:
+            info = probe(path)
+        except MediaError as error:
+            left_out[path] = str(error)
+            continue
+        kind = "audio" if info.kind == "audio" else "video"
+        group = groups.setdefault(path.with_suffix(""), {})
+        if kind in group:  # a second one of the same name stands alone
+            groups[path] = {kind: info}
+        else:
+            group[kind] = info
+    clips: list[Clip] = []
+    still: list[str] = []
+    for group in groups.values():
+        video = group.get("video")
+        for clip in _clips(root, group.get("audio"), video, seconds, dev_share):
+            filmed = video.path if video is not None and video.kind == "video" else None
+            if drop_still and filmed and is_still(filmed, clip.seconds, clip.start):
+                still.append(clip.id)
+            else:
+                clips.append(clip)
+    return clips, left_out, still
+
+
+def _clips(
+    root: Path, audio: MediaInfo | None, video: MediaInfo | None, window: float, dev_share: float
+) -> list[Clip]:
+    """The clips of one sound, one picture, or both."""
+    main = video or audio
+    assert main is not None
+    if audio is None and main.has_audio:
+        audio = main
+    length = max(info.seconds for info in (audio, video) if info is not None)
+    name = main.path.relative_to(root)
+    share = int(sha256(name.as_posix())[:8], 16) / 0x100000000
+    split = SPLITS.get(name.parts[0].lower()) if len(name.parts) > 1 else None
+    label = name.parts[-2] if len(name.parts) > (1 if split is None else 2) else ""
+    count = max(1, math.floor(length / window))
+    if length - count * window >= SHORTEST:
+        count += 1
+    return [
+        Clip(
+            id=name.as_posix() + (f"#{n}" if count > 1 else ""),
+            audio=audio.path if audio else None,
+            video=video.path if video else None,
+            start=n * window,
+            seconds=min(window, length - n * window) or None,
+            label=label,
+            split=split or ("dev" if share < dev_share else "train"),
+        )
+        for n in range(count)
+    ]

@@ -1,0 +1,35 @@
+"""MSR-VTT: the clips of its test split that have a sound, for zero-shot retrieval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vab.data.datasets.common import ListError, Report, Row, gather, read_text
+from vab.data.manifest import Clip
+
+
+def read_list(path: str | Path) -> list[Row]:
+    """Rows of the split test of ``test_videodatainfo.json`` or of a file with all splits (2,990 clips).
+
+    ``ListError`` if it is not that, or has no clip of the split test.
+    """
+    try:
+        videos = json.loads(read_text(path))["videos"]
+        tests = [str(video["video_id"]) for video in videos if video["split"] == "test"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise ListError(
+            f'{path}: not json like {{"videos": [{{"video_id": "video0", "split": "test"}}]}}'
+        ) from None
+    if not tests:
+        raise ListError(f"{path}: none of its {len(videos)} videos is of the split test")
+    return [Row(name, (name,), "", "test") for name in tests]
+
+
+def msrvtt_clips(
+    listing: str | Path, media: str | Path, drop_still: bool = False
+) -> tuple[list[Clip], Report]:
+    """Clips ``video7010.mp4`` ... of the test split that are there and have a sound, and what became of the
+    others. There are no labels; a clip is as long as its file (10 to 32 s).
+    """
+    return gather(read_list(listing), media, drop_still)

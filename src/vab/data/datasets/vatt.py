@@ -1,0 +1,144 @@
+"""VATT's published latents of VGGSound (DragonLiu1995/video-to-audio-through-text) -> a store.
+
+Two archives, one ``<id>_<start>.npy`` per clip in each: EnCodec tokens (500, 4) of AudioGen's 16 kHz codec,
+and EVA02-CLIP features (about 50, 768) at 5 frames a second. The image encoder is the one for 336 pixels: a
+model trained on the store names it, ``--model.vision eva02-clip-l-336``.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.config import audio_frames, video_frames
+from vab.data.datasets.common import Index, ListError, Report, Row, media_index
+from vab.data.datasets.vggsound import read_list
+from vab.data.store import Latents, LatentStore, StoreMeta
+
+SECONDS = 10.0
+FPS = 5.0
+CODEBOOKS, VOCABULARY, VISION_DIM = 4, 2048, 768
+FRAMES = audio_frames(SECONDS)
+SHARD_CLIPS = 512
+VISION_FINGERPRINT = "VATT's archive, eva02_large_patch14_clip_336.merged2b_s6b_b61k"
+CODEC_FINGERPRINT = "VATT's archive, EnCodec 16 kHz of facebook/audiogen-medium"
+
+
+def vatt_store(
+    listing: str | Path,
+    tokens: str | Path,
+    features: str | Path,
+    out: str | Path,
+    codebook_vectors: NDArray[np.float32],
+) -> Report:
+    """Bring VATT's two folders into the store ``out`` (made, or gone on with: known ids are skipped).
+
+    ``listing`` is an official list of VGGSound: the archives say neither label nor split. A clip that lacks
+    one of its files is gone. ``codebook_vectors`` [4, 2048, C] are EnCodec's. ``ListError``, ``StoreError``.
+    """
+    vectors = np.asarray(codebook_vectors)
+    if vectors.shape[:2] != (CODEBOOKS, VOCABULARY):
+        raise ListError(
+            f"the codec has {vectors.shape[0]} codebooks of {vectors.shape[1]}, "
+            f"VATT's tokens come from {CODEBOOKS} of {VOCABULARY}"
+        )
+    rows = read_list(listing)
+    once: dict[str, Row] = {}
+    for row in rows:
+        once.setdefault(row.id, row)
+    folders = [media_index(folder, [".npy"]) for folder in (tokens, features)]
+    there = [row for row in once.values() if all(_file(row, folder) for folder in folders)]
+    if not there:
+        raise ListError(f"{tokens}, {features}: hold none of the {len(rows)} clips of {listing}")
+    meta = StoreMeta(
+        codec="encodec",
+        vision="eva02-clip-l-336",
+        codebooks=CODEBOOKS,
+        vocabulary=VOCABULARY,
+        codebook_dim=vectors.shape[2],
+        vision_dim=VISION_DIM,
+        seconds=SECONDS,
+        fps=FPS,
+        codec_fingerprint=CODEC_FINGERPRINT,
+        vision_fingerprint=VISION_FINGERPRINT,
+    )
+    store = LatentStore.create(out, meta, vectors)
+    unreadable: dict[str, str] = {}
+    with store.writing():
+        known = set(store.ids)
+        wanted = (row for row in there if row.id not in known)
+        while part := list(islice(wanted, SHARD_CLIPS)):
+            store.add([clip for row in part if (clip := _clip(row, folders, unreadable)) is not None])
+    return Report(
+        listed=len(rows),
+        left=len(there) - len(unreadable),
+        gone=len(once) - len(there),
+        duplicates=len(rows) - len(once),
+        silent=0,
+        still_frames=None,
+        unreadable=unreadable,
+        copies={},
+    )
+
+
+def _file(row: Row, folder: Index) -> Path | None:
+    files = next((folder[name] for name in row.names if name in folder), None)
+    return None if files is None else Path(files["video"])  # the index calls what is no sound a video
+
+
+def _clip(row: Row, folders: list[Index], unreadable: dict[str, str]) -> Latents | None:
+    tokens, features = (_file(row, folder) for folder in folders)
+    assert tokens is not None and features is not None
+    try:
+        values, real = read_features(features)
+        return Latents(
+            id=row.id,
+            label=row.label,
+            split=row.split,
+            tokens=read_tokens(tokens),
+            features=values,
+            real_features=real,
+        )
+    except ListError as error:
+        unreadable[row.id] = str(error)
+        return None
+
+
+def read_tokens(path: str | Path) -> NDArray[np.uint16]:
+    """Tokens uint16 [K, T] of a file that holds integers [T, K] = (500, 4) below 2048."""
+    values = _read(path)
+    if values.shape != (FRAMES, CODEBOOKS) or values.dtype.kind not in "iu":
+        raise ListError(f"{path}: {values.dtype} {values.shape}, not integers {(FRAMES, CODEBOOKS)}")
+    if values.min() < 0 or values.max() >= VOCABULARY:
+        raise ListError(f"{path}: tokens {values.min()} to {values.max()}, not 0 to {VOCABULARY - 1}")
+    return values.T.astype(np.uint16)
+
+
+def read_features(path: str | Path) -> tuple[NDArray[np.float16], int]:
+    """Features float16 [F, 768] and how many of the F are the clip's own, of a file (about 50, 768).
+
+    F is 50: more are cut off, the last of fewer is repeated.
+    """
+    values = _read(path)
+    if values.ndim != 2 or values.shape[1] != VISION_DIM or not len(values) or values.dtype.kind != "f":
+        raise ListError(f"{path}: {values.dtype} {values.shape}, not numbers (frames, {VISION_DIM})")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float16)
+    if not np.isfinite(values).all():
+        raise ListError(f"{path}: holds values that are no numbers, or too large")
+    places = video_frames(SECONDS, FPS)
+    real = min(len(values), places)
+    return values[np.minimum(np.arange(places), real - 1)], real
+
+
+def _read(path: str | Path) -> NDArray:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ListError(f"{path}: not a readable npy file ({' '.join(str(error).split())})") from None
+    if not isinstance(values, np.ndarray):
+        raise ListError(f"{path}: not a plain npy file")
+    return values

@@ -1,0 +1,281 @@
+"""Media -> latents: the once-per-clip work (section 3.1), resumable and safe to kill."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from vab.codecs.codec import Codec
+from vab.codecs.tiny import TinyCodec
+from vab.config import SAMPLE_RATE, samples_to_frames, video_frames
+from vab.data.manifest import Clip, read_manifest
+from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.media.container import MediaError
+from vab.media.image import moving_crop
+from vab.media.reader import probe, read_audio, read_frames
+from vab.utils.files import write_whole
+from vab.utils.provenance import sha256
+from vab.vision import VisionEncoder
+
+Fill = Literal["zero", "repeat"]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a run of ``extract`` did."""
+
+    done: int  # clips written now
+    present: int  # clips that the store had already
+    failed: dict[str, str]  # id -> reason; also in the store's failures.csv
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One clip's raw streams."""
+
+    clip: Clip
+    waveform: NDArray[np.float32] | None  # [S]
+    frames: list[NDArray[np.uint8]]  # each [H, W, 3]; none if the clip has no picture
+    looped: list[int]  # for each of the window's F places, the frame that stands there
+    real_tokens: int = 0  # how many of the window's T and F places are the clip's own
+    real_features: int = 0
+
+
+def extract(
+    manifest: str | Path,
+    out: str | Path,
+    codec: Codec,
+    vision: VisionEncoder,
+    *,
+    seconds: float,
+    fps: float,
+    fill: Fill = "zero",
+    device: str | torch.device = "cpu",
+    batch_clips: int = 16,
+    shard_clips: int = 512,
+) -> Extraction:
+    """Bring every clip of a manifest into the store ``out`` (made, or gone on with: known ids are skipped).
+
+    Each clip becomes tokens [K, T] of all the codec's codebooks and features [F, dim] at ``fps`` a second,
+    both for a window of exactly ``seconds``. A video that is shorter repeats its last feature; a sound that
+    is shorter is followed by silence, or with ``fill="repeat"`` both streams start again.
+    An image gets a slow moving crop, seeded by the clip's id. A clip that cannot be read is listed in
+    ``failures.csv`` and tried again by the next run.
+    Raises ``ManifestError``, and ``StoreError`` if the store was made with other settings or weights.
+    """
+    clips = read_manifest(manifest)
+    meta = replace(
+        latents_meta(codec, vision, seconds, fps, fill),
+        codec_fingerprint=weights_fingerprint(codec),
+        vision_fingerprint=weights_fingerprint(vision),
+    )
+    vectors = codec.codebook_vectors()
+    store = LatentStore.create(out, meta, vectors.cpu().numpy())
+    codec.to(device)
+    vision.to(device)
+    with store.writing():
+        known = set(store.ids)
+        wanted = [clip for clip in clips if clip.id not in known]
+        failed: dict[str, str] = {}
+        pending: list[Decoded] = []
+        rows: list[Latents] = []
+        side = vision.size * 8 // 7  # a little more than the network sees; encoders crop and resize
+        with _progress(len(clips), len(clips) - len(wanted)) as advance:
+            for clip, result in read_ahead(wanted, meta, side, batch_clips):
+                if isinstance(result, Decoded):
+                    pending.append(result)
+                else:
+                    failed[clip.id] = result
+                # batches end where shards end, so a resumed run makes the same ones
+                if len(pending) == batch_clips or len(rows) + len(pending) == shard_clips:
+                    rows += encode(pending, codec, vision, meta, device)
+                    pending = []
+                if len(rows) == shard_clips:
+                    store.add(rows)
+                    rows = []
+                    _write_failures(store.directory, failed)
+                advance(len(failed))
+            store.add(rows + encode(pending, codec, vision, meta, device))
+        _write_failures(store.directory, failed)
+    return Extraction(len(wanted) - len(failed), len(clips) - len(wanted), failed)
+
+
+def latents_meta(
+    codec: Codec, vision: VisionEncoder, seconds: float, fps: float, fill: Fill = "zero"
+) -> StoreMeta:
+    """What latents of these two for windows of ``seconds`` look like; without fingerprints."""
+    codebooks, vocabulary, dim = codec.codebook_vectors().shape
+    return StoreMeta(
+        codec=codec.name,
+        vision=vision.name,
+        codebooks=codebooks,
+        vocabulary=vocabulary,
+        codebook_dim=dim,
+        vision_dim=vision.dim,
+        seconds=float(seconds),
+        fps=float(fps),
+        fill=fill,
+    )
+
+
+def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
+    """The streams of one clip: a waveform of exactly the window, frames of about ``side`` pixels.
+
+    ``MediaError`` if a file cannot be read, ends before the clip starts, or holds no numbers.
+    """
+    samples = round(meta.seconds * SAMPLE_RATE)
+    waveform = None
+    real_tokens, places = 0, video_frames(meta.seconds, meta.fps)
+    if clip.audio is not None:
+        waveform = read_audio(clip.audio, clip.start, _length(clip, clip.audio, meta.seconds))
+        if not np.isfinite(waveform).all():
+            raise MediaError(f"{clip.audio}: the sound holds values that are not numbers")
+        if meta.fill == "repeat":
+            waveform = np.resize(waveform, samples)
+        real_tokens = samples_to_frames(min(len(waveform), samples))
+        waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+    if clip.video is None:
+        return Decoded(clip, waveform, [], [], real_tokens)
+    if _info(clip.video).kind == "image":
+        picture = next(read_frames(clip.video, meta.fps))
+        seed = int(sha256(clip.id)[:8], 16)
+        crops = list(moving_crop(picture, places, seed, side))
+        return Decoded(clip, waveform, crops, list(range(places)), real_tokens, places)
+    length = _length(clip, clip.video, meta.seconds)
+    frames = list(read_frames(clip.video, meta.fps, clip.start, length, size=side))
+    times = np.arange(places) / meta.fps
+    if meta.fill == "repeat":
+        times %= length
+    looped = np.minimum((times * meta.fps + 1e-6).astype(int), len(frames) - 1)
+    real = places if meta.fill == "repeat" else min(places, video_frames(length, meta.fps))
+    return Decoded(clip, waveform, frames, looped.tolist(), real_tokens, real)
+
+
+@torch.no_grad()
+def encode(
+    batch: list[Decoded], codec: Codec, vision: VisionEncoder, meta: StoreMeta, device: str | torch.device
+) -> list[Latents]:
+    """Latents of decoded clips, in their order."""
+    frames = meta.token_shape[1]
+    waveforms = [item.waveform for item in batch if item.waveform is not None]
+    tokens: Iterator[NDArray[np.uint16]] = iter(())
+    if waveforms:
+        codes = codec.encode(torch.from_numpy(np.stack(waveforms)).to(device))[:, :, :frames]
+        tokens = iter(codes.cpu().numpy().astype(np.uint16))
+    features = np.zeros((0, vision.dim), np.float16)
+    if any(item.frames for item in batch):
+        stream = chain.from_iterable(item.frames for item in batch)
+        features = vision.encode(stream).cpu().numpy().astype(np.float16)
+    ends = np.cumsum([len(item.frames) for item in batch])
+    return [
+        Latents(
+            item.clip.id,
+            item.clip.label,
+            item.clip.split,
+            next(tokens) if item.waveform is not None else None,
+            features[end - len(item.frames) : end][item.looped] if item.frames else None,
+            item.real_tokens,
+            item.real_features,
+        )
+        for item, end in zip(batch, ends, strict=True)
+    ]
+
+
+def weights_fingerprint(encoder: Codec | VisionEncoder) -> str:
+    """Hash of what latents depend on: all weights, or for the small codec those of its codes."""
+    if isinstance(encoder, TinyCodec):
+        state = encoder.code_weights()
+    else:
+        held = [encoder] if isinstance(encoder, nn.Module) else vars(encoder).values()
+        state = {
+            f"{n}.{name}": tensor
+            for n, module in enumerate(held)
+            if isinstance(module, nn.Module)
+            for name, tensor in module.state_dict().items()
+        }
+    content = (
+        tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        for tensor in state.values()
+    )
+    return sha256(encoder.name, *(part for pair in zip(state, content, strict=True) for part in pair))
+
+
+_info = lru_cache(maxsize=64)(probe)  # many clips may be windows of one film
+
+
+def _length(clip: Clip, path: Path, window: float) -> float:
+    """Seconds of ``path`` that belong to the clip."""
+    info = _info(path)
+    length = min(window, clip.seconds or window)
+    if info.kind != "image":
+        length = min(length, info.seconds - clip.start)
+    if length * SAMPLE_RATE < 1:
+        raise MediaError(f"{path}: the clip starts at {clip.start:g} s, the file ends at {info.seconds:g} s")
+    return length
+
+
+def read_ahead(
+    clips: Iterable[Clip], meta: StoreMeta, side: int, depth: int
+) -> Iterator[tuple[Clip, Decoded | str]]:
+    """Each clip with its streams or the reason why not, in order; threads run ``depth`` clips ahead."""
+
+    def attempt(clip: Clip) -> Decoded | str:
+        try:
+            return decode(clip, meta, side)
+        except MediaError as error:
+            return str(error)
+        except Exception as error:  # one clip out of a million must not end the run
+            return f"{clip.audio or clip.video}: {type(error).__name__}: {error}"
+
+    waiting: deque[tuple[Clip, Future[Decoded | str]]] = deque()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        try:
+            for clip in clips:
+                waiting.append((clip, pool.submit(attempt, clip)))
+                if len(waiting) > depth:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for last, future in waiting:
+                yield last, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _progress(total: int, present: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar for people; silent where nobody looks."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("extract", total=total, completed=present)
+        yield lambda failed: progress.update(task, advance=1, description=f"extract ({failed} failed)")
+
+
+def _write_failures(directory: Path, failed: dict[str, str]) -> None:
+    path = directory / "failures.csv"
+    if not failed:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("id", "reason"))
+    writer.writerows(failed.items())
+    write_whole(path, text.getvalue().encode())

@@ -1,0 +1,123 @@
+"""Manifests: which clip is where, its label and split (csv: id,audio,video,start,seconds,label,split)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vab.utils.files import write_whole
+
+COLUMNS = ("id", "audio", "video", "start", "seconds", "label", "split")
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message lists line, column and what is wrong there."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of a manifest. At least one of ``audio`` and ``video`` is given; both may be one file."""
+
+    id: str
+    audio: Path | None
+    video: Path | None  # a video or an image
+    start: float = 0.0  # seconds into the files
+    seconds: float | None = None  # how much of them; None is all, up to the window
+    label: str = ""
+    split: str = "train"
+
+
+def labels_of(text: str) -> list[str]:
+    """The labels of a clip: several are joined by ";"."""
+    return [label for label in text.split(";") if label]
+
+
+def read_manifest(path: str | Path) -> list[Clip]:
+    """Clips of a csv file with the columns ``id,audio,video,start,seconds,label,split`` (more are ignored).
+
+    Paths are relative to the manifest's folder. Empty ``start``: 0; ``seconds``: all; ``split``: train.
+    Raises ``ManifestError`` with every mistake found (the first 20). Files are not opened here.
+    """
+    path = Path(path)
+    mistakes: list[str] = []
+    clips: list[Clip] = []
+    lines: dict[str, int] = {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
+    if missing:
+        raise ManifestError(f"{path}: line 1: no column {', '.join(missing)}; needed: {','.join(COLUMNS)}")
+    for row in reader:
+        line = reader.line_num
+        found = list(_row_mistakes(row))
+        if not found and row["id"] in lines:
+            found = [f"column id: {row['id']!r} stands already in line {lines[row['id']]}"]
+        if found:
+            mistakes += [f"line {line}: {mistake}" for mistake in found]
+            continue
+        lines[row["id"]] = line
+        clips.append(
+            Clip(
+                id=row["id"],
+                audio=path.parent / row["audio"] if row["audio"] else None,
+                video=path.parent / row["video"] if row["video"] else None,
+                start=float(row["start"] or 0),
+                seconds=float(row["seconds"]) if row["seconds"] else None,
+                label=row["label"],
+                split=row["split"] or "train",
+            )
+        )
+    if mistakes:
+        more = [f"... and {len(mistakes) - 20} more"] if len(mistakes) > 20 else []
+        raise ManifestError("\n".join([f"{path}:", *mistakes[:20], *more]))
+    if not clips:
+        raise ManifestError(f"{path}: no clips in it")
+    return clips
+
+
+def _row_mistakes(row: dict[str, str]) -> Iterator[str]:
+    if None in row or None in row.values():
+        yield f"{'more' if None in row else 'fewer'} fields than the header has"
+        return
+    if not row["id"]:
+        yield "column id: is empty"
+    if not row["audio"] and not row["video"]:
+        yield "columns audio, video: both are empty"
+    for column in ("start", "seconds"):
+        try:
+            value = float(row[column] or 1)
+        except ValueError:
+            yield f"column {column}: {row[column]!r} is not a number"
+            continue
+        if not math.isfinite(value) or value < 0 or (column == "seconds" and value == 0):
+            kind = "positive time" if column == "seconds" else "time"
+            yield f"column {column}: {row[column]!r} is not a {kind} in seconds"
+
+
+def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Write clips as ``read_manifest`` reads them, paths relative to the manifest's folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def relative(file: Path | None) -> str:
+        return "" if file is None else Path(os.path.relpath(file, path.parent)).as_posix()
+
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for c in clips:
+        seconds = "" if c.seconds is None else f"{c.seconds:.6g}"
+        writer.writerow(
+            [c.id, relative(c.audio), relative(c.video), f"{c.start:.9g}", seconds, c.label, c.split]
+        )
+    write_whole(path, text.getvalue().encode())

@@ -1,0 +1,171 @@
+"""An ablation for people: the paper's column beside ours as Markdown, and a plot."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vab.evaluate.ablation.run import Result
+from vab.evaluate.ablation.tables import FAD, KLD
+from vab.evaluate.metrics.statistics import EvaluationError
+from vab.evaluate.metrics.tables import markdown
+from vab.evaluate.paper import RETRIEVAL_SIZES
+from vab.utils.files import write_whole
+
+LOWER = ("FD-", "KL-", "MEL-", "DeSync")  # measures of which less is better begin like this
+SAME = {
+    "FD-": FAD,
+    "KL-": KLD,
+}  # what measures of ours are held against where the paper's own is not measured
+PANELS = 6
+NAMED = 5  # clips left out that the table names
+
+
+def write(result: Result, folder: Path, log: Callable[[str], None] = print) -> list[Path]:
+    """``<name>.md``, ``.json`` and, with matplotlib, ``.png`` in ``folder``; the paths."""
+    name = result.ablation.name
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        f"{name}.md": as_markdown(result).encode() + b"\n",
+        f"{name}.json": json.dumps(result.document(), indent=1).encode() + b"\n",
+    }
+    try:
+        files[f"{name}.png"] = plot(result)
+    except EvaluationError as error:
+        log(str(error))
+    for file, data in files.items():
+        write_whole(folder / file, data)
+    return [folder / file for file in files]
+
+
+def measured(result: Result) -> list[str]:
+    """Our measures, those first that the paper has."""
+    ours = list(dict.fromkeys(key for each in result.outcomes for key in each.measures))
+    paper = list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
+    return [key for key in paper if key in ours] + [key for key in ours if key not in paper]
+
+
+def counterpart(result: Result, key: str) -> str | None:
+    """The paper's measure that ours is held against: itself, or FAD for another FD, KLD for another KL."""
+    paper = {name for each in result.outcomes for name in each.row.paper}
+    if key in paper:
+        return key if comparable(result, key) else None
+    found = next((name for start, name in SAME.items() if key.startswith(start)), None)
+    return found if found in paper else None
+
+
+def comparable(result: Result, key: str) -> bool:
+    """Whether the paper's number may stand beside ours: R@k falls with the number of candidates."""
+    counts = {each.clips[key] for each in result.outcomes if key in each.clips}
+    return not key.startswith("R@") or counts <= {RETRIEVAL_SIZES["vggsound"]}
+
+
+def as_markdown(result: Result) -> str:
+    """The table, which row is best there and here, and what it was made from."""
+    ablation, settings = result.ablation, result.settings
+    paper = list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
+    paper = [key for key in paper if comparable(result, key)]
+    ours = measured(result)
+    columns = [(key, side) for key in paper for side in ("paper", "here") if side == "paper" or key in ours]
+    columns += [(key, "here") for key in ours if key not in paper]
+    rows = []
+    for each in result.outcomes:
+        cells = [each.row.name]
+        for key, side in columns:
+            if side == "paper":
+                cells.append(f"{each.row.paper[key]:g}" if key in each.row.paper else "")
+            else:
+                cells.append(each.measures[key].plain() if key in each.measures else "")
+        rows.append(cells)
+    header = ["", *(f"{_title(key)}, {side}" for key, side in columns)]
+    counts = sorted({count for each in result.outcomes for count in each.clips.values()})
+    clips = " to ".join(f"{count:,}" for count in dict.fromkeys((*counts[:1], *counts[-1:])))
+    stores = ", ".join(str(path) for path in settings.stores)
+    real = settings.reference or "the store's own sounds through the codec, so without what the codec loses"
+    parts = [
+        f"# {ablation.title}",
+        f"Paper: {ablation.source}. Here: {result.base}, split {settings.split} of {stores}, N = {clips}. "
+        "Brackets: 95 % bootstrap intervals.",
+        markdown(header, rows),
+    ]
+    best = [line for key in ours if (line := _best(result, key))]
+    parts += ["\n".join(f"* {line}" for line in best)] if best else []
+    parts += [f"Not run: {each.row.name}. {each.reason}" for each in result.outcomes if each.reason]
+    for each in result.outcomes:
+        if each.left_out:
+            told = "; ".join(f"{fault.id}: {fault.reason}" for fault in each.left_out[:NAMED])
+            more = len(each.left_out) - NAMED
+            rest = f" and {more} more, named in the JSON" if more > 0 else ""
+            parts.append(f"Left out of {each.row.name}, {len(each.left_out)} clips: {told}{rest}")
+    if absent := dict.fromkeys(name for each in result.outcomes for name in each.absent):
+        parts.append(f"Not measured with {', '.join(absent)}: the JSON says why.")
+    if any(key.startswith("R@") and not comparable(result, key) for key in ours):
+        size = RETRIEVAL_SIZES["vggsound"]
+        parts.append(f"The paper's R@k are of {size:,} clips, and cannot be held against those of others.")
+    if any(key.startswith("FD-") for key in ours):
+        parts.append(f"Sounds are held against {real}.")
+    return "\n\n".join(parts)
+
+
+def _best(result: Result, key: str) -> str:
+    """Which row is best in the paper and which here; empty if the paper has nothing like it."""
+    there = counterpart(result, key)
+    if there is None:
+        return ""
+    here = {each.row.name: each.measures[key].value for each in result.outcomes if key in each.measures}
+    paper = {each.row.name: each.row.paper[there] for each in result.outcomes if there in each.row.paper}
+    if len(here) < 2 or len(paper) < 2:
+        return ""
+    choose = min if key.startswith(LOWER) else max
+    return (
+        f"{_title(there)} is best with {choose(paper, key=paper.__getitem__)} in the paper, "
+        f"{_title(key)} with {choose(here, key=here.__getitem__)} here"
+    )
+
+
+def _title(key: str) -> str:
+    return {FAD: "FAD", KLD: "KLD"}.get(key, key)
+
+
+def plot(result: Result) -> bytes:
+    """A PNG: a panel for each of our measures, with intervals, and the paper's on an axis of its own.
+
+    ``EvaluationError`` without matplotlib, which comes with ``vab[eval]``, or with nothing to show.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EvaluationError(f"no plot ({error}): pip install 'vab[eval]'") from None
+    ours = measured(result)
+    keys = ([key for key in ours if counterpart(result, key)] or ours)[:PANELS]
+    if not keys:
+        raise EvaluationError("nothing was measured, so there is nothing to plot")
+    figure = Figure(figsize=(4.2 * len(keys), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    names = [each.row.name for each in result.outcomes]
+    for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
+        _panel(axis, result, key, names)
+    figure.suptitle(result.ablation.title)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()
+
+
+def _panel(axis: Any, result: Result, key: str, names: list[str]) -> None:
+    places = [n for n, each in enumerate(result.outcomes) if key in each.measures]
+    found = [result.outcomes[n].measures[key] for n in places]
+    spread = [[max(0.0, e.value - e.low) for e in found], [max(0.0, e.high - e.value) for e in found]]
+    axis.errorbar(places, [e.value for e in found], yerr=spread, marker="o", capsize=3, color="tab:blue")
+    axis.set_ylabel(f"{_title(key)}, here", color="tab:blue")
+    axis.set_xticks(range(len(names)), names)
+    there = counterpart(result, key)
+    if there is not None:
+        other = axis.twinx()
+        places = [n for n, each in enumerate(result.outcomes) if there in each.row.paper]
+        numbers = [result.outcomes[n].row.paper[there] for n in places]
+        other.plot(places, numbers, marker="s", linestyle="--", color="tab:orange")
+        other.set_ylabel(f"{_title(there)}, paper", color="tab:orange")

@@ -1,0 +1,368 @@
+"""One ablation from end to end: train what has to be, make sounds, measure (appendices C and D).
+
+Everything lands in one folder and is shared between ablations: the networks of a variant of the preset stand
+in ``<variant>/<order of training>``, sounds beside them. What is there is not done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vab.config import DecodeConfig, Preset
+from vab.data.store import LatentStore, StoreError
+from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
+from vab.evaluate.embedding import classify_store, embed_store
+from vab.evaluate.generation import protocol
+from vab.evaluate.generation.clips import Fault
+from vab.evaluate.generation.synthesis import (
+    Maker,
+    Progress,
+    chosen_rows,
+    file_name,
+    made_sounds,
+    true_sounds,
+)
+from vab.evaluate.metrics.classification import classification, targets_of
+from vab.evaluate.metrics.retrieval import retrieval
+from vab.evaluate.metrics.statistics import EvaluationError, Interval
+from vab.models.heads import load_finetuned
+from vab.models.hub import ModelError, find_model, read_config
+from vab.presets import PRESETS
+from vab.sampling.stages import check_fine
+from vab.training.batches import ClipBatches, check_fits
+from vab.training.trainer import train
+from vab.utils.device import pick_device
+from vab.utils.provenance import code_version
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run an ablation on."""
+
+    stores: tuple[Path, ...]  # of latents; each row takes the first that fits its model
+    run: Path  # the folder of all that is made
+    model: str | None = None  # that is decoded; None: the bundled one
+    preset: str = "vab-tiny"  # that is trained, with its presets for fine-tuning
+    split: str = "dev"
+    clips: int = 200  # at most, to make sounds for
+    seed: int = 0
+    max_steps: int | None = None  # of each training, instead of the preset's epochs
+    reference: Path | None = None  # real sounds named <id>; None: the store's own, through the codec
+    weights: Path | None = None  # the folder of weights for ``vab evaluate generation``
+    resamples: int = 200
+    codec_path: str | None = None
+    device: str = "auto"
+    pretraining: tuple[Path, ...] = ()  # stores for masked prediction and contrast; none: ``stores``
+    fine: tuple[Path, ...] = ()  # second stages for what is trained; each row takes the first that fits
+    cache: Path | None = None  # of the features; None: beside the sounds
+
+
+@dataclass
+class Outcome:
+    """A row: its measures, or the reason why it could not be run."""
+
+    row: Row
+    measures: dict[str, Interval] = field(default_factory=dict)
+    clips: dict[str, int] = field(default_factory=dict)  # N of each measure
+    made_with: dict[str, Any] = field(default_factory=dict)
+    left_out: list[Fault] = field(default_factory=list)  # sounds that could not be measured
+    absent: dict[str, str] = field(default_factory=dict)  # backbones that could not be had, and why
+    heard: tuple[Path, Path, protocol.Settings] | None = None  # what was measured against what, and how
+    reason: str = ""
+
+
+@dataclass
+class Result:
+    """An ablation and what was found."""
+
+    ablation: Ablation
+    base: str  # the model, or the preset
+    settings: Settings
+    outcomes: list[Outcome]
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
+        for name in ("stores", "pretraining", "fine"):
+            settings[name] = [str(path) for path in settings[name]]
+        return {
+            "ablation": self.ablation.name,
+            "title": self.ablation.title,
+            "source": self.ablation.source,
+            "base": self.base,
+            "settings": settings,
+            "code": code_version(),
+            "rows": [
+                {
+                    "name": each.row.name,
+                    "changes": dict(each.row.changes),
+                    "training": list(each.row.chain),
+                    "paper": dict(each.row.paper),
+                    "here": {
+                        key: value.document() | {"clips": each.clips[key]}
+                        for key, value in each.measures.items()
+                    },
+                    "made_with": each.made_with,
+                    "left_out": [vars(fault) for fault in each.left_out],
+                    "not_measured": each.absent,
+                    "not_run": each.reason or None,
+                }
+                for each in self.outcomes
+            ],
+        }
+
+
+def ablate(
+    name: str,
+    settings: Settings,
+    log: Callable[[str], None] = print,
+    progress: Progress = lambda *_: None,
+) -> Result:
+    """Run the ablation of that name; called again, it goes on where it was.
+
+    A row whose model no store fits is left out, with the reason. Raises ``EvaluationError`` for a call that
+    makes no sense, and as training and loading do.
+    """
+    if name not in ABLATIONS:
+        raise EvaluationError(f"no ablation is called {name!r}; there are: {', '.join(ABLATIONS)}")
+    if settings.clips < 2 or (settings.max_steps or 1) < 1 or not settings.stores:
+        raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
+    ablation = ABLATIONS[name]
+    stores = [LatentStore.open(path) for path in settings.stores]
+    learned = [LatentStore.open(path) for path in settings.pretraining] or stores
+    for objective in {each for row in ablation.rows for each in row.chain}:
+        _preset(settings.preset, objective)  # or say now that there is none
+    if ablation.trains:
+        for row in ablation.rows:
+            _fine(changed(_preset(settings.preset, "masked"), _fitting(row.changes, "masked")), settings)
+        outcomes = [
+            _trained(row, ablation.measured, stores, learned, settings, log, progress)
+            for row in ablation.rows
+        ]
+        _same_clips(outcomes, progress)
+        return Result(ablation, settings.preset, settings, outcomes)
+    folder = find_model(settings.model)
+    own = read_config(folder)
+    if own.train.objective == "causal" and name != "guidance":
+        raise EvaluationError(f"{folder}: FoleyGen has no {name} to vary")
+    maker = Maker.load(folder, settings.codec_path, settings.device, _fine(own, settings))
+    decoded, place = own, settings.run
+    if name == "fine":
+        if maker.fine is None:
+            raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
+        decoded, place = maker.fine.preset, place / name
+        maker = replace(maker, true_coarse=True)
+    outcomes = []
+    for row in ablation.rows:
+        log(f"{name} {row.name}")
+        decode = changed(decoded, row.changes).decode
+        outcome = Outcome(row, made_with={"decode": asdict(decode)})
+        _generated(outcome, maker, own, decode, stores, place, settings, progress)
+        outcomes.append(outcome)
+    _same_clips(outcomes, progress)
+    return Result(ablation, own.name, settings, outcomes)
+
+
+def _trained(
+    row: Row,
+    measured: Sequence[Objective],
+    stores: list[LatentStore],
+    learned: list[LatentStore],
+    settings: Settings,
+    log: Callable[[str], None],
+    progress: Progress,
+) -> Outcome:
+    """Train a row's chain, and measure each network by what it was taught last.
+
+    Classes are learned from ``stores``, where all is measured, what comes before from ``learned``.
+    """
+    outcome = Outcome(row)
+    base = _preset(settings.preset, "masked")
+    variant = settings.run / _variant(base, row.changes)
+    init: Path | None = None
+    for n, objective in enumerate(row.chain):
+        preset = changed(_preset(settings.preset, objective), _fitting(row.changes, objective))
+        try:
+            store = _store(stores, preset)
+            lessons = store if objective == "classification" else _store(learned, preset)
+        except StoreError as error:
+            outcome.reason = str(error)
+            return outcome
+        folder = variant / "_".join(row.chain[: n + 1])
+        for part, kinds in _parts(preset):
+            place = folder if part == "" else folder / part
+            place.parent.mkdir(parents=True, exist_ok=True)
+            taught = replace(preset, train=replace(preset.train, inputs=kinds))
+            train(taught, lessons.directory, place, init=init, max_steps=settings.max_steps, log=log)
+            outcome.made_with["_".join(row.chain[: n + 1]) + part] = str(place)
+            if objective not in measured:
+                continue
+            if objective == "masked":
+                maker = Maker.load(place, settings.codec_path, settings.device, _fine(taught, settings))
+                _generated(outcome, maker, taught, taught.decode, [store], place, settings, progress)
+                continue
+            found = _measured(place, objective, store, settings)
+            outcome.measures |= {key: value for key, (value, _) in found.items()}
+            outcome.clips |= {key: clips for key, (_, clips) in found.items()}
+        init = folder
+    return outcome
+
+
+def _preset(name: str, objective: Objective) -> Preset:
+    """The preset of one objective: vab-tiny, vab-tiny-contrastive, vab-tiny-classes (or -vggsound)."""
+    endings = {"masked": ("",), "contrastive": ("-contrastive",), "classification": ("-classes", "-vggsound")}
+    names = [name + ending for ending in endings[objective]]
+    found = next((PRESETS[each] for each in names if each in PRESETS), None)
+    if found is None or found.train.objective != objective:
+        raise EvaluationError(f"{name}: there is no preset {' or '.join(names)} for {objective} training")
+    return found
+
+
+def _fine(preset: Preset, settings: Settings) -> Path | None:
+    """The first second stage that fits; ``EvaluationError`` says why the last one does not."""
+    reason = ""
+    for folder in settings.fine:
+        try:
+            check_fine(read_config(folder).model, preset.model)
+            return folder
+        except ModelError as error:
+            reason = f"{folder}: {error}"
+    if reason:
+        raise EvaluationError(reason)
+    return None
+
+
+def _parts(preset: Preset) -> list[tuple[str, Any]]:
+    """Trainings of one objective: one classifier for sound, picture and both, or, as in the paper, three."""
+    if preset.train.objective != "classification":
+        return [("", preset.train.inputs)]
+    if set(preset.train.inputs) == set(COLUMNS):
+        return [("", preset.train.inputs)]
+    return [(kind, (kind,)) for kind in COLUMNS]
+
+
+def _fitting(changes: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
+    """Those of the changes that concern an objective: training's are those of masked prediction."""
+    return {n: v for n, v in changes.items() if n.startswith("model.") or objective == "masked"}
+
+
+def _variant(preset: Preset, changes: Mapping[str, Any]) -> str:
+    """The folder's name for what differs from the preset: ``base`` if nothing does."""
+    parts = [
+        f"{name.partition('.')[2]}-{value}"
+        for name, value in sorted(changes.items())
+        if changed(preset, {name: value}) != preset
+    ]
+    return "_".join(parts) or "base"
+
+
+def _store(stores: list[LatentStore], preset: Preset) -> LatentStore:
+    """The first store that fits; ``StoreError`` says why the last one does not."""
+    for store in stores[:-1]:
+        try:
+            check_fits(store, preset)
+        except StoreError:
+            continue
+        return store
+    check_fits(stores[-1], preset)
+    return stores[-1]
+
+
+def _measured(
+    folder: Path, objective: Objective, store: LatentStore, settings: Settings
+) -> dict[str, tuple[Interval, int]]:
+    """Retrieval or classification by a trained network: measure -> value and N."""
+    taught = read_config(folder)
+    clips = ClipBatches(store, taught, settings.split)
+    if not len(clips):
+        raise EvaluationError(f"{store.directory} has no clip with sound in the split {settings.split}")
+    contrastive, classifier = load_finetuned(folder)
+    measures: dict[str, tuple[Interval, int]] = {}
+    if objective == "contrastive":
+        assert contrastive is not None
+        vectors = embed_store(contrastive[0].to(pick_device(settings.device)), clips)
+        result = retrieval(vectors.audio, vectors.video, vectors.labels)
+        for way, found_way in result.ways.items():
+            named = {f"R@{k}": each for k, each in found_way.recall.items()}
+            named |= {"P@1": found_way.precision[1]} if found_way.precision else {}
+            for name, each in named.items():
+                measures[f"{name} {ARROWS[way]} %"] = (_percent(each), len(result.kept))
+        return measures
+    assert classifier is not None
+    network = classifier[0].to(pick_device(settings.device))
+    for kind in taught.train.inputs:
+        _, scores = classify_store(network, clips, kind, taught.train.loss)
+        targets, _ = targets_of(clips.labels(), taught.classes)
+        result_of = classification(scores, targets, taught.classes)
+        if result_of.accuracy is None:
+            measures[f"mAP {COLUMNS[kind]} %"] = (
+                _percent(result_of.mean_average_precision),
+                len(result_of.kept),
+            )
+        else:
+            measures[f"accuracy {COLUMNS[kind]} %"] = (_percent(result_of.accuracy[1]), len(result_of.kept))
+    return measures
+
+
+def _generated(
+    outcome: Outcome,
+    maker: Maker,
+    preset: Preset,
+    decode: DecodeConfig,
+    stores: list[LatentStore],
+    folder: Path,
+    settings: Settings,
+    progress: Progress,
+) -> None:
+    """Make sounds with these settings of decoding, measure them against the true ones, and note it."""
+    store = _store(stores, preset)
+    clips = ClipBatches(store, preset, settings.split)
+    rows = chosen_rows(clips, settings.clips)
+    reference = settings.reference
+    if reference is None:
+        reference = true_sounds(store, rows, maker, settings.run, progress)
+    values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "candidates")
+    sounds = folder / "sounds" / "_".join(values)
+    made_sounds(maker, clips, rows, decode, settings.seed, sounds, progress)
+    chosen = protocol.Settings(
+        seconds=preset.model.seconds,
+        weights=settings.weights,
+        allow_missing=True,
+        cache=settings.cache,
+        resamples=settings.resamples,
+        device=settings.device,
+        clips=frozenset(file_name(store.ids[row]) for row in rows),
+    )
+    outcome.heard = (reference, sounds, chosen)
+    outcome.left_out = _compare(outcome, progress)
+
+
+def _compare(outcome: Outcome, progress: Progress) -> list[Fault]:
+    """Measure a row's sounds, and say which could not be."""
+    assert outcome.heard is not None
+    found = protocol.evaluate(*outcome.heard, progress)
+    outcome.measures |= {each.key: each.value for each in found.measures}
+    outcome.clips |= {each.key: each.clips for each in found.measures}
+    outcome.absent = found.absent
+    return found.faults
+
+
+def _same_clips(outcomes: Sequence[Outcome], progress: Progress) -> None:
+    """Measure all rows again without the clips that one of them lacks: rows are compared on the same ones."""
+    lacking = {fault.id for outcome in outcomes for fault in outcome.left_out}
+    for outcome in outcomes:
+        if lacking and outcome.heard is not None:
+            reference, sounds, chosen = outcome.heard
+            outcome.heard = (
+                reference,
+                sounds,
+                replace(chosen, clips=(chosen.clips or frozenset()) - lacking),
+            )
+            _compare(outcome, progress)
+
+
+def _percent(share: Interval) -> Interval:
+    return Interval(100 * share.value, 100 * share.low, 100 * share.high)

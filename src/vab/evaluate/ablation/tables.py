@@ -1,0 +1,257 @@
+"""The paper's ablations (appendices C and D) as lists of rows: what is changed, and what the paper measured.
+
+A row names the few fields of a preset that differ. ``chain`` is the order of training; without one only the
+decoding differs, and a finished model serves all rows. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from vab.config import Preset
+from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
+
+Objective = Literal["masked", "contrastive", "classification"]
+FAD, KLD = "FD-VGG", "KL-PASST-softmax"  # the paper's, as ``vab evaluate generation`` names them
+COLUMNS = {"both": "V+A", "video": "V", "audio": "A"}  # what a classifier goes by, as in the paper's tables
+ARROWS = dict(zip(WAYS, ("V → A", "A → V"), strict=True))
+
+_PRETRAINED: tuple[Objective, ...] = ("masked", "classification")
+_WHOLE: tuple[Objective, ...] = ("masked", "contrastive", "classification")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row (or column) of a table."""
+
+    name: str
+    changes: Mapping[str, Any] = field(default_factory=dict)  # "decode.steps": 8
+    paper: Mapping[str, float] = field(default_factory=dict)  # measure -> the paper's number
+    chain: tuple[Objective, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A table, or a part of one."""
+
+    name: str
+    title: str
+    source: str  # where in the paper, and on which model there
+    rows: tuple[Row, ...]
+    measured: tuple[
+        Objective, ...
+    ] = ()  # what is measured of the networks trained: by what each learned last
+
+    @property
+    def trains(self) -> bool:
+        """Whether its rows are trained, and not only decoded."""
+        return any(row.chain for row in self.rows)
+
+
+def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
+    """The preset with some fields changed; ``ValueError`` if it has no such field."""
+    for name, value in changes.items():
+        part, _, key = name.partition(".")
+        config = getattr(preset, part, None)
+        if config is None or key not in {f.name for f in fields(config)}:
+            raise ValueError(f"a preset has no field {name}")
+        preset = replace(preset, **{part: replace(config, **{key: value})})
+    return preset
+
+
+def _scores(source: str, system: str) -> dict[str, float]:
+    """Accuracy on VGGSound as the paper prints it."""
+    row = next(row for row in CLASSIFICATION if (row.source, row.system) == (source, system))
+    found = zip(COLUMNS.values(), row.scores["vggsound"], strict=True)
+    return {f"accuracy {column} %": score for column, score in found if score is not None}
+
+
+def _recall(source: str, system: str) -> dict[str, float]:
+    """R@1, 5, 10 both ways on VGGSound as the paper prints them."""
+    rows = [row for row in RETRIEVAL if (row.source, row.system) == (source, system)]
+    return {
+        f"R@{k} {ARROWS[row.way]} %": number
+        for row in rows
+        for k, number in zip((1, 5, 10), row.recall["vggsound"], strict=True)
+    }
+
+
+def _decoding(name: str, values: Mapping[float, tuple[float, float]], **others: float) -> tuple[Row, ...]:
+    """Rows that differ in one field of decoding, with the paper's FAD and KLD; ``others`` are set in all."""
+    same = {f"decode.{key}": value for key, value in others.items()}
+    return tuple(
+        Row(
+            "none" if (name, value) == ("guidance", 1.0) else f"{value:g}",
+            {f"decode.{name}": value, **same},
+            dict(zip((FAD, KLD), numbers, strict=True)),
+        )
+        for value, numbers in values.items()
+    )
+
+
+ABLATIONS = {
+    each.name: each
+    for each in (
+        Ablation(
+            "scratch",
+            "Classification from scratch and after pre-training",
+            "Table 9, VAB-DAC-Test",
+            (
+                Row("from scratch", {}, _scores("Table 9", "VAB-DAC-Test From Scratch"), ("classification",)),
+                Row("pre-trained", {}, _scores("Table 9", "VAB-DAC-Test"), _WHOLE),
+            ),
+            ("classification",),
+        ),
+        Ablation(
+            "experts",
+            "Feed-forward networks of each modality, or shared",
+            "Table 9, VAB-DAC-Test",
+            (
+                Row(
+                    "without experts",
+                    {"model.experts": False},
+                    _scores("Table 9", "VAB-DAC-Test w.o. experts"),
+                    _WHOLE,
+                ),
+                Row("with experts", {}, _scores("Table 9", "VAB-DAC-Test"), _WHOLE),
+            ),
+            ("classification",),
+        ),
+        Ablation(
+            "order",
+            "Which comes first, contrast or masked prediction",
+            "Table 10, VAB-DAC-Test",
+            (
+                Row(
+                    "contrastive, then masked",
+                    {},
+                    {FAD: 4.14, **_recall("Table 10", "Contrastive (29), then Masked Prediction (9)")},
+                    ("contrastive", "masked"),
+                ),
+                Row(
+                    "masked, then contrastive",
+                    {},
+                    {FAD: 4.18, **_recall("Table 10", "Masked Prediction (9), then Contrastive (15)")},
+                    ("masked", "contrastive"),
+                ),
+            ),
+            ("masked", "contrastive"),
+        ),
+        Ablation(
+            "contrastive",
+            "Classification with and without contrastive fine-tuning before it",
+            "Table 11, VAB-DAC-Test on VGGSound",
+            (
+                Row("without", {}, _scores("Table 11", "VAB-DAC-Test w.o. contrastive ft"), _PRETRAINED),
+                Row("with", {}, _scores("Table 11", "VAB-DAC-Test w. contrastive ft"), _WHOLE),
+            ),
+            ("classification",),
+        ),
+        Ablation(
+            "masking",
+            "Mean of the masking ratio's law",
+            "Table 12, VAB-DAC-Test",
+            tuple(
+                Row(
+                    f"{mean:g}",
+                    {"train.mask_mean": mean},
+                    {"accuracy V+A %": accuracy, FAD: fad},
+                    _PRETRAINED,
+                )
+                for mean, accuracy, fad in ((0.35, 55.2, 6.04), (0.55, 56.2, 5.30), (0.75, 57.2, 6.55))
+            ),
+            ("masked", "classification"),
+        ),
+        Ablation(
+            "vision",
+            "The image encoder",
+            "Tables 13 and 14, VAB-DAC-Test on VGGSound",
+            (
+                Row(
+                    "MAE ViT-L",
+                    {"model.vision": "mae-vit-l", "model.vision_dim": 1024},
+                    {
+                        **_scores("Table 13", "VAB-DAC-Test (MAE)"),
+                        FAD: 4.93,
+                        **_recall("Table 14", "VAB-DAC-Test (MAE)"),
+                    },
+                    _WHOLE,
+                ),
+                Row(
+                    "the preset's",
+                    {},
+                    {
+                        **_scores("Table 13", "VAB-DAC-Test"),
+                        FAD: 4.18,
+                        **_recall("Table 14", "VAB-DAC-Test"),
+                    },
+                    _WHOLE,
+                ),
+            ),
+            _WHOLE,
+        ),
+        Ablation(
+            "positions",
+            "Distances of ALiBi: places in the sequence, or time",
+            "not in the paper",
+            (
+                Row("sequence", {"model.positions": "sequence"}, {}, _PRETRAINED),
+                Row("time", {"model.positions": "time"}, {}, _PRETRAINED),
+            ),
+            ("masked", "classification"),
+        ),
+        Ablation(
+            "fine",
+            "Decoding steps of the second stage, on the true coarse codebooks",
+            "Table 15, VAB-DAC-Coarse2Fine",
+            (
+                Row("coarse alone", {"decode.steps": 0}),
+                Row("24", {"decode.steps": 24}, {FAD: 1.32}),
+                Row("36", {"decode.steps": 36}, {FAD: 1.28}),
+            ),
+        ),
+        Ablation(
+            "guidance",
+            "Scale of classifier-free guidance",
+            "Table 16, VAB-DAC",
+            _decoding(
+                "guidance",
+                {
+                    1.0: (5.93, 3.45),
+                    3.0: (3.50, 2.90),
+                    5.0: (3.24, 2.84),
+                    7.0: (3.39, 2.83),
+                    11.0: (4.18, 2.82),
+                },
+            ),
+        ),
+        Ablation(
+            "temperature",
+            "Temperature of the noise in the confidence",
+            "Table 17, VAB-Encodec",
+            _decoding(
+                "temperature",
+                {
+                    4.5: (5.75, 3.08),
+                    10.5: (3.1, 2.69),
+                    12.5: (2.98, 2.61),
+                    15.5: (2.83, 2.61),
+                    20.5: (2.74, 2.59),
+                    25.5: (2.69, 2.58),
+                },
+            ),
+        ),
+        Ablation(
+            "steps",
+            "Decoding steps",
+            "Table 18, VAB-Encodec",
+            _decoding(  # its 16 steps have the FAD of temperature 10.5 in Table 17
+                "steps",
+                {8: (3.52, 2.67), 16: (3.1, 2.65), 36: (3.25, 2.69), 48: (3.32, 2.71)},
+                temperature=10.5,
+            ),
+        ),
+    )
+}

@@ -1,0 +1,36 @@
+"""Frames of a video as evaluation networks take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vab.media.container import picture_times
+from vab.media.reader import read_frames
+
+
+def resized(path: Path, fps: float, seconds: float, side: int) -> Tensor:
+    """A frame each 1 / fps seconds, its short side scaled to ``side``: uint8 [T, 3, H, W].
+
+    As FFmpeg's filter ``fps`` picks them, av-benchmark's way: the last one before the middle of its time.
+    Of the first ``seconds``, or of as many as there are.
+    Bicubic with antialiasing, as torchvision's Resize. ``MediaError`` as ``vab.media.reader.read_frames``.
+    """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as resize
+
+    frames, middle = [], 0.5 / fps - 0.001  # read_frames takes frames that are half a millisecond late
+    for frame in read_frames(path, fps, middle, min(seconds, picture_times(path).seconds)):
+        picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
+        frames.append(resize.resize(picture, [side], InterpolationMode.BICUBIC, antialias=True))
+    return torch.stack(frames)
+
+
+def normalised(frames: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """uint8 [T, 3, H, W] -> float32, in deviations from the mean of each colour."""
+    middle, spread = (torch.tensor(values)[:, None, None] for values in (mean, deviation))
+    return (frames.float() / 255 - middle) / spread

@@ -1,0 +1,149 @@
+"""Cross-validation (section 4, Table 5: ESC-50): a run for each fold, and the mean of their accuracies.
+
+One epoch is chosen for all folds together, the one with the best mean: choosing for each fold would take the
+luckiest of its epochs each time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.config import Preset
+from vab.data.manifest import labels_of
+from vab.data.store import LatentStore
+from vab.evaluate.metrics.statistics import EvaluationError, Interval, bootstrap, list_hash
+from vab.evaluate.metrics.tables import markdown
+from vab.training.batches import check_fits, folds_of
+from vab.training.trainer import train
+
+Kind = Literal["audio", "video", "both"]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What classifiers by one input reach: shares, 0 to 1, of the clips whose likeliest class is theirs."""
+
+    epoch: int  # after which the mean over the folds is best; the first is 1
+    step: int
+    folds: dict[str, float]  # at that epoch
+    mean: Interval  # of them, unweighted; the interval resamples the clips of each fold
+    last: float  # the mean after the last epoch, where nothing was chosen
+
+
+@dataclass(frozen=True)
+class Folds:
+    """The folds of a store, each tested on by a classifier that learned from the others."""
+
+    clips: dict[str, int]  # of each fold
+    classes: int
+    epochs: int  # of each run
+    accuracy: dict[Kind, Accuracy]  # by input: audio, video, both
+    ids_sha256: str
+
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        found = {k: asdict(each) | {"mean": each.mean.document()} for k, each in self.accuracy.items()}
+        return {**vars(self), "accuracy": found, "N": sum(self.clips.values())}
+
+    def markdown(self) -> str:
+        """A table: one row for each input."""
+        header = ["from", *(f"{fold} %" for fold in self.clips), "mean %", "epoch", "last epoch %"]
+        rows = []
+        for kind, found in self.accuracy.items():
+            each = [f"{100 * share:.1f}" for share in found.folds.values()]
+            rows.append([kind, *each, found.mean.percent(), f"{found.epoch}", f"{100 * found.last:.1f}"])
+        rows.append(["N", *map(str, self.clips.values()), f"{sum(self.clips.values())}", "", ""])
+        return markdown(header, rows)
+
+
+def cross_validate(
+    preset: Preset,
+    store_dir: str | Path,
+    run_dir: str | Path,
+    *,
+    init: str | Path | None = None,
+    devices: int = 1,
+    max_steps: int | None = None,
+    log: Callable[[str], None] = print,
+) -> Folds:
+    """Train on all folds of a store but one, for each in turn, in ``run_dir/fold1``, ``run_dir/fold2`` ...
+
+    Called again, it goes on where it was. The fold left out is measured, every clip of it, after each epoch
+    (to the nearest step of the largest training set, so that all folds have the same epochs).
+    ``init``, ``devices`` and ``max_steps`` (of each run) are as for :func:`vab.training.trainer.train`,
+    and so are the errors; ``EvaluationError`` for a store without folds or labels, or with clips that lack a
+    picture where the classifier goes by it.
+    """
+    store = LatentStore.open(store_dir)
+    check_fits(store, preset)
+    rows = _rows(store, preset)
+    labels = {label for found in rows.values() for row in found for label in labels_of(store.labels[row])}
+    clips = {fold: len(found) for fold, found in rows.items()}
+    most = (sum(clips.values()) - min(clips.values())) / preset.train.batch_size  # steps of an epoch
+    steps = math.ceil(preset.train.epochs * most) if max_steps is None else max_steps
+    epoch = math.ceil(most)
+    preset = replace(
+        preset,
+        classes=preset.classes or tuple(sorted(labels)),
+        train=replace(preset.train, save_every=epoch),
+    )
+    measured = {}
+    for fold in rows:
+        run = Path(run_dir) / fold
+        train(preset, store_dir, run, init=init, devices=devices, max_steps=steps, fold=fold, log=log)
+        measured[fold] = _dev_lines(run)
+    accuracy = {kind: _chosen(measured, f"accuracy/{kind}", clips, epoch) for kind in preset.train.inputs}
+    names = [store.ids[row] for found in rows.values() for row in found]
+    return Folds(clips, len(preset.classes), math.ceil(steps / epoch), accuracy, list_hash(names))
+
+
+def _rows(store: LatentStore, preset: Preset) -> dict[str, NDArray[np.int64]]:
+    """The clips of each fold; ``EvaluationError`` if they cannot be cross-validated."""
+    splits, heard, seen = np.array(store.splits), store.has("tokens"), store.has("features")
+    rows = {fold: np.flatnonzero((splits == fold) & heard) for fold in folds_of(store)}
+    if len(rows) < 2:
+        raise EvaluationError(
+            f"{store.directory} has no folds: splits called fold1, fold2 ... (as `vab data esc50` makes them)"
+        )
+    every = np.concatenate(list(rows.values()))
+    if not any(labels_of(store.labels[row]) for row in every):
+        raise EvaluationError(f"{store.directory} has no labels to learn")
+    blind = int((~seen[every]).sum())
+    if blind and set(preset.train.inputs) != {"audio"}:
+        raise EvaluationError(
+            f"{store.directory}: {blind} clips of its folds have no picture; give --train.inputs audio"
+        )
+    return rows
+
+
+def _dev_lines(run: Path) -> dict[int, dict[str, float]]:
+    """What a run measured on its fold: step -> measures."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line for line in lines if line["split"] == "dev"}
+
+
+def _chosen(
+    measured: Mapping[str, Mapping[int, Mapping[str, float]]], name: str, clips: Mapping[str, int], epoch: int
+) -> Accuracy:
+    """The accuracies after the epoch with the best mean; of several, the first."""
+    steps = sorted(set.intersection(*(set(lines) for lines in measured.values())))
+    means = [float(np.mean([lines[step][name] for lines in measured.values()])) for step in steps]
+    best = int(np.argmax(means))
+    folds = {fold: lines[steps[best]][name] for fold, lines in measured.items()}
+    resampled = [_resampled(share, clips[fold], seed) for seed, (fold, share) in enumerate(folds.items())]
+    mean = Interval.of(means[best], np.mean(resampled, axis=0))
+    return Accuracy(math.ceil(steps[best] / epoch), steps[best], folds, mean, means[-1])
+
+
+def _resampled(share: float, clips: int, seed: int) -> NDArray[np.floating]:
+    """The accuracies [R] of resamples of a fold's clips, of which that share is told right."""
+    right = np.arange(clips) < round(share * clips)
+    return bootstrap(lambda rows: right[rows].mean(1)[:, None], clips, seed=seed)[:, 0]

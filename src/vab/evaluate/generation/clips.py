@@ -1,0 +1,97 @@
+"""The folders that are compared: which sounds there are, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.evaluate.metrics.statistics import EvaluationError
+from vab.media.container import MediaError
+from vab.media.inputs import AUDIO, VIDEOS, NoInputs, copies, expand
+from vab.media.reader import read_audio
+
+SHORTEST = 0.975  # seconds: one patch of VGGish
+SLACK = 0.25  # seconds by which a generated sound may end before its reference; AAC fills its last frames
+SILENT = 1e-4  # -80 dB below full scale: no sample is louder
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A clip that cannot be measured, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass
+class Folder:
+    """The sounds of a folder by their names without endings, which are their ids."""
+
+    path: Path
+    sounds: dict[str, Path]  # what is measured; a video's own sound where no sound file has its name
+    videos: dict[str, Path]
+    faults: list[Fault] = field(default_factory=list)  # two files of one name, or with the same bytes
+
+    def stamp(self, name: str, picture: bool = False) -> str | None:
+        """What tells that a file has changed: size and time. None for a clip that is only in the cache."""
+        files = self.videos if picture else self.sounds
+        if name not in files:
+            return None
+        try:
+            found = files[name].stat()
+        except OSError:  # reading it will say why
+            return "gone"
+        return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def open_folder(path: Path) -> Folder:
+    """What a folder holds, in it and below. A folder with neither sound nor video in it has no clips.
+
+    Raises ``EvaluationError`` if it is no folder.
+    """
+    if not path.is_dir():
+        raise EvaluationError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+    try:
+        files = [file for file, _ in expand([path], kinds=AUDIO + VIDEOS)]
+    except NoInputs:
+        files = []
+    by_kind: tuple[dict[str, list[Path]], dict[str, list[Path]]] = ({}, {})
+    for file in files:
+        by_kind[file.suffix.lower() in VIDEOS].setdefault(file.stem, []).append(file)
+    sounds, videos = by_kind
+    found = Folder(path, {}, {name: several[0] for name, several in videos.items()})
+    for name in sorted(sounds.keys() | videos.keys()):
+        several = max(sounds.get(name, []), videos.get(name, []), key=len)
+        if len(several) == 1:
+            found.sounds[name] = sounds.get(name, several)[0]
+        else:
+            found.faults.append(Fault(name, f"{several[1]}: has the name of {several[0]}"))
+    for copy, first in copies(found.sounds.values()).items():
+        found.faults.append(Fault(copy.stem, f"{copy}: is a copy of {first}"))
+        del found.sounds[copy.stem]
+    return found
+
+
+def read_clip(path: Path, rate: int, seconds: float | None) -> NDArray[np.float32]:
+    """The first ``seconds`` of a file (None: all): mono [S] at ``rate``, the mean of the whole taken away.
+
+    As av-benchmark reads it. Raises ``MediaError`` if there is no sound in it, or what it holds is no number.
+    """
+    sound = read_audio(path, rate=rate)
+    if not len(sound):
+        raise MediaError(f"{path}: its audio stream is empty")
+    if not np.isfinite(sound).all():
+        raise MediaError(f"{path}: holds NaN or infinity")
+    sound = sound - sound.mean(dtype=np.float64)
+    return sound[: None if seconds is None else round(seconds * rate)].astype(np.float32)
+
+
+def check_clip(path: Path, sound: NDArray[np.float32], rate: int) -> None:
+    """Raises ``MediaError`` for a sound [S] that is too short or silent."""
+    if len(sound) < SHORTEST * rate:
+        raise MediaError(f"{path}: too short, {len(sound) / rate:.2f} s; {SHORTEST} s are needed")
+    if np.abs(sound).max() < SILENT:
+        raise MediaError(f"{path}: silent")

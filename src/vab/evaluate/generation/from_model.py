@@ -1,0 +1,53 @@
+"""How good are the sounds that a model makes for the pictures of a store (section 4, Table 1)?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vab.data.store import LatentStore
+from vab.evaluate.generation.protocol import Generation, Settings, evaluate
+from vab.evaluate.generation.synthesis import (
+    Maker,
+    Progress,
+    chosen_rows,
+    file_name,
+    made_sounds,
+    true_sounds,
+)
+from vab.models.hub import find_model, read_config
+from vab.training.batches import ClipBatches
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is to make sounds for, and where they go."""
+
+    store: Path  # of latents, made by vab extract
+    run: Path  # sounds/<model's name>/<id>.wav, and the true ones in true
+    model: str | None = None  # a model directory or a Hub id; None: the bundled one
+    split: str = "test"
+    clips: int | None = None  # at most, spread evenly; None: all that have sound and picture
+    seed: int = 0
+    reference: Path | None = None  # real sounds named <id>; None: the store's own, through the codec
+    codec_path: str | None = None
+
+
+def evaluate_model(task: Task, settings: Settings, progress: Progress = lambda *_: None) -> Generation:
+    """Make the sounds that are not there, as the model's preset decodes, and measure them.
+
+    Measured are at most as many seconds as the model's window has.
+    Raises as loading does (``ModelError``, ``CodecError``, ``StoreError``), and as ``evaluate``.
+    """
+    folder = find_model(task.model)
+    preset = read_config(folder)
+    clips = ClipBatches(LatentStore.open(task.store), preset, task.split)
+    rows = chosen_rows(clips, task.clips)
+    maker = Maker.load(folder, task.codec_path, settings.device)
+    reference = task.reference or true_sounds(clips.store, rows, maker, task.run, progress)
+    sounds = task.run / "sounds" / folder.name
+    made_sounds(maker, clips, rows, preset.decode, task.seed, sounds, progress)
+    chosen = frozenset(file_name(clips.store.ids[row]) for row in rows)
+    settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds), clips=chosen)
+    found = evaluate(reference, sounds, settings, progress)
+    return replace(found, reference=task.reference or task.store, generated=Path(folder.name))

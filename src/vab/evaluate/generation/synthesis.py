@@ -1,0 +1,211 @@
+"""Sounds for the clips of a store, as files to measure: those a model makes, and the true ones (appendix D).
+
+The pictures are the store's features, so that a sweep over decoding needs neither media nor image encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vab.codecs.codec import Codec, load_codec
+from vab.config import DecodeConfig
+from vab.data.store import LatentStore
+from vab.evaluate.metrics.statistics import EvaluationError, list_hash
+from vab.media.reader import write_wav
+from vab.models.hub import CODEC
+from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
+from vab.training.batches import Batch, ClipBatches, seeded
+from vab.utils.device import pick_device
+from vab.utils.files import write_whole
+from vab.utils.provenance import sha256
+
+AT_ONCE = 8  # clips; a fixed share of all, so that a run that was cut goes on to the same sounds
+MADE = "made.json"  # in a folder of sounds: what they were made with
+Progress = Callable[[int, int, Path, str, int, int], None]  # clip n, of, file, stage, done, in all
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes sound from features: the stages of a model directory, and its codec."""
+
+    first: Stage
+    fine: Stage | None
+    codec: Codec
+    weights: str  # hash of all of them
+    codec_weights: str  # of these alone
+    device: torch.device
+    # the second stage alone works, on the clips' own coarse tokens; these stay alone if it has no step
+    true_coarse: bool = False
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        codec_path: str | Path | None = None,
+        device: str = "auto",
+        fine: Path | None = None,
+    ) -> Maker:
+        """A model directory, with the second stage of another one if ``fine`` names it.
+
+        Raises ``ModelError`` or ``CodecError``.
+        """
+        first, place = load_stage(folder), pick_device(device)
+        second = load_fine(folder) if fine is None else load_stage(fine)
+        if second is not None:
+            check_fine(second.preset.model, first.preset.model)
+        if codec_path is None and (folder / CODEC).is_file():
+            codec_path = folder
+        for stage in (first, second):
+            if stage is not None:
+                stage.network.eval().requires_grad_(False).to(place)
+        codec = load_codec(first.preset.model.codec, codec_path, place)
+        network: Any = codec
+        decoder = _digest(getattr(network, "model", network))
+        parts = [_digest(first.network), decoder]
+        if second is not None:
+            parts += [_digest(second.network), repr(second.preset.decode)]
+        return cls(first, second, codec, sha256(*parts), decoder, place)
+
+    @torch.no_grad()
+    def tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
+        """Tokens [B,K,T] of one window for a batch's features; each clip's noise depends on its id."""
+        coarse = self.first.preset.model.codebooks
+        codebooks = (self.fine or self.first).preset.model.codebooks
+        shape = (len(batch.ids), codebooks, self.first.preset.model.audio_length)
+        empty = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        none = torch.zeros_like(empty, dtype=torch.bool)
+        features = batch.features.to(self.device)
+        noise = {use: [seeded(seed, use, name) for name in batch.ids] for use in ("sound", "fine")}
+        fine = self.fine
+        if self.true_coarse:
+            assert fine is not None
+            fine = Stage(fine.network, replace(fine.preset, decode=decode)) if decode.steps else None
+            first = batch.tokens[:, :coarse].to(self.device)
+        else:
+            first = self.first.fill(empty[:, :coarse], none[:, :coarse], features, decode, noise["sound"])
+        return first if fine is None else fine.refine(first, empty, none, features, noise["fine"])
+
+
+def _digest(network: nn.Module) -> str:
+    """sha256 of a network's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
+    """At most ``count`` clips (None: all) with sound and picture, spread evenly.
+
+    ``EvaluationError`` if there is none.
+    """
+    seen = clips.store.has("features")
+    rows = clips.rows
+    if clips.preset.train.pair_by_label:
+        rows = np.array([row for row in rows if clips.store.labels[row] in clips.pictures], dtype=np.int64)
+    else:
+        rows = rows[seen[rows]]
+    if not len(rows):
+        raise EvaluationError(f"{clips.store.directory} has no clip with sound and picture in that split")
+    count = len(rows) if count is None else min(count, len(rows))
+    return rows[np.linspace(0, len(rows), count, endpoint=False).astype(np.int64)]
+
+
+@torch.no_grad()
+def true_sounds(
+    store: LatentStore,
+    rows: NDArray[np.int64],
+    maker: Maker,
+    run: Path,
+    progress: Progress = lambda *_: None,
+) -> Path:
+    """The clips' own sounds as the maker's codec gives them back: the best a model can reach.
+
+    Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each codec and choice.
+    """
+    codec = maker.codec
+    device = codec.codebook_vectors().device
+    own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.codebooks]
+    if own.shape != store.codebook_vectors().shape or not np.allclose(
+        own, store.codebook_vectors(), atol=1e-3
+    ):
+        raise EvaluationError(
+            f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
+        )
+    ids = [store.ids[row] for row in rows]
+    made = {"store": store.fingerprint(), "clips": list_hash(ids), "codec": maker.codec_weights}
+    folder = run / "true" / "-".join(value[:8] for value in made.values())
+    for part, paths in _missing(folder, made, ids, rows, progress):
+        tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
+        for path, waveform in zip(paths, codec.decode(tokens), strict=True):
+            write_wav(path, waveform.float().cpu().numpy())
+    return folder
+
+
+def made_sounds(
+    maker: Maker,
+    clips: ClipBatches,
+    rows: NDArray[np.int64],
+    decode: DecodeConfig,
+    seed: int,
+    folder: Path,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """A sound for each clip's picture, ``folder/<id>.wav``; those that are there are not made again.
+
+    ``EvaluationError`` if the folder holds sounds that were made otherwise.
+    """
+    ids = [clips.store.ids[row] for row in rows]
+    made = {
+        "weights": maker.weights,
+        "decode": asdict(decode),
+        "seed": seed,
+        "store": clips.store.fingerprint(),
+        "clips": list_hash(ids),
+    }
+    for part, paths in _missing(folder, made, ids, rows, progress):
+        batch = clips.dev_batch(part)
+        tokens = maker.tokens(batch, decode, seed)
+        with torch.no_grad():
+            waveforms = maker.codec.decode(tokens)
+        for path, waveform in zip(paths, waveforms, strict=True):
+            write_wav(path, waveform.float().cpu().numpy())
+
+
+def file_name(clip: str) -> str:
+    """The name without its ending of the file that holds a clip's sound."""
+    return re.sub(r"[^\w.-]", "_", clip)
+
+
+def _missing(
+    folder: Path, made: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: Progress
+) -> Iterator[tuple[NDArray[np.int64], list[Path]]]:
+    """Rows whose files are not all there, some at a time, and the files."""
+    names = [file_name(name) for name in ids]
+    if len(set(names)) < len(names):
+        raise EvaluationError("two clips would have the same file: their ids differ only in odd characters")
+    folder.mkdir(parents=True, exist_ok=True)
+    about = folder / MADE
+    made = json.loads(json.dumps(made))
+    if not about.exists():
+        write_whole(about, (json.dumps(made, indent=1) + "\n").encode())
+    elif (old := json.loads(about.read_text(encoding="utf-8"))) != made:
+        other = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
+        raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
+    for start in range(0, len(rows), AT_ONCE):
+        paths = [folder / f"{name}.wav" for name in names[start : start + AT_ONCE]]
+        progress(start, len(rows), paths[0], folder.name, start, len(rows))
+        if not all(path.is_file() for path in paths):
+            yield rows[start : start + AT_ONCE], paths

@@ -1,0 +1,1 @@
+"""Arithmetic of the tables: statistics, retrieval, classification, Fréchet distances, signal measures."""

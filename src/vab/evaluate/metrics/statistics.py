@@ -1,0 +1,130 @@
+"""What every evaluation shares: intervals, which clips were used, and tables with the paper's rows beside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+AT_ONCE = 2**20  # numbers of one chunk of resamples: bounds the memory of a bootstrap
+
+
+class EvaluationError(ValueError):
+    """Something that cannot be evaluated; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, resampled: NDArray[np.floating]) -> Interval:
+        """The percentile interval of a measure from its resampled values [R]; NaN does not count."""
+        known = resampled[~np.isnan(resampled)]
+        if not len(known):
+            return cls(float(value), math.nan, math.nan)
+        # no interpolation: between two infinite values there is no number
+        low, high = np.quantile(known, [0.025, 0.975], method="inverted_cdf")
+        return cls(float(value), float(low), float(high))
+
+    def percent(self) -> str:
+        """``33.5 [31.1, 35.8]``: for shares, times a hundred."""
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def plain(self) -> str:
+        """``2.69 [2.61, 2.77]``; without brackets if there is no interval."""
+        between = "" if math.isnan(self.low) else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.value:.3g}{between}"
+
+    def document(self) -> dict[str, float | None]:
+        """For JSON, which knows no infinity: None instead."""
+        numbers = {"value": self.value, "low": self.low, "high": self.high}
+        return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.floating]],
+    n: int,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> NDArray[np.floating]:
+    """A statistic on ``resamples`` draws of n of n things with replacement: [R, M].
+
+    ``statistic`` is handed the drawn rows of some resamples [S, n] and returns its M values for each [S, M].
+    The same seed and n draw the same rows, so two systems on the same clips are compared on the same draws.
+    """
+    generator = np.random.default_rng(seed)
+    size = max(1, AT_ONCE // n)
+    sizes = [min(size, resamples - start) for start in range(0, resamples, size)]
+    return np.concatenate([statistic(generator.integers(0, n, (count, n))) for count in sizes])
+
+
+def intervals(values: NDArray[np.floating]) -> list[Interval]:
+    """The M means over N things of values [N, M], each with its bootstrap interval."""
+    resampled = bootstrap(lambda rows: values[rows].mean(1), len(values))
+    return [Interval.of(float(mean), resampled[:, n]) for n, mean in enumerate(values.mean(0))]
+
+
+def list_hash(ids: Collection[str]) -> str:
+    """Which clips a number stands on: sha256 of the sorted ids joined by newlines."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """Ids of a list: one per line, a JSON list, or CAV-MAE's ``{"data": [{"video_id": ...}]}``.
+
+    Empty lines do not count, nor does an id's second mention. Raises ``EvaluationError`` with the file.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise EvaluationError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            found: Any = json.loads(text)
+            if isinstance(found, dict):
+                found = [entry["video_id"] for entry in found["data"]]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            reason = f"neither a JSON list of ids nor a list as CAV-MAE writes it ({error})"
+            raise EvaluationError(f"{path}: {reason}") from None
+        if not all(isinstance(name, str) for name in found):
+            raise EvaluationError(f"{path}: a JSON list, but not of ids (strings)")
+    else:
+        found = [line.strip() for line in text.splitlines()]
+    ids = list(dict.fromkeys(name for name in found if name))
+    if not ids:
+        raise EvaluationError(f"{path}: has no ids in it")
+    return ids
+
+
+def choose(ids: Sequence[str], wanted: Collection[str] | None) -> tuple[NDArray[np.int64], list[str]]:
+    """Rows of ``ids`` that are wanted (None: all), in their order, and the wanted ids that are missing.
+
+    Raises ``EvaluationError`` if an id stands there twice or no row is left.
+    """
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        more = f" and {len(repeated) - 1} more" if len(repeated) > 1 else ""
+        raise EvaluationError(f"the id {repeated[0]!r}{more} stands there more than once")
+    chosen = set(ids if wanted is None else wanted)
+    rows = [row for row, name in enumerate(ids) if name in chosen]
+    if not rows:
+        raise EvaluationError("no clips in it" if wanted is None else "none of the wanted ids is in it")
+    there = set(ids)
+    return np.array(rows, dtype=np.int64), [name for name in wanted or () if name not in there]

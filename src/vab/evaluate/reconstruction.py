@@ -1,0 +1,70 @@
+"""Sounds through a codec and back (Appendix D.1, Table 15): the best that a model of its tokens can reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from vab.codecs.codec import Codec, decode_long
+from vab.inference.batch import Result
+from vab.media.container import MediaError
+from vab.media.inputs import AUDIO, VIDEOS, expand
+from vab.media.reader import read_audio, write_wav
+
+LONGEST = 30.0  # seconds that are encoded at once
+Show = Callable[[int, int, Path, str, int, int], None]  # file n, of, path, stage, done, in all
+
+
+def reconstruct_files(
+    names: Iterable[str | Path],
+    out: Path,
+    codec: Codec,
+    codebooks: int | None = None,
+    skip_existing: bool = False,
+    show: Show = lambda *_: None,
+) -> Iterator[Result]:
+    """``out/<stem>.wav`` for all sounds and videos that ``names`` stand for: through the first ``codebooks``
+    (None: all) of the codec, as long as the input.
+
+    One result for each file as it is done; what is wrong with one is its result. Raises ``ValueError`` for
+    codebooks that the codec does not have, or nothing to do, and ``OSError`` if ``out`` is no folder.
+    """
+    kept = codec.codebooks if codebooks is None else codebooks
+    if not 1 <= kept <= codec.codebooks:
+        raise ValueError(f"{codec.name} has {codec.codebooks} codebooks, so not {kept}")
+    entries = expand(names, leave_out=out, kinds=AUDIO + VIDEOS)
+    out.mkdir(parents=True, exist_ok=True)
+    inputs = {path.resolve() for path, _ in entries}
+    owners: dict[Path, Path] = {}
+    for n, (path, reason) in enumerate(entries):
+        show(n, len(entries), path, "codec", n, len(entries))
+        wav = out / f"{path.stem}.wav"
+        if reason is None and wav.resolve() in inputs:
+            reason = f"its result {wav} would overwrite an input; choose another folder with -o"
+        if reason is None and owners.setdefault(wav, path) != path:
+            reason = f"its result {wav} would overwrite that of {owners[wav]}"
+        if reason is not None:
+            yield Result(str(path), "failed", error=f"{path}: {reason}")
+        elif skip_existing and wav.is_file():
+            yield Result(str(path), "skipped", (str(wav),))
+        else:
+            yield _one(path, wav, codec, kept)
+
+
+@torch.inference_mode()
+def _one(path: Path, wav: Path, codec: Codec, codebooks: int) -> Result:
+    try:
+        waveform = torch.from_numpy(read_audio(path))
+        if not waveform.isfinite().all():
+            raise MediaError(f"{path}: holds NaN or infinity")
+        device = codec.codebook_vectors().device
+        size = round(LONGEST * codec.sample_rate) // codec.hop * codec.hop
+        tokens = [codec.encode(part[None].to(device))[0, :codebooks] for part in waveform.split(size)]
+        back = torch.cat(list(decode_long(codec, torch.cat(tokens, dim=1))))[: len(waveform)]
+        write_wav(wav, back.cpu().numpy())
+    except (MediaError, RuntimeError) as error:
+        line = " ".join(str(error).split())
+        return Result(str(path), "failed", error=line if str(path) in line else f"{path}: {line}")
+    return Result(str(path), "done", (str(wav),), len(waveform) / codec.sample_rate)

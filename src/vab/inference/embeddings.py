@@ -1,0 +1,152 @@
+"""Embeddings of files: what one file becomes, and many of them on disk as npz or parquet."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vab.utils.files import write_whole
+
+Kind = Literal["audio", "video"]
+
+
+class EmbeddingsError(ValueError):
+    """A file of embeddings that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One file: for each stream it has, a vector of length one for each of its W windows.
+
+    A row of NaN: the stream ends before that window. At least one row is not.
+    """
+
+    starts: NDArray[np.float64]  # [W] seconds
+    ends: NDArray[np.float64]  # [W] seconds
+    audio: NDArray[np.float32] | None = None  # [W, D]
+    video: NDArray[np.float32] | None = None  # [W, D]
+
+    def mean(self, kind: Kind) -> NDArray[np.float32] | None:
+        """The mean over the windows, of length one again: float32 [D]; None without that stream."""
+        vectors = self.audio if kind == "audio" else self.video
+        return None if vectors is None else unit(np.nanmean(vectors, axis=0))
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """N files or clips. A row of NaN: that stream is absent."""
+
+    ids: list[str]
+    audio: NDArray[np.float32]  # [N, D]
+    video: NDArray[np.float32]  # [N, D]
+    labels: list[str]  # "" where nothing is known; several are joined by ";"
+    windows: list[Embedded] | None = None  # of each file, if they are wanted
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors [..., D] brought to length one; zeros stay zeros."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def collect(ids: Sequence[str], files: Sequence[Embedded], labels: Sequence[str], dim: int) -> Embeddings:
+    """The means of embedded files side by side, and their windows."""
+    absent = np.full(dim, np.nan, np.float32)
+
+    def rows(kind: Kind) -> NDArray[np.float32]:
+        means = [file.mean(kind) for file in files]
+        found = [absent if mean is None else mean for mean in means]
+        return np.stack(found) if found else np.zeros((0, dim), np.float32)
+
+    return Embeddings(list(ids), rows("audio"), rows("video"), list(labels), list(files))
+
+
+def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
+    """Write ``.npz`` or ``.parquet`` (by the name's ending), complete or not at all.
+
+    Both hold ``id``, ``label``, ``audio`` and ``video`` (NaN rows where a stream is absent). Windows, if any,
+    stand in parquet as lists ``window_start``, ``window_end``, ``window_audio``, ``window_video`` per row;
+    in npz side by side, with ``window_row`` saying whose each is. Pickled objects are never written.
+    """
+    path = Path(path)
+    dim = embeddings.audio.shape[1]
+    windows = embeddings.windows or []
+    columns: dict[str, list] = {"window_start": [], "window_end": [], "window_audio": [], "window_video": []}
+    for file in windows:
+        empty = np.full((len(file.starts), dim), np.nan, np.float32)
+        columns["window_start"].append(file.starts)
+        columns["window_end"].append(file.ends)
+        columns["window_audio"].append(empty if file.audio is None else file.audio)
+        columns["window_video"].append(empty if file.video is None else file.video)
+    buffer = io.BytesIO()
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {
+            "id": np.array(embeddings.ids, dtype=str),
+            "label": np.array(embeddings.labels, dtype=str),
+            "audio": embeddings.audio,
+            "video": embeddings.video,
+        }
+        if windows:
+            arrays["window_row"] = np.repeat(np.arange(len(windows)), [len(w.starts) for w in windows])
+            arrays |= {name: np.concatenate(parts) for name, parts in columns.items()}
+        np.savez(buffer, **arrays)
+    elif path.suffix == ".parquet":
+        table = {
+            "id": embeddings.ids,
+            "label": embeddings.labels,
+            "audio": list(embeddings.audio),
+            "video": list(embeddings.video),
+        }
+        if windows:
+            table |= {name: [part.tolist() for part in parts] for name, parts in columns.items()}
+        pq.write_table(pa.table(table), buffer)
+    else:
+        raise EmbeddingsError(f"{path}: embeddings are written as .npz or .parquet")
+    write_whole(path, buffer.getvalue())
+
+
+def read_embeddings(path: str | Path) -> Embeddings:
+    """Read what :func:`write_embeddings` or any tool wrote: ``id``, ``audio`` [N, D], ``video`` [N, D].
+
+    ``label`` may be missing; windows are not read. Raises ``EmbeddingsError`` with the file and the reason.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in ("id", "label", "audio", "video") if name in file}
+        elif path.suffix == ".parquet":
+            table = pq.read_table(path)
+            names = [name for name in ("id", "label", "audio", "video") if name in table.column_names]
+            found = {name: np.array(table[name].to_pylist()) for name in names}
+        else:
+            raise EmbeddingsError(f"{path}: embeddings are read from .npz or .parquet")
+    except OSError as error:
+        raise EmbeddingsError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
+        raise error if isinstance(error, EmbeddingsError) else EmbeddingsError(f"{path}: {error}") from None
+    missing = [name for name in ("id", "audio", "video") if name not in found]
+    if missing:
+        raise EmbeddingsError(f"{path}: has no {', '.join(missing)}; needed: id, audio [N, D], video [N, D]")
+    ids, labels = found["id"], found.get("label", np.full(len(found["id"]), ""))
+    for name in ("audio", "video"):
+        if found[name].ndim != 2 or not np.issubdtype(found[name].dtype, np.floating):
+            raise EmbeddingsError(f"{path}: {name} is not a table of numbers [N, D]")
+    if not len(ids) == len(labels) == len(found["audio"]) == len(found["video"]):
+        raise EmbeddingsError(f"{path}: id, label, audio and video are not equally long")
+    if found["audio"].shape[1] != found["video"].shape[1]:
+        raise EmbeddingsError(f"{path}: audio and video vectors are not equally long")
+    audio, video = (found[name].astype(np.float32) for name in ("audio", "video"))
+    return Embeddings([str(i) for i in ids], audio, video, [str(label) for label in labels])

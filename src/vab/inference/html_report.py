@@ -1,0 +1,173 @@
+"""What `vab generate` made, as one HTML file that needs nothing else: pictures, sounds, settings, timings."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vab.config import SAMPLE_RATE
+from vab.inference.batch import Result, Settings, summary
+from vab.media.container import MediaError
+from vab.media.reader import probe, read_audio, read_frames
+from vab.models.hub import BUNDLED, ModelError, find_model, read_config
+from vab.sampling.parallel import decode_settings
+from vab.utils.files import atomic
+from vab.utils.mel import magnitudes, mel_filters
+from vab.utils.provenance import code_version
+
+PAGE = Path(__file__).parents[1] / "assets" / "report.html"
+STRIP, HEIGHT = 10, 108  # pictures of a clip, and how high they are in pixels
+COLUMNS = 800  # of the mel picture and the waveform
+WINDOW, FFT, BANDS = 640, 1024, 96  # samples, samples, mel bands
+DEEPEST = 80.0  # dB below the loudest
+COLOURS = ((0, 0, 4), (60, 15, 110), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
+
+
+def write_report(path: Path, results: Sequence[Result], settings: Settings) -> None:
+    """Write ``path`` whole or not at all. ``OSError`` if it cannot be written.
+
+    Of an input or a sound that cannot be read any more stands there why. What is not UTF-8 in a file's name
+    becomes a question mark.
+    """
+    page = Template(PAGE.read_text(encoding="utf-8"))
+    moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    document = summary(results, settings)
+    counts = [f"{document[status]} {status}" for status in ("done", "skipped", "failed") if document[status]]
+    head, foot = page.substitute(
+        made=f"{moment}, vab {escape(code_version()['version'])}",
+        counts=", ".join(counts),
+        settings=_table(document["settings"] | _decoding(settings)),
+        inputs="\0",
+    ).split("\0")
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
+        file.write(head)
+        for result in results:  # one at a time: many sounds need not fit into memory together
+            file.writelines(_input(result))
+        file.write(foot)
+
+
+def _decoding(settings: Settings) -> dict[str, Any]:
+    """The decoding that was done: the model's own, with what was chosen in its place."""
+    given = (settings.steps, settings.guidance, settings.temperature, settings.rerank)
+    try:
+        chosen = asdict(decode_settings(read_config(find_model(settings.model)).decode, *given))
+    except (ModelError, ValueError):  # no input came as far as the model
+        return {}
+    return chosen | {"rerank": chosen.pop("candidates"), "model": settings.model or BUNDLED}
+
+
+def _input(result: Result) -> Iterator[str]:
+    name = escape(Path(result.input).name)
+    yield f'<section><h2>{name}</h2><p class="path">{escape(result.input)}, {result.status}</p>'
+    if result.error:
+        yield f'<p class="error">{escape(result.error)}</p>'
+    sounds = [Path(name) for name in result.outputs if name.endswith(".wav")]
+    try:
+        strip = _strip(Path(result.input)) if sounds else []
+    except (MediaError, OSError) as error:
+        strip = []
+        yield f'<p class="error">{escape(str(error))}</p>'
+    for sound in sounds:
+        yield from _sound(sound, strip)
+    if result.timings:
+        total = sum(result.timings.values())
+        rows = {stage: f"{seconds:.2f} s" for stage, seconds in result.timings.items()}
+        yield f"<details><summary>{total:.1f} s to make</summary>{_table(rows)}</details>"
+    yield "</section>\n"
+
+
+def _sound(path: Path, strip: Sequence[str]) -> Iterator[str]:
+    """The player of one sound; picture strip, waveform and mel picture share its time axis."""
+    yield f'<article><h3>{escape(path.name)}</h3><div class="axis">'
+    try:
+        waveform = read_audio(path)
+        data = path.read_bytes()
+    except (MediaError, OSError) as error:
+        yield f'</div><p class="error">{escape(str(error))}</p></article>'
+        return
+    if strip:
+        yield f'<div class="strip">{"".join(strip)}</div>'
+    yield f'<svg class="wave" viewBox="0 -1 {COLUMNS} 2" preserveAspectRatio="none" role="img" '
+    yield f'aria-label="waveform"><path d="{outline(waveform)}"/></svg>'
+    yield f'<img class="mel" alt="mel picture, low tones at the bottom" src="{_png(mel_picture(waveform))}">'
+    yield '<i class="now" hidden></i></div>'
+    yield f'<audio controls preload="metadata" src="{_uri("audio/wav", data)}"></audio>'
+    peak, level = (_decibels(value) for value in (np.abs(waveform).max(), _rms(waveform)))
+    seconds = len(waveform) / SAMPLE_RATE
+    yield f"<p>{seconds:.2f} s, peak {peak} dB, mean level {level} dB</p></article>"
+
+
+def _strip(path: Path) -> list[str]:
+    """Pictures at even distances, from the beginning to the end."""
+    info = probe(path)
+    frames = read_frames(path, STRIP / info.seconds, size=HEIGHT) if info.seconds else read_frames(path, 1.0)
+    images = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        image.thumbnail((2 * HEIGHT, HEIGHT))
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=80)
+        images.append(f'<img alt="" src="{_uri("image/jpeg", stream.getvalue())}">')
+    return images[:STRIP]
+
+
+def outline(waveform: NDArray[np.floating]) -> str:
+    """The highest and the lowest sample of each of up to ``COLUMNS`` parts of [S], as the path of an SVG."""
+    parts = np.array_split(waveform, min(COLUMNS, len(waveform)))
+    xs = np.linspace(0, COLUMNS, len(parts))
+    tops = [f"{x:.0f} {-part.max():.3f}" for x, part in zip(xs, parts, strict=True)]
+    bottoms = [f"{x:.0f} {-part.min() + 0.01:.3f}" for x, part in zip(xs, parts, strict=True)]
+    return f"M{'L'.join([*tops, *bottoms[::-1]])}Z"
+
+
+def mel_picture(waveform: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Mel bands of [S] at 16 kHz as RGB [bands, columns, 3], low at the bottom, the loudest brightest."""
+    step = max(160, len(waveform) // COLUMNS)
+    padded = np.pad(waveform, (WINDOW // 2, WINDOW // 2))
+    bands = magnitudes(padded, WINDOW, step, FFT) @ mel_filters(BANDS, FFT, SAMPLE_RATE, 50.0, 8000.0)
+    decibels = 20 * np.log10(np.maximum(bands, 1e-9))
+    loud = np.clip((decibels - decibels.max()) / DEEPEST + 1, 0, 1).T[::-1]
+    places = np.linspace(0, 1, len(COLOURS))
+    channels = [np.interp(loud, places, [colour[n] for colour in COLOURS]) for n in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", optimize=True)
+    return _uri("image/png", stream.getvalue())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _decibels(amplitude: float) -> float:
+    return round(float(20 * np.log10(max(1e-5, amplitude))), 1) + 0.0  # no -0.0
+
+
+def _rms(waveform: NDArray[np.floating]) -> float:
+    return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    """A definition list; what is no text stands as in JSON."""
+    cells = (
+        f"<dt>{escape(name.replace('_', ' '))}</dt>"
+        f"<dd>{escape(value if isinstance(value, str) else json.dumps(value))}</dd>"
+        for name, value in rows.items()
+        if value is not None and value != []
+    )
+    return f"<dl>{''.join(cells)}</dl>"

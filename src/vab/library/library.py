@@ -1,0 +1,345 @@
+"""A searchable library of sounds and videos: vectors of the windows of many files, in a folder on disk.
+
+The folder holds ``library.json`` (what made the vectors, how good the indexes are) and a LanceDB table, see
+:mod:`vab.library.table` for why no reader ever sees, and no kill ever leaves, part of a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.inference.batch import Show
+from vab.inference.embeddings import Kind
+from vab.library.indexing import Added, Embed, Known, embed_each
+from vab.library.table import COMMITS, KINDS, File, Filters, LibraryError, WindowTable, dim_of, rows_of
+from vab.utils.files import write_whole
+
+__all__ = ["Added", "Filters", "Hit", "Index", "Library", "LibraryError", "Meta"]
+
+FORMAT = 1  # of library.json and of the table
+EXACT_BELOW = 100_000  # vectors; from there on an index answers
+FILES_AT_ONCE, SECONDS_AT_ONCE = 32, 5.0  # of embedding; a commit is made when either is reached
+RECALL = 0.98  # so much of the exact answer an index shall find: it looks into more parts until it does
+
+
+@dataclass(frozen=True)
+class Index:
+    """The approximate index of one stream, and how well it did when it was last brought up to date."""
+
+    vectors: int  # when its parts were chosen
+    parts: int
+    probes: int  # parts looked into for each query
+    recall: float  # share of the ten nearest windows that it finds, over sampled queries
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What made a library's vectors. Those of different models never mix."""
+
+    model: str  # fingerprint of all that embeds
+    dim: int
+    source: str = ""  # how that model was named; "" is the bundled one
+    indexes: dict[str, Index] = field(default_factory=dict)  # by stream
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A window that was found, or a whole file where nothing was compared."""
+
+    path: str
+    start: float  # seconds
+    end: float
+    stream: Literal["audio", "video", "both"]  # whose vector was compared; else what the file has
+    score: float | None  # cosine similarity; None where nothing was compared
+    label: str
+
+
+class Library:
+    """The library of one folder. Any number of processes may search while one adds."""
+
+    def __init__(self, directory: Path, exact_below: int) -> None:
+        self.directory = directory
+        self.exact_below = exact_below
+        self.table = WindowTable(directory)
+        self.meta = self._read_meta()
+
+    @classmethod
+    def create(cls, directory: str | Path, exact_below: int = EXACT_BELOW) -> Library:
+        """The library of that folder, or a new one.
+
+        ``LibraryError`` if the folder holds other things, ``OSError`` if it cannot be made.
+        """
+        path = Path(os.path.abspath(directory))
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / "library.json").exists() and any(not f.name.startswith(".") for f in path.iterdir()):
+            raise LibraryError(f"{directory} holds other things and no library; name an empty or new folder")
+        return cls(path, exact_below)
+
+    @classmethod
+    def open(cls, directory: str | Path, exact_below: int = EXACT_BELOW) -> Library:
+        """The library that is in that folder; ``LibraryError`` if there is none."""
+        path = Path(os.path.abspath(directory))
+        if not (path / "library.json").is_file():
+            raise LibraryError(f"{directory} holds no library; make one with `vab index add {directory} ...`")
+        return cls(path, exact_below)
+
+    def check(self, model: str) -> None:
+        """``LibraryError`` if the vectors here are of another model than the one of that fingerprint."""
+        if self.meta is not None and self.table and self.meta.model != model:
+            raise LibraryError(
+                f"{self.directory} was made with another model, {self.meta.source or 'the bundled one'} "
+                f"({self.meta.model[:12]}; this one is {model[:12]}); use that one, or another folder"
+            )
+
+    def add(
+        self,
+        files: Iterable[str | Path],
+        embed: Embed,
+        model: str,
+        source: str = "",
+        show: Show = lambda *_: None,
+    ) -> Iterator[Added]:
+        """Embed files that are new here or changed (path, size, time) and write them; one result for each.
+
+        ``embed`` may take files ahead of what it has answered. ``model``: fingerprint of what it does;
+        ``source``: how people name that. A file that cannot be embedded fails, and keeps the rows it had. At
+        the end, indexes are built or brought up to date.
+        ``LibraryError`` if another process writes, or the vectors here are of another model.
+        """
+        paths = list({os.path.abspath(path): Path(path) for path in files}.values())
+        with self._writing():
+            self.check(model)
+            known = self._known()
+            waiting: list[File] = []
+            since = 0.0
+            try:
+                for found in embed_each(paths, known, embed, self.meta.dim if self.meta else None, show):
+                    if isinstance(found, Added):
+                        yield found
+                        continue
+                    if self.meta is None:
+                        self.meta = Meta(model, dim_of(found.embedded), source)
+                    since = since if waiting else time.monotonic()
+                    waiting.append(found)
+                    if len(waiting) >= FILES_AT_ONCE or time.monotonic() - since > SECONDS_AT_ONCE:
+                        batch, waiting = waiting, []
+                        yield from self._commit(batch, known)
+                batch, waiting = waiting, []
+                yield from self._commit(batch, known)
+            except (KeyboardInterrupt, GeneratorExit):
+                self._commit(waiting, known)
+                raise
+            if paths:
+                show(len(paths) - 1, len(paths), paths[-1], "index", 0, 1)
+            self._refresh()
+
+    def prune(self, dry_run: bool = False) -> list[str]:
+        """Take out the files that are no longer on disk; their paths. ``LibraryError`` as :meth:`add`."""
+        with self._writing():
+            gone = [path for path in sorted(self._known()) if not _is_there(path)]
+            if gone and not dry_run:
+                self.table.remove(gone)
+                self._refresh()
+        return gone
+
+    def counts(self) -> dict[str, Any]:
+        """Files, windows, vectors of each stream, seconds of all files, and files of each label."""
+        self.table.latest()
+        files = self.table.select({"label": "label", "seconds": "seconds"}, "number = 0")
+        labels: dict[str, int] = {}
+        for label in sorted(file["label"] for file in files):
+            labels[label] = labels.get(label, 0) + 1
+        return {
+            "files": len(files),
+            "windows": self.table.count(),
+            **{kind: self.table.count(f"{kind} IS NOT NULL") for kind in KINDS},
+            "seconds": sum(file["seconds"] for file in files),
+            "labels": labels,
+        }
+
+    def search(
+        self,
+        vector: NDArray[np.float32] | None = None,
+        kind: Kind | None = None,
+        k: int = 10,
+        filters: Filters | None = None,
+        windows: bool = False,
+        exact: bool = False,
+    ) -> list[Hit]:
+        """The ``k`` files nearest to ``vector`` [D], each with its best window; or the ``k`` best windows.
+
+        ``kind``: the stream compared, audio if left out. Exact below ``exact_below`` candidates, and always
+        with ``exact``. Without a vector: what passes ``filters``, by path; ``kind`` is then what a file must
+        have. ``LibraryError`` for a vector of another length, not of numbers, or of zeros.
+        """
+        where = (filters or Filters()).sql()
+        for last in (False, True):
+            try:
+                self.table.latest()
+                self.meta = self._read_meta()
+                if vector is None:
+                    return self._listed(kind, k, where, windows)
+                return self._ranked(vector, kind or "audio", k, where, windows, exact)
+            except LibraryError:  # a version so old that a writer swept it away meanwhile: take the newest
+                if last:
+                    raise
+        return []
+
+    def _ranked(
+        self, vector: NDArray[np.float32], kind: Kind, k: int, where: str, windows: bool, exact: bool
+    ) -> list[Hit]:
+        vector = np.asarray(vector, np.float32)
+        if self.meta is None or k < 1:
+            return []
+        if vector.shape != (self.meta.dim,) or not np.isfinite(vector).all() or not vector.any():
+            raise LibraryError(f"a query is {self.meta.dim} finite numbers, not all 0; got {vector.shape}")
+        index = None if exact else self.meta.indexes.get(kind)
+        if index is not None and where and self.table.count(where) < self.exact_below:
+            index = None
+        wanted = k if windows else 4 * k
+        while True:
+            rows = self.table.nearest(vector, kind, wanted, where, index.probes if index else None)
+            best: dict[Any, Hit] = {}
+            for row in sorted(rows, key=lambda row: (row["_distance"], row["path"], row["start"])):
+                key = (row["path"], row["number"]) if windows else row["path"]
+                score = 1 - row["_distance"]
+                best.setdefault(key, Hit(row["path"], row["start"], row["end"], kind, score, row["label"]))
+            if len(best) >= k or len(rows) < wanted:
+                return list(best.values())[:k]
+            wanted *= 4
+
+    def _listed(self, kind: Kind | None, k: int, where: str, windows: bool) -> list[Hit]:
+        columns = {name: name for name in ("path", "start", "end", "seconds", "label")}
+        columns |= {f"has_{kind}": f"{kind} IS NOT NULL" for kind in KINDS}
+        found: dict[Any, list[dict[str, Any]]] = {}
+        terms = [where, f"{kind} IS NOT NULL" if kind else ""]
+        for row in self.table.select(columns, " AND ".join(filter(None, terms))):
+            found.setdefault((row["path"], row["start"] if windows else 0.0), []).append(row)
+        hits = []
+        for (path, start), rows in sorted(found.items())[:k]:
+            audio, video = (any(row[f"has_{kind}"] for row in rows) for kind in KINDS)
+            stream: Literal["audio", "video", "both"] = "audio" if audio else "video"
+            end = rows[0]["end" if windows else "seconds"]
+            stream = kind or ("both" if audio and video else stream)
+            hits.append(Hit(path, start, end, stream, None, rows[0]["label"]))
+        return hits
+
+    def _commit(self, files: Sequence[File], known: Known) -> list[Added]:
+        """Write all rows of these files by one commit."""
+        if not files:
+            return []
+        assert self.meta is not None
+        if not self.table:
+            self._write_meta(self.meta)
+            self.table.create(self.meta.dim)
+        replaced = [file.path for file in files if file.path in known]
+        self.table.put(rows_of(files, self.meta.dim), replaced)
+        known.update({file.path: (file.size, file.mtime_ns) for file in files})
+        return [
+            Added(file.path, "replaced" if file.path in replaced else "added", len(file.embedded.starts))
+            for file in files
+        ]
+
+    def _known(self) -> Known:
+        self.table.latest()
+        rows = self.table.select({n: n for n in ("path", "size", "mtime_ns")}, "number = 0")
+        return {row["path"]: (row["size"], row["mtime_ns"]) for row in rows}
+
+    def _refresh(self) -> None:
+        """Tidy up if there is much to tidy; build the indexes that are due, and measure what changed."""
+        if not self.table or self.meta is None:
+            return
+        late = max(self.table.not_indexed(kind) or 0 for kind in KINDS)
+        tidied = self.table.pieces() > COMMITS or late > self.exact_below // 10
+        if tidied:
+            self.table.optimize()
+        indexes = dict(self.meta.indexes)
+        for kind in KINDS:
+            vectors = self.table.count(f"{kind} IS NOT NULL")
+            index = indexes.pop(kind, None)
+            if vectors < self.exact_below:
+                continue
+            if index is None or vectors > 2 * index.vectors:
+                index = Index(vectors, round(math.sqrt(vectors)), 0, 0.0)
+                self.table.build_index(kind, index.parts)
+            indexes[kind] = self._measured(kind, index) if tidied or not index.probes else index
+        if indexes != self.meta.indexes:
+            self._write_meta(replace(self.meta, indexes=indexes))
+
+    def _measured(self, kind: Kind, index: Index) -> Index:
+        """The least number of probes that finds ``RECALL`` of the ten nearest rows, and what it does find.
+
+        Queries are vectors of both streams: those of the other one lie elsewhere than what is searched.
+        """
+        queries = np.concatenate(
+            [vectors[:20] for vectors in self.table.sample(200).values() if len(vectors)]
+        )
+
+        def found(probes: int | None) -> list[set[tuple[str, int]]]:
+            answers = [self.table.nearest(query, kind, 10, probes=probes) for query in queries]
+            return [{(row["path"], row["number"]) for row in rows} for rows in answers]
+
+        exact = found(None)
+        probes, recall = 0, 0.0
+        while recall < RECALL and probes < index.parts:
+            probes = min(max(8, 2 * probes), index.parts)
+            pairs = zip(exact, found(probes), strict=True)
+            recall = float(np.mean([len(true & some) / len(true) for true, some in pairs]))
+        return replace(index, probes=probes, recall=recall)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Hold the library for one writer; ``LibraryError`` if another process does."""
+        with (self.directory / ".lock").open("w") as lock:
+            if os.name == "posix":
+                import fcntl
+
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise LibraryError(f"{self.directory}: another process writes to this library") from None
+            for unfinished in self.directory.glob(".*.tmp"):
+                unfinished.unlink()
+            self.table.latest()
+            self.meta = self._read_meta() if self.table else None  # no table: nothing was ever written
+            yield
+
+    def _read_meta(self) -> Meta | None:
+        path = self.directory / "library.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values.pop("format") != FORMAT:
+                raise LibraryError(f"{path} comes from another version of vab; make the library anew")
+            indexes = {kind: Index(**index) for kind, index in values.pop("indexes").items()}
+            return Meta(**values, indexes=indexes)
+        except FileNotFoundError:
+            return None
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise LibraryError(f"{path} is damaged ({type(error).__name__}: {error})") from None
+
+    def _write_meta(self, meta: Meta) -> None:
+        text = json.dumps({"format": FORMAT, **asdict(meta)}, indent=1) + "\n"
+        write_whole(self.directory / "library.json", text.encode())
+        self.meta = meta
+
+
+def _is_there(path: str) -> bool:
+    """Whether a file exists; one that cannot be looked at (a right is missing) does."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True

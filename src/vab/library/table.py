@@ -1,0 +1,266 @@
+"""The LanceDB table under a library: a row is one window of one file, with the vectors of its streams.
+
+Rows of a file are only ever written together, by one commit: new files are appended; those that changed
+take the place of their old rows in one ``merge_insert`` on (path, number), which also deletes the windows a
+file no longer has. So every version of the table holds whole files, each once. A reader sees one version,
+and a killed writer leaves none: at most data files that no version names, which LanceDB deletes a week later.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vab.inference.embeddings import Embedded, Kind
+
+KINDS: tuple[Kind, ...] = ("audio", "video")
+REFINE = 5  # times as many candidates of an index are compared with their true vectors
+COMMITS = 20  # about so many small pieces may lie about before they are put together
+KEPT = timedelta(hours=1)  # how long replaced versions stay for those who read them
+_NAME = "windows"
+
+T = TypeVar("T")
+
+
+class LibraryError(ValueError):
+    """A library that cannot be used as asked; the message is one line that says why."""
+
+
+def quoted(text: str) -> str:
+    """Text for a condition in SQL; ``LibraryError`` if it is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LibraryError(f"{text!r} is not UTF-8") from None
+    return "'" + text.replace("'", "''") + "'"
+
+
+def schema(dim: int) -> pa.Schema:
+    """The columns; a stream that a window does not have is null."""
+    text, real = pa.string(), pa.float64()
+    names = {"path": text, "number": pa.int32(), "start": real, "end": real, "seconds": real, "label": text}
+    names |= {"label_key": text, "size": pa.int64(), "mtime_ns": pa.int64()}
+    names |= {kind: pa.list_(pa.float32(), dim) for kind in KINDS}
+    return pa.schema(list(names.items()))
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which files may be found. Lengths are in seconds of the whole file."""
+
+    under: str | Path | None = None  # a folder; all below counts
+    label: str | None = None  # upper and lower case are the same
+    longer_than: float | None = None
+    shorter_than: float | None = None
+
+    def sql(self) -> str:
+        """The condition on rows, "" for none. ``LibraryError`` for text that is not UTF-8."""
+        terms = []
+        if self.under is not None:
+            folder = os.path.abspath(self.under).rstrip(os.sep) + os.sep
+            terms.append(f"starts_with(path, {quoted(folder)})")
+        if self.label is not None:
+            terms.append(f"label_key = {quoted(self.label.casefold())}")
+        if self.longer_than is not None:
+            terms.append(f"seconds > {float(self.longer_than)!r}")
+        if self.shorter_than is not None:
+            terms.append(f"seconds < {float(self.shorter_than)!r}")
+        return " AND ".join(terms)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file that is ready to be written."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    embedded: Embedded
+
+
+def dim_of(embedded: Embedded) -> int:
+    """The length of the vectors of a file without fault."""
+    return next(len(vectors[0]) for vectors in (embedded.audio, embedded.video) if vectors is not None)
+
+
+def fault_of(embedded: Embedded, dim: int | None) -> str:
+    """Why this cannot be written; "" if it can. ``dim``: the length vectors must have, if it is known."""
+    windows = len(embedded.starts)
+    streams = [(kind, getattr(embedded, kind)) for kind in KINDS if getattr(embedded, kind) is not None]
+    if not windows or not streams:
+        return "has neither a picture nor a sound to embed"
+    for kind, vectors in streams:
+        dim = dim or vectors.shape[-1]
+        if vectors.shape != (windows, dim):
+            return f"its {kind} vectors are {vectors.shape}, not {(windows, dim)}"
+        lengths = np.linalg.norm(vectors[~_absent(vectors)], axis=1)
+        if not len(lengths) or not (np.abs(lengths - 1) < 0.01).all():  # partly NaN is not either
+            return f"its {kind} vectors are not all of length one"
+    return ""
+
+
+def rows_of(files: Sequence[File], dim: int) -> pa.Table:
+    """The rows of these files, one for each window."""
+    columns: dict[str, list[Any]] = {field.name: [] for field in schema(dim) if field.name not in KINDS}
+    for file in files:
+        starts, ends = file.embedded.starts.tolist(), file.embedded.ends.tolist()
+        label = Path(file.path).parent.name
+        columns["number"] += range(len(starts))
+        columns["start"] += starts
+        columns["end"] += ends
+        same = {"path": file.path, "seconds": max(ends), "label": label, "label_key": label.casefold()}
+        same |= {"size": file.size, "mtime_ns": file.mtime_ns}
+        for name, value in same.items():
+            columns[name] += [value] * len(starts)
+    arrays: dict[str, Any] = dict(columns)
+    for kind in KINDS:
+        found = [(getattr(file.embedded, kind), len(file.embedded.starts)) for file in files]
+        vectors = np.concatenate([np.full((n, dim), np.nan) if v is None else v for v, n in found])
+        absent = _absent(vectors)
+        flat = np.where(absent[:, None], 0, vectors).astype(np.float32)
+        arrays[kind] = pa.FixedSizeListArray.from_arrays(flat.reshape(-1), dim, mask=pa.array(absent))
+    return pa.table(arrays, schema=schema(dim))
+
+
+def _absent(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """[W]: which windows do not have the stream."""
+    return np.asarray(np.isnan(vectors).all(axis=1))
+
+
+class WindowTable:
+    """The table in the folder of a library. Faults of LanceDB are raised as ``LibraryError``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are not for who searches
+        try:
+            import lancedb
+        except ImportError:
+            raise LibraryError(
+                "a library needs LanceDB; install it with: pip install 'vab[search]'"
+            ) from None
+        quoted(str(directory))
+        self._connection = self._do(lambda: lancedb.connect(str(directory)))
+        self._table: Any = None
+        self.latest()
+
+    def _do(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except (RuntimeError, OSError, ValueError) as error:
+            raise self._error(error) from error
+
+    def _error(self, error: Exception) -> LibraryError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        return LibraryError(f"{self.directory}: {reason}")
+
+    def latest(self) -> None:
+        """Look at the newest version from now on."""
+        if self._table is not None:
+            self._do(self._table.checkout_latest)
+        elif _NAME in self._do(lambda: self._connection.list_tables().tables):
+            try:
+                self._table = self._connection.open_table(_NAME)
+            except ValueError:  # a folder without a version: whoever was to create it was killed
+                return
+            except (RuntimeError, OSError) as error:
+                raise self._error(error) from error
+
+    def __bool__(self) -> bool:
+        return self._table is not None
+
+    def create(self, dim: int) -> None:
+        """An empty table for vectors of ``dim`` numbers."""
+        self._table = self._do(lambda: self._connection.create_table(_NAME, schema=schema(dim)))
+
+    def count(self, where: str = "") -> int:
+        """How many rows pass."""
+        if not self:
+            return 0
+        number: int = self._do(lambda: self._table.count_rows(where or None))
+        return number
+
+    def select(self, columns: Mapping[str, str], where: str = "") -> list[dict[str, Any]]:
+        """Rows that pass, with columns ``name: expression``."""
+        if not self:
+            return []
+        query = self._table.search().select(dict(columns))
+        rows: list[dict[str, Any]] = self._do((query.where(where) if where else query).to_arrow).to_pylist()
+        return rows
+
+    def nearest(
+        self, vector: NDArray[np.float32], kind: Kind, limit: int, where: str = "", probes: int | None = None
+    ) -> list[dict[str, Any]]:
+        """The rows nearest to ``vector`` [D], with ``_distance``: 1 - cosine. Rows without that stream never.
+
+        ``probes``: parts of the index to look into (more for as long as rows are lacking); None is exact.
+        """
+        if not self:
+            return []
+        query = self._table.search(vector, vector_column_name=kind).distance_type("cosine").limit(limit)
+        query = query.select(["path", "number", "start", "end", "label", "_distance"])
+        if where:
+            query = query.where(where, prefilter=True)
+        if probes is None:
+            query = query.bypass_vector_index()
+        else:
+            query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(REFINE)
+        rows: list[dict[str, Any]] = self._do(query.to_arrow).to_pylist()
+        return rows
+
+    def put(self, rows: pa.Table, replaced: Sequence[str] = ()) -> None:
+        """Write whole files by one commit; ``replaced`` are those of their paths that have rows here."""
+        if not replaced:
+            self._do(lambda: self._table.add(rows))
+            return
+        merge = self._table.merge_insert(["path", "number"]).when_matched_update_all()
+        merge = merge.when_not_matched_insert_all().when_not_matched_by_source_delete(_among(replaced))
+        self._do(lambda: merge.execute(rows, on_bad_vectors="null"))  # its check takes null for bad
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Delete all rows of these files."""
+        for first in range(0, len(paths), 500):
+            chosen = _among(paths[first : first + 500])
+            self._do(lambda where=chosen: self._table.delete(where))  # type: ignore[misc]
+
+    def some(self, rows: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of ``rows`` rows drawn without chance, or of all if there are no more."""
+        offsets = np.random.default_rng(0).choice(self.count(), min(rows, self.count()), replace=False)
+        return self._do(self._table.take_offsets(sorted(offsets.tolist())).select(list(columns)).to_arrow)
+
+    def sample(self, rows: int) -> dict[Kind, NDArray[np.float32]]:
+        """The vectors [n, D] of each stream in ``rows`` rows drawn without chance."""
+        found = self.some(rows, KINDS)
+        return {kind: np.array(found[kind].drop_null().to_pylist(), np.float32) for kind in KINDS}
+
+    def build_index(self, kind: Kind, parts: int) -> None:
+        """An index of that stream's vectors: ``parts`` parts, a byte for each number (IVF_SQ)."""
+        from lancedb.index import IvfSq
+
+        config = IvfSq(distance_type="cosine", num_partitions=parts)
+        self._do(lambda: self._table.create_index(kind, config=config, replace=True))
+
+    def not_indexed(self, kind: Kind) -> int | None:
+        """Rows that the index does not know yet and that are compared one by one; None without an index."""
+        stats = self._do(lambda: self._table.index_stats(f"{kind}_idx"))
+        return None if stats is None else int(stats.num_unindexed_rows)
+
+    def pieces(self) -> int:
+        """Files that hold the rows; about one for each commit since they were put together."""
+        return int(self._do(self._table.stats)["fragment_stats"]["num_fragments"])
+
+    def optimize(self) -> None:
+        """Put small pieces together, bring the indexes up to date and delete versions replaced long ago."""
+        self._do(lambda: self._table.optimize(cleanup_older_than=KEPT))
+
+
+def _among(paths: Sequence[str]) -> str:
+    return f"path IN ({', '.join(map(quoted, paths))})"

@@ -1,0 +1,155 @@
+"""Which weights are at hand, and the folder of a model from its name. Nothing here imports torch.
+
+A model directory holds ``config.json`` (a ``Preset`` as nested values) and ``model.safetensors``; that of a
+model on the small codec may also hold ``codec.json`` and ``codec.safetensors``. What fine-tuning made of it
+may stand in the folders ``contrastive`` and ``classes``, a second stage (coarse to fine) in ``fine``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vab.config import Preset, from_dict
+from vab.presets import PRESETS
+
+CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
+FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # of what fine-tuning made of a model
+FINE = "fine"  # folder of a second stage
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = "vab-tiny"
+_FILES = [CONFIG, MODEL, CODEC, "codec.safetensors"]
+_FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file in (CONFIG, MODEL)]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ModelError(Exception):
+    """A model that cannot be loaded or cannot do what is asked. The message is one line, shown as is."""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model and where it stands."""
+
+    name: str
+    state: str  # bundled, local, cached (from the Hub), or missing
+    path: Path | None
+    bytes: int
+    note: str  # what it is, or what to do to have it
+
+
+def find_model(source: str | Path | None = None, **hub: Any) -> Path:
+    """The directory of a model: the bundled one (None or its name), a folder, or a Hub id (downloaded).
+
+    ``hub`` goes to ``huggingface_hub.snapshot_download`` (revision, token, cache_dir ...).
+    ``ModelError`` says why there is none and what to do.
+    """
+    name = BUNDLED if source is None else str(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        missing = [file for file in (CONFIG, MODEL) if not (path / file).is_file()]
+        if missing:
+            raise ModelError(f"{path}: is no model directory, it has no {' and no '.join(missing)}")
+        return path
+    if name == BUNDLED:
+        folder = ASSETS / BUNDLED
+        if not is_model(folder):
+            raise ModelError(
+                f"the model {BUNDLED} is not in this installation ({folder}); "
+                "install the released package, or train it with recipes/vab_tiny.sh"
+            )
+        return folder
+    if name in PRESETS:
+        raise ModelError(
+            f"{name}: nobody has published weights of it; train it with the commands in recipes/ "
+            "and pass the run's folder as the model"
+        )
+    if path.exists() or not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"{name}: no model of that name, and no such folder; `vab models` shows what there is"
+        )
+    return _download(name, hub)
+
+
+def _download(name: str, hub: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_FILES, **hub))
+    except Exception as error:  # the Hub, the network and the disk each raise their own kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{name}: is no folder here, and cannot be fetched from the Hub ({reason})"
+        ) from error
+    if not is_model(folder):
+        raise ModelError(f"{name}: this Hub repository has no {CONFIG} and {MODEL}, so it is no VAB model")
+    return folder
+
+
+def is_model(folder: Path) -> bool:
+    """Whether ``folder`` is a model directory with a configuration that can be read."""
+    try:
+        read_config(folder)
+    except ModelError:
+        return False
+    return (folder / MODEL).is_file()
+
+
+def read_config(folder: Path) -> Preset:
+    """The preset in a model directory's ``config.json``; ``ModelError`` if it is not one."""
+    path = folder / CONFIG
+    try:
+        return from_dict(Preset, json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: is no configuration of a VAB model ({error})") from error
+
+
+def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
+    """The presets, then model directories in ``folders`` (up to two levels down), then the Hub's cache."""
+    models = []
+    for preset in PRESETS.values():
+        if preset.train.objective in FOLDERS:  # fine-tuned ones stand in the folder of their model
+            continue
+        folder = ASSETS / preset.name
+        if is_model(folder):
+            models.append(_known(preset.name, "bundled", folder, preset.note))
+        else:
+            why = "not in this installation" if preset.name == BUNDLED else "weights not published"
+            note = f"{why}: train it with the commands in recipes/"
+            models.append(KnownModel(preset.name, "missing", None, 0, note))
+    for folder in folders:
+        for pattern in (CONFIG, f"*/{CONFIG}", f"*/*/{CONFIG}"):
+            for path in sorted(folder.glob(pattern)):
+                if is_model(path.parent):
+                    note = read_config(path.parent).note
+                    models.append(_known(str(path.parent), "local", path.parent, note))
+    for repo, snapshot in hub_cache():
+        if is_model(snapshot):
+            models.append(_known(repo, "cached", snapshot, read_config(snapshot).note))
+    return models
+
+
+def _known(name: str, state: str, folder: Path, note: str) -> KnownModel:
+    size = sum((folder / file).stat().st_size for file in _FILES if (folder / file).is_file())
+    return KnownModel(name, state, folder, size, note)
+
+
+def hub_cache() -> Iterator[tuple[str, Path]]:
+    """(Hub id, newest snapshot's folder) of every model in the Hub's cache on this machine."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        newest = max(repo.revisions, key=lambda revision: revision.last_modified, default=None)
+        if repo.repo_type == "model" and newest is not None:
+            yield repo.repo_id, newest.snapshot_path

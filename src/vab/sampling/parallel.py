@@ -1,0 +1,273 @@
+"""Parallel decoding of masked tokens, with guidance, for any length (section 3.3, eq. 2, appendix D).
+
+Everything here is a pure function over ``logits_fn``: tokens [B,K,T], whose hidden places hold [MASK]
+(the id ``vocabulary``), give logits [B,Kp,T,V] of the last Kp = K - ``given_codebooks`` codebooks.
+Which tokens are ``given`` says what the task is. None: a new sound. The first four codebooks: coarse to
+fine. All but a span: inpainting. The beginning: continuation, and the next window of a long sound.
+
+Randomness is one CPU generator per clip. Every number drawn for a clip depends on that generator and on
+which of the clip's own tokens are asked for, so that equal logits give bit-equal tokens whatever the
+batch, the order of the clips, the padding (padded places count as given) and the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vab.config import DecodeConfig
+
+LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
+ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
+Progress = Callable[[int, int], None]  # steps done, steps in all
+# first frame, one after the last, tokens and given [B,K,n], progress of this window -> tokens [B,K,n]
+Fill = Callable[[int, int, Tensor, Tensor, Progress], Tensor]
+
+
+class DecodeError(ValueError):
+    """The model's logits cannot be sampled from; the message says which clip of the batch."""
+
+
+def guided(model_fn: ModelFn, features: Tensor, scale: float) -> LogitsFn:
+    """Classifier-free guidance, u + scale (c - u): c sees the features [B,F,dim], u does not (section 3.3).
+
+    One forward does both: ``model_fn(tokens, features, drop_features)`` gets 2B rows, first the B that
+    keep their features, then the same B with ``drop_features`` [2B] True. At a scale of 1 there is
+    nothing to add, and it gets the B conditional rows alone. Logits come back as float32.
+    """
+    batch = len(features)
+    if scale == 1:
+        keep = torch.zeros(batch, dtype=torch.bool, device=features.device)
+        return lambda tokens: model_fn(tokens, features, keep).float()
+    twice = torch.cat([features, features])
+    drop = torch.arange(2 * batch, device=features.device) >= batch
+
+    def logits_fn(tokens: Tensor) -> Tensor:
+        conditional, unconditional = model_fn(torch.cat([tokens, tokens]), twice, drop).float().chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    return logits_fn
+
+
+@torch.no_grad()
+def generate(
+    logits_fn: LogitsFn,
+    tokens: Tensor,
+    given: Tensor,
+    vocabulary: int,
+    config: DecodeConfig,
+    generators: Sequence[torch.Generator],
+    given_codebooks: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Fill in every token that is not given, in ``config.steps`` parallel steps (section 3.3).
+
+    ``tokens`` int64 [B,K,T] counts where ``given``, bool [B,K,T], is True; these values never change.
+    Mark padded places as given too. All other values are ignored and start as [MASK]. ``generators`` are
+    B CPU generators, one per clip. Guidance belongs to ``logits_fn``: see ``guided``.
+
+    Step n = 1..N samples each token still hidden, with probability p after top-k, and scores it with
+    log p + tau_n g, g standard Gumbel noise, tau_n = temperature (1 - n/N) (eq. 2): zero at the last
+    step. Of the clip's M tokens to generate, the floor(cos(pi/2 n/N) M) worst are hidden again, and the
+    others are decided for good. With small M and many steps a step may have nothing to decide; then it
+    draws nothing, and costs no forward if that is so for the whole batch.
+
+    Returns new tokens [B,K,T] without any [MASK]. Raises ``DecodeError`` when logits are not finite,
+    ``ValueError`` when the arguments do not fit each other.
+    """
+    if config.steps < 1:
+        raise ValueError(f"decoding needs steps >= 1, not {config}")
+    check_arguments(tokens, given, vocabulary, config, generators, given_codebooks)
+    batch, codebooks, frames = tokens.shape
+    predicted = (batch, codebooks - given_codebooks, frames)
+    skipped = given_codebooks * frames  # places before the first one that has logits
+    result = tokens.masked_fill(~given, vocabulary)
+    hidden = [(~clip).flatten().nonzero()[:, 0] for clip in given]  # per clip: places in K*T, ascending
+    totals = [len(places) for places in hidden]
+    for step in range(1, config.steps + 1):
+        left = [cosine_schedule(step, config.steps, total) for total in totals]
+        busy = [b for b, places in enumerate(hidden) if len(places) > left[b]]
+        if busy:
+            logits = logits_fn(result.clone())
+            if logits.shape[:3] != predicted:
+                raise ValueError(f"logits {list(logits.shape)} do not start with {list(predicted)}")
+        for b in busy:
+            places = hidden[b]
+            rows = logits[b].flatten(0, 1)[places - skipped].float()
+            if not torch.stack(rows.aminmax()).isfinite().all():
+                raise DecodeError(f"clip {b} of the batch: logits are NaN or infinite at step {step}")
+            uniform, gumbel = _noise(len(places), generators[b], rows.device)
+            sampled, log_p = sample(rows, uniform, config.top_k)
+            confidence = log_p + config.temperature * (1 - step / config.steps) * gumbel
+            ascending = confidence.argsort(stable=True)
+            decided = ascending[left[b] :]
+            result[b].view(-1)[places[decided]] = sampled[decided]
+            hidden[b] = places[ascending[: left[b]].sort().values]
+        if progress is not None:
+            progress(step, config.steps)
+    assert not any(len(places) for places in hidden)  # the schedule ends at zero
+    return result
+
+
+def windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:
+    """Spans (start, stop) that cover ``total`` frames, each ``window`` long, or one span if that is enough.
+
+    Neighbours share ``overlap`` frames; the last two may share more, because the last span ends at
+    ``total``. All starts but the last are multiples of ``window - overlap``.
+    """
+    if total < 1 or not 0 <= overlap < window:
+        raise ValueError(f"no windows of {window} frames that share {overlap} cover {total} frames")
+    if total <= window:
+        return [(0, total)]
+    starts = [*range(0, total - window, window - overlap), total - window]
+    return [(start, start + window) for start in starts]
+
+
+@torch.no_grad()
+def generate_long(
+    logits_fn_for: Callable[[int, int], LogitsFn],
+    tokens: Tensor,
+    given: Tensor,
+    vocabulary: int,
+    config: DecodeConfig,
+    generators: torch.Generator | Sequence[torch.Generator],
+    window: int,
+    overlap: int,
+    given_codebooks: int = 0,
+    progress: Progress | None = None,
+) -> Tensor:
+    """``generate`` for any length: one window after another, which keeps the tokens it shares with the last.
+
+    Takes one clip (``tokens`` and ``given`` [K,T] and its generator) or several of one length ([B,K,T] and
+    a list of B). ``logits_fn_for(start, stop)`` gives the ``logits_fn`` of these audio frames; it is asked
+    for just before the window is done, and not for a window without a token to generate. Nothing but the
+    tokens is held for longer than a window. With T <= ``window`` the result is ``generate``'s, bit for bit.
+    ``progress`` counts the steps of all windows. Returns tokens shaped like ``tokens``.
+    """
+    if isinstance(generators, torch.Generator):
+        one = (vocabulary, config, [generators], window, overlap, given_codebooks, progress)
+        return generate_long(logits_fn_for, tokens[None], given[None], *one)[0]
+
+    def fill(start: int, stop: int, tokens: Tensor, given: Tensor, report: Progress) -> Tensor:
+        logits_fn = logits_fn_for(start, stop)
+        return generate(logits_fn, tokens, given, vocabulary, config, generators, given_codebooks, report)
+
+    return in_windows(fill, tokens, given, config.steps, window, overlap, progress)
+
+
+def in_windows(
+    fill: Fill,
+    tokens: Tensor,
+    given: Tensor,
+    steps: int,
+    window: int,
+    overlap: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """``fill`` one window after another: each keeps the tokens it shares with the one before.
+
+    ``tokens`` and ``given`` [B,K,T]. A window without a token to generate is passed over. ``progress`` counts
+    ``steps`` for each window. Returns new tokens [B,K,T].
+    """
+    spans = windows(tokens.shape[2], window, overlap)
+    result, known = tokens.clone(), given.clone()
+    for index, (start, stop) in enumerate(spans):
+
+        def report(step: int, steps: int, before: int = index * steps) -> None:
+            if progress is not None:
+                progress(before + step, len(spans) * steps)
+
+        here = (slice(None), slice(None), slice(start, stop))
+        if known[here].all():
+            report(steps, steps)
+            continue
+        result[here] = fill(start, stop, result[here], known[here], report)
+        known[here] = True
+    return result
+
+
+def check_arguments(
+    tokens: Tensor,
+    given: Tensor,
+    vocabulary: int,
+    config: DecodeConfig,
+    generators: Sequence[torch.Generator],
+    given_codebooks: int = 0,
+) -> None:
+    """Raise ``ValueError`` for arguments of ``generate`` that would spoil its result in silence."""
+    if tokens.dim() != 3 or tokens.shape != given.shape or given.dtype != torch.bool:
+        shapes = f"{list(tokens.shape)} and {given.dtype} {list(given.shape)}"
+        raise ValueError(f"tokens [B,K,T] and a bool mask of the same shape are needed, not {shapes}")
+    if len(generators) != len(tokens) or len({id(generator) for generator in generators}) != len(tokens):
+        raise ValueError(f"each of the {len(tokens)} clips needs a generator of its own")
+    if any(generator.device.type != "cpu" for generator in generators):
+        raise ValueError("generators must be on the CPU, so that every device draws the same noise")
+    if config.top_k < 0 or config.temperature < 0:
+        raise ValueError(f"decoding needs top_k >= 0 and temperature >= 0, not {config}")
+    if not given[:, :given_codebooks].all():
+        raise ValueError(f"the first {given_codebooks} codebooks are not predicted, so they must be given")
+    if (given & ((tokens < 0) | (tokens >= vocabulary))).any():
+        raise ValueError(f"a given token is not in 0..{vocabulary - 1}")
+
+
+def _noise(count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Uniform noise in [0, 1) and standard Gumbel noise, [count] each, made on the CPU."""
+    uniform, other = torch.rand(2, count, generator=generator)
+    gumbel = -(-other.clamp_min(torch.finfo(other.dtype).tiny).log()).log()
+    return uniform.to(device), gumbel.to(device)
+
+
+def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """One token per row of ``logits`` [n,V] by inverse distribution function, and its log-probability, [n].
+
+    One ``uniform`` number per row is enough this way. ``top_k`` > 0 keeps the k likeliest tokens.
+    """
+    ids = None
+    if 0 < top_k < logits.shape[1]:
+        logits, ids = logits.topk(top_k, dim=1)
+    logits = logits - logits.amax(1, keepdim=True)
+    cumulative = logits.exp().cumsum(1)
+    total = cumulative[:, -1:]
+    # A float32 draw is at most 1 - 2^-24, so the product rounds to less than the total: the first sum above
+    # it exists, and is higher than the sum before. A token of probability zero is thus never taken.
+    chosen = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
+    log_p = (logits.gather(1, chosen) - total.log())[:, 0]
+    return (chosen if ids is None else ids.gather(1, chosen))[:, 0], log_p
+
+
+def decode_settings(
+    default: DecodeConfig,
+    steps: int | None = None,
+    guidance: float | None = None,
+    temperature: float | None = None,
+    rerank: int | None = None,
+) -> DecodeConfig:
+    """``default`` with what is given in its place; ``ValueError`` names a value that makes no sense."""
+    given: dict[str, Any] = {
+        "steps": steps,
+        "guidance": guidance,
+        "temperature": temperature,
+        "candidates": rerank,
+    }
+    chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
+    if default.steps == 0 and steps is not None:
+        raise ValueError("steps cannot be chosen: this model makes one audio frame after another")
+    if chosen.steps < min(1, default.steps):
+        raise ValueError(f"steps must be 1 or more, not {chosen.steps}")
+    if chosen.candidates < 1:
+        raise ValueError(f"rerank must be 1 or more, not {chosen.candidates}")
+    if not math.isfinite(chosen.guidance):
+        raise ValueError(f"guidance must be a number, not {chosen.guidance}")
+    if not (math.isfinite(chosen.temperature) and chosen.temperature >= 0):
+        raise ValueError(f"temperature must be 0 or more, not {chosen.temperature}")
+    return chosen
+
+
+def cosine_schedule(n: int, steps: int, total: int) -> int:
+    """How many of ``total`` tokens are still hidden after step ``n`` of ``steps`` (section 3.3)."""
+    return math.floor(math.cos(math.pi / 2 * (n / steps)) * total)

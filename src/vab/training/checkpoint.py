@@ -1,0 +1,73 @@
+"""Checkpoints of a run: one safetensors file each, written whole, the last two kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vab.utils.files import save_tensors
+
+KEPT = 2
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    ema: list[Tensor],
+    about: dict[str, Any],
+) -> None:
+    """Save everything a run goes on from; ``about`` is any JSON. Older checkpoints but one are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for n, optimizer in enumerate(optimizers):
+        for i, values in optimizer.state_dict()["state"].items():
+            tensors.update({f"optimizer.{n}.{i}.{name}": tensor for name, tensor in values.items()})
+    tensors.update({f"ema.{i}": tensor for i, tensor in enumerate(ema)})
+    save_tensors(folder / f"{step:09d}.safetensors", tensors, {"about": json.dumps(about)})
+    for old in checkpoints(folder)[KEPT:]:
+        old.unlink()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints there are, the newest first."""
+    return sorted(folder.glob("[0-9]*.safetensors"), reverse=True)
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """What was saved as ``about``; None for a damaged file."""
+    try:
+        with safe_open(path, "pt") as stream:
+            return json.loads(stream.metadata()["about"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+
+
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: list[Tensor]
+) -> int:
+    """Put a checkpoint into model, optimizers and averaged weights (in place); returns its step."""
+    state: dict[str, dict[str, Tensor]] = {}
+    moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    with safe_open(path, "pt") as stream:
+        for name in stream.keys():  # noqa: SIM118 (not a dict)
+            part, _, rest = name.partition(".")
+            if part == "optimizer":
+                n, i, key = rest.split(".")
+                moments[int(n)].setdefault(int(i), {})[key] = stream.get_tensor(name)
+            else:
+                state.setdefault(part, {})[rest] = stream.get_tensor(name)
+    model.load_state_dict(state["model"])
+    for optimizer, state_of in zip(optimizers, moments, strict=True):
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state_of, "param_groups": groups})
+    for i, average in enumerate(ema):
+        average.copy_(state["ema"][str(i)])
+    return int(path.stem)

@@ -1,0 +1,323 @@
+"""Training the small codec: codes from statistics, then a decoder by a spectral energy distance.
+
+The codes are principal components and k-means. The decoder cannot know the fine structure of noise, and a
+loss against one target would teach it the mean, which is a hum. The generalised energy distance
+(Gritsenko et al., 2020) compares two draws of the decoder with the target and rewards them for differing
+from each other as much as they differ from it: the best answer is then the distribution, texture
+included. Patch discriminators on log spectrograms sharpen the result once that has settled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from vab.codecs.tiny import TinyCodec, TinyCodecConfig, mel_filters, nearest
+from vab.config import FRAME_RATE, HOP
+
+
+@dataclass(frozen=True)
+class CodecTrainConfig:
+    """One run of training the small codec."""
+
+    steps: int = 6_000
+    adversarial_from: int = 1_300  # the step at which the discriminators join
+    code_seconds: float = 2560.0  # of sound the codes are fitted on
+    code_rounds: int = 12  # of k-means over it
+    batch_size: int = 16
+    seconds: float = 1.0  # of each excerpt
+    coarse: int = 4  # every other excerpt is decoded from its first so many codebooks; 0 is never
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    adversarial: float = 0.1  # weight of fooling the discriminators
+    matching: float = 0.5  # weight of matching their features
+    ema: float = 0.998  # decay of the averaged weights, which are the codec that is saved
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"  # of the decoder and the discriminators
+    seed: int = 0
+    save_every: int = 200
+    log_every: int = 20
+
+
+class Pictures(nn.Module):
+    """What two magnitude spectrograms are compared on: bins, and mel bands at several blurs."""
+
+    fine: Tensor  # [bins, 64]
+    coarse: Tensor  # [bins, 16]
+
+    def __init__(self, config: TinyCodecConfig) -> None:
+        super().__init__()
+        self.scale = 4.0 / config.window  # a sine of amplitude one has a peak near one
+        self.register_buffer("fine", mel_filters(64, config.window))
+        self.register_buffer("coarse", mel_filters(16, config.window))
+
+    def forward(self, magnitude: Tensor) -> list[Tensor]:
+        """Magnitudes [B, 2 T, bins] -> log pictures: bins, 64 bands, 16 bands, 64 bands over 40 ms."""
+        magnitude = magnitude * self.scale
+        bands = magnitude @ self.fine
+        slow = F.avg_pool1d(bands.transpose(1, 2), 4)
+        return [torch.log(x + 3e-5) for x in (magnitude, bands, magnitude @ self.coarse, slow)]
+
+
+def energy_distance(target: list[Tensor], first: list[Tensor], second: list[Tensor]) -> Tensor:
+    """2 E|x - y| - E|y - y'| over all pictures: least when the draws y, y' are distributed as x."""
+    total = target[0].new_zeros(())
+    for x, y, other in zip(target, first, second, strict=True):
+        total = total + (x - y).abs().mean() + (x - other).abs().mean() - (y - other).abs().mean()
+    return total
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of a log picture [B, frames, bands]: -> (scores, features of every layer)."""
+
+    def __init__(self, strides: tuple[int, ...], channels: int = 24) -> None:
+        super().__init__()
+        norm = nn.utils.parametrizations.weight_norm
+        widths = [1] + [channels] * (len(strides) - 1) + [2 * channels]
+        self.layers = nn.ModuleList(
+            norm(nn.Conv2d(before, after, 5, stride=(1 if index == 0 else 2, stride), padding=2))
+            for index, (before, after, stride) in enumerate(zip(widths, widths[1:], strides, strict=False))
+        )
+        self.score = norm(nn.Conv2d(2 * channels, 1, 3, padding=1))
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = picture[:, None] / 3.0 + 2.0
+        features = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.score(x), features
+
+
+def discriminators() -> nn.ModuleList:
+    """One for all bins, one for the 64 bands: fine structure, and what an ear sums up."""
+    return nn.ModuleList((PatchDiscriminator((4, 2, 2, 2)), PatchDiscriminator((1, 2, 2))))
+
+
+def excerpts(sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, step: int) -> Tensor:
+    """The batch [B, S] of one step: every label alike, random place, gain and polarity.
+
+    A function of the seed and the step alone, so a run goes on where it was cut.
+    """
+    random = np.random.default_rng((config.seed, step))
+    labels = sorted(sounds)
+    samples = HOP * round(config.seconds * FRAME_RATE)
+    batch = np.zeros((config.batch_size, samples), dtype=np.float32)
+    for row in batch:
+        choices = sounds[labels[random.integers(len(labels))]]
+        sound = choices[random.integers(len(choices))]
+        start = int(random.integers(-samples // 4, max(1, len(sound) - 3 * samples // 4)))
+        piece = sound[max(0, start) : start + samples].astype(np.float32) / 32768.0
+        row[max(0, -start) : max(0, -start) + len(piece)] = piece
+        peak = float(np.abs(row).max()) + 1e-6
+        row *= min(10.0 ** random.uniform(-0.6, 0.4), 0.95 / peak) * random.choice((-1.0, 1.0))
+    return torch.from_numpy(batch)
+
+
+def train_codec(
+    sounds: dict[str, list[np.ndarray]],
+    run: Path,
+    config: CodecTrainConfig,
+    codec_config: TinyCodecConfig | None = None,
+    report: Callable[[dict[str, float]], None] = lambda line: None,
+    init: Path | None = None,
+) -> TinyCodec:
+    """Train on ``sounds`` (label -> int16 waveforms at 16 kHz) and leave the codec in ``run``.
+
+    ``run/state.pt`` is renewed every ``save_every`` steps under a temporary name; called again, the
+    run goes on from there. ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its
+    weights averaged. ``init`` is a codec to start from: its decoder is trained on and its codes stay;
+    codebooks that ``codec_config`` wants beyond them are fitted on what they leave over. How long codes last
+    (``hold``) may change.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    codec, given = TinyCodec(codec_config), 0
+    if init is not None:
+        given = _start_from(codec, TinyCodec.from_pretrained(init))
+    average = AveragedModel(codec, avg_fn=_averaging(config.ema))
+    averaged = cast(TinyCodec, average.module)
+    judges = discriminators()
+    pictures = Pictures(codec.config)
+    betas = (0.8, 0.99)
+    optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas, weight_decay=1e-3)
+    judge_optimizer = torch.optim.AdamW(judges.parameters(), config.learning_rate / 2, betas)
+    parts: dict[str, Any] = {
+        "codec": codec,
+        "average": average,
+        "judges": judges,
+        "optimizer": optimizer,
+        "judge_optimizer": judge_optimizer,
+    }
+    state, begin = run / "state.pt", 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        begin = saved.pop("step")
+        for name, values in saved.items():
+            parts[name].load_state_dict(values)
+
+    def save(step: int) -> None:
+        whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
+        torch.save(whole, state.with_suffix(".tmp"))
+        state.with_suffix(".tmp").rename(state)
+        averaged.save_pretrained(run)
+
+    if not state.exists():
+        fit_codes(codec, sounds, config, given)
+        average.update_parameters(codec)
+        save(0)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16-mixed")
+    clock = time.perf_counter()
+    for step in range(begin, config.steps):
+        rate = _schedule(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate
+        for group in judge_optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate / 2
+
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        x = excerpts(sounds, config, step)
+        with torch.no_grad():
+            codes = codec.quantise(codec.analyse(x))
+            frames = codec.dequantise(codes)
+            if config.coarse:
+                frames[::2] = codec.dequantise(codes[::2, : config.coarse])
+            target = pictures(codec.spectrogram(x).abs())
+        with mixed:
+            tone, noise = codec.synthesise(frames, draws=2)
+        both = pictures((tone + noise).abs())
+        first, second = [p[: len(x)] for p in both], [p[len(x) :] for p in both]
+        distance = energy_distance(target, first, second)
+        loss = distance
+        line = {"step": step + 1, "distance": distance.item()}
+
+        if step >= config.adversarial_from:
+            with mixed:
+                judged = _judge(judges, target, [p.detach() for p in first])
+            judge_optimizer.zero_grad(set_to_none=True)
+            judged.backward()
+            judge_optimizer.step()
+            with mixed:
+                fooling, matching = _fool(judges, target, first)
+            loss = loss + config.adversarial * fooling + config.matching * matching
+            line |= {"judged": judged.item(), "fooling": fooling.item(), "matching": matching.item()}
+
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(codec.parameters(), 5.0)
+        optimizer.step()
+        average.update_parameters(codec)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"the codec's loss is not finite at step {step + 1}; {state} is the last good one"
+            )
+        if (step + 1) % config.log_every == 0:
+            line["seconds"] = (time.perf_counter() - clock) / config.log_every
+            clock = time.perf_counter()
+            with (run / "metrics.jsonl").open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            report(line)
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            save(step + 1)
+    (run / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    return averaged.eval()
+
+
+@torch.no_grad()
+def fit_codes(
+    codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, given: int = 0
+) -> None:
+    """Set the principal components, and the codebooks by k-means on what the ones before leave over.
+
+    The first ``given`` codebooks and, if there are any, the components stay as they are.
+    """
+    c = codec.config
+    if given >= c.codebooks:
+        return
+    batches = math.ceil(config.code_seconds / (config.batch_size * config.seconds))
+    mel = torch.cat([codec.log_mel(excerpts(sounds, config, config.steps + n)) for n in range(batches)])
+    pairs = mel.reshape(-1, 2 * c.bands)
+    if not given:
+        codec.mean.copy_(pairs.mean(0))
+        codec.basis.copy_(torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim])
+    rest = (pairs - codec.mean) @ codec.basis
+    for k, table in enumerate(codec.vectors):
+        if k >= given:
+            table.copy_(_k_means(rest, c.vocabulary, config.code_rounds))
+        rest = rest - table[nearest(rest, table)]
+
+
+def _start_from(codec: TinyCodec, first: TinyCodec) -> int:
+    """Take over a codec with as many codebooks or fewer; returns how many."""
+    own = replace(codec.config, codebooks=first.codebooks, hold=first.config.hold)
+    if first.config != own or first.codebooks > codec.codebooks:
+        raise ValueError(f"the codec to start from has other sizes: {first.config}, not {codec.config}")
+    weights = first.state_dict()
+    weights["vectors"] = torch.cat((first.vectors, codec.vectors[first.codebooks :]))
+    codec.load_state_dict(weights)
+    return first.codebooks
+
+
+def _k_means(points: Tensor, count: int, rounds: int) -> Tensor:
+    """Lloyd's algorithm: points [n, C] -> centres [count, C]; an empty one starts again at a random point."""
+    centres = points[torch.randperm(len(points))[:count]]
+    for _ in range(rounds):
+        own = nearest(points, centres)
+        sizes = torch.bincount(own, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, own, points)
+        again = points[torch.randint(len(points), (count,))]
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), again)
+    return centres
+
+
+def _schedule(step: int, config: CodecTrainConfig) -> float:
+    """In each of the two parts a short warm-up, then half a cosine down to a twentieth."""
+    first = config.adversarial_from
+    begin, end = (0, min(first, config.steps)) if step < first else (first, config.steps)
+    rise = min(1.0, (step - begin + 1) / config.warmup_steps)
+    return rise * (0.05 + 0.95 * (1.0 + math.cos(math.pi * (step - begin) / (end - begin))) / 2)
+
+
+def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The moving average of weights; early on it must forget the random start faster."""
+
+    def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        return torch.lerp(old, new, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return average
+
+
+def _judge(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> Tensor:
+    """Hinge loss of the discriminators."""
+    total = real[0].new_zeros(())
+    for judge, x, y in zip(judges, real, made, strict=False):
+        score_real, score_made = judge(torch.cat((x, y)))[0].chunk(2)
+        total = total + F.relu(1.0 - score_real).mean() + F.relu(1.0 + score_made).mean()
+    return total / len(judges)
+
+
+def _fool(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(Hinge loss of the decoder, distance of the discriminators' features)."""
+    fooling, matching = real[0].new_zeros(()), real[0].new_zeros(())
+    judges.requires_grad_(False)
+    for judge, x, y in zip(judges, real, made, strict=False):
+        score, features = judge(y)
+        with torch.no_grad():
+            targets: list[Tensor] = judge(x)[1]
+        fooling = fooling - score.mean()
+        for feature, target in zip(features, targets, strict=True):
+            matching = matching + (feature - target).abs().mean() / (target.abs().mean() + 1e-6) / len(
+                targets
+            )
+    judges.requires_grad_(True)
+    return fooling / len(judges), matching / len(judges)

@@ -1,0 +1,40 @@
+"""The sounds of a manifest in memory, by label: what the small codec is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vab.data.manifest import read_manifest
+from vab.media.container import MediaError
+from vab.media.reader import read_audio
+
+
+def read_sounds(
+    manifest: str | Path, split: str = "train", tell: Callable[[str], None] = lambda line: None
+) -> dict[str, list[NDArray[np.int16]]]:
+    """label -> waveforms int16 [S] at 16 kHz of the clips of ``split`` that have sound.
+
+    A file that cannot be read, or is empty, is left out; ``tell`` gets the reason. ``ManifestError`` if the
+    manifest is bad, ``ValueError`` if no sound remains.
+    """
+    sounds: dict[str, list[NDArray[np.int16]]] = {}
+    for clip in read_manifest(manifest):
+        if clip.split != split or clip.audio is None:
+            continue
+        try:
+            sound = read_audio(clip.audio, clip.start, clip.seconds)
+        except MediaError as error:
+            tell(str(error))
+            continue
+        if not len(sound) or not np.isfinite(sound).all():
+            tell(f"{clip.audio}: it holds no sound, or values that are not numbers")
+            continue
+        whole = (sound.clip(-1, 1) * 32767).round().astype(np.int16)
+        sounds.setdefault(clip.label, []).append(whole)
+    if not sounds:
+        raise ValueError(f"{manifest}: no clip of the split {split} has sound that can be read")
+    return sounds

@@ -1,0 +1,48 @@
+"""Which tokens are hidden: the law of training, and the schedule of decoding (sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vab.config import TrainConfig
+
+
+def ratio_law(n: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """Masking ratios [n], one per clip: a normal law cut off at both ends (section 3.2).
+
+    Drawn by the inverse of its distribution function, so each draw uses one random number. Normal(0.55,
+    0.25) cut to [0.5, 1] has a mean of 0.694 and a standard deviation of 0.129. The paper does not say
+    whether a ratio is drawn per batch or per clip; per clip makes the loss less noisy.
+    """
+
+    def below(value: float) -> float:
+        return 0.5 * (1 + math.erf((value - config.mask_mean) / (config.mask_std * math.sqrt(2))))
+
+    low, high = below(config.mask_min), below(config.mask_max)
+    uniform = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device)
+    quantile = torch.erfinv(2 * (low + (high - low) * uniform) - 1)
+    ratio = config.mask_mean + config.mask_std * math.sqrt(2) * quantile
+    return ratio.clamp(config.mask_min, config.mask_max).float()
+
+
+def token_mask(
+    ratio: Tensor, codebooks: int, frames: int, generator: torch.Generator, given_codebooks: int = 0
+) -> Tensor:
+    """True where a token is hidden, bool [B,K,T]: each one with chance ``ratio`` [B], on its own.
+
+    The first ``given_codebooks`` are never hidden (eq. 3); at least one token of each clip always is.
+    """
+    shape = (len(ratio), codebooks - given_codebooks, frames)
+    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    lowest = uniform.flatten(1).argmin(1, keepdim=True)
+    mask = (uniform < ratio.to(uniform.device)[:, None, None]).flatten(1)
+    mask = mask.scatter(1, lowest, True).view(shape)
+    return torch.nn.functional.pad(mask, (0, 0, given_codebooks, 0), value=False)
+
+
+def apply_mask(tokens: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
+    """tokens [B,K,T] with [MASK], whose id is ``vocabulary``, where ``mask`` [B,K,T] is True."""
+    return tokens.masked_fill(mask, vocabulary)

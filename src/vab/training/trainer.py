@@ -1,0 +1,372 @@
+"""One training loop for every objective (section 3.2, appendix B.4, Table 8).
+
+A run is a function of its preset, its store and its seed. It resumes by itself from its folder, after any
+kind of death bit for bit, and any number of processes share the same global batch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from vab.config import Preset, TrainConfig
+from vab.data.store import LatentStore
+from vab.models.heads import start_from
+from vab.training.batches import DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
+from vab.training.checkpoint import checkpoints, load_checkpoint, read_about, save_checkpoint
+from vab.training.objectives import OBJECTIVES, build
+from vab.utils.files import save_tensors, write_whole
+from vab.utils.provenance import code_version
+
+
+class TrainError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then half a cosine down to 0 after ``total`` steps (Table 8)."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.learning_rate * (1 + math.cos(math.pi * done)) / 2
+
+
+def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all that learns (section B.4). With ``muon``, the layers' matrices are left to Muon.
+
+    Muon (Jordan et al., 2024) makes the update of a matrix orthogonal; here it is as large as AdamW's would
+    be (Liu et al., 2025), so both have the same learning rate.
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in learned if config.optimizer == "muon" and "blocks." in name and p.ndim == 2]
+    rest = [p for _, p in learned if not any(p is matrix for matrix in hidden)]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
+    ]
+    if hidden:
+        found.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
+def train(
+    preset: Preset,
+    store_dir: str | Path,
+    run_dir: str | Path,
+    *,
+    init: str | Path | None = None,
+    devices: int = 1,
+    max_steps: int | None = None,
+    fold: str | None = None,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Train, or go on with the run in ``run_dir``; returns ``run_dir``, then a model directory.
+
+    ``init`` is a model directory whose weights to start from; ``max_steps`` replaces the length that
+    ``epochs`` gives, schedule included. With ``fold`` that fold of the store is validated on, every clip of
+    it, and the other folds are learned. Written: ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events,
+    and at the end ``config.json``, ``model.safetensors`` (averaged weights if there are), ``record.json``.
+    Raises ``StoreError`` for latents that do not fit, ``TrainError`` for a folder that holds another run
+    and for a loss that is not finite (the last good checkpoint stays).
+    """
+    store = LatentStore.open(store_dir)
+    store.preload()
+    if fold is not None:
+        hold_out(store, fold)
+    if preset.train.objective == "classification" and not preset.classes:
+        preset = replace(preset, classes=classes_of(store))
+        if not preset.classes:
+            raise TrainError(f"{store_dir} has no labels in the split train to learn")
+    clips, dev = ClipBatches(store, preset, "train"), ClipBatches(store, preset, "dev")
+    if not len(clips):
+        raise TrainError(f"{store_dir} has no clip with sound in the split train")
+    strategy = "auto" if devices == 1 else DDPStrategy(broadcast_buffers=False)
+    fabric = Fabric(devices=devices, strategy=strategy, precision=preset.train.precision)
+    fabric.launch()
+    run = _Run(fabric, preset, clips, dev, Path(run_dir), max_steps, fold, log)
+    run.start(None if init is None else Path(init))
+    run.loop()
+    if fabric.is_global_zero:
+        run.export()
+    fabric.barrier()
+    return Path(run_dir)
+
+
+class _Run:
+    """The state of one run: weights, averaged weights, optimizers, step, seconds."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        preset: Preset,
+        clips: ClipBatches,
+        dev: ClipBatches,
+        folder: Path,
+        max_steps: int | None,
+        fold: str | None,
+        log: Callable[[str], None],
+    ) -> None:
+        self.fabric, self.preset, self.clips, self.dev = fabric, preset, clips, dev
+        self.folder, self.fold, self.objective = folder, fold, OBJECTIVES[preset.train.objective]
+        self.log = log if fabric.is_global_zero else lambda line: None
+        self.total = clips.steps(preset.train.epochs) if max_steps is None else max_steps
+        config = preset.train
+        torch.manual_seed(config.seed)
+        self.model = build(preset, torch.from_numpy(clips.store.codebook_vectors()))
+        for name, values in zip(
+            ("feature_mean", "feature_std"), clips.store.feature_statistics(), strict=True
+        ):
+            next(b for n, b in self.model.named_buffers() if n.endswith(name)).copy_(torch.from_numpy(values))
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.network, *self.optimizers = fabric.setup(self.model, *optimizers(self.model, config))
+        self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
+        self.step = 0
+        self.seconds = 0.0
+        self.identity = self._identity()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change while a run goes on."""
+        train = asdict(self.preset.train)
+        for free in ("save_every", "log_every"):
+            del train[free]
+        identity = {
+            "model": asdict(self.preset.model),
+            "train": train,
+            "store": self.clips.store.fingerprint(),
+            "steps": self.total,
+            "classes": self.preset.classes,
+            "fold": self.fold,
+        }
+        return json.loads(json.dumps(identity))
+
+    def start(self, init: Path | None) -> None:
+        """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in checkpoints(self.folder / "checkpoints"):
+            about = read_about(path)
+            if about is None:
+                self.log(f"{path} is damaged; trying the one before")
+                continue
+            other = sorted(_differences(about["identity"], self.identity))
+            if other:
+                raise TrainError(f"{self.folder} holds another run: {'; '.join(other)}. Use another folder.")
+            self.step = load_checkpoint(
+                path, self.model, [each.optimizer for each in self.optimizers], self.ema
+            )
+            self.seconds = about["seconds"]
+            self.log(f"resuming {self.folder} at step {self.step} of {self.total}")
+            break
+        else:
+            if init is not None:
+                start_from(self.model, init)
+                for average, parameter in zip(self.ema, self.parameters, strict=False):
+                    average.copy_(parameter.detach())
+            self.log(
+                f"training {self.preset.name} in {self.folder}: {len(self.clips)} clips, {self.total} steps"
+            )
+        self.fabric.barrier()
+
+    def loop(self) -> None:
+        """Train up to the last step."""
+        config = self.preset.train
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        last, clock = self.step, time.perf_counter()
+        with self._journal() as write, self._progress() as advance, ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(self.clips.train_batch, self.step)
+            while self.step < self.total:
+                batch = upcoming.result().share(rank, world).to(self.fabric.device)
+                if self.step + 1 < self.total:
+                    upcoming = ahead.submit(self.clips.train_batch, self.step + 1)
+                logs = (self.step + 1) % config.log_every == 0
+                values = self._update(batch, measure=logs)
+                advance(f"loss {values['loss']:.3f}")
+                saves = self.step % config.save_every == 0 or self.step == self.total
+                if logs or saves:
+                    now = time.perf_counter()
+                    self.seconds += now - clock
+                    values["clips_per_second"] = (self.step - last) * config.batch_size / (now - clock)
+                    last, clock = self.step, now
+                if logs:
+                    write("train", values)
+                if saves:
+                    if len(self.dev):
+                        write("dev", self.validate())
+                    self._save()
+                    self.seconds += time.perf_counter() - clock
+                    clock = time.perf_counter()
+
+    def _update(self, batch: Batch, measure: bool) -> dict[str, float]:
+        """One step of the optimizers; loss, rate, norm of the gradient and, if asked, the measures."""
+        config, fabric = self.preset.train, self.fabric
+        rate = learning_rate(self.step, self.total, config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        # dropout is the one thing drawn on the device: a stream of its own for each step and process
+        torch.manual_seed(hash((config.seed, self.step, fabric.global_rank)) & 0xFFFFFFFF)
+        outcome = self.objective(self.network, batch, self.preset)
+        sums = torch.stack([outcome.loss.detach().float() * outcome.weight, outcome.weight])
+        total = fabric.all_reduce(sums, reduce_op="sum")
+        # processes average their gradients; what is wanted is the mean over all things of all processes
+        fabric.backward(outcome.loss * (outcome.weight * fabric.world_size / total[1]))
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
+        values = {"loss": float(total[0] / total[1]), "learning_rate": rate, "gradient_norm": float(norm)}
+        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
+            raise TrainError(
+                f"step {self.step + 1}: the loss is {values['loss']}, the norm of its gradient "
+                f"{values['gradient_norm']}. Stopped; the last checkpoint is good. The clips of this batch: "
+                + ", ".join(self.clips.ids_of(self.step))
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        if self.ema:
+            # early on the average must forget the random start faster
+            decay = min(config.ema, (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+        if measure:
+            values |= self._means(outcome.measures())
+        return values
+
+    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Means over all processes of sums [sum, count]."""
+        total = self.fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return dict(zip(sums, (total[:, 0] / total[:, 1]).tolist(), strict=True))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss and measures on the split dev, with the averaged weights if there are, and fixed masks."""
+        sums: dict[str, Tensor] = {}
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        self.network.eval()
+        with self._averaged(), self.fabric.autocast():
+            for rows in self.dev.dev_batches(DEV_CLIPS if self.fold is None else len(self.dev)):
+                batch = self.dev.dev_batch(rows).share(rank, world).to(self.fabric.device)
+                outcome = self.objective(self.model, batch, self.preset)
+                loss = torch.stack([outcome.loss.float() * outcome.weight, outcome.weight])
+                for name, value in {"loss": loss, **outcome.measures()}.items():
+                    sums[name] = sums[name] + value if name in sums else value
+        self.network.train()
+        return self._means(sums)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the model's place for a while."""
+        own = [parameter.detach().clone() for parameter in self.parameters] if self.ema else []
+        for parameter, average in zip(self.parameters, self.ema, strict=False):
+            parameter.data.copy_(average)
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, own, strict=False):
+                parameter.data.copy_(value)
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those inside Fabric's."""
+        return [each.optimizer for each in self.optimizers]
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            about = {"identity": self.identity, "seconds": self.seconds}
+            save_checkpoint(
+                self.folder / "checkpoints",
+                self.step,
+                self.model,
+                self._optimizers(),
+                self.ema,
+                about,
+            )
+        self.fabric.barrier()
+
+    @contextmanager
+    def _journal(self) -> Iterator[Callable[[str, dict[str, float]], None]]:
+        """A function that writes one line of metrics; lines after the step resumed from are taken back."""
+        if not self.fabric.is_global_zero:
+            yield lambda split, values: None
+            return
+        path = self.folder / "metrics.jsonl"
+        kept = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= self.step]
+        write_whole(path, "".join(kept).encode())
+        with path.open("a") as stream, SummaryWriter(str(self.folder), purge_step=self.step + 1) as board:
+
+            def write(split: str, values: dict[str, float]) -> None:
+                stream.write(json.dumps({"step": self.step, "split": split, **values}) + "\n")
+                stream.flush()
+                for name, value in values.items():
+                    board.add_scalar(f"{name}/{split}", value, self.step)
+
+            yield write
+
+    @contextmanager
+    def _progress(self) -> Iterator[Callable[[str], None]]:
+        """A progress bar for people; silent where nobody looks."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        quiet = not (self.fabric.is_global_zero and sys.stderr.isatty())
+        with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+            task = progress.add_task(self.preset.name, total=self.total, completed=self.step)
+            yield lambda text: progress.update(task, advance=1, description=f"{self.preset.name} {text}")
+
+    def export(self) -> None:
+        """Make the run's folder a model directory: config, weights, and the record of how they came."""
+        with self._averaged():
+            save_tensors(self.folder / "model.safetensors", self.model.state_dict())
+        self._write_json("config.json", asdict(self.preset))
+        store = self.clips.store
+        self._write_json(
+            "record.json",
+            {
+                "code": code_version(),
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "seed": self.preset.train.seed,
+                "objective": self.preset.train.objective,
+                "steps": self.total,
+                "fold": self.fold,
+                "clips": {"train": len(self.clips), "dev": len(self.dev)},
+                "store": {"fingerprint": store.fingerprint(), **asdict(store.meta)},
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.fabric.device}",
+                "processes": self.fabric.world_size,
+                "seconds": round(self.seconds, 1),
+                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            },
+        )
+        self.log(f"{self.folder}: done, {self.total} steps in {self.seconds / 60:.1f} min")
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_whole(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in old.keys() | new.keys():
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key} was {a}, is {b}"

@@ -1,0 +1,1 @@
+"""What every package needs: files, locks, hashes, devices, mel filters."""
