@@ -174,7 +174,8 @@ def test_what_ships_stays_under_25_mb() -> None:
     assert sum(path.stat().st_size for path in files) < 25e6
 
 
-DOCS = ["docs/paper_to_code.md", "docs/decisions.md", "docs/results.md", "docs/listening.md"]
+DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("**/*.md"))]
+DECISIONS = [doc for doc in DOCS if doc.startswith("docs/decisions/")]
 PAPERS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 
 
@@ -232,8 +233,36 @@ def exists(dotted: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("paper", ["docs/paper_to_code.md", "docs/decisions.md", "CONTRIBUTING.md"])
-def test_code_named_in_the_papers_exists(paper: str) -> None:
-    named = set(re.findall(r"\bvab\.\w+(?:\.\w+)*\b", code_of(paper)))
-    assert named
+def anchors(text: str) -> set[str]:
+    """The fragments that lead to a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.M)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_links_to_headings_lead_to_them(paper: str) -> None:
+    path = ROOT / paper
+    links = re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text(encoding="utf-8"))
+    local = [(path.parent / link if link else path, part) for link, part in links if "://" not in link]
+    assert [part for page, part in local if part not in anchors(page.read_text(encoding="utf-8"))] == []
+
+
+def test_every_decision_is_in_the_index() -> None:
+    index = (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\* \[(.*)\]\((\w+\.md)#", index, re.M)
+    records = [
+        (heading, Path(doc).name)
+        for doc in DECISIONS
+        for heading in re.findall(r"^## (.*)$", (ROOT / doc).read_text(encoding="utf-8"), re.M)
+        if Path(doc).name != "README.md"
+    ]
+    assert len(records) > 70
+    assert sorted(listed) == sorted(records)
+
+
+def test_code_named_in_the_papers_exists() -> None:
+    papers = ["docs/paper_to_code.md", "CONTRIBUTING.md", *DECISIONS]
+    named = set(re.findall(r"\bvab\.\w+(?:\.\w+)*\b", "\n".join(map(code_of, papers))))
+    assert len(named) > 80
     assert sorted(name for name in named if not exists(name)) == []
