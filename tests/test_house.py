@@ -235,7 +235,8 @@ def exists(dotted: str) -> bool:
 
 def anchors(text: str) -> set[str]:
     """The fragments that lead to a document's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.M)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
     return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
@@ -250,11 +251,11 @@ def test_links_to_headings_lead_to_them(paper: str) -> None:
 
 def test_every_decision_is_in_the_index() -> None:
     index = (ROOT / "docs/decisions/README.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\* \[(.*)\]\((\w+\.md)#", index, re.M)
+    listed = re.findall(r"^\* \[(.*)\]\((\w+\.md)#", index, re.MULTILINE)
     records = [
         (heading, Path(doc).name)
         for doc in DECISIONS
-        for heading in re.findall(r"^## (.*)$", (ROOT / doc).read_text(encoding="utf-8"), re.M)
+        for heading in re.findall(r"^## (.*)$", (ROOT / doc).read_text(encoding="utf-8"), re.MULTILINE)
         if Path(doc).name != "README.md"
     ]
     assert len(records) > 70
