@@ -4,6 +4,7 @@
 #   make lint     style, format and types
 #   make format   put the code into the house's format
 #   make bench    how fast is it here? seconds of each stage, minutes in all
+#   make release-check  builds what is released, makes a sound with it, and with the oldest dependencies allowed
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,10 +17,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STEM := $(basename $(notdir $(CLIP)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench release-check wheel-check lowest-check clean
 
 help:
-	@sed -n '2,6s/^#   //p' Makefile
+	@sed -n '2,7s/^#   //p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
@@ -30,9 +31,9 @@ demo: $(VENV)/installed
 	@echo "sound:            $(abspath $(OUT))/$(STEM).wav"
 	@echo "video with sound: $(abspath $(OUT))/$(STEM).mp4"
 
-# One thread per process: the tests run in JOBS processes.
+# One thread per process: the tests run in JOBS processes. A test that hangs fails after 240 s (pyproject.toml).
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=15 $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -46,6 +47,15 @@ format: $(VENV)/installed-dev
 # Writes benchmarks/speed_<hardware>_<month>.md and .json; give it the machine for itself, for some minutes.
 bench: $(VENV)/installed
 	$(BIN)/vab bench -o benchmarks $(ARGS)
+
+release-check: wheel-check lowest-check
+
+wheel-check: $(VENV)/installed-dev
+	.ci/wheel-check $(BIN)/python
+
+# Needs no environment, makes one of 8 GB and removes it.
+lowest-check:
+	.ci/lowest-check $(PYTHON)
 
 clean:
 	rm -rf .venv demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

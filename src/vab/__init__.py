@@ -39,12 +39,13 @@ _HOMES = {
     "vab.inference.pipeline": ("Audio", "VABPipeline"),
 }
 
+if not TYPE_CHECKING:  # or a type checker would take every name for one of ours
 
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(home), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

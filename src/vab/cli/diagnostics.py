@@ -18,7 +18,6 @@ EXTRAS = {  # pip extra -> the modules it brings, and what they are for
     "eval": (("sklearn", "scipy", "ai_edge_litert", "matplotlib"), "evaluation"),
     "search": (("lancedb",), "the sound library"),
     "studio": (("starlette", "uvicorn", "lancedb"), "the studio, the listening study"),
-    "ray": (("ray",), "extraction on a cluster"),
 }
 
 
