@@ -37,6 +37,8 @@ def main(clip: Path) -> None:
     place = Path(package.__file__).resolve()
     if not place.is_relative_to(Path(sysconfig.get_path("purelib")).resolve()):
         sys.exit(f"{place} is not the installed package")
+    if not place.with_name("py.typed").is_file():
+        sys.exit(f"{place.parent} has no py.typed: its types would not be seen")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         vab("generate", str(clip.resolve()), "-o", "out", folder=folder)
