@@ -209,7 +209,7 @@ def stores(data: Path, run: Path) -> tuple[Path, Path, list[str]]:
 
 def told_right(store: Path, kind: Inputs, run: Path) -> Measured:
     """Whether a classifier's likeliest class is the clip's."""
-    classifier = load_finetuned(run)[1]
+    classifier = load_finetuned(run).classifier
     assert classifier is not None
     network, learned = classifier
     clips = ClipBatches(LatentStore.open(store), learned, "dev")
@@ -221,7 +221,7 @@ def told_right(store: Path, kind: Inputs, run: Path) -> Measured:
 
 def nearest_fits(store: Path, way: int, run: Path) -> Measured:
     """Whether the sound nearest to a picture has its label (way 0), or the picture nearest to a sound (1)."""
-    contrastive = load_finetuned(run)[0]
+    contrastive = load_finetuned(run).contrastive
     assert contrastive is not None
     network, taught = contrastive
     found = embed_store(network, ClipBatches(LatentStore.open(store), taught, "dev"))

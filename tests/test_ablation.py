@@ -17,6 +17,7 @@ from tiny import write_model
 from vab.cli import main
 from vab.config import DecodeConfig, TrainConfig
 from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.errors import TrainError
 from vab.evaluate.ablation import report
 from vab.evaluate.ablation.run import Outcome, Result, Settings, ablate
 from vab.evaluate.ablation.tables import ABLATIONS, FAD, Ablation, Row, changed
@@ -26,7 +27,6 @@ from vab.media.reader import read_audio, write_wav
 from vab.models.hub import FINE, ModelError, read_config
 from vab.presets import PRESETS
 from vab.training.batches import Batch
-from vab.training.trainer import TrainError
 
 META = StoreMeta("tiny", "efficientnet-lite0", 2, 32, 8, 1280, seconds=2.0, fps=1.0)
 

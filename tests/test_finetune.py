@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from test_train import META, PRESET, command, fill, metrics
 from vab.config import Preset, TrainConfig
 from vab.data.store import Latents, LatentStore
+from vab.errors import TrainError
 from vab.models.heads import Classifier, Contrastive, load_finetuned, start_from
-from vab.models.hub import read_config
+from vab.models.hub import ModelError, read_config
 from vab.models.vab import VAB, Trunk, parameter_counts
 from vab.presets import PRESETS, table_8
 from vab.training.batches import ClipBatches
 from vab.training.losses import contrastive
 from vab.training.objectives import build, sound_and_picture
-from vab.training.trainer import TrainError, train
+from vab.training.trainer import train
 
 QUIET = {"mixup": 0.0, "roll": 0.0, "drop_features": 0.0}
 
@@ -89,7 +90,8 @@ def test_sound_and_picture_find_each_other(latents: Path, pretrained: Path, tmp_
     before, after = metrics(run, "train")[0], metrics(run, "dev")[-1]
     assert after["loss"] < 0.8 * before["loss"]
     assert {"R@1/video to audio", "R@1/audio to video"} <= after.keys()
-    found, classifier = load_finetuned(run)
+    finetuned = load_finetuned(run)
+    found, classifier = finetuned.contrastive, finetuned.classifier
     assert found is not None and classifier is None
     assert found[0].log_scale.item() != pytest.approx(-np.log(0.07), abs=1e-4)
 
@@ -118,7 +120,7 @@ def test_classes_are_learned(latents: Path, tmp_path: Path, inputs: str) -> None
     run = train(chosen, latents, tmp_path / "run", max_steps=60)
     assert metrics(run, "dev")[-1][f"accuracy/{inputs}"] == 1.0
     assert read_config(run).classes == ("0", "1", "2", "3")
-    _, classifier = load_finetuned(run)
+    classifier = load_finetuned(run).classifier
     assert classifier is not None and classifier[1].train.inputs == (inputs,)
 
 
@@ -150,10 +152,10 @@ def test_a_probe_without_a_trunk_stands_on_the_contrastive_one(
     train(probe, latents, model / "classes", init=model / "contrastive", max_steps=3)
     for name in ("config.json", "model.safetensors"):
         (model / name).write_bytes((pretrained / name).read_bytes())
-    whole = load_finetuned(model)[1]
+    whole = load_finetuned(model).classifier
     path = model / "classes" / "model.safetensors"
     save_file({name: value for name, value in load_file(path).items() if name.startswith("head.")}, path)
-    again = load_finetuned(model)[1]
+    again = load_finetuned(model).classifier
     assert whole is not None and again is not None
     for name, value in whole[0].state_dict().items():
         assert torch.equal(again[0].state_dict()[name], value)
@@ -176,9 +178,9 @@ def test_weights_are_taken_over_both_ways(pretrained: Path, tmp_path: Path) -> N
     )
     assert torch.equal(network.blocks[-1].attention.qkv.weight, upper)
     save_file({"head.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="is no model to start from"):
+    with pytest.raises(ModelError, match="is no model to start from"):
         start_from(network, tmp_path)
-    with pytest.raises(ValueError, match="size mismatch"):
+    with pytest.raises(ModelError, match="size mismatch"):
         start_from(VAB(replace(PRESET.model, width=16)), pretrained)
 
 

@@ -13,11 +13,12 @@ from test_finetune import preset
 from test_train import META, metrics
 from vab.cli import main
 from vab.data.store import Latents, LatentStore, StoreError
+from vab.errors import TrainError
 from vab.evaluate.cross_validation import _chosen, cross_validate
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.models.hub import read_config
 from vab.training.batches import ClipBatches, folds_of, hold_out
-from vab.training.trainer import TrainError, train
+from vab.training.trainer import train
 
 AUDIO = preset("classification", inputs=("audio",), loss="ce", epochs=6.0)
 CHANGES = ["--train.inputs", "audio", "--train.precision", "32-true", "--train.learning-rate", "0.01"]

@@ -23,6 +23,7 @@ from vab.inference.pipeline import sound_length
 from vab.inference.splice import FADE, kept_samples
 from vab.media.inputs import NoInputs, expand
 from vab.media.reader import MediaInfo, probe, read_audio
+from vab.models.heads import Finetuned
 from vab.models.hub import ASSETS, find_model, is_model, known_models
 from vab.presets import PRESETS
 from vab.sampling.parallel import windows
@@ -358,6 +359,6 @@ def test_rerank_keeps_the_candidate_nearest_to_the_picture(
     first = pipe._waveform(seen[0][:, :150], 48_000)
     assert np.array_equal(first, alone.waveform)  # the first candidate is what there is without
     assert ranked.waveform.shape == alone.waveform.shape
-    pipe.finetuned = (None, None)
+    pipe.finetuned = Finetuned()
     with pytest.raises(ModelError, match="vab finetune contrastive"):
         pipe.generate(clip, rerank=2)

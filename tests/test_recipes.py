@@ -50,7 +50,7 @@ def test_the_loss_is_the_one_of_validation(latents: Path, tmp_path: Path) -> Non
 
 def test_nearest_by_plain_loops(latents: Path, tmp_path: Path) -> None:
     run = train(preset("contrastive", pair_by_label=True), latents, tmp_path / "run", max_steps=5)
-    contrastive = load_finetuned(run)[0]
+    contrastive = load_finetuned(run).contrastive
     assert contrastive is not None
     found = embed_store(contrastive[0], ClipBatches(LatentStore.open(latents), contrastive[1], "dev"))
     seen = [n for n, label in enumerate(found.labels) if label != "3"]

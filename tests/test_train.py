@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 
 from vab.config import ModelConfig, Preset, TrainConfig, from_dict
 from vab.data.store import Latents, LatentStore, StoreError, StoreMeta
+from vab.errors import TrainError
 from vab.models.vab import VAB
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
 from vab.training.objectives import OBJECTIVES, Outcome, masked_tokens
-from vab.training.trainer import TrainError, learning_rate, optimizers, train
+from vab.training.trainer import learning_rate, optimizers, train
 
 MODEL = ModelConfig(
     codec="tiny",

@@ -15,7 +15,7 @@ from vab.codecs.tiny import TinyCodec, TinyCodecConfig
 from vab.config import DecodeConfig
 from vab.inference.pipeline import VABPipeline
 from vab.models.foleygen import FoleyGen
-from vab.models.heads import Classifier, Contrastive
+from vab.models.heads import Classifier, Contrastive, Finetuned
 from vab.models.vab import VAB
 from vab.presets import PRESETS
 from vab.sampling.stages import Stage
@@ -70,7 +70,7 @@ def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False) -> Pat
                 parameter.mul_(5)  # a model that is sure of something
     vision = load_vision("efficientnet-lite0")
     pipeline = VABPipeline(preset, network, codec, vision, fine=stages[1] if fine else None)
-    pipeline.finetuned = (
+    pipeline.finetuned = Finetuned(
         (Contrastive(model, vectors), replace(PRESETS["vab-tiny-contrastive"], model=model)),
         (
             Classifier(model, 3, vectors),

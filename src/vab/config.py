@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
+from vab.errors import SettingError
+
 SAMPLE_RATE = 16_000  # Hz, mono, everywhere (section 3.1)
 HOP = 320  # samples of one audio frame: every codec of the paper runs at 50 Hz
 FRAME_RATE = SAMPLE_RATE / HOP  # audio frames per second
@@ -170,12 +172,12 @@ TABLE_8 = {  # the paper's words for each field of the columns; a pair is VAB-En
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
     """A config of type ``kind`` (and the configs inside it) from plain values, as read from JSON.
 
-    Unknown keys raise ``ValueError``: a config written by a newer version must not be half read.
+    Unknown keys raise ``SettingError``: a config written by a newer version must not be half read.
     """
     known = {f.name: f for f in fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
+        raise SettingError(f"{kind.__name__} has no field {', '.join(unknown)}")
     nested = {"model": ModelConfig, "train": TrainConfig, "decode": DecodeConfig}
     read = {}
     for name, value in values.items():

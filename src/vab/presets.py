@@ -18,6 +18,7 @@ from vab.config import (
     _stepwise,
     _tiny,
 )
+from vab.errors import SettingError
 
 _FINETUNED: dict[str, tuple[str, TrainConfig, tuple[float, float]]] = {
     "contrastive": ("sound and picture in one space", _contrastive, (14.0, 15.0)),
@@ -169,7 +170,7 @@ def table_8(name: str) -> dict[str, str]:
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name; ``ValueError`` names the ones there are."""
+    """The preset of that name; ``SettingError`` names the ones there are."""
     if name not in PRESETS:
-        raise ValueError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+        raise SettingError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vab.config import VisionName
+from vab.errors import VABError, first_line
 
 BATCH, BATCH_CPU = 32, 4  # frames per forward pass; on a CPU 32 take twice the time, most of it for memory
 WEIGHT_FILES = (  # in a folder, the first one there is
@@ -29,7 +30,7 @@ WEIGHT_FILES = (  # in a folder, the first one there is
 )
 
 
-class VisionError(Exception):
+class VisionError(VABError):
     """An image encoder cannot be loaded. The message is one line that says why and what to do."""
 
 
@@ -162,9 +163,8 @@ def build(recipe: Recipe, source: str | Path | None) -> nn.Module:
     try:
         model: Any = timm.create_model(recipe.architecture, pretrained=True, pretrained_cfg_overlay=place)
     except Exception as error:  # timm, the Hub and the network each raise their own kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise VisionError(
-            f"no weights for {recipe.architecture} from {source or 'the Hub'} ({reason}); "
+            f"no weights for {recipe.architecture} from {source or 'the Hub'} ({first_line(error)}); "
             "download them elsewhere and pass the file with --vision-path"
         ) from error
     if model.num_classes != recipe.dim:

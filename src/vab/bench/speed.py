@@ -24,6 +24,7 @@ from torch import Tensor
 from vab.bench.costs import token_cost
 from vab.bench.systems import System, clip_of, load_system
 from vab.config import FRAME_RATE, SAMPLE_RATE, samples_to_frames, video_frames
+from vab.errors import SettingError
 from vab.media.container import mux
 from vab.media.reader import probe, read_frames, write_wav
 from vab.models.foleygen import FoleyGen
@@ -92,9 +93,9 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
     what :func:`vab.bench.systems.load_system` raises.
     """
     if settings.repeats < 1 or settings.largest_batch < 1 or (settings.threads or 1) < 1:
-        raise ValueError("repeats, the largest batch and threads must be 1 or more")
+        raise SettingError("repeats, the largest batch and threads must be 1 or more")
     if not settings.names:
-        raise ValueError("nothing to time")
+        raise SettingError("nothing to time")
     device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)

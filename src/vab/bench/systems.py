@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vab.codecs.codec import DAC, Codec, EnCodec, load_codec
 from vab.config import SAMPLE_RATE, Preset
+from vab.errors import SettingError
 from vab.inference.pipeline import VABPipeline
 from vab.models.foleygen import FoleyGen
 from vab.models.hub import BUNDLED
@@ -54,7 +55,7 @@ def load_system(name: str, device: torch.device) -> System:
         return System(name, "trained", pipe.first, pipe.fine, pipe.codec, pipe.vision)
     preset = PRESETS[name]
     if preset.train.objective not in ("masked", "causal") or preset.model.given_codebooks:
-        raise ValueError(
+        raise SettingError(
             f"{name} makes no sound from a picture; take {BUNDLED}, vab-encodec, foleygen-encodec ..."
         )
     codec = random_codec(preset.model.codec).to(device)

@@ -62,11 +62,11 @@ def ablation(
     """
     from vab.codecs.codec import CodecError
     from vab.data.store import StoreError
+    from vab.errors import TrainError
     from vab.evaluate.ablation import report
     from vab.evaluate.ablation.run import Settings, ablate
     from vab.media.container import MediaError
     from vab.models.hub import ModelError
-    from vab.training.trainer import TrainError
 
     settings = Settings(
         store,

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from vab.errors import first_line
 from vab.models.hub import ASSETS, BUNDLED, hub_cache, is_model
 
 State = Literal["ok", "missing", "bad"]
@@ -38,7 +39,7 @@ def examine() -> list[Finding]:
         try:
             findings += look()
         except Exception as error:  # the doctor must speak about what is broken, not break
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            text = f"{type(error).__name__}: {first_line(error)}"
             findings.append(
                 Finding(look.__name__.strip("_"), "bad", text, "pip install --force-reinstall vab")
             )

@@ -157,7 +157,7 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
 
 def carry_out(work: Callable[..., T], chosen: Run) -> T:
     """Do ``train``, or what takes the same, as the call says; ``BadCall`` tells why not."""
-    from vab.training.trainer import TrainError
+    from vab.errors import TrainError
 
     if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
         raise BadCall("--devices and --max-steps must be 1 or more")

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vab.config import HOP, SAMPLE_RATE, samples_to_frames
+from vab.errors import VABError, first_line
 
 if TYPE_CHECKING:
     from transformers import DacModel, EncodecModel
@@ -31,7 +32,7 @@ TINY_SOURCE = Path(__file__).parents[1] / "assets" / "vab-tiny"
 _HUB_FILES = ["config.json", "model.safetensors", "codec.json", "codec.safetensors", AUDIOCRAFT_FILE]
 
 
-class CodecError(Exception):
+class CodecError(VABError):
     """A codec cannot be loaded. The message is one line that says why and what to do."""
 
 
@@ -179,7 +180,7 @@ def load_codec(
         try:
             return TinyCodec.from_pretrained(folder).to(device)
         except Exception as error:  # JSON, safetensors and torch each raise their own kinds
-            raise CodecError(f"{folder} holds no small codec: {_one_line(error)}") from error
+            raise CodecError(f"{folder} holds no small codec: {first_line(error)}") from error
     raise CodecError(f"no codec is called {name!r}; there are: encodec, dac, tiny")
 
 
@@ -234,7 +235,7 @@ def read_audiocraft(path: Path) -> EncodecModel:
     try:
         found = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise CodecError(f"{path} does not fit its own xp.cfg: {_one_line(error)}") from error
+        raise CodecError(f"{path} does not fit its own xp.cfg: {first_line(error)}") from error
     if found.missing_keys or found.unexpected_keys:
         raise CodecError(
             f"{path} does not fit EnCodec: {len(found.missing_keys)} missing {found.missing_keys[:3]}, "
@@ -301,7 +302,7 @@ def _audiocraft_config(text: str, path: Path) -> Any:
     except KeyError as error:
         raise CodecError(f"{path}: its xp.cfg does not say {error}, so it is no EnCodec") from error
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise CodecError(f"{path}: its xp.cfg cannot be understood: {_one_line(error)}") from error
+        raise CodecError(f"{path}: its xp.cfg cannot be understood: {first_line(error)}") from error
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
@@ -311,7 +312,7 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # a file of another kind can fail anywhere in the reader
         raise CodecError(
             f"{path} cannot be read as plain tensors (nothing else is loaded from it, for safety): "
-            f"{_one_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if not isinstance(package, Mapping):
         raise CodecError(f"{path} is not an exported audiocraft codec: it holds a {type(package).__name__}")
@@ -332,7 +333,7 @@ def _read_transformers(folder: Path, kind: Literal["encodec", "dac"]) -> Any:
     try:
         model, report = network.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise CodecError(f"{folder} cannot be loaded as {kind}: {_one_line(error)}") from error
+        raise CodecError(f"{folder} cannot be loaded as {kind}: {first_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise CodecError(f"{folder} lacks {len(missing)} weights of {kind}, such as {missing[0]}")
@@ -354,7 +355,7 @@ def _find(source: str | Path) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CodecError(
             f"no codec at {source}: it is no local file, and it cannot be downloaded from the Hub "
-            f"({_one_line(error)}); download it elsewhere and pass --codec-path"
+            f"({first_line(error)}); download it elsewhere and pass --codec-path"
         ) from error
 
 
@@ -371,8 +372,3 @@ def _check_tokens(tokens: Tensor, codebooks: int, vocabulary: int) -> None:
         raise ValueError(f"tokens must be [B, 1..{codebooks}, T], not {list(tokens.shape)}")
     if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocabulary):
         raise ValueError(f"tokens must lie in 0..{vocabulary - 1}; is a [MASK] left?")
-
-
-def _one_line(error: Exception) -> str:
-    """The first line of an error's message, which may be pages long."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -28,6 +28,7 @@ from vab.codecs.tiny import TinyCodec
 from vab.config import SAMPLE_RATE, samples_to_frames, video_frames
 from vab.data.manifest import Clip, read_manifest
 from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.errors import failure
 from vab.media.container import MediaError
 from vab.media.image import moving_crop
 from vab.media.reader import probe, read_audio, read_frames
@@ -240,10 +241,8 @@ def read_ahead(
     def attempt(clip: Clip) -> Decoded | str:
         try:
             return decode(clip, meta, side)
-        except MediaError as error:
-            return str(error)
         except Exception as error:  # one clip out of a million must not end the run
-            return f"{clip.audio or clip.video}: {type(error).__name__}: {error}"
+            return failure(clip.audio or clip.video or clip.id, error)
 
     waiting: deque[tuple[Clip, Future[Decoded | str]]] = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from vab.errors import VABError, first_line
 from vab.utils.files import write_whole
 
 COLUMNS = ("id", "audio", "video", "start", "seconds", "label", "split")
 
 
-class ManifestError(ValueError):
+class ManifestError(VABError, ValueError):
     """A manifest that cannot be used; the message lists line, column and what is wrong there."""
 
 
@@ -50,7 +51,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ManifestError(f"{path}: {error.strerror}") from None
+        raise ManifestError(f"{path}: {first_line(error)}") from None
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))

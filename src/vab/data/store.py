@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from vab.config import audio_frames, video_frames
+from vab.errors import VABError
 from vab.utils.files import sync_folder, write_whole
 from vab.utils.provenance import sha256
 
 
-class StoreError(ValueError):
+class StoreError(VABError, ValueError):
     """A store that cannot be read, or that was made with other settings."""
 
 

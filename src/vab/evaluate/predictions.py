@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.files import write_whole
 
@@ -54,9 +55,11 @@ def read_predictions(path: str | Path) -> Predictions:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in ("id", "label", "scores", "classes") if name in file}
     except OSError as error:
-        raise EvaluationError(f"{path}: {error.strerror or error}") from None
+        raise EvaluationError(f"{path}: {first_line(error)}") from None
     except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise EvaluationError(f"{path}: not an npz of predictions ({error}); needed: {NEEDED}") from None
+        raise EvaluationError(
+            f"{path}: not an npz of predictions ({first_line(error)}); needed: {NEEDED}"
+        ) from None
     missing = [name for name in ("id", "label", "scores", "classes") if name not in found]
     if missing:
         raise EvaluationError(f"{path}: has no {', '.join(missing)}; needed: {NEEDED}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from vab.codecs.codec import Codec, decode_long
+from vab.errors import SettingError, failure
 from vab.inference.batch import Result
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, expand
@@ -28,12 +29,12 @@ def reconstruct_files(
     """``out/<stem>.wav`` for all sounds and videos that ``names`` stand for: through the first ``codebooks``
     (None: all) of the codec, as long as the input.
 
-    One result for each file as it is done; what is wrong with one is its result. Raises ``ValueError`` for
+    One result for each file as it is done; what is wrong with one is its result. Raises ``SettingError`` for
     codebooks that the codec does not have, or nothing to do, and ``OSError`` if ``out`` is no folder.
     """
     kept = codec.codebooks if codebooks is None else codebooks
     if not 1 <= kept <= codec.codebooks:
-        raise ValueError(f"{codec.name} has {codec.codebooks} codebooks, so not {kept}")
+        raise SettingError(f"{codec.name} has {codec.codebooks} codebooks, so not {kept}")
     entries = expand(names, leave_out=out, kinds=AUDIO + VIDEOS)
     out.mkdir(parents=True, exist_ok=True)
     inputs = {path.resolve() for path, _ in entries}
@@ -64,7 +65,6 @@ def _one(path: Path, wav: Path, codec: Codec, codebooks: int) -> Result:
         tokens = [codec.encode(part[None].to(device))[0, :codebooks] for part in waveform.split(size)]
         back = torch.cat(list(decode_long(codec, torch.cat(tokens, dim=1))))[: len(waveform)]
         write_wav(wav, back.cpu().numpy())
-    except (MediaError, RuntimeError) as error:
-        line = " ".join(str(error).split())
-        return Result(str(path), "failed", error=line if str(path) in line else f"{path}: {line}")
+    except Exception as error:  # one bad file out of many must not end the others
+        return Result(str(path), "failed", error=failure(path, error))
     return Result(str(path), "done", (str(wav),), len(waveform) / codec.sample_rate)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vab.errors import SettingError, failure
 from vab.media.inputs import expand
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def generate_files(
     Sample n of ``dog.mp4`` is ``out/dog.wav`` and ``out/dog.mp4``, later ones ``dog_2``, ``dog_3`` ... An
     image gives no mp4. If two inputs would write the same name, the later one fails; so does one whose
     result would take the place of an input. The model is loaded when the first file needs it.
-    Raises ``ValueError`` (``NoInputs``) for a call that makes no sense, ``OSError`` if ``out`` is no folder,
-    and as ``VABPipeline.from_pretrained``; what is wrong with one file is that file's result.
+    Raises ``SettingError`` or ``NoInputs`` for a call that makes no sense, ``OSError`` if ``out`` is no
+    folder, and as ``VABPipeline.from_pretrained``; what is wrong with one file is that file's result.
     """
     out = Path(out)
     check(settings)
@@ -89,17 +90,17 @@ def generate_files(
 
 
 def check(settings: Settings) -> None:
-    """``ValueError`` for values that make no sense, before anything is loaded."""
+    """``SettingError`` for values that make no sense, before anything is loaded."""
     values = asdict(settings)
     for name, least in (("samples", 1), ("rerank", 1), ("steps", 1), ("seed", 0), ("temperature", 0)):
         if values[name] is not None and not values[name] >= least:
-            raise ValueError(f"{name} must be {least} or more, not {values[name]}")
+            raise SettingError(f"{name} must be {least} or more, not {values[name]}")
     for name in ("guidance", "temperature"):
         if values[name] is not None and not math.isfinite(values[name]):
-            raise ValueError(f"{name} must be a finite number, not {values[name]}")
+            raise SettingError(f"{name} must be a finite number, not {values[name]}")
     for start, stop in settings.keep:
         if not 0 <= start < stop:
-            raise ValueError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
+            raise SettingError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
 
 
 def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _one(
     report: Callable[[str, int, int], None],
 ) -> Result:
     """Generate for one file and write; any fault of it becomes its result."""
-    from vab.media.container import MediaError, mux
+    from vab.media.container import mux
     from vab.media.reader import probe, write_wav
     from vab.sampling.parallel import decode_settings
 
@@ -199,15 +200,6 @@ def _one(
             length = len(audio.waveform) / audio.rate
             for stage, seconds in audio.timings.items():
                 timings[stage] = timings.get(stage, 0.0) + seconds
-    except MediaError as error:
-        return Result(str(path), "failed", tuple(outputs), error=_line(path, str(error)))
     except Exception as error:  # one bad file out of many must not end the others
-        reason = f"{type(error).__name__}: {error}"
-        return Result(str(path), "failed", tuple(outputs), error=_line(path, reason))
+        return Result(str(path), "failed", tuple(outputs), error=failure(path, error))
     return Result(str(path), "done", tuple(outputs), length, timings=timings)
-
-
-def _line(path: Path, text: str) -> str:
-    """One line that names the file."""
-    line = " ".join(text.split())
-    return line if str(path) in line else f"{path}: {line}"

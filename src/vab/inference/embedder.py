@@ -16,6 +16,7 @@ from vab.config import FRAME_RATE, ModelConfig, Preset
 from vab.data.extract import Decoded, encode, latents_meta, read_ahead, weights_fingerprint
 from vab.data.manifest import Clip
 from vab.data.store import Latents, StoreMeta
+from vab.errors import failure
 from vab.inference.embeddings import Embedded
 from vab.media.container import MediaError
 from vab.media.reader import probe
@@ -77,7 +78,7 @@ class Understanding:
         if codec_path is None and (folder / CODEC).is_file():
             codec_path = folder
         codec, vision = load_codec(model.codec, codec_path), load_vision(model.vision, vision_path)
-        return cls(model, codec, vision, *found, device=pick_device(device).type)
+        return cls(model, codec, vision, found.contrastive, found.classifier, device=pick_device(device).type)
 
     @property
     def contrastive(self) -> Contrastive:
@@ -115,7 +116,7 @@ class Understanding:
             try:
                 audio, video = embed_latents(network, rows, self.device)
             except Exception as error:  # as below: one bad file must not end the others
-                yield path, f"{path}: {type(error).__name__}: {error}"
+                yield path, failure(path, error)
                 continue
             found = [None if np.isnan(vectors).all() else vectors for vectors in (audio, video)]
             starts = np.array([clip.start for clip in clips])
@@ -178,7 +179,7 @@ class Understanding:
             if len(batch) > 1:
                 return [result for item in batch for result in self._encode([item], meta)]
             clip = batch[0].clip
-            return [f"{clip.audio or clip.video}: {type(error).__name__}: {error}"]
+            return [failure(clip.audio or clip.video or clip.id, error)]
 
 
 def _together(pairs: list[tuple[Clip, Latents | str]]) -> tuple[Path, list[Clip], list[Latents] | str]:

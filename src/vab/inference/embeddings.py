@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vab.errors import VABError, first_line
 from vab.utils.files import write_whole
 
 Kind = Literal["audio", "video"]
 
 
-class EmbeddingsError(ValueError):
+class EmbeddingsError(VABError, ValueError):
     """A file of embeddings that cannot be used; the message says why."""
 
 
@@ -134,9 +135,11 @@ def read_embeddings(path: str | Path) -> Embeddings:
         else:
             raise EmbeddingsError(f"{path}: embeddings are read from .npz or .parquet")
     except OSError as error:
-        raise EmbeddingsError(f"{path}: {error.strerror or error}") from None
+        raise EmbeddingsError(f"{path}: {first_line(error)}") from None
+    except VABError:
+        raise
     except (ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise error if isinstance(error, EmbeddingsError) else EmbeddingsError(f"{path}: {error}") from None
+        raise EmbeddingsError(f"{path}: {first_line(error)}") from None
     missing = [name for name in ("id", "audio", "video") if name not in found]
     if missing:
         raise EmbeddingsError(f"{path}: has no {', '.join(missing)}; needed: id, audio [N, D], video [N, D]")

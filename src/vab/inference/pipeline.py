@@ -29,11 +29,12 @@ from vab.media.container import MediaError
 from vab.media.image import moving_crop
 from vab.media.reader import MediaInfo, probe, read_frames, write_wav
 from vab.models.heads import Finetuned, load_finetuned, save_finetuned
-from vab.models.hub import CODEC, FINE, ModelError, find_model, read_config
+from vab.models.hub import CODEC, CONFIG, FINE, ModelError, find_model, read_config
 from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
 from vab.utils.device import pick_device
+from vab.utils.provenance import whole_folder
 from vab.vision import VisionEncoder, load_vision
 
 IMAGE_SECONDS = 10.0  # of sound for an image
@@ -88,7 +89,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.codec = codec.to(self.device)
         self.vision = vision.to(self.device)
-        self.finetuned: Finetuned = (None, None)
+        self.finetuned = Finetuned()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -132,15 +133,16 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         return pipeline
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_stage(save_directory, self.first)
-        if self.fine is not None:
-            save_stage(save_directory / FINE, self.fine)
-        if self.config.model.codec == "tiny":  # the others have a home of their own
-            from vab.codecs.tiny import TinyCodec
+        with whole_folder(save_directory, CONFIG) as folder:
+            save_stage(folder, self.first)
+            if self.fine is not None:
+                save_stage(folder / FINE, self.fine)
+            if self.config.model.codec == "tiny":  # the others have a home of their own
+                from vab.codecs.tiny import TinyCodec
 
-            assert isinstance(self.codec, TinyCodec)
-            self.codec.save_pretrained(save_directory)
-        save_finetuned(save_directory, self.finetuned)
+                assert isinstance(self.codec, TinyCodec)
+                self.codec.save_pretrained(folder)
+            save_finetuned(folder, self.finetuned)
 
     @property
     def first(self) -> Stage:
@@ -150,7 +152,10 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     @property
     def understanding(self) -> Understanding:
         """The part that embeds and classifies, with this pipeline's codec and image encoder."""
-        return Understanding(self.config.model, self.codec, self.vision, *self.finetuned, self.device.type)
+        own = self.finetuned
+        return Understanding(
+            self.config.model, self.codec, self.vision, own.contrastive, own.classifier, self.device.type
+        )
 
     def embed(self, path: str | Path) -> dict[str, np.ndarray]:
         """The vectors of a file, float32 [D] of length one: ``audio`` and ``video``, as far as it has them.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vab.config import SAMPLE_RATE
+from vab.errors import SettingError
 from vab.media.container import MediaError
 from vab.media.reader import MediaInfo, read_audio
 
@@ -27,7 +28,7 @@ def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tup
     kept: list[tuple[int, int]] = []
     for start, stop in sorted(keep):
         if not 0 <= start < stop:
-            raise ValueError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
+            raise SettingError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
         first, last = round(start * SAMPLE_RATE), round(min(stop, length / SAMPLE_RATE) * SAMPLE_RATE)
         if first >= length:
             raise MediaError(

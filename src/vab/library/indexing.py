@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vab.errors import first_line
 from vab.inference.batch import Show
 from vab.inference.embeddings import Embedded
 from vab.library.table import File, dim_of, fault_of
@@ -73,7 +74,7 @@ def _look(path: Path, known: Known) -> State | Added:
     except UnicodeEncodeError:
         return _failed(path, "its name is not UTF-8")
     except OSError as error:
-        return _failed(path, error.strerror or str(error))
+        return _failed(path, first_line(error))
     state = found.st_size, found.st_mtime_ns
     if known.get(name) == state:
         return Added(name, "unchanged")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vab.errors import VABError, first_line
 from vab.inference.embeddings import Embedded, Kind
 
 KINDS: tuple[Kind, ...] = ("audio", "video")
@@ -30,7 +31,7 @@ _NAME = "windows"
 T = TypeVar("T")
 
 
-class LibraryError(ValueError):
+class LibraryError(VABError, ValueError):
     """A library that cannot be used as asked; the message is one line that says why."""
 
 
@@ -159,8 +160,7 @@ class WindowTable:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> LibraryError:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        return LibraryError(f"{self.directory}: {reason}")
+        return LibraryError(f"{self.directory}: {first_line(error)}")
 
     def latest(self) -> None:
         """Look at the newest version from now on."""

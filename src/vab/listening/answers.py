@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from vab.errors import VABError
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.study import ANSWERS, BEEPS, CHECK_EVERY, SURVEYS, Study, Survey, Trial
 
@@ -35,11 +36,11 @@ CREATE TABLE IF NOT EXISTS answers (
 QUESTIONS: dict[Survey, tuple[str, ...]] = {"preference": ("quality", "relevance"), "mos": ("score",)}
 
 
-class UnknownRater(Exception):
+class UnknownRater(VABError):
     """Nobody was given this link."""
 
 
-class Refused(Exception):
+class Refused(VABError):
     """An answer that is not kept; the message says why, for the rater."""
 
 

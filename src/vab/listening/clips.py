@@ -10,7 +10,8 @@ import numpy as np
 from av.error import FFmpegError
 
 from vab.config import SAMPLE_RATE
-from vab.media.container import MediaError, mux, open_media, picture_of, reason, sound_of
+from vab.errors import first_line
+from vab.media.container import MediaError, mux, open_media, picture_of, sound_of
 from vab.media.reader import probe, read_audio
 from vab.utils.files import atomic
 
@@ -68,7 +69,7 @@ def copy_video(path: Path, out: Path) -> None:
                         packet.stream = copies[packet.stream.index]
                         target.mux(packet)
         except (FFmpegError, ValueError) as error:
-            raise MediaError(f"{path}: cannot be copied into mp4 ({reason(error)})") from error
+            raise MediaError(f"{path}: cannot be copied into mp4 ({first_line(error)})") from error
 
 
 def copy_with_beeps(path: Path, out: Path) -> None:

@@ -25,19 +25,15 @@ from av.error import FFmpegError
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
+from vab.errors import VABError, first_line
 from vab.utils.files import atomic
 
 _COVER = Disposition.attached_pic | Disposition.timed_thumbnails
 _NOT_MEDIA = {"tty", "concat", "hls", "dash"}  # text that FFmpeg would draw, or follow to other files
 
 
-class MediaError(Exception):
+class MediaError(VABError):
     """A file that cannot be used. The message is one line with the file and the reason, shown as is."""
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, without FFmpeg's error number and file name."""
-    return getattr(error, "strerror", None) or str(error).splitlines()[0]
 
 
 def check_file(path: Path) -> None:
@@ -63,7 +59,7 @@ def open_media(path: Path) -> InputContainer:
             container_options={"protocol_whitelist": "file"},
         )
     except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{path}: not a readable media file ({reason(error)})") from error
+        raise MediaError(f"{path}: not a readable media file ({first_line(error)})") from error
     if _NOT_MEDIA & set(container.format.name.split(",")):
         container.close()
         raise MediaError(f"{path}: not a media file (it holds text)")
@@ -235,7 +231,7 @@ def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str |
         except (FFmpegError, ValueError) as error:
             name = stream.codec_context.codec.canonical_name
             raise MediaError(
-                f"{video_path}: its {name} picture cannot be copied into mp4 ({reason(error)})"
+                f"{video_path}: its {name} picture cannot be copied into mp4 ({first_line(error)})"
             ) from error
 
 

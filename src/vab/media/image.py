@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from vab.media.container import MediaError, check_file, reason
+from vab.errors import first_line
+from vab.media.container import MediaError, check_file
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
@@ -49,7 +50,7 @@ def read_pixels(path: Path, image: Image.Image, size: int | None) -> np.ndarray:
                 picture = picture.resize((width, height), Image.Resampling.BICUBIC)
             return np.array(picture)
     except (OSError, SyntaxError, ValueError) as error:
-        raise MediaError(f"{path}: the image cannot be read ({reason(error)})") from error
+        raise MediaError(f"{path}: the image cannot be read ({first_line(error)})") from error
 
 
 def moving_crop(image: np.ndarray, frames: int, seed: int, size: int = 224) -> np.ndarray:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from vab.errors import VABError
+
 VIDEOS: tuple[str, ...] = (
     ".3gp",
     ".avi",
@@ -32,7 +34,7 @@ AUDIO += (".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma", ".wv")
 Entry = tuple[Path, str | None]  # a file, and why it cannot be used (None: it can be tried)
 
 
-class NoInputs(ValueError):
+class NoInputs(VABError, ValueError):
     """Nothing that was named holds a file to work on."""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vab.config import ModelConfig
+from vab.errors import SettingError
 from vab.models.vab import VAB, alibi_bias
 
 
@@ -38,7 +39,7 @@ class FoleyGen(VAB):
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         if config.expert_layers or config.given_codebooks:
-            raise ValueError("FoleyGen has no layers of experts and predicts all of its codebooks")
+            raise SettingError("FoleyGen has no layers of experts and predicts all of its codebooks")
         super().__init__(config, codebook_vectors)
 
     def forward(

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vab.config import ModelConfig, Preset
+from vab.errors import first_line
 from vab.models.hub import CONFIG, FOLDERS, MODEL, ModelError, read_config
 from vab.models.vab import Trunk
+from vab.utils.files import save_tensors, write_whole
 
 TEMPERATURE = 0.07  # of the contrast when training begins
 HOTTEST = 100.0  # largest factor of the similarities
@@ -71,8 +73,14 @@ class Classifier(nn.Module):
 
 
 N = TypeVar("N", bound=nn.Module)
-# the two networks and what each was taught with, as far as a model has them
-Finetuned = tuple[tuple[Contrastive, Preset] | None, tuple[Classifier, Preset] | None]
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What fine-tuning made of a model, as far as it has it: each network with the preset of its training."""
+
+    contrastive: tuple[Contrastive, Preset] | None = None
+    classifier: tuple[Classifier, Preset] | None = None
 
 
 def load_network(folder: Path, build: Callable[[], N], state: dict[str, Tensor] | None = None) -> N:
@@ -84,13 +92,26 @@ def load_network(folder: Path, build: Callable[[], N], state: dict[str, Tensor] 
     try:
         with torch.device("meta"):
             network = build()
-        state = load_file(path) if state is None else state
+        state = read_weights(path) if state is None else state
         network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: cannot be read ({_first_line(error)})") from error
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{path}: does not fit its config.json ({_first_line(error)})") from error
+        raise ModelError(f"{path}: does not fit its config.json ({first_line(error)})") from error
     return network
+
+
+def save_network(folder: Path, state: dict[str, Tensor], preset: Preset) -> None:
+    """Write what :func:`load_network` and ``read_config`` read; each file is complete or not there."""
+    folder.mkdir(exist_ok=True)
+    save_tensors(folder / MODEL, state)
+    write_whole(folder / CONFIG, (json.dumps(asdict(preset), indent=1) + "\n").encode())
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ``ModelError`` if it is none."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: cannot be read ({first_line(error)})") from error
 
 
 def load_finetuned(folder: Path) -> Finetuned:
@@ -111,55 +132,46 @@ def load_finetuned(folder: Path) -> Finetuned:
     if "classification" in places:
         place = places["classification"]
         learned = read_config(place)
-        try:
-            state = load_file(place / MODEL)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{place / MODEL}: cannot be read ({_first_line(error)})") from error
+        state = read_weights(place / MODEL)
         if contrastive is not None and not any(name.startswith("trunk.") for name in state):
             trunk = contrastive[0].trunk.state_dict()
             state |= {f"trunk.{name}": value for name, value in trunk.items()}
         network = load_network(place, lambda: Classifier(learned.model, len(learned.classes)), state)
         classifier = network.eval(), learned
-    return contrastive, classifier
+    return Finetuned(contrastive, classifier)
 
 
 def save_finetuned(folder: Path, finetuned: Finetuned) -> None:
     """Write what :func:`load_finetuned` reads; a probe on the contrastive trunk keeps its head alone."""
-    for name, found in zip(FOLDERS.values(), finetuned, strict=True):
-        if found is None:
-            continue
-        network, taught = found
-        state = {n: tensor.cpu().contiguous() for n, tensor in network.state_dict().items()}
-        if finetuned[0] is not None and isinstance(network, Classifier):
-            trunk = {f"trunk.{n}": tensor for n, tensor in finetuned[0][0].trunk.state_dict().items()}
-            if all(torch.equal(state[n], tensor.cpu()) for n, tensor in trunk.items()):
-                state = {n: tensor for n, tensor in state.items() if n not in trunk}
-        (folder / name).mkdir(exist_ok=True)
-        save_file(state, folder / name / MODEL)
-        (folder / name / CONFIG).write_text(json.dumps(asdict(taught), indent=1) + "\n")
+    trunk: dict[str, Tensor] = {}
+    if finetuned.contrastive is not None:
+        contrastive, taught = finetuned.contrastive
+        save_network(folder / FOLDERS["contrastive"], contrastive.state_dict(), taught)
+        trunk = {f"trunk.{name}": tensor for name, tensor in contrastive.trunk.state_dict().items()}
+    if finetuned.classifier is not None:
+        classifier, learned = finetuned.classifier
+        state = classifier.state_dict()
+        if trunk and all(torch.equal(state[name].cpu(), tensor.cpu()) for name, tensor in trunk.items()):
+            state = {name: tensor for name, tensor in state.items() if name not in trunk}
+        save_network(folder / FOLDERS["classification"], state, learned)
 
 
 def start_from(network: nn.Module, folder: Path) -> None:
     """Take over the weights of a model directory as far as the network has them.
 
     The trunk must be there whole. What only one of the two has (upper layers, temperature) is left as it
-    is, and a classifier's head is always new. ``ValueError`` names what is missing or of another shape.
+    is, and a classifier's head is always new. ``ModelError`` names what is missing or of another shape.
     """
-    saved = load_file(folder / MODEL)
+    saved = read_weights(folder / MODEL)
     saved = {name.removeprefix("trunk."): value for name, value in saved.items()}
     trunk = next(module for module in network.modules() if isinstance(module, Trunk))
     with torch.device("meta"):
         missing = sorted(Trunk(trunk.config).state_dict().keys() - saved.keys())
     if missing:
-        raise ValueError(f"{folder}: is no model to start from, it has no {missing[0]}")
+        raise ModelError(f"{folder}: is no model to start from, it has no {missing[0]}")
     own = {name: name.removeprefix("trunk.") for name in network.state_dict()}
     taken = {name: saved[n] for name, n in own.items() if n in saved and not n.startswith("head.")}
     try:
         network.load_state_dict(taken, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"{folder}: {str(error).splitlines()[-1].strip()}") from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
+        raise ModelError(f"{folder}: {first_line(error)}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vab.config import Preset, from_dict
+from vab.errors import VABError, first_line
 from vab.presets import PRESETS
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
@@ -27,7 +28,7 @@ _FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file i
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class ModelError(Exception):
+class ModelError(VABError):
     """A model that cannot be loaded or cannot do what is asked. The message is one line, shown as is."""
 
 
@@ -81,9 +82,8 @@ def _download(name: str, hub: dict[str, Any]) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=_FILES, **hub))
     except Exception as error:  # the Hub, the network and the disk each raise their own kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{name}: is no folder here, and cannot be fetched from the Hub ({reason})"
+            f"{name}: is no folder here, and cannot be fetched from the Hub ({first_line(error)})"
         ) from error
     if not is_model(folder):
         raise ModelError(f"{name}: this Hub repository has no {CONFIG} and {MODEL}, so it is no VAB model")
@@ -105,7 +105,7 @@ def read_config(folder: Path) -> Preset:
     try:
         return from_dict(Preset, json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from error
+        raise ModelError(f"{path}: {first_line(error)}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: is no configuration of a VAB model ({error})") from error
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vab.config import FRAME_RATE, ModelConfig, video_frames
+from vab.errors import SettingError
 
 INIT_STD = 0.02  # of every weight matrix and learned vector
 
@@ -155,7 +156,7 @@ class AudioEmbedding(nn.Module):
         shape = (config.codebooks, config.vocabulary, config.codebook_dim)
         vectors = torch.randn(shape) if codebook_vectors is None else codebook_vectors[: config.codebooks]
         if vectors.shape != shape:
-            raise ValueError(
+            raise SettingError(
                 f"codebook vectors are {tuple(vectors.shape)}, the model needs [K,V,C] = {shape}"
             )
         self.side_by_side = config.codec != "encodec"
@@ -187,7 +188,7 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         super().__init__()
         if config.width % config.heads:
-            raise ValueError(f"width {config.width} is not a multiple of {config.heads} heads")
+            raise SettingError(f"width {config.width} is not a multiple of {config.heads} heads")
         self.config = config
         self.audio_embedding = AudioEmbedding(config, codebook_vectors)
         self.register_buffer("feature_mean", torch.zeros(config.vision_dim))
@@ -210,7 +211,7 @@ class Trunk(nn.Module):
         ``ValueError`` if both are absent, or if the model has no such layers (L1 = 0).
         """
         if not self.config.expert_layers:
-            raise ValueError("this model has no layers that give embeddings")
+            raise SettingError("this model has no layers that give embeddings")
         x, video = self._embed(tokens, features, feature_padding)
         bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
         for block in self.blocks[: self.config.expert_layers]:

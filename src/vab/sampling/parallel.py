@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vab.config import DecodeConfig
+from vab.errors import SettingError, VABError
 
 LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
 ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
@@ -29,7 +30,7 @@ Progress = Callable[[int, int], None]  # steps done, steps in all
 Fill = Callable[[int, int, Tensor, Tensor, Progress], Tensor]
 
 
-class DecodeError(ValueError):
+class DecodeError(VABError, ValueError):
     """The model's logits cannot be sampled from; the message says which clip of the batch."""
 
 
@@ -81,7 +82,7 @@ def generate(
     ``ValueError`` when the arguments do not fit each other.
     """
     if config.steps < 1:
-        raise ValueError(f"decoding needs steps >= 1, not {config}")
+        raise SettingError(f"decoding needs steps >= 1, not {config}")
     check_arguments(tokens, given, vocabulary, config, generators, given_codebooks)
     batch, codebooks, frames = tokens.shape
     predicted = (batch, codebooks - given_codebooks, frames)
@@ -208,7 +209,7 @@ def check_arguments(
     if any(generator.device.type != "cpu" for generator in generators):
         raise ValueError("generators must be on the CPU, so that every device draws the same noise")
     if config.top_k < 0 or config.temperature < 0:
-        raise ValueError(f"decoding needs top_k >= 0 and temperature >= 0, not {config}")
+        raise SettingError(f"decoding needs top_k >= 0 and temperature >= 0, not {config}")
     if not given[:, :given_codebooks].all():
         raise ValueError(f"the first {given_codebooks} codebooks are not predicted, so they must be given")
     if (given & ((tokens < 0) | (tokens >= vocabulary))).any():
@@ -256,15 +257,15 @@ def decode_settings(
     }
     chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
     if default.steps == 0 and steps is not None:
-        raise ValueError("steps cannot be chosen: this model makes one audio frame after another")
+        raise SettingError("steps cannot be chosen: this model makes one audio frame after another")
     if chosen.steps < min(1, default.steps):
-        raise ValueError(f"steps must be 1 or more, not {chosen.steps}")
+        raise SettingError(f"steps must be 1 or more, not {chosen.steps}")
     if chosen.candidates < 1:
-        raise ValueError(f"rerank must be 1 or more, not {chosen.candidates}")
+        raise SettingError(f"rerank must be 1 or more, not {chosen.candidates}")
     if not math.isfinite(chosen.guidance):
-        raise ValueError(f"guidance must be a number, not {chosen.guidance}")
+        raise SettingError(f"guidance must be a number, not {chosen.guidance}")
     if not (math.isfinite(chosen.temperature) and chosen.temperature >= 0):
-        raise ValueError(f"temperature must be 0 or more, not {chosen.temperature}")
+        raise SettingError(f"temperature must be 0 or more, not {chosen.temperature}")
     return chosen
 
 

@@ -6,21 +6,19 @@ second network in its folder ``fine``, which adds the finer codebooks, given the
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
 from vab.models.foleygen import Continuation, FoleyGen
-from vab.models.heads import load_network
-from vab.models.hub import CONFIG, FINE, FOLDERS, MODEL, ModelError, read_config
+from vab.models.heads import load_network, save_network
+from vab.models.hub import CONFIG, FINE, FOLDERS, ModelError, read_config
 from vab.models.vab import VAB
 from vab.sampling import autoregressive
 from vab.sampling.parallel import LogitsFn, Progress, generate_long, guided
@@ -110,10 +108,7 @@ def load_fine(folder: Path) -> Stage | None:
 
 def save_stage(folder: Path, stage: Stage) -> None:
     """Write what :func:`load_stage` reads."""
-    folder.mkdir(exist_ok=True)
-    state = {name: tensor.cpu().contiguous() for name, tensor in stage.network.state_dict().items()}
-    save_file(state, folder / MODEL)
-    (folder / CONFIG).write_text(json.dumps(asdict(stage.preset), indent=1) + "\n", encoding="utf-8")
+    save_network(folder, stage.network.state_dict(), stage.preset)
 
 
 def check_fine(fine: ModelConfig, first: ModelConfig) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vab.config import DecodeConfig
+from vab.errors import SettingError
 from vab.inference.embedder import Inputs
 from vab.inference.embeddings import Embedded
 from vab.library.table import LibraryError
@@ -118,7 +119,7 @@ class Desk:
         def work(tell: Tell) -> None:
             try:
                 made = make(clip, take, number, decode, tell)
-            except ValueError as error:  # of the span or the length
+            except SettingError as error:  # of the span or the length
                 raise Refused(str(error)) from None
             _add(room, clip, made, tell, track)
 

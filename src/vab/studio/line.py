@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vab.errors import VABError
+
 Tell = Callable[[str, int, int], None]  # stage, done, in all
 State = Literal["waiting", "working", "done", "failed", "cancelled"]
 SENTENCE = "This did not work; what it was is in the log of the server. The rest of the studio goes on."
 
 
-class Refused(Exception):
+class Refused(VABError):
     """What was asked for cannot be; the message is a sentence for the visitor."""
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vab.config import SAMPLE_RATE, DecodeConfig
+from vab.errors import SettingError
 from vab.inference.embedder import agreement
 from vab.inference.html_report import mel_picture, outline
 from vab.inference.pipeline import Audio, Progress, VABPipeline
@@ -97,17 +98,17 @@ class Maker:
         """The take with the seconds ``span`` made anew (``inside``), or all but them.
 
         Every sample that is not made anew is bit-equal to the take's; the 20 ms of cross-fade at a seam
-        belong to what is new. ``ValueError`` for a span that is none, or leaves nothing to keep or to do.
+        belong to what is new. ``SettingError`` for a span that is none, or leaves nothing to keep or to do.
         """
         start, stop = max(0.0, span[0]), min(span[1], take.seconds)
         if not all(map(math.isfinite, span)) or stop - start <= 1 / SAMPLE_RATE:
-            raise ValueError("Mark a part of the take first.")
+            raise SettingError("Mark a part of the take first.")
         rest = [(0.0, start), (stop, take.seconds)]
         keep = [(a, b) for a, b in (rest if inside else [(start, stop)]) if b - a > 1 / SAMPLE_RATE]
         if not keep:
-            raise ValueError("Nothing would stay of this take; make a new one instead.")
+            raise SettingError("Nothing would stay of this take; make a new one instead.")
         if not inside and (start, stop) == (0.0, take.seconds):
-            raise ValueError("All of this take is marked; there is nothing else to redo.")
+            raise SettingError("All of this take is marked; there is nothing else to redo.")
         what = f"{start:.2f} to {stop:.2f} s" if inside else f"all but {start:.2f} to {stop:.2f} s"
         audio = self._from(clip, take.waveform, keep, take.seconds, seed, decode, tell)
         return self._take(clip, audio, f"{what} anew", tell, (start, stop) if inside else None)
@@ -123,11 +124,11 @@ class Maker:
     ) -> Take:
         """The take with so many more seconds at its end; the picture stands still where it is over.
 
-        ``ValueError`` if that is nothing, or too long.
+        ``SettingError`` if that is nothing, or too long.
         """
         length = take.seconds + seconds
         if not seconds > 0 or length > MOST_SECONDS:
-            raise ValueError(f"A take may last {MOST_SECONDS:.0f} s at most.")
+            raise SettingError(f"A take may last {MOST_SECONDS:.0f} s at most.")
         audio = self._from(clip, take.waveform, [(0.0, take.seconds)], length, seed, decode, tell)
         return self._take(clip, audio, f"{seconds:g} s longer", tell, (take.seconds, length))
 

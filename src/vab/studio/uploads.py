@@ -23,6 +23,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from vab.errors import VABError
 from vab.media.container import MediaError, open_media, picture_of, picture_times, sound_of
 from vab.media.image import open_image, read_pixels
 from vab.media.reader import probe, read_audio, read_frames
@@ -40,7 +41,7 @@ PHOTO_SECONDS, PHOTO_FPS = 10.0, 5.0
 _FAST = {"movflags": "+faststart"}
 
 
-class UploadError(Exception):
+class UploadError(VABError):
     """An upload that cannot be used; the message is a sentence for the visitor, and names no file."""
 
 

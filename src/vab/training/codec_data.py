@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.data.manifest import read_manifest
+from vab.data.manifest import ManifestError, read_manifest
 from vab.media.container import MediaError
 from vab.media.reader import read_audio
 
@@ -19,7 +19,7 @@ def read_sounds(
     """label -> waveforms int16 [S] at 16 kHz of the clips of ``split`` that have sound.
 
     A file that cannot be read, or is empty, is left out; ``tell`` gets the reason. ``ManifestError`` if the
-    manifest is bad, ``ValueError`` if no sound remains.
+    manifest is bad or no sound remains.
     """
     sounds: dict[str, list[NDArray[np.int16]]] = {}
     for clip in read_manifest(manifest):
@@ -36,5 +36,5 @@ def read_sounds(
         whole = (sound.clip(-1, 1) * 32767).round().astype(np.int16)
         sounds.setdefault(clip.label, []).append(whole)
     if not sounds:
-        raise ValueError(f"{manifest}: no clip of the split {split} has sound that can be read")
+        raise ManifestError(f"{manifest}: no clip of the split {split} has sound that can be read")
     return sounds

@@ -29,16 +29,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vab.config import Preset, TrainConfig
 from vab.data.store import LatentStore
+from vab.errors import TrainError
 from vab.models.heads import start_from
 from vab.training.batches import DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
 from vab.training.checkpoint import checkpoints, load_checkpoint, read_about, save_checkpoint
 from vab.training.objectives import OBJECTIVES, build
 from vab.utils.files import save_tensors, write_whole
 from vab.utils.provenance import code_version
-
-
-class TrainError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
 
 
 def learning_rate(step: int, total: int, config: TrainConfig) -> float:
@@ -168,9 +165,7 @@ class _Run:
             other = sorted(_differences(about["identity"], self.identity))
             if other:
                 raise TrainError(f"{self.folder} holds another run: {'; '.join(other)}. Use another folder.")
-            self.step = load_checkpoint(
-                path, self.model, [each.optimizer for each in self.optimizers], self.ema
-            )
+            self.step = load_checkpoint(path, self.model, self._optimizers(), self.ema)
             self.seconds = about["seconds"]
             self.log(f"resuming {self.folder} at step {self.step} of {self.total}")
             break

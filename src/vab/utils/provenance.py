@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from vab.errors import naming
+from vab.utils.files import sync_folder
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -43,3 +49,23 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip()
+
+
+@contextmanager
+def whole_folder(folder: Path, last: str) -> Iterator[Path]:
+    """A place to write files for ``folder``, which move there when the block succeeds, ``last`` at the end.
+
+    If it fails ``folder`` stays as it was. ``last`` is the file that makes the folder what it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder), TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
+        place = Path(name)
+        yield place
+        files = sorted(
+            (path for path in place.rglob("*") if path.is_file()), key=lambda path: path.name == last
+        )
+        for path in files:
+            target = folder / path.relative_to(place)
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+        sync_folder(folder)

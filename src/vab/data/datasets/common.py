@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from vab.data.manifest import Clip
+from vab.errors import VABError, failure, first_line
 from vab.media.container import MediaError, open_media, picture_of, sound_of
 from vab.media.inputs import copies
 from vab.media.reader import read_frames
@@ -34,7 +35,7 @@ Finding = Literal["good", "silent", "still", "unreadable"]
 Index = dict[str, dict[str, str]]  # name without ending -> audio, video -> path
 
 
-class ListError(ValueError):
+class ListError(VABError, ValueError):
     """An official list or folder that cannot be used; the message is one line: its name and the reason."""
 
 
@@ -81,7 +82,7 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ListError(f"{path}: {error.strerror}") from None
+        raise ListError(f"{path}: {first_line(error)}") from None
     except UnicodeDecodeError as error:
         raise ListError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
 
@@ -215,10 +216,8 @@ def _look(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
             return "silent", clip, ""
         if drop_still and clip.video is not None and is_still(clip.video, clip.seconds, clip.start):
             return "still", clip, ""
-    except MediaError as error:
-        return "unreadable", clip, str(error)
     except Exception as error:  # one clip out of a million must not end the run
-        return "unreadable", clip, f"{clip.video or clip.audio}: {type(error).__name__}: {error}"
+        return "unreadable", clip, failure(clip.video or clip.audio or clip.id, error)
     return "good", clip, ""
 
 

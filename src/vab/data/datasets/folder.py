@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from vab.data.datasets.common import is_still
+from vab.data.datasets.common import ListError, is_still
 from vab.data.manifest import Clip
 from vab.media.container import MediaError
 from vab.media.reader import MediaInfo, probe
@@ -25,11 +25,11 @@ def folder_clips(
     clip. The label is the name of the file's folder, the split that of the first folder if it is called
     train, dev, val or test; else ``dev_share`` of the files, chosen by a hash of their names, are dev.
     Hidden files are not looked at. With ``drop_still`` clips of videos whose picture never moves
-    (``common.is_still``) are left out; photos stay. ``NotADirectoryError`` if ``root`` is no folder.
+    (``common.is_still``) are left out; photos stay. ``ListError`` if ``root`` is no folder.
     """
     root = Path(root)
     if not root.is_dir():
-        raise NotADirectoryError(f"{root}: no such folder")
+        raise ListError(f"{root}: no such folder")
     groups: dict[Path, dict[str, MediaInfo]] = {}
     left_out: dict[Path, str] = {}
     for path in sorted(root.rglob("*")):

@@ -17,6 +17,7 @@ from vab.config import audio_frames, video_frames
 from vab.data.datasets.common import Index, ListError, Report, Row, media_index
 from vab.data.datasets.vggsound import read_list
 from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.errors import first_line
 
 SECONDS = 10.0
 FPS = 5.0
@@ -138,7 +139,7 @@ def _read(path: str | Path) -> NDArray:
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ListError(f"{path}: not a readable npy file ({' '.join(str(error).split())})") from None
+        raise ListError(f"{path}: not a readable npy file ({first_line(error)})") from None
     if not isinstance(values, np.ndarray):
         raise ListError(f"{path}: not a plain npy file")
     return values

@@ -279,11 +279,11 @@ def _measured(
     clips = ClipBatches(store, taught, settings.split)
     if not len(clips):
         raise EvaluationError(f"{store.directory} has no clip with sound in the split {settings.split}")
-    contrastive, classifier = load_finetuned(folder)
+    finetuned = load_finetuned(folder)
     measures: dict[str, tuple[Interval, int]] = {}
     if objective == "contrastive":
-        assert contrastive is not None
-        vectors = embed_store(contrastive[0].to(pick_device(settings.device)), clips)
+        assert finetuned.contrastive is not None
+        vectors = embed_store(finetuned.contrastive[0].to(pick_device(settings.device)), clips)
         result = retrieval(vectors.audio, vectors.video, vectors.labels)
         for way, found_way in result.ways.items():
             named = {f"R@{k}": each for k, each in found_way.recall.items()}
@@ -291,8 +291,8 @@ def _measured(
             for name, each in named.items():
                 measures[f"{name} {ARROWS[way]} %"] = (_percent(each), len(result.kept))
         return measures
-    assert classifier is not None
-    network = classifier[0].to(pick_device(settings.device))
+    assert finetuned.classifier is not None
+    network = finetuned.classifier[0].to(pick_device(settings.device))
     for kind in taught.train.inputs:
         _, scores = classify_store(network, clips, kind, taught.train.loss)
         targets, _ = targets_of(clips.labels(), taught.classes)

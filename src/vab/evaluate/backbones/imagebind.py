@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vab.errors import first_line
 from vab.evaluate.backbones.frames import normalised, resized
 from vab.evaluate.backbones.weights import load_weights
 from vab.evaluate.metrics.statistics import EvaluationError
@@ -68,8 +69,9 @@ def _network(weights: Path, device: torch.device) -> Any:
     try:
         from imagebind.models import imagebind_model
     except Exception as error:  # its dependencies break in many ways
-        reason = " ".join(str(error).split())[:200]
-        raise EvaluationError(f"the package imagebind is needed and cannot be used ({reason})") from None
+        raise EvaluationError(
+            f"the package imagebind is needed and cannot be used ({first_line(error)})"
+        ) from None
     return load_weights(imagebind_model.imagebind_huge(pretrained=False), weights).to(device)
 
 

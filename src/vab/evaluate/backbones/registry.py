@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.provenance import sha256
 
@@ -129,7 +130,7 @@ def find(kind: Kind, weights: Path | None) -> tuple[Path, str]:
     try:
         return path, sha256(path.read_bytes())[:16]
     except OSError as error:
-        raise EvaluationError(f"{path}: {error.strerror}") from None
+        raise EvaluationError(f"{path}: {first_line(error)}") from None
 
 
 def load(kind: Kind, path: Path, device: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vab.codecs.tiny import mel_filters
+from vab.errors import first_line
 from vab.evaluate.backbones.frames import normalised, resized
 from vab.evaluate.backbones.weights import load_weights
 from vab.evaluate.metrics.statistics import EvaluationError
@@ -135,9 +136,10 @@ def _network(weights: Path, device: torch.device) -> Any:
     try:
         from av_bench.synchformer.synchformer import Synchformer
     except Exception as error:  # its dependencies break in many ways
-        reason = " ".join(str(error).split())[:200]
         advice = "make these features with av-benchmark itself"
-        raise EvaluationError(f"the package av_bench cannot be used ({reason}); {advice}") from None
+        raise EvaluationError(
+            f"the package av_bench cannot be used ({first_line(error)}); {advice}"
+        ) from None
     return load_weights(Synchformer(), weights).to(device)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -57,6 +58,7 @@ def load_weights(network: Network, path: Path, but: tuple[str, ...] = ()) -> Net
         state = state.get("model", state)
         network.load_state_dict({k: v for k, v in state.items() if not k.startswith(but)})
     except Exception as error:  # a file of another kind can fail anywhere in the reader
-        reason = " ".join(str(error).split())[:200]
-        raise EvaluationError(f"{path}: no weights of {type(network).__name__} ({reason})") from None
+        raise EvaluationError(
+            f"{path}: no weights of {type(network).__name__} ({first_line(error)})"
+        ) from None
     return network.eval()

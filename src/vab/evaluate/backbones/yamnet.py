@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.mel import RATE, log_mel_frames, patches
 
@@ -38,7 +39,7 @@ class Yamnet:
             self.input = self.interpreter.get_input_details()[0]
             self.output = self.interpreter.get_output_details()[0]
         except (ValueError, RuntimeError) as error:
-            raise EvaluationError(f"{path}: no TFLite model ({' '.join(str(error).split())[:200]})") from None
+            raise EvaluationError(f"{path}: no TFLite model ({first_line(error)})") from None
         if np.prod(self.input["shape"]) != LENGTH * 64 or np.prod(self.output["shape"]) != CLASSES:
             raise EvaluationError(f"{path}: takes no log-mel patch [96, 64], or gives no 521 scores")
 

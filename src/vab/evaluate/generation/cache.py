@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vab.errors import first_line
 from vab.evaluate.backbones.registry import Features, Kind
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.files import atomic, write_whole
@@ -93,7 +94,7 @@ class Shelf:
                 _save({"weights": self.weights, "stamps": stamps, "features": new}, part)
         except OSError as error:
             advice = "give another folder with --cache"
-            raise EvaluationError(f"{self.folder}: {error.strerror}; {advice}") from None
+            raise EvaluationError(f"{self.folder}: {first_line(error)}; {advice}") from None
         self.saved_at = time.monotonic()
 
     def _path(self, table: str) -> Path:
@@ -140,8 +141,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the reader
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise EvaluationError(f"{path}: not a cache of features ({reason}); delete it") from None
+        raise EvaluationError(f"{path}: not a cache of features ({first_line(error)}); delete it") from None
     if not isinstance(found, dict):
         raise EvaluationError(f"{path}: not a cache of features but a {type(found).__name__}; delete it")
     return found

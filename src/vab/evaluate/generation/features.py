@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vab.errors import first_line
 from vab.evaluate.backbones.registry import Features, Kind
 from vab.evaluate.generation.cache import Shelf
 from vab.evaluate.generation.clips import SLACK, Fault, Folder, check_clip, read_clip
@@ -65,7 +66,7 @@ def look(side: Side, ids: Sequence[str], seconds: float, progress: Progress) -> 
                 waveform = read_clip(path, RATE, seconds)
                 check_clip(path, waveform, RATE)
             except MediaError as error:
-                faults.append(Fault(name, " ".join(str(error).split())))
+                faults.append(Fault(name, first_line(error)))
                 continue
             shelf.put(name, stamp or "", (_without_network(waveform),))
     return faults
@@ -130,7 +131,7 @@ def extract(
                         made = network(path, seconds) if heard is None else network(heard)
                         side.shelves[kind.name].put(name, stamp, made)
                     except MediaError as error:
-                        failed[kind.name, name] = " ".join(str(error).split())
+                        failed[kind.name, name] = first_line(error)
     return failed
 
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vab.errors import VABError, first_line
+
 RESAMPLES = 1000
 AT_ONCE = 2**20  # numbers of one chunk of resamples: bounds the memory of a bootstrap
 
 
-class EvaluationError(ValueError):
+class EvaluationError(VABError, ValueError):
     """Something that cannot be evaluated; the message is one line that says why."""
 
 
@@ -92,7 +94,7 @@ def read_ids(path: str | Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise EvaluationError(f"{path}: {error.strerror}") from None
+        raise EvaluationError(f"{path}: {first_line(error)}") from None
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
     if text.lstrip().startswith(("[", "{")):
