@@ -36,7 +36,7 @@ from vab.evaluate.metrics.statistics import (
 )
 from vab.evaluate.metrics.tables import classification_beside_paper, markdown, retrieval_beside_paper
 from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
-from vab.evaluate.predictions import Predictions, read_predictions, write_predictions
+from vab.evaluate.predictions import Predictions, read_predictions
 from vab.inference.embeddings import Embeddings, write_embeddings
 
 SOURCES = Path(__file__).parents[1] / "src"
@@ -444,6 +444,11 @@ def test_retrieval_as_users_call_it(capsys: pytest.CaptureFixture[str], tmp_path
         recall = direct.ways[way].recall[5]
         assert document[way]["R@5"] == pytest.approx(vars(recall))
     assert document["chance"]["R@1"] == pytest.approx(1 / 19)
+
+
+def write_predictions(path: Path, found: Predictions) -> None:
+    """The npz that ``read_predictions`` describes, as any tool would write it."""
+    np.savez(path, id=found.ids, label=found.labels, scores=found.scores, classes=found.classes)
 
 
 def predictions(folder: Path) -> tuple[Path, Predictions]:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vab.training.losses import classification, contrastive, masked_accuracy, masked_prediction
+from vab.training.losses import classification, contrastive, masked_prediction
 
 B, K, T, V = 2, 3, 5, 7
 
@@ -84,17 +84,6 @@ def test_masked_prediction_keeps_precision_and_layout() -> None:
     torch.testing.assert_close(
         masked_prediction(view, targets, mask), masked_prediction(logits, targets, mask)
     )
-
-
-def test_masked_accuracy_per_codebook() -> None:
-    targets = torch.tensor([[[0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 3]]])
-    logits = torch.nn.functional.one_hot(
-        torch.tensor([[[0, 1, 0, 3], [1, 1, 2, 3], [0, 1, 2, 3]]]), 4
-    ).float()
-    mask = torch.tensor([[[True, False, True, True], [True, True, False, False], [False] * 4]])
-    accuracy = masked_accuracy(logits, targets, mask)
-    assert accuracy[:2].tolist() == pytest.approx([2 / 3, 1 / 2])
-    assert accuracy[2].isnan()
 
 
 # --- contrast (eq. 4) ---

@@ -32,7 +32,6 @@ from vab.inference.embedder import Understanding
 from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import FADE
 from vab.library.library import Library
-from vab.listening.server import listen
 from vab.media.container import MediaError
 from vab.media.reader import probe, read_audio, write_wav
 from vab.studio import server, uploads
@@ -43,6 +42,7 @@ from vab.studio.server import make_app
 from vab.studio.shelf import Shelf
 from vab.studio.takes import Maker, Take
 from vab.studio.uploads import Clip, UploadError, make_clip, prepare
+from vab.web import listen
 
 pytest.importorskip("lancedb", reason="no library: pip install 'vab[search]'")
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from vab.cli.interrupt import remembering
-from vab.cli.output import BadCall, fail
+from vab.cli.output import fail
+from vab.errors import SettingError, for_people
 
 VERBS = {  # words: module, function, what it does
     "generate": ("generate", "generate", "sound for videos and images: wav and, for video, mp4"),
@@ -68,14 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with remembering():
             code = _run(words)
         sys.stdout.flush()
-    except BadCall as error:
-        code = fail(str(error), "--json" in words)
     except KeyboardInterrupt:
         print("vab: interrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left: nothing to say, and nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except Exception as error:
+        message = for_people(error)
+        if message is None:  # a bug: with its traceback
+            raise
+        code = fail(message, "--json" in words)
     sys.exit(code)
 
 
@@ -100,10 +104,10 @@ def _run(words: list[str]) -> int:
             return 0
         if group:
             further = dict.fromkeys(name.split()[len(begin)] for name in group)
-            raise BadCall(f"vab {' '.join(begin)} needs one of: {', '.join(further)}")
+            raise SettingError(f"vab {' '.join(begin)} needs one of: {', '.join(further)}")
     close = difflib.get_close_matches(words[0], VERBS, 1)
     hint = f"did you mean {close[0]}?" if close else "see vab --help"
-    raise BadCall(f"there is no verb {words[0]!r}; {hint}")
+    raise SettingError(f"there is no verb {words[0]!r}; {hint}")
 
 
 def _verb(name: str, arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
 from vab.cli.progress import file_progress
 from vab.evaluate.ablation.tables import ABLATIONS
 
@@ -60,38 +60,30 @@ def ablation(
         device: where sounds are made.
         json: one JSON document on standard output.
     """
-    from vab.codecs.codec import CodecError
-    from vab.data.store import StoreError
-    from vab.errors import TrainError
     from vab.evaluate.ablation import report
     from vab.evaluate.ablation.run import Settings, ablate
-    from vab.media.container import MediaError
-    from vab.models.hub import ModelError
 
     settings = Settings(
-        store,
-        run,
-        model,
-        preset,
-        split,
-        clips,
-        seed,
-        max_steps,
-        reference,
-        weights,
-        resamples,
-        codec_path,
-        device,
-        pretraining,
-        fine,
-        cache,
+        stores=store,
+        run=run,
+        model=model,
+        preset=preset,
+        split=split,
+        clips=clips,
+        seed=seed,
+        max_steps=max_steps,
+        reference=reference,
+        weights=weights,
+        resamples=resamples,
+        codec_path=codec_path,
+        device=device,
+        pretraining=pretraining,
+        fine=fine,
+        cache=cache,
     )
-    try:
-        with file_progress() as move:
-            result = ablate(name, settings, tell, move)
-        written = report.write(result, run, tell)
-    except (StoreError, TrainError, ModelError, CodecError, MediaError, ValueError, OSError) as error:
-        raise BadCall(str(error)) from error
+    with file_progress() as move:
+        result = ablate(name, settings, tell, move)
+    written = report.write(result, run, tell)
     for path in written:
         tell(str(path))
     show(result.document(), report.as_markdown(result), json)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
 from vab.cli.progress import file_progress
 
 
@@ -42,18 +42,11 @@ def bench(
     from vab.bench import report
     from vab.bench.speed import NAMES, Settings
     from vab.bench.speed import bench as run
-    from vab.codecs.codec import CodecError
-    from vab.media.container import MediaError
-    from vab.models.hub import ModelError
-    from vab.vision import VisionError
 
     settings = Settings(names or NAMES, clip, repeats, largest_batch, threads, device)
-    try:
-        with file_progress() as move:
-            document = run(settings, lambda n, of, name, stage: move(n, of, Path(name), stage, n, of))
-        written = [] if out is None else report.write(out, document)
-    except (ModelError, CodecError, VisionError, MediaError, ValueError, OSError) as error:
-        raise BadCall(str(error)) from error
+    with file_progress() as move:
+        document = run(settings, lambda n, of, name, stage: move(n, of, Path(name), stage, n, of))
+    written = [] if out is None else report.write(out, document)
     if busy := report.busy(document):
         tell(busy)
     for path in written:

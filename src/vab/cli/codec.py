@@ -7,9 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
 from vab.codecs.tiny import TinyCodecConfig
-from vab.data.manifest import ManifestError
 from vab.training.codec import CodecTrainConfig, train_codec
 from vab.training.codec_data import read_sounds
 
@@ -33,10 +32,7 @@ def train(
         json: one JSON document on standard output.
     """
     left_out: list[str] = []
-    try:
-        sounds = read_sounds(manifest, tell=left_out.append)
-    except (ManifestError, ValueError, OSError) as error:
-        raise BadCall(str(error)) from error
+    sounds = read_sounds(manifest, tell=left_out.append)
     for reason in left_out:
         tell(reason)
     last: dict[str, float] = {}
@@ -45,9 +41,6 @@ def train(
         last.update(line)
         tell("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
-    try:
-        train_codec(sounds, run, training, codec, report, init)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadCall(str(error)) from error
+    train_codec(sounds, run, training, codec, report, init)
     show({"run": str(run), "last": last, "failed": left_out}, f"{run}: done", json)
     return 1 if left_out else 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
+from vab.errors import SettingError
 
 if TYPE_CHECKING:
     from vab.data.datasets.common import Report
@@ -44,20 +45,14 @@ def folder(
     from vab.data.manifest import write_manifest
 
     if not seconds > 0 or not 0 <= dev_share <= 1:
-        raise BadCall("--seconds must be positive, and --dev-share between 0 and 1")
-    try:
-        clips, left_out, still = folder_clips(root, seconds, dev_share, drop_still)
-        copies = copied(clips)
-    except OSError as error:
-        raise BadCall(str(error)) from error
+        raise SettingError("--seconds must be positive, and --dev-share between 0 and 1")
+    clips, left_out, still = folder_clips(root, seconds, dev_share, drop_still)
+    copies = copied(clips)
     for reason in left_out.values():
         tell(reason)
     if not clips:
-        raise BadCall(f"{root}: has no media in it")
-    try:
-        write_manifest(out, clips)
-    except OSError as error:
-        raise BadCall(f"{out}: cannot be written ({error.strerror})") from error
+        raise SettingError(f"{root}: has no media in it")
+    write_manifest(out, clips)
     failed = {str(path): reason for path, reason in left_out.items()}
     document = {"manifest": str(out), "clips": len(clips), "failed": failed, "copies": copies}
     text = f"{out}: {len(clips)} clips, {len(failed)} files left out"
@@ -89,13 +84,10 @@ def synthetic(
     from vab.data.datasets.synthetic import write_synthetic
 
     if clips < 1 or not seconds >= 1 or seed < 0:
-        raise BadCall("--clips must be 1 or more, --seconds 1 or more, --seed 0 or more")
+        raise SettingError("--clips must be 1 or more, --seconds 1 or more, --seed 0 or more")
     if out.suffix == ".csv" and out.name != "manifest.csv":
-        raise BadCall(f"{out}: the manifest is called manifest.csv, beside its clips")
-    try:
-        manifest = write_synthetic(out.parent if out.suffix == ".csv" else out, clips, seconds, seed)
-    except OSError as error:
-        raise BadCall(f"{out}: cannot be written ({error.strerror})") from error
+        raise SettingError(f"{out}: the manifest is called manifest.csv, beside its clips")
+    manifest = write_synthetic(out.parent if out.suffix == ".csv" else out, clips, seconds, seed)
     show({"manifest": str(manifest), "clips": clips}, f"{manifest}: {clips} clips", json)
     return 0
 
@@ -152,7 +144,7 @@ def audioset(
     from vab.data.datasets.audioset import audioset_clips
 
     if not parts:
-        raise BadCall("--parts needs one or more of 2m, 20k, eval")
+        raise SettingError("--parts needs one or more of 2m, 20k, eval")
     return _write(out, lambda: audioset_clips(lists, media, parts, subset, drop_still), json)
 
 
@@ -238,33 +230,21 @@ def vatt(
         codebooks: file, folder or Hub id of the EnCodec of AudioGen, if not the usual one.
         json: one JSON document on standard output.
     """
-    from vab.codecs.codec import CodecError, load_codec
-    from vab.data.datasets.common import ListError
+    from vab.codecs.codec import load_codec
     from vab.data.datasets.vatt import vatt_store
-    from vab.data.store import StoreError
 
-    try:
-        vectors = load_codec("encodec", codebooks).codebook_vectors().cpu().numpy()
-        report = vatt_store(listing, tokens, features, out, vectors)
-    except (ListError, StoreError, CodecError, OSError) as error:
-        raise BadCall(str(error)) from error
+    vectors = load_codec("encodec", codebooks).codebook_vectors().cpu().numpy()
+    report = vatt_store(listing, tokens, features, out, vectors)
     return _tell("store", out, report, json)
 
 
 def _write(out: Path, gather: Callable[[], tuple[list[Clip], Report]], json: bool) -> int:
     """Gather the clips, write the manifest and say what is left."""
-    from vab.data.datasets.common import ListError
     from vab.data.manifest import write_manifest
 
-    try:
-        clips, report = gather()
-    except (ListError, OSError) as error:
-        raise BadCall(str(error)) from error
+    clips, report = gather()
     if clips:
-        try:
-            write_manifest(out, clips)
-        except OSError as error:
-            raise BadCall(f"{out}: cannot be written ({error.strerror})") from error
+        write_manifest(out, clips)
     return _tell("manifest", out, report, json)
 
 
@@ -273,6 +253,6 @@ def _tell(kind: str, out: Path, report: Report, json: bool) -> int:
     for reason in report.unreadable.values():
         tell(reason)
     if not report.left:
-        raise BadCall(f"{out}: not written, there would be {report.text()}")
+        raise SettingError(f"{out}: not written, there would be {report.text()}")
     show({kind: str(out), **asdict(report)}, f"{out}: {report.text()}", json)
     return 1 if report.unreadable else 0

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from vab.cli.options import Device, Files, Model, Place, load_understanding
-from vab.cli.output import BadCall, show, table, tell
+from vab.cli.output import show, table, tell
+from vab.errors import SettingError
 
 
 def embed(
@@ -37,33 +38,26 @@ def embed(
         json: one JSON document on standard output.
     """
     if out.suffix not in (".npz", ".parquet"):
-        raise BadCall(f"{out}: embeddings are written as .npz or .parquet")
+        raise SettingError(f"{out}: embeddings are written as .npz or .parquet")
     if not out.parent.is_dir():
-        raise BadCall(f"{out}: there is no folder {out.parent}")
+        raise SettingError(f"{out}: there is no folder {out.parent}")
     files, failed = _files(inputs)
     from vab.inference.embeddings import collect, write_embeddings
-    from vab.models.hub import ModelError
 
     source = load_understanding(model, device, codec_path, vision_path)
     done, found = [], []
-    try:
-        dim = source.contrastive.trunk.config.width
-        for path, result in _watched(source.embed_files(files), len(files), "embed"):
-            if isinstance(result, str):
-                failed[str(path)] = result
-                tell(result)
-            else:
-                done.append(path)
-                found.append(result)
-    except ModelError as error:
-        raise BadCall(str(error)) from error
+    dim = source.contrastive.trunk.config.width
+    for path, result in _watched(source.embed_files(files), len(files), "embed"):
+        if isinstance(result, str):
+            failed[str(path)] = result
+            tell(result)
+        else:
+            done.append(path)
+            found.append(result)
     if not done:
-        raise BadCall("none of the inputs could be embedded")
+        raise SettingError("none of the inputs could be embedded")
     labels = [path.absolute().parent.name for path in done]
-    try:
-        write_embeddings(out, collect([str(path) for path in done], found, labels, dim))
-    except OSError as error:
-        raise BadCall(f"{out}: cannot be written ({error.strerror})") from error
+    write_embeddings(out, collect([str(path) for path in done], found, labels, dim))
     document = {
         "embeddings": str(out),
         "dim": dim,
@@ -105,25 +99,21 @@ def classify(
         json: one JSON document on standard output, with every label.
     """
     if k < 1:
-        raise BadCall("-k must be 1 or more")
+        raise SettingError("-k must be 1 or more")
     files, failed = _files(inputs)
-    from vab.models.hub import ModelError
 
     source = load_understanding(model, device, codec_path, vision_path)
     done: list[dict] = []
-    try:
-        classes = source.classifier[1].classes
-        for path, result in _watched(source.classify_files(files, by), len(files), "classify"):
-            if isinstance(result, str):
-                failed[str(path)] = result
-                tell(result)
-                continue
-            chosen, scores = result
-            order = scores.argsort()[::-1]
-            labels = {classes[n]: round(float(scores[n]), 4) for n in order}
-            done.append({"file": str(path), "by": chosen, "labels": labels})
-    except ModelError as error:
-        raise BadCall(str(error)) from error
+    classes = source.classifier[1].classes
+    for path, result in _watched(source.classify_files(files, by), len(files), "classify"):
+        if isinstance(result, str):
+            failed[str(path)] = result
+            tell(result)
+            continue
+        chosen, scores = result
+        order = scores.argsort()[::-1]
+        labels = {classes[n]: round(float(scores[n]), 4) for n in order}
+        done.append({"file": str(path), "by": chosen, "labels": labels})
     rows = []
     for one in done:
         best = list(one["labels"].items())[:k]
@@ -134,12 +124,9 @@ def classify(
 
 def _files(inputs: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
     """The files to work on, and those that cannot be used, which are told."""
-    from vab.media.inputs import AUDIO, IMAGES, VIDEOS, NoInputs, expand
+    from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
 
-    try:
-        entries = expand(inputs, kinds=AUDIO + VIDEOS + IMAGES)
-    except NoInputs as error:
-        raise BadCall(str(error)) from error
+    entries = expand(inputs, kinds=AUDIO + VIDEOS + IMAGES)
     failed = {str(path): f"{path}: {reason}" for path, reason in entries if reason is not None}
     for reason in failed.values():
         tell(reason)

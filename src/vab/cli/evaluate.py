@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
 from vab.cli.options import Device, Model
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
+from vab.errors import SettingError
 from vab.evaluate.paper import (
     AUDIO_ONLY,
     CLASSIFICATION_TITLES,
@@ -60,28 +60,25 @@ def retrieval(
         device: where a model computes.
         json: one JSON document on standard output.
     """
-    from vab.inference.embeddings import EmbeddingsError, read_embeddings
+    from vab.inference.embeddings import read_embeddings
 
     if block < 1:
-        raise BadCall("--block must be 1 or more")
+        raise SettingError("--block must be 1 or more")
     if embeddings is not None and store is None:
-        try:
-            found = read_embeddings(embeddings)
-        except EmbeddingsError as error:
-            raise BadCall(str(error)) from error
+        found = read_embeddings(embeddings)
         return _retrieval(found, embeddings, benchmark, ids, block, json)
     if store is None or embeddings is not None:
-        raise BadCall("what to measure: --embeddings FILE, or --store STORE with --model DIR")
-    with _told():
-        from vab.evaluate.embedding import embed_store
-        from vab.models.heads import load_finetuned
-        from vab.utils.device import pick_device
+        raise SettingError("what to measure: --embeddings FILE, or --store STORE with --model DIR")
+    from vab.evaluate.embedding import embed_store
+    from vab.models.heads import load_finetuned
+    from vab.models.hub import ModelError
+    from vab.utils.device import pick_device
 
-        folder = _folder(model)
-        contrastive, _ = load_finetuned(folder)
-        if contrastive is None:
-            raise ValueError(f"{folder}: gives no embeddings; make them with `vab finetune contrastive`")
-        found = embed_store(contrastive[0].to(pick_device(device)), _clips(store, folder, split))
+    folder = _folder(model)
+    contrastive = load_finetuned(folder).contrastive
+    if contrastive is None:
+        raise ModelError(f"{folder}: gives no embeddings; make them with `vab finetune contrastive`")
+    found = embed_store(contrastive[0].to(pick_device(device)), _clips(store, folder, split))
     return _retrieval(found, Path(folder.name), benchmark, ids, block, json)
 
 
@@ -114,37 +111,35 @@ def classification(
         device: where a model computes.
         json: one JSON document on standard output.
     """
-    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.evaluate.predictions import read_predictions
 
     if benchmark in AUDIO_ONLY and inputs not in (None, "a"):
-        raise BadCall(f"--inputs {inputs}: the paper has {CLASSIFICATION_TITLES[benchmark]} from audio only")
+        raise SettingError(
+            f"--inputs {inputs}: the paper has {CLASSIFICATION_TITLES[benchmark]} from audio only"
+        )
     if predictions is not None and store is None:
-        try:
-            found = read_predictions(predictions)
-        except EvaluationError as error:
-            raise BadCall(str(error)) from error
+        found = read_predictions(predictions)
         return _classification(found, predictions, benchmark, inputs, ids, json)
     if store is None or predictions is not None:
-        raise BadCall("what to measure: --predictions FILE, or --store STORE with --model DIR")
-    with _told():
-        from vab.evaluate.embedding import classify_store
-        from vab.evaluate.predictions import Predictions
-        from vab.models.heads import load_finetuned
-        from vab.utils.device import pick_device
+        raise SettingError("what to measure: --predictions FILE, or --store STORE with --model DIR")
+    from vab.evaluate.embedding import classify_store
+    from vab.evaluate.predictions import Predictions
+    from vab.models.heads import load_finetuned
+    from vab.models.hub import ModelError
+    from vab.utils.device import pick_device
 
-        folder = _folder(model)
-        _, classifier = load_finetuned(folder)
-        if classifier is None:
-            raise ValueError(f"{folder}: knows no classes; teach it some with `vab finetune classify`")
-        network, learned = classifier
-        taught = {"audio": "a", "video": "v", "both": "av"}
-        chosen = next(
-            (kind for kind in ("both", "audio", "video") if taught[kind] == inputs), learned.train.inputs[-1]
-        )
-        clips = _clips(store, folder, split)
-        names, scores = classify_store(network.to(pick_device(device)), clips, chosen, learned.train.loss)
-        found = Predictions(names, scores, clips.labels(), list(learned.classes))
+    folder = _folder(model)
+    classifier = load_finetuned(folder).classifier
+    if classifier is None:
+        raise ModelError(f"{folder}: knows no classes; teach it some with `vab finetune classify`")
+    network, learned = classifier
+    taught = {"audio": "a", "video": "v", "both": "av"}
+    chosen = next(
+        (kind for kind in ("both", "audio", "video") if taught[kind] == inputs), learned.train.inputs[-1]
+    )
+    clips = _clips(store, folder, split)
+    names, scores = classify_store(network.to(pick_device(device)), clips, chosen, learned.train.loss)
+    found = Predictions(names, scores, clips.labels(), list(learned.classes))
     return _classification(found, Path(folder.name), benchmark, cast(Inputs, taught[chosen]), ids, json)
 
 
@@ -157,25 +152,14 @@ def _folder(model: str | None) -> Path:
 
 def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
     """The clips of a store's split as the model of a directory takes them."""
-    from vab.data.store import LatentStore
+    from vab.data.store import LatentStore, StoreError
     from vab.models.hub import read_config
     from vab.training.batches import ClipBatches
 
     clips = ClipBatches(LatentStore.open(store), read_config(folder), split)
     if not len(clips):
-        raise ValueError(f"{store} has no clip with sound in the split {split}")
+        raise StoreError(f"{store} has no clip with sound in the split {split}")
     return clips
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Mistakes of the call, each in one line."""
-    from vab.models.hub import ModelError
-
-    try:
-        yield
-    except (ModelError, ValueError, OSError) as error:
-        raise BadCall(str(error)) from error
 
 
 def _retrieval(
@@ -197,7 +181,7 @@ def _retrieval(
         names, labels = ([texts[row] for row in rows] for texts in (found.ids, found.labels))
         result = measure(found.audio[rows], found.video[rows], labels, block)
     except EvaluationError as error:
-        raise BadCall(f"{source}: {error}") from error
+        raise SettingError(f"{source}: {error}") from error
     left_out = [names[row] for row in result.left_out]
     _name("left out, without sound or picture", left_out)
     _name(f"missing from {source}", missing)
@@ -238,7 +222,7 @@ def _classification(
         multi_label = None if benchmark is None else benchmark in MULTI_LABEL
         result = measure(found.scores, targets, found.classes, multi_label)
     except EvaluationError as error:
-        raise BadCall(f"{source}: {error}") from error
+        raise SettingError(f"{source}: {error}") from error
     left_out = [found.ids[row] for row in result.left_out]
     _name("left out, without scores or a label among the classes", left_out)
     _name("labels that are no class of the scores", unknown)
@@ -261,12 +245,9 @@ def _classification(
 
 def _wanted(ids: Path | None) -> list[str] | None:
     """The ids of a list; None without one."""
-    from vab.evaluate.metrics.statistics import EvaluationError, read_ids
+    from vab.evaluate.metrics.statistics import read_ids
 
-    try:
-        return None if ids is None else read_ids(ids)
-    except EvaluationError as error:
-        raise BadCall(str(error)) from error
+    return None if ids is None else read_ids(ids)
 
 
 def _heading(

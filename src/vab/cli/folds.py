@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.output import BadCall, show
+from vab.cli.output import show
 from vab.cli.train import Classifying, carry_out
+from vab.errors import SettingError
 from vab.evaluate.paper import AUDIO_ONLY, ClassificationBenchmark, Inputs
 
 
@@ -27,7 +28,7 @@ def folds(
     """
     inputs: dict[str, Inputs] = {"audio": "a", "video": "v", "both": "av"}
     if benchmark in AUDIO_ONLY and chosen.train.inputs != ("audio",):
-        raise BadCall(f"the paper has {benchmark} from audio only: --train.inputs audio")
+        raise SettingError(f"the paper has {benchmark} from audio only: --train.inputs audio")
 
     from vab.evaluate.cross_validation import cross_validate
     from vab.evaluate.metrics.tables import classification_beside_paper

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vab.cli.options import Device, Files, Model, Place
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
+from vab.errors import SettingError, first_line
 
 if TYPE_CHECKING:
     from vab.inference.batch import Result, Settings
@@ -81,18 +82,15 @@ def generate(
     )
     page = out / REPORT
     if report and page.is_dir():
-        raise BadCall(f"{page}: is a folder, so no report can be written there; choose another with -o")
+        raise SettingError(f"{page}: is a folder, so no report can be written there; choose another with -o")
     results = []
-    try:
-        with file_progress() as watch:
-            for result in generate_files(inputs, out, settings, watch):
-                results.append(result)
-                if result.status == "failed":
-                    tell(str(result.error))
-                elif not json:
-                    print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
-    except Exception as error:
-        raise _bad_call(error) from error
+    with file_progress() as watch:
+        for result in generate_files(inputs, out, settings, watch):
+            results.append(result)
+            if result.status == "failed":
+                tell(str(result.error))
+            elif not json:
+                print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
     document = summary(results, settings)
     written = not report or _report(page, results, settings, json)
     if json:
@@ -107,21 +105,11 @@ def _report(page: Path, results: Sequence[Result], settings: Settings, json: boo
     try:
         write_report(page, results, settings)
     except OSError as error:
-        tell(f"{page}: the report cannot be written ({error.strerror or error}); the sounds are there")
+        tell(f"{page}: the report cannot be written ({first_line(error)}); the sounds are there")
         return False
     if not json:
         print(page)
     return True
-
-
-def _bad_call(error: Exception) -> Exception:
-    """Errors that are not of one input: the call was bad, or something is missing here."""
-    from vab.codecs.codec import CodecError
-    from vab.models.hub import ModelError
-    from vab.vision import VisionError
-
-    known = (ValueError, OSError, ModelError, CodecError, VisionError)
-    return BadCall(str(error)) if isinstance(error, known) else error
 
 
 def _span(text: str) -> tuple[float, float]:
@@ -132,5 +120,5 @@ def _span(text: str) -> tuple[float, float]:
     except ValueError:
         span = (math.nan, math.nan)
     if not colon or math.isnan(sum(span)):
-        raise BadCall(f"--keep {text}: a span looks like 2.0:5.5 (seconds, from and to)")
+        raise SettingError(f"--keep {text}: a span looks like 2.0:5.5 (seconds, from and to)")
     return span

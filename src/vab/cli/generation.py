@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import tyro
 
 from vab.cli.options import Device, Model, Place
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
 from vab.cli.progress import file_progress
+from vab.errors import SettingError
 
 NAMED = 10  # clips named for people
 
@@ -69,37 +70,47 @@ def generation(
         json: one JSON document on standard output.
     """
     if clips is not None and clips < 2:
-        raise BadCall("--clips must be 2 or more")
+        raise SettingError("--clips must be 2 or more")
 
-    from vab.codecs.codec import CodecError
-    from vab.data.store import StoreError
     from vab.evaluate.generation.from_model import Task, evaluate_model
     from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
-    from vab.evaluate.metrics.statistics import EvaluationError
-    from vab.media.container import MediaError
-    from vab.models.hub import ModelError
 
-    settings = Settings(seconds, backbones, weights, cache, allow_missing, resamples, device)
+    settings = Settings(
+        seconds=seconds,
+        backbones=backbones,
+        weights=weights,
+        cache=cache,
+        allow_missing=allow_missing,
+        resamples=resamples,
+        device=device,
+    )
     try:
         with file_progress() as progress, TemporaryDirectory() as kept_nowhere:
             if store is not None and generated is None:
                 place = run or Path(kept_nowhere)
-                task = Task(store, place, model, split, clips, seed, reference, codec_path)
+                task = Task(
+                    store=store,
+                    run=place,
+                    model=model,
+                    split=split,
+                    clips=clips,
+                    seed=seed,
+                    reference=reference,
+                    codec_path=codec_path,
+                )
                 found = evaluate_model(task, settings, progress)
             elif store is None and reference is not None and generated is not None:
                 if (model, clips, run, codec_path) != (None, None, None, None):
-                    raise BadCall("--model, --clips, --run and --codec-path are for --store")
+                    raise SettingError("--model, --clips, --run and --codec-path are for --store")
                 found = evaluate(reference, generated, settings, progress)
             else:
-                raise BadCall("what to measure: REFERENCE GENERATED, or --store STORE with --model DIR")
+                raise SettingError("what to measure: REFERENCE GENERATED, or --store STORE with --model DIR")
     except Incomplete as error:
         _name(error.faults)
         tell(f"vab: {error}")
         if json:
             show({"error": str(error), "left_out": [vars(fault) for fault in error.faults]}, "", json)
         return 1
-    except (EvaluationError, MediaError, ModelError, CodecError, StoreError, OSError) as error:
-        raise BadCall(str(error)) from error
     _name(found.faults)
     for name, reason in found.absent.items():
         tell(f"not measured with {name}: {reason}")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.output import BadCall, show, table
+from vab.cli.output import show, table
 
 
 def models(
@@ -48,12 +48,10 @@ def presets(
     """
     from vab.presets import PRESETS, preset, table_8
 
-    if name is not None and name not in PRESETS:
-        raise BadCall(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
+    chosen = [preset(name)] if name is not None else list(PRESETS.values())
 
     from vab.models.vab import parameter_counts
 
-    chosen = [preset(name)] if name else list(PRESETS.values())
     documents = [asdict(one) | parameter_counts(one.model) for one in chosen]
     if name:
         paper = table_8(name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vab.cli.options import Device, Files, Model, Place, load_understanding
-from vab.cli.output import BadCall, show, table, tell
+from vab.cli.output import show, table, tell
+from vab.errors import SettingError
 
 if TYPE_CHECKING:
     from vab.inference.embeddings import Embedded, Kind
@@ -54,26 +53,25 @@ def add(
 
     counts = dict.fromkeys(("added", "replaced", "unchanged", "failed"), 0)
     failed: dict[str, str] = {}
-    with _told():
-        entries = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
-        library = Library.create(db)
-        source = _source(library, model)
-        network = load_understanding(source or None, device, codec_path, vision_path)
-        files = []
-        for path, reason in entries:
-            if reason is None:
-                files.append(path)
-            else:
-                counts["failed"] += 1
-                failed[str(path)] = f"{path}: {reason}"
-                tell(failed[str(path)])
-        with file_progress() as watch:
-            for result in library.add(files, network.embed_files, network.fingerprint(), source, watch):
-                counts[result.status] += 1
-                if result.error is not None:
-                    failed[result.path] = result.error
-                    tell(result.error)
-        document = {"library": str(db), **counts, "failed_files": failed, **_state(library)}
+    entries = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
+    library = Library.create(db)
+    source = _source(library, model)
+    network = load_understanding(source or None, device, codec_path, vision_path)
+    files = []
+    for path, reason in entries:
+        if reason is None:
+            files.append(path)
+        else:
+            counts["failed"] += 1
+            failed[str(path)] = f"{path}: {reason}"
+            tell(failed[str(path)])
+    with file_progress() as watch:
+        for result in library.add(files, network.embed_files, network.fingerprint(), source, watch):
+            counts[result.status] += 1
+            if result.error is not None:
+                failed[result.path] = result.error
+                tell(result.error)
+    document = {"library": str(db), **counts, "failed_files": failed, **_state(library)}
     told = ", ".join(f"{number} {status}" for status, number in counts.items())
     show(document, "\n".join([f"{db}: {told}", *_lines(document)]), json)
     return 1 if failed else 0
@@ -89,10 +87,9 @@ def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
     """
     from vab.library.library import Library
 
-    with _told():
-        library = Library.open(db)
-        gone = library.prune(dry_run)
-        document = {"library": str(db), "removed": [] if dry_run else gone, "gone": gone, **_state(library)}
+    library = Library.open(db)
+    gone = library.prune(dry_run)
+    document = {"library": str(db), "removed": [] if dry_run else gone, "gone": gone, **_state(library)}
     verb = "would be taken out" if dry_run else "taken out"
     lines = [_printable(path) for path in gone]
     show(document, "\n".join([*lines, f"{db}: {len(gone)} files {verb}", *_lines(document)]), json)
@@ -108,8 +105,7 @@ def show_library(db: Database, json: bool = False) -> int:
     """
     from vab.library.library import Library
 
-    with _told():
-        document = {"library": str(db), **_state(Library.open(db))}
+    document = {"library": str(db), **_state(Library.open(db))}
     rows = [(_printable(label) or "(none)", str(files)) for label, files in document["labels"].items()]
     lines = _lines(document)
     show(document, "\n".join([*lines, table(("label", "files"), rows)] if rows else lines), json)
@@ -156,29 +152,28 @@ def search(
         json: one JSON document on standard output.
     """
     if video is None and audio is None and label is None:
-        raise BadCall("what to search for? give one of --video, --audio, --label")
+        raise SettingError("what to search for? give one of --video, --audio, --label")
     if video is not None and audio is not None:
-        raise BadCall("give --video or --audio, not both")
+        raise SettingError("give --video or --audio, not both")
     if k < 1:
-        raise BadCall(f"-k must be 1 or more, not {k}")
+        raise SettingError(f"-k must be 1 or more, not {k}")
     for name, value in (("longer-than", longer_than), ("shorter-than", shorter_than)):
         if value is not None and not 0 <= value < float("inf"):
-            raise BadCall(f"--{name} must be 0 or more seconds, not {value}")
+            raise SettingError(f"--{name} must be 0 or more seconds, not {value}")
 
     from vab.library.library import Library
     from vab.library.table import Filters
 
-    with _told():
-        library = Library.open(db)
-        filters = Filters(under, label, longer_than, shorter_than)
-        filters.sql()  # a filter that makes no sense is told before anything is loaded
-        vector, file, stream = None, video or audio, kind
-        if file is not None:
-            network = load_understanding(_source(library, model) or None, device, codec_path, vision_path)
-            library.check(network.fingerprint())
-            vector = _query(network.embed_file(file), file, "video" if video else "audio")
-            stream = kind or "audio"
-        hits = library.search(vector, stream, k, filters, windows)
+    library = Library.open(db)
+    filters = Filters(under, label, longer_than, shorter_than)
+    filters.sql()  # a filter that makes no sense is told before anything is loaded
+    vector, file, stream = None, video or audio, kind
+    if file is not None:
+        network = load_understanding(_source(library, model) or None, device, codec_path, vision_path)
+        library.check(network.fingerprint())
+        vector = _query(network.embed_file(file), file, "video" if video else "audio")
+        stream = kind or "audio"
+    hits = library.search(vector, stream, k, filters, windows)
     query = {"video": _text(video), "audio": _text(audio), "label": label, "kind": stream}
     document = {"library": str(db), "query": query, "hits": [asdict(hit) for hit in hits]}
     show(document, _table(hits) if hits else f"{db}: nothing found", json)
@@ -186,10 +181,10 @@ def search(
 
 
 def _query(embedded: Embedded, file: Path, kind: Kind) -> Any:
-    """One vector [D] for a file; ``BadCall`` if it does not have that stream."""
+    """One vector [D] for a file; ``SettingError`` if it does not have that stream."""
     vector = embedded.mean(kind)
     if vector is None:
-        raise BadCall(f"{file}: has no {'picture' if kind == 'video' else 'sound'} to search by")
+        raise SettingError(f"{file}: has no {'picture' if kind == 'video' else 'sound'} to search by")
     return vector
 
 
@@ -198,20 +193,6 @@ def _source(library: Library, model: str | None) -> str:
     if model is None:
         return library.meta.source if library.meta is not None else ""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Errors that are not of one input, in one line: the call was bad, or something is missing here."""
-    try:
-        yield
-    except Exception as error:
-        from vab.media.container import MediaError
-        from vab.models.hub import ModelError
-
-        if not isinstance(error, (ValueError, OSError, ModelError, MediaError)):
-            raise
-        raise BadCall(" ".join(str(error).split())) from error
 
 
 def _state(library: Library) -> dict[str, Any]:

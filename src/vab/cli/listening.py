@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from vab.cli.options import Link
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
+from vab.errors import SettingError
 
 Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
 StudyFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
@@ -43,24 +44,19 @@ def build(
         json: one JSON document on standard output.
     """
     from vab.cli.progress import file_progress
-    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.listening.study import SURVEYS, build_study
-    from vab.media.container import MediaError
 
-    try:
-        with file_progress() as progress:
-            study = build_study(
-                folders,
-                out,
-                clips=clips,
-                raters=raters,
-                per_person=per_person,
-                surveys=surveys,
-                seed=seed,
-                progress=progress,
-            )
-    except (EvaluationError, MediaError, OSError) as error:
-        raise BadCall(str(error)) from error
+    with file_progress() as progress:
+        study = build_study(
+            folders,
+            out,
+            clips=clips,
+            raters=raters,
+            per_person=per_person,
+            surveys=surveys,
+            seed=seed,
+            progress=progress,
+        )
     counts = {survey: len(study.of(survey)) for survey in SURVEYS if survey in surveys}
     document = {"study": str(out), "systems": study.systems, "clips": len(study.clips), "trials": counts}
     asked = ", ".join(f"{count:,} trials of {survey}" for survey, count in counts.items())
@@ -94,23 +90,20 @@ def serve(
         link: the address that people are to use, such as https://study.example.org.
         json: the links as one JSON document on standard output.
     """
-    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.listening.answers import Answers
-    from vab.listening.server import address, check_link, listen, make_app
-    from vab.listening.server import serve as run
+    from vab.listening.server import make_app
     from vab.listening.study import open_study
+    from vab.web import address, check_link, listen
+    from vab.web import serve as run
 
     if people < 1:
-        raise BadCall("--people must be 1 or more")
-    try:
-        check_link(link)
-        opened = open_study(study)
-        answers = Answers(opened)
-        app = make_app(opened, answers)
-        place = listen(host, port)
-        answers.invite(people)
-    except (EvaluationError, OSError) as error:
-        raise BadCall(str(error)) from error
+        raise SettingError("--people must be 1 or more")
+    check_link(link)
+    opened = open_study(study)
+    answers = Answers(opened)
+    app = make_app(opened, answers)
+    place = listen(host, port)
+    answers.invite(people)
     base = address(host, place, link)
     links = [(f"{base}/{rater}", done) for rater, done in answers.progress()]
     lines = [f"{link}  {f'{done:,} answered' if done else ''}".rstrip() for link, done in links]
@@ -136,20 +129,16 @@ def results(
         out: write answers.csv, answers.json, results.json and preference.png (Figure 4) into this folder.
         json: one JSON document on standard output.
     """
-    from vab.evaluate.metrics.statistics import EvaluationError
     from vab.listening.answers import Answers
     from vab.listening.export import export, export_answers
     from vab.listening.results import results as find
     from vab.listening.study import open_study
 
-    try:
-        opened = open_study(study)
-        answers = Answers(opened).all()
-        written = [] if out is None else export_answers(opened, answers, out)
-        found = find(opened, answers)
-        written += [] if out is None else export(found, out)
-    except (EvaluationError, OSError) as error:
-        raise BadCall(str(error)) from error
+    opened = open_study(study)
+    answers = Answers(opened).all()
+    written = [] if out is None else export_answers(opened, answers, out)
+    found = find(opened, answers)
+    written += [] if out is None else export(found, out)
     for path in written:
         tell(str(path))
     show(found.document(), found.markdown(), json)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vab.cli.output import BadCall
-
 if TYPE_CHECKING:
     from vab.inference.embedder import Understanding
 
@@ -21,15 +19,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 def load_understanding(
     model: str | None, device: Device, codec_path: str | None, vision_path: str | None
 ) -> Understanding:
-    """What embeds and classifies; ``BadCall`` says why there is none."""
-    from vab.codecs.codec import CodecError
+    """What embeds and classifies."""
     from vab.inference.embedder import Understanding
-    from vab.models.hub import ModelError
-    from vab.vision import VisionError
 
-    try:
-        return Understanding.from_pretrained(
-            model, device=device, codec_path=codec_path, vision_path=vision_path
-        )
-    except (ModelError, CodecError, VisionError) as error:
-        raise BadCall(str(error)) from error
+    return Understanding.from_pretrained(model, device=device, codec_path=codec_path, vision_path=vision_path)

@@ -8,10 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class BadCall(Exception):
-    """The call itself makes no sense, so nothing was done. The message is one line."""
-
-
 def fail(message: str, as_json: bool) -> int:
     """Say why nothing was done; returns the exit code."""
     print(f"vab: {message}", file=sys.stderr)

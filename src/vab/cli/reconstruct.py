@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
 
 
 def reconstruct(
@@ -37,23 +37,19 @@ def reconstruct(
         json: one JSON document on standard output.
     """
     from vab.cli.progress import file_progress
-    from vab.codecs.codec import CodecError, load_codec
+    from vab.codecs.codec import load_codec
     from vab.evaluate.reconstruction import reconstruct_files
-    from vab.models.hub import ModelError
     from vab.utils.device import pick_device
 
     results = []
-    try:
-        loaded = load_codec(codec, codec_path, pick_device(device))
-        with file_progress() as watch:
-            for result in reconstruct_files(inputs, out, loaded, codebooks, skip_existing, watch):
-                results.append(result)
-                if result.status == "failed":
-                    tell(str(result.error))
-                elif not json:
-                    print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
-    except (ValueError, OSError, ModelError, CodecError) as error:
-        raise BadCall(str(error)) from error
+    loaded = load_codec(codec, codec_path, pick_device(device))
+    with file_progress() as watch:
+        for result in reconstruct_files(inputs, out, loaded, codebooks, skip_existing, watch):
+            results.append(result)
+            if result.status == "failed":
+                tell(str(result.error))
+            elif not json:
+                print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
     kept = codebooks or loaded.codebooks
     document = {"codec": codec, "codebooks": kept, "results": [asdict(result) for result in results]}
     if json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from vab.cli.options import Device, Link, Model
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
 
 
 def studio(
@@ -36,35 +36,25 @@ def studio(
         device: where to compute.
         json: the address as one JSON document on standard output.
     """
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise BadCall(f"no web server ({error}): pip install 'vab[studio]'") from None
-    from vab.codecs.codec import CodecError
-    from vab.evaluate.metrics.statistics import EvaluationError
+    from vab.web import address, check_link, check_server, listen, serve
+
+    check_server()
     from vab.inference.pipeline import VABPipeline
     from vab.library.library import Library
-    from vab.library.table import LibraryError
-    from vab.listening.server import address, check_link, listen, serve
-    from vab.models.hub import BUNDLED, ModelError
+    from vab.models.hub import BUNDLED
     from vab.studio.desk import Desk
     from vab.studio.server import LOCAL, make_app
     from vab.studio.shelf import Shelf
     from vab.studio.takes import Maker
-    from vab.vision import VisionError
 
-    try:
-        check_link(link)
-        place = listen(host, port)
-        pipeline = VABPipeline.from_pretrained(model, device=device)
-        shelf = None
-        if library is not None:
-            opened = Library.open(library)
-            opened.check(pipeline.understanding.fingerprint())
-            shelf = Shelf(opened)
-    except (CodecError, EvaluationError, LibraryError, ModelError, VisionError, OSError) as error:
-        raise BadCall(str(error)) from error
+    check_link(link)
+    place = listen(host, port)
+    pipeline = VABPipeline.from_pretrained(model, device=device)
+    shelf = None
+    if library is not None:
+        opened = Library.open(library)
+        opened.check(pipeline.understanding.fingerprint())
+        shelf = Shelf(opened)
     shown = address(host, place, link)
     show({"link": shown}, shown, json)
     tell("serving until Ctrl-C")

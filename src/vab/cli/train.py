@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from vab.cli.options import Device, Place
-from vab.cli.output import BadCall, show, tell
+from vab.cli.output import show, tell
 from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName
+from vab.errors import SettingError
 from vab.presets import PRESETS, preset
 
 T = TypeVar("T")
@@ -49,39 +50,32 @@ def extract(
         shard_clips: clips in one file of the store.
         json: one JSON document on standard output.
     """
-    if preset_name not in PRESETS:
-        raise BadCall(f"no preset is called {preset_name!r}; there are: {', '.join(PRESETS)}")
-    if batch_clips < 1 or shard_clips < 1:
-        raise BadCall("--batch-clips and --shard-clips must be 1 or more")
     model = preset(preset_name).model
+    if batch_clips < 1 or shard_clips < 1:
+        raise SettingError("--batch-clips and --shard-clips must be 1 or more")
     window, rate = seconds or model.seconds, fps or model.fps
     if not (window > 0 and rate > 0):
-        raise BadCall("--seconds and --fps must be positive")
+        raise SettingError("--seconds and --fps must be positive")
 
-    from vab.codecs.codec import CodecError, load_codec
+    from vab.codecs.codec import load_codec
     from vab.data.extract import extract as run
-    from vab.data.manifest import ManifestError, read_manifest
-    from vab.data.store import StoreError
-    from vab.models.hub import ModelError
+    from vab.data.manifest import read_manifest
     from vab.utils.device import pick_device
-    from vab.vision import VisionError, load_vision
+    from vab.vision import load_vision
 
-    try:
-        read_manifest(manifest)  # before anything large is loaded
-        result = run(
-            manifest,
-            out,
-            load_codec(model.codec, codec_path),
-            load_vision(vision or model.vision, vision_path),
-            seconds=window,
-            fps=rate,
-            fill=fill,
-            device=pick_device(device),
-            batch_clips=batch_clips,
-            shard_clips=shard_clips,
-        )
-    except (ManifestError, StoreError, CodecError, VisionError, ModelError, OSError) as error:
-        raise BadCall(str(error)) from error
+    read_manifest(manifest)  # before anything large is loaded
+    result = run(
+        manifest,
+        out,
+        load_codec(model.codec, codec_path),
+        load_vision(vision or model.vision, vision_path),
+        seconds=window,
+        fps=rate,
+        fill=fill,
+        device=pick_device(device),
+        batch_clips=batch_clips,
+        shard_clips=shard_clips,
+    )
     for reason in result.failed.values():
         tell(reason)
     text = f"{out}: {result.done} clips written, {result.present} were there, {len(result.failed)} failed"
@@ -156,23 +150,18 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
 
 
 def carry_out(work: Callable[..., T], chosen: Run) -> T:
-    """Do ``train``, or what takes the same, as the call says; ``BadCall`` tells why not."""
-    from vab.errors import TrainError
-
+    """Do ``vab.training.trainer.train``, or what takes the same, as the call says."""
     if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
-        raise BadCall("--devices and --max-steps must be 1 or more")
-    try:
-        return work(
-            chosen.settings,
-            chosen.store,
-            chosen.run,
-            init=chosen.init,
-            devices=chosen.devices,
-            max_steps=chosen.max_steps,
-            log=tell,
-        )
-    except (TrainError, OSError, ValueError) as error:
-        raise BadCall(str(error)) from error
+        raise SettingError("--devices and --max-steps must be 1 or more")
+    return work(
+        chosen.settings,
+        chosen.store,
+        chosen.run,
+        init=chosen.init,
+        devices=chosen.devices,
+        max_steps=chosen.max_steps,
+        log=tell,
+    )
 
 
 def _train(chosen: Run) -> int:

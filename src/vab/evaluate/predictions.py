@@ -1,8 +1,7 @@
-"""A classifier's scores for clips, in memory and as npz."""
+"""A classifier's scores for clips, in memory and from an npz."""
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
-from vab.utils.files import write_whole
 
 NEEDED = "id [N], label [N], scores [N, C], classes [C]"
 
@@ -33,21 +31,8 @@ class Predictions:
         return Predictions(ids, self.scores[rows], labels, self.classes)
 
 
-def write_predictions(path: str | Path, predictions: Predictions) -> None:
-    """Write an npz of ``id``, ``label``, ``scores`` and ``classes``, complete or not at all."""
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        id=np.array(predictions.ids, dtype=str),
-        label=np.array(predictions.labels, dtype=str),
-        scores=predictions.scores,
-        classes=np.array(predictions.classes, dtype=str),
-    )
-    write_whole(Path(path), buffer.getvalue())
-
-
 def read_predictions(path: str | Path) -> Predictions:
-    """Read what :func:`write_predictions` or any tool wrote.
+    """Read an npz of ``id``, ``label``, ``scores`` and ``classes``, whatever wrote it.
 
     Raises ``EvaluationError`` with the file and the reason.
     """

@@ -5,42 +5,33 @@ What a rater's browser may fetch is the page itself and the videos of the trials
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.answers import Answers, Refused, UnknownRater
 from vab.listening.study import MEDIA, Study
+from vab.web import HEADERS as COMMON
+from vab.web import check_server
 
 PAGE = Path(__file__).parent / "page"
 LARGEST = 4096  # bytes of an answer
-HEADERS = {
+HEADERS = COMMON | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "media-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
     "X-Robots-Tag": "noindex",
-    "Cache-Control": "no-store",
 }
 
 
 def make_app(study: Study, answers: Answers) -> Any:
-    """The web application (ASGI) of a study. ``EvaluationError`` without starlette (``vab[studio]``)."""
-    try:
-        from starlette.applications import Starlette
-        from starlette.concurrency import run_in_threadpool
-        from starlette.requests import Request
-        from starlette.responses import FileResponse, JSONResponse, Response
-        from starlette.routing import Route
-    except ImportError as error:
-        raise EvaluationError(f"no web server ({error}): pip install 'vab[studio]'") from None
+    """The web application (ASGI) of a study. ``ServerError`` without starlette (``vab[studio]``)."""
+    check_server()
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, JSONResponse, Response
+    from starlette.routing import Route
 
     def page(request: Request) -> Response:
         known = request.path_params.get("rater") in {rater for rater, _ in answers.progress()}
@@ -111,44 +102,3 @@ def make_app(study: Study, answers: Answers) -> Any:
             Route("/{rater}/{trial}/{place:int}.mp4", video),
         ]
     )
-
-
-def check_link(link: str | None) -> None:
-    """``EvaluationError`` for an address that no browser could open."""
-    if link is not None and (urlsplit(link).scheme not in ("http", "https") or not urlsplit(link).netloc):
-        raise EvaluationError(f"--link {link}: not an address such as https://example.org")
-
-
-def address(host: str, place: socket.socket, link: str | None = None) -> str:
-    """What people type into a browser: ``link`` if that was given, else where the socket is."""
-    name = f"[{host}]" if ":" in host else host
-    return link.rstrip("/") if link else f"http://{name}:{place.getsockname()[1]}"
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket to serve on; port 0 is any that is free. ``EvaluationError`` if the place cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise EvaluationError(
-            f"cannot listen on {host}, port {port} ({reason}); choose others with --host and --port"
-        ) from None
-
-
-def _cut_off(line: logging.LogRecord) -> bool:
-    return line.exc_info is not None and isinstance(line.exc_info[1], asyncio.CancelledError)
-
-
-def serve(app: Any, place: socket.socket) -> None:
-    """Serve until Ctrl-C, or until the terminal is closed."""
-    import uvicorn
-
-    closed = getattr(signal, "SIGHUP", None)
-    if closed is not None and signal.getsignal(closed) == signal.SIG_DFL:
-        signal.signal(closed, lambda *_: signal.raise_signal(signal.SIGTERM))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
-    # it would show a traceback for every request that the end cuts off
-    logging.getLogger("uvicorn.error").addFilter(lambda line: not _cut_off(line))
-    uvicorn.Server(config).run(sockets=[place])

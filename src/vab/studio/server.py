@@ -29,6 +29,7 @@ from vab.studio.line import Job, Refused
 from vab.studio.rooms import TOO_MANY, Room
 from vab.studio.takes import MOST_TAKES, Take
 from vab.studio.uploads import MOST_BYTES, MOST_SECONDS, UploadError, prepare
+from vab.web import HEADERS as COMMON
 
 PAGE = Path(__file__).parent / "page"
 COOKIE = "vab-studio-{}"  # by port: several studios on one machine do not take each other's
@@ -37,15 +38,12 @@ AT_ONCE = 2  # uploads that are read at the same time; others wait
 ARRIVING = 10  # uploads that are on the disk, arriving or waiting to be read; others are not taken in yet
 ARRIVES = 600.0  # seconds that an upload may take to arrive
 LOCAL = {"127.0.0.1", "localhost", "::1"}
-HEADERS = {
+HEADERS = COMMON | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "media-src 'self' blob:; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
 }
 MEDIA = {"mp4": "video/mp4", "wav": "audio/wav", "png": "image/png"}
 

@@ -21,16 +21,6 @@ def masked_prediction(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: 
     return loss / max(1, len(chosen))
 
 
-@torch.no_grad()
-def masked_accuracy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Share of hidden tokens whose likeliest token is the true one, per codebook: float [Kp].
-
-    Shapes as in :func:`masked_prediction`. NaN for a codebook of which nothing is hidden.
-    """
-    right = (logits.argmax(-1) == targets) & mask
-    return right.sum((0, 2)) / mask.sum((0, 2))
-
-
 def contrastive(audio: Tensor, video: Tensor, scale: Tensor | float, alike: Tensor | None = None) -> Tensor:
     """Symmetric InfoNCE (eq. 4): row b of each belongs to row b of the other -> scalar.
 
