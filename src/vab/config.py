@@ -169,6 +169,56 @@ TABLE_8 = {  # the paper's words for each field of the columns; a pair is VAB-En
 }
 
 
+SOME = 1e-6  # the least of what must be more than nothing
+# (least, most) of a field that a network or a training run can do with: the fields of each part
+LIMITS = {
+    (1, math.inf): {
+        "model": "codebooks vocabulary codebook_dim vision_dim width layers heads",
+        "train": "batch_size save_every log_every",
+        "decode": "candidates",
+    },
+    (0, math.inf): {
+        "model": "given_codebooks expert_layers",
+        "train": "learning_rate weight_decay warmup_steps clip_gradient crop seed",
+        "decode": "steps temperature top_k",
+    },
+    (0, 1): {"model": "dropout", "train": "label_smoothing mask_min mask_max mixup roll drop_features ema"},
+    (SOME, math.inf): {"model": "fps", "train": "epochs mask_std"},
+    (HOP / SAMPLE_RATE, math.inf): {"model": "seconds"},
+    (-math.inf, math.inf): {"train": "mask_mean", "decode": "guidance"},
+}
+
+
+def within(name: str, value: float, least: float, most: float) -> None:
+    """``SettingError`` that says what ``name`` may be, if ``value`` is not from ``least`` to ``most``."""
+    if not least <= value <= most:
+        if least == -math.inf:
+            allowed = "a number"
+        elif most < math.inf:
+            allowed = f"from {least:g} to {most:g}"
+        else:
+            allowed = "more than 0" if least == SOME else f"{least:g} or more"
+        raise SettingError(f"{name} must be {allowed}, not {value}")
+
+
+def check_preset(preset: Preset) -> None:
+    """``SettingError`` for a field that no network and no training run can do with, named as its option."""
+    for (least, most), parts in LIMITS.items():
+        for part, names in parts.items():
+            for name in names.split():
+                within(f"{part}.{name}", getattr(getattr(preset, part), name), least, most)
+    model, training = preset.model, preset.train
+    within("model.given_codebooks", model.given_codebooks, 0, model.codebooks - 1)
+    within("model.expert_layers", model.expert_layers, 0, model.layers)
+    within("train.mask_min", training.mask_min, 0, training.mask_max)
+    for beta in training.betas:
+        within("train.betas", beta, 0, 1 - SOME)
+    if model.width % model.heads:
+        raise SettingError(f"model.width {model.width} is not a multiple of {model.heads} heads")
+    if not training.inputs:
+        raise SettingError("train.inputs must name one or more of audio, video, both")
+
+
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
     """A config of type ``kind`` (and the configs inside it) from plain values, as read from JSON.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vab.config import Preset, from_dict
+from vab.config import Preset, check_preset, from_dict
 from vab.errors import VABError, first_line
 from vab.presets import PRESETS
 
@@ -103,11 +103,13 @@ def read_config(folder: Path) -> Preset:
     """The preset in a model directory's ``config.json``; ``ModelError`` if it is not one."""
     path = folder / CONFIG
     try:
-        return from_dict(Preset, json.loads(path.read_text(encoding="utf-8")))
+        preset = from_dict(Preset, json.loads(path.read_text(encoding="utf-8")))
+        check_preset(preset)
     except OSError as error:
         raise ModelError(f"{path}: {first_line(error)}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: is no configuration of a VAB model ({error})") from error
+    return preset
 
 
 def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:

@@ -9,6 +9,7 @@ included. Patch discriminators on log spectrograms sharpen the result once that 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -23,8 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig, mel_filters, nearest
-from vab.config import FRAME_RATE, HOP
+from vab.config import FRAME_RATE, HOP, within
+from vab.errors import SettingError, TrainError, first_line
+from vab.utils.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,12 @@ def train_codec(
     codebooks that ``codec_config`` wants beyond them are fitted on what they leave over. How long codes last
     (``hold``) may change.
     """
+    check_settings(config, codec_config or TinyCodecConfig())
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     codec, given = TinyCodec(codec_config), 0
     if init is not None:
-        given = _start_from(codec, TinyCodec.from_pretrained(init))
+        given = _start_from(codec, cast(TinyCodec, load_codec("tiny", init)))
     average = AveragedModel(codec, avg_fn=_averaging(config.ema))
     averaged = cast(TinyCodec, average.module)
     judges = discriminators()
@@ -161,15 +166,20 @@ def train_codec(
     }
     state, begin = run / "state.pt", 0
     if state.exists():
-        saved = torch.load(state, weights_only=True)
-        begin = saved.pop("step")
-        for name, values in saved.items():
-            parts[name].load_state_dict(values)
+        try:
+            saved = torch.load(state, weights_only=True)
+            begin = saved.pop("step")
+            for name, values in saved.items():
+                parts[name].load_state_dict(values)
+        except Exception as error:  # a file of another kind can fail anywhere in the reader
+            reason = f"damaged, or of a codec of other sizes ({first_line(error)})"
+            raise TrainError(f"{state}: {reason}; use another folder") from error
 
     def save(step: int) -> None:
         whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
-        torch.save(whole, state.with_suffix(".tmp"))
-        state.with_suffix(".tmp").rename(state)
+        buffer = io.BytesIO()
+        torch.save(whole, buffer)
+        write_whole(state, buffer.getvalue())
         averaged.save_pretrained(run)
 
     if not state.exists():
@@ -218,7 +228,7 @@ def train_codec(
         optimizer.step()
         average.update_parameters(codec)
         if not torch.isfinite(loss):
-            raise RuntimeError(
+            raise TrainError(
                 f"the codec's loss is not finite at step {step + 1}; {state} is the last good one"
             )
         if (step + 1) % config.log_every == 0:
@@ -229,8 +239,23 @@ def train_codec(
             report(line)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save(step + 1)
-    (run / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    write_whole(run / "training.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
     return averaged.eval()
+
+
+def check_settings(config: CodecTrainConfig, codec: TinyCodecConfig) -> None:
+    """``SettingError`` for a number that no codec or no training can do with."""
+    for name in ("batch_size", "warmup_steps", "save_every", "log_every", "code_rounds"):
+        within(name, getattr(config, name), 1, math.inf)
+    for name in ("steps", "adversarial_from", "coarse", "learning_rate", "adversarial", "matching", "seed"):
+        within(name, getattr(config, name), 0, math.inf)
+    for name in ("seconds", "code_seconds"):
+        within(name, getattr(config, name), 1 / FRAME_RATE, math.inf)
+    within("ema", config.ema, 0, 1)
+    least = {"noise": 0, "hold": 0, "lasting": 0, "iterations": 0, "window": codec.hop}
+    for name, size in asdict(codec).items():
+        within(f"codec.{name}", size, least.get(name, 1), math.inf)
+    within("codec.dim", codec.dim, 1, 2 * codec.bands)
 
 
 @torch.no_grad()
@@ -250,6 +275,10 @@ def fit_codes(
     if not given:
         codec.mean.copy_(pairs.mean(0))
         codec.basis.copy_(torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim])
+    if len(pairs) < c.vocabulary:
+        raise SettingError(
+            f"{len(pairs)} frames are too few to fit {c.vocabulary} codes on; raise code_seconds"
+        )
     rest = (pairs - codec.mean) @ codec.basis
     for k, table in enumerate(codec.vectors):
         if k >= given:
@@ -261,7 +290,7 @@ def _start_from(codec: TinyCodec, first: TinyCodec) -> int:
     """Take over a codec with as many codebooks or fewer; returns how many."""
     own = replace(codec.config, codebooks=first.codebooks, hold=first.config.hold)
     if first.config != own or first.codebooks > codec.codebooks:
-        raise ValueError(f"the codec to start from has other sizes: {first.config}, not {codec.config}")
+        raise SettingError(f"the codec to start from has other sizes: {first.config}, not {codec.config}")
     weights = first.state_dict()
     weights["vectors"] = torch.cat((first.vectors, codec.vectors[first.codebooks :]))
     codec.load_state_dict(weights)

@@ -27,9 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from vab.config import Preset, TrainConfig
+from vab.config import Preset, TrainConfig, check_preset
 from vab.data.store import LatentStore
-from vab.errors import TrainError
+from vab.errors import TrainError, first_line
 from vab.models.heads import start_from
 from vab.training.batches import DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
 from vab.training.checkpoint import checkpoints, load_checkpoint, read_about, save_checkpoint
@@ -81,9 +81,11 @@ def train(
     ``epochs`` gives, schedule included. With ``fold`` that fold of the store is validated on, every clip of
     it, and the other folds are learned. Written: ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events,
     and at the end ``config.json``, ``model.safetensors`` (averaged weights if there are), ``record.json``.
-    Raises ``StoreError`` for latents that do not fit, ``TrainError`` for a folder that holds another run
-    and for a loss that is not finite (the last good checkpoint stays).
+    Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
+    ``TrainError`` for devices that are not there, for a folder that holds another run and for a loss that is
+    not finite (the last good checkpoint stays).
     """
+    check_preset(preset)
     store = LatentStore.open(store_dir)
     store.preload()
     if fold is not None:
@@ -96,7 +98,10 @@ def train(
     if not len(clips):
         raise TrainError(f"{store_dir} has no clip with sound in the split train")
     strategy = "auto" if devices == 1 else DDPStrategy(broadcast_buffers=False)
-    fabric = Fabric(devices=devices, strategy=strategy, precision=preset.train.precision)
+    try:
+        fabric = Fabric(devices=devices, strategy=strategy, precision=preset.train.precision)
+    except Exception as error:  # Lightning has errors of its own for devices that are not there
+        raise TrainError(f"cannot train on {devices} devices ({first_line(error)})") from error
     fabric.launch()
     run = _Run(fabric, preset, clips, dev, Path(run_dir), max_steps, fold, log)
     run.start(None if init is None else Path(init))
