@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from vab.errors import VABError
 from vab.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,10 +133,52 @@ def test_evaluation_goes_from_arithmetic_to_experiments() -> None:
 
 
 def test_the_network_knows_nothing_of_sampling_and_config_nothing_at_all() -> None:
-    assert imports("vab.models.vab") <= {"vab.config"}
-    assert imports("vab.models.foleygen") <= {"vab.config", "vab.models.vab"}
-    assert imports("vab.config") == set()
-    assert {name.split(".")[1] for name in imports("vab.sampling.parallel")} <= {"config", "errors"}
+    assert imports("vab.errors") == set()
+    assert imports("vab.models.vab") <= {"vab.config", "vab.errors"}
+    assert imports("vab.models.foleygen") <= {"vab.config", "vab.errors", "vab.models.vab"}
+    assert imports("vab.config") <= {"vab.errors"}
+    assert imports("vab.sampling.parallel") <= {"vab.config", "vab.errors"}
+
+
+# control flow that no person ever sees: class -> why it is no VABError
+NO_ERRORS = {"vab.studio.line.Cancelled": "ends a job that its visitor gave up"}
+
+
+def exceptions() -> dict[str, type[BaseException]]:
+    """Every exception class that the package defines, by its dotted name."""
+    kinds = {}
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.bases:
+                kind = getattr(importlib.import_module(name), node.name, None)
+                if isinstance(kind, type) and issubclass(kind, BaseException):
+                    kinds[f"{name}.{node.name}"] = kind
+    return kinds
+
+
+def test_every_error_of_ours_has_one_base() -> None:
+    kinds = exceptions()
+    assert {
+        "vab.media.container.MediaError",
+        "vab.data.store.StoreError",
+        "vab.sampling.parallel.DecodeError",
+    } <= kinds.keys()
+    assert {name for name, kind in kinds.items() if not issubclass(kind, VABError)} == set(NO_ERRORS)
+
+
+def handlers(name: str) -> list[ast.ExceptHandler]:
+    return [node for node in ast.walk(TREES[name]) if isinstance(node, ast.ExceptHandler)]
+
+
+def test_the_command_line_turns_errors_into_a_line_in_one_place() -> None:
+    """No verb lists what it expects to go wrong: one that is forgotten there would be a traceback."""
+    verbs = [name for name in MODULES if name.startswith("vab.cli")]
+    assert len(verbs) > 10 and handlers("vab.cli")
+    assert [n for n in verbs for each in handlers(n) if isinstance(each.type, ast.Tuple)] == []
+    broad = [
+        n for n in verbs for each in handlers(n) if each.type is None or ast.unparse(each.type) == "Exception"
+    ]
+    assert broad == ["vab.cli"]
 
 
 def test_modules_hold_one_idea_and_packages_about_a_dozen_modules() -> None:

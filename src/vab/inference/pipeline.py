@@ -6,6 +6,7 @@ A clip's sound depends on the clip, the seed and the settings alone: noise is dr
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from vab.utils.device import pick_device
 from vab.utils.provenance import whole_folder
 from vab.vision import VisionEncoder, load_vision
 
+CARD = "README.md"  # of a model directory, written by huggingface_hub
 IMAGE_SECONDS = 10.0  # of sound for an image
 LONGEST = 2 * 3600.0  # seconds of a video
 ENCODED_AT_ONCE = 1500  # audio frames of kept sound
@@ -132,17 +134,37 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         pipeline.finetuned = load_finetuned(folder)
         return pipeline
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        with whole_folder(save_directory, CONFIG) as folder:
-            save_stage(folder, self.first)
-            if self.fine is not None:
-                save_stage(folder / FINE, self.fine)
-            if self.config.model.codec == "tiny":  # the others have a home of their own
-                from vab.codecs.tiny import TinyCodec
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> str | None:
+        """As in huggingface_hub; what stands in the directory is replaced when all is written, not before.
 
-                assert isinstance(self.codec, TinyCodec)
-                self.codec.save_pretrained(folder)
-            save_finetuned(folder, self.finetuned)
+        ``repo_id`` (the directory's name) and ``options`` (config, model_card_kwargs, token ...) are those
+        of ``push_to_hub``; returned is what that returns.
+        """
+        folder = Path(save_directory)
+        with whole_folder(folder, CONFIG) as place:
+            if (folder / CARD).is_file():  # a card that is there stays
+                shutil.copy(folder / CARD, place)
+            local = {name: options[name] for name in ("config", "model_card_kwargs") if name in options}
+            super().save_pretrained(place, **local)
+        return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_stage(save_directory, self.first)
+        if self.fine is not None:
+            save_stage(save_directory / FINE, self.fine)
+        if self.config.model.codec == "tiny":  # the others have a home of their own
+            from vab.codecs.tiny import TinyCodec
+
+            assert isinstance(self.codec, TinyCodec)
+            self.codec.save_pretrained(save_directory)
+        save_finetuned(save_directory, self.finetuned)
 
     @property
     def first(self) -> Stage:
