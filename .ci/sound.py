@@ -45,7 +45,8 @@ def main(clip: Path) -> None:
 
         # The picture is as long as before and has got a sound.
         with av.open(str(clip)) as before, av.open(str(folder / "out" / f"{clip.stem}.mp4")) as after:
-            seconds = float(before.streams.video[0].duration * before.streams.video[0].time_base)
+            video = before.streams.video[0]
+            seconds = float((video.duration or 0) * (video.time_base or 0))
             if not after.streams.audio:
                 sys.exit(f"{clip.stem}.mp4 has no sound")
 
@@ -55,7 +56,7 @@ def main(clip: Path) -> None:
             rate = file.streams.audio[0].rate
         waveform = np.concatenate(frames, axis=1)[0].astype(np.float64)  # [S]
         if np.issubdtype(frames[0].dtype, np.integer):
-            waveform /= -float(np.iinfo(frames[0].dtype).min)
+            waveform /= 2.0 ** (8 * frames[0].itemsize - 1)
         rms = float(np.sqrt(np.mean(waveform**2)))
         length = len(waveform) / rate
         if rate != 16_000 or abs(length - seconds) > 0.05 or not rms > QUIETEST:

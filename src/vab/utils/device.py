@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from vab.models.hub import ModelError
+from vab.errors import SettingError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the best there is; ``ModelError`` for a device that is not there."""
+    """``auto`` is the best there is; ``SettingError`` for a device that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, available in there.items() if available))
     if not there.get(name):
         have = ", ".join(kind for kind, available in there.items() if available)
-        raise ModelError(f"there is no device {name} here; there is: {have}")
+        raise SettingError(f"there is no device {name} here; there is: {have}")
     return torch.device(name)
