@@ -16,7 +16,8 @@ from torch import Tensor
 from tiny import write_model
 from vab.cli import main
 from vab.config import DecodeConfig, TrainConfig
-from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.data.shard import Latents, StoreMeta
+from vab.data.store import LatentStore
 from vab.errors import TrainError
 from vab.evaluate.ablation import report
 from vab.evaluate.ablation.run import Outcome, Result, Settings, ablate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from vab.codecs.tiny import TinyCodec, TinyCodecConfig, lasting, mel_filters
 from vab.config import HOP, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
 from vab.training.codec import CodecTrainConfig, energy_distance, excerpts, fit_codes, train_codec
+from vab.utils.locks import LockedError, exclusive
 
 SMALL = TinyCodecConfig(
     codebooks=3, vocabulary=32, dim=16, decoder_width=24, decoder_layers=1, detail_width=16, detail_layers=1
@@ -230,6 +232,53 @@ def test_a_codec_to_start_from_keeps_its_codes(codec: TinyCodec, tmp_path: Path)
     assert not torch.equal(second.from_code.weight, first.from_code.weight)
     with pytest.raises(ValueError, match="other sizes"):
         train_codec(tones(), tmp_path / "third", config, SMALL, init=tmp_path / "second")
+
+
+def test_a_run_that_goes_on_has_each_line_once(tmp_path: Path) -> None:
+    steps = replace(BRIEF, save_every=4)
+    whole = train_codec(tones(), tmp_path / "whole", steps, SMALL)
+    lines: list[dict[str, float]] = []
+
+    def stop(line: dict[str, float]) -> None:
+        if line["step"] == 5:  # the last state is that of step 4
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_codec(tones(), tmp_path / "cut", steps, SMALL, stop)
+    again = train_codec(tones(), tmp_path / "cut", steps, SMALL, lines.append)
+    assert [line["step"] for line in lines] == [5, 6]
+    logged = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_another_codec_run_in_the_folder_is_refused(tmp_path: Path) -> None:
+    config = replace(BRIEF, steps=2, adversarial_from=2)
+    train_codec(tones(), tmp_path, config, SMALL)
+    state = tmp_path / "state.pt"
+    before = state.read_bytes()
+    for changed, codec_config, sounds, difference in (
+        (
+            replace(config, seed=9, steps=8),
+            SMALL,
+            tones(),
+            r"training\.seed was 0, is 9; training\.st",
+        ),
+        (config, replace(SMALL, vocabulary=16), tones(), r"codec\.vocabulary was 32, is 16"),
+        (config, SMALL, tones(0.5), "sounds was"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another run: {difference}"):
+            train_codec(sounds, tmp_path, changed, codec_config)
+    assert state.read_bytes() == before
+    train_codec(tones(), tmp_path, replace(config, save_every=1), SMALL)
+    for damaged in (b"garbage", before[: len(before) // 2], b""):
+        state.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"state\.pt is damaged \(\w+\); delete it to begin anew$"):
+            train_codec(tones(), tmp_path, config, SMALL)
+    state.write_bytes(before)
+    with exclusive(tmp_path / ".lock", "trains"), pytest.raises(LockedError, match=f"trains in {tmp_path}"):
+        train_codec(tones(), tmp_path, config, SMALL)
+    assert not [path.name for path in tmp_path.iterdir() if ".tmp" in path.name]
 
 
 RUN = """

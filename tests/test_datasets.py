@@ -23,7 +23,8 @@ from vab.data.datasets.speech_commands import speech_commands_clips, which_set
 from vab.data.datasets.vatt import vatt_store
 from vab.data.datasets.vggsound import read_list, retrieval_subset
 from vab.data.manifest import COLUMNS, read_manifest
-from vab.data.store import LatentStore, StoreError
+from vab.data.shard import StoreError
+from vab.data.store import LatentStore
 from vab.media.reader import write_wav
 from vab.presets import PRESETS
 from vab.training.batches import check_fits

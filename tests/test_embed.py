@@ -14,7 +14,7 @@ import torch
 from tiny import write_model, write_video
 from vab.cli import main
 from vab.data.extract import Decoded, decode, encode, latents_meta
-from vab.data.store import Latents
+from vab.data.shard import Latents
 from vab.inference.embedder import Understanding, embed_latents, windows
 from vab.inference.embeddings import Embedded, EmbeddingsError, read_embeddings
 from vab.inference.pipeline import VABPipeline

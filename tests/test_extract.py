@@ -23,7 +23,8 @@ from vab.data.datasets.folder import folder_clips
 from vab.data.datasets.synthetic import write_synthetic
 from vab.data.extract import Extraction, decode, extract, weights_fingerprint
 from vab.data.manifest import Clip, read_manifest, write_manifest
-from vab.data.store import LatentStore, StoreError, StoreMeta
+from vab.data.shard import StoreError, StoreMeta
+from vab.data.store import LatentStore
 from vab.media.reader import probe, read_audio, read_frames, write_wav
 from vab.presets import PRESETS
 from vab.studio.uploads import write_picture
@@ -156,6 +157,40 @@ def test_done_clips_are_skipped_and_failed_ones_tried_again(
     again = run(tmp_path / "m.csv", tmp_path / "store", codec, vision)
     assert (again.done, again.present, list(again.failed)) == (1, 3, ["missing", "text", "beyond"])
     assert LatentStore.open(tmp_path / "store").ids == [*(clip.id for clip in clips), "late"]
+
+
+@pytest.mark.parametrize("way", ["repaired", "deleted by hand"])
+def test_a_torn_shard_costs_nothing_but_itself(
+    tmp_path: Path, codec: Codec, vision: VisionEncoder, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_synthetic(tmp_path / "balls", clips=14, seconds=1.0)
+    store, names = tmp_path / "store", sorted(clip.id for clip in read_manifest(manifest))
+
+    def again() -> Extraction:
+        return run(manifest, store, codec, vision, seconds=1.0, fps=1.0, shard_clips=2)
+
+    assert again().done == 14
+    before = {path.name: path.read_bytes() for path in store.glob("shard-*")}
+    fingerprint = LatentStore.open(store).fingerprint()
+    torn = store / sorted(before)[1]
+    torn.write_bytes(before[torn.name][:1000])
+    with pytest.raises(StoreError, match=rf"{torn.name} is damaged .*vab store repair {store}"):
+        again()
+    if way == "repaired":
+        with pytest.raises(SystemExit) as left:
+            main(["store", "repair", str(store)])
+        assert (
+            not left.value.code and "make what is missing with the `vab extract`" in capsys.readouterr().out
+        )
+        assert (store / "damaged" / torn.name).read_bytes() == before[torn.name][:1000]
+    else:
+        torn.unlink()
+    for done in (2, 0, 0):
+        result = again()
+        assert (result.done, result.present, result.failed) == (done, 14 - done, {})
+        assert {path.name: path.read_bytes() for path in store.glob("shard-*")} == before
+        whole = LatentStore.open(store)
+        assert whole.ids == names and not whole.check() and whole.fingerprint() == fingerprint
 
 
 def test_other_weights_are_refused(balls: Path, tmp_path: Path, codec: Codec, vision: VisionEncoder) -> None:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from test_train import META, PRESET, command, fill, metrics
 from vab.config import Preset, TrainConfig
-from vab.data.store import Latents, LatentStore
+from vab.data.shard import Latents
+from vab.data.store import LatentStore
 from vab.errors import TrainError
 from vab.models.heads import Classifier, Contrastive, load_finetuned, start_from
 from vab.models.hub import ModelError, read_config

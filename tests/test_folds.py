@@ -12,7 +12,8 @@ import pytest
 from test_finetune import preset
 from test_train import META, metrics
 from vab.cli import main
-from vab.data.store import Latents, LatentStore, StoreError
+from vab.data.shard import Latents, StoreError
+from vab.data.store import LatentStore
 from vab.errors import TrainError
 from vab.evaluate.cross_validation import _chosen, cross_validate
 from vab.evaluate.metrics.statistics import EvaluationError

@@ -160,7 +160,7 @@ def test_every_error_of_ours_has_one_base() -> None:
     kinds = exceptions()
     assert {
         "vab.media.container.MediaError",
-        "vab.data.store.StoreError",
+        "vab.data.shard.StoreError",
         "vab.sampling.parallel.DecodeError",
     } <= kinds.keys()
     assert {name for name, kind in kinds.items() if not issubclass(kind, VABError)} == set(NO_ERRORS)

@@ -26,6 +26,7 @@ from vab.library.library import Hit, Library
 from vab.library.table import Filters, LibraryError
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
+from vab.utils.locks import LockedError
 
 pytest.importorskip("lancedb")
 
@@ -386,7 +387,7 @@ def test_a_second_writer_gets_a_clear_error(tmp_path: Path) -> None:
     assert first.stdout is not None and first.stdout.readline().startswith("added")
     library = Library.open(tmp_path / "db")
     for attempt in (lambda: run(library, files_of(tmp_path / "media")), library.prune):
-        with pytest.raises(LibraryError, match="another process writes"):
+        with pytest.raises(LockedError, match="another process writes"):
             attempt()
     assert library.counts()["files"] >= 3  # but it can be looked at
     first.kill()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,15 @@ import torch
 from safetensors.torch import load_file
 
 from vab.config import ModelConfig, Preset, TrainConfig, from_dict
-from vab.data.store import Latents, LatentStore, StoreError, StoreMeta
+from vab.data.shard import Latents, StoreError, StoreMeta
+from vab.data.store import LatentStore
 from vab.errors import TrainError
 from vab.models.vab import VAB
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
 from vab.training.objectives import OBJECTIVES, Outcome, masked_tokens
 from vab.training.trainer import learning_rate, optimizers, train
+from vab.utils.locks import LockedError
 
 MODEL = ModelConfig(
     codec="tiny",
@@ -131,6 +134,55 @@ def test_another_run_in_the_folder_is_refused(latents: Path, tmp_path: Path) -> 
         train(with_train(learning_rate=0.1), latents, tmp_path / "a", max_steps=5)
     with pytest.raises(TrainError, match=r"store was"):
         train(PRESET, fill(tmp_path / "other", clips=21), tmp_path / "a", max_steps=5)
+
+
+def test_a_second_run_in_the_folder_is_refused(latents: Path, tmp_path: Path) -> None:
+    """Of two processes in one folder the second is refused, and the first is not disturbed."""
+    preset, run = with_train(epochs=15.0), tmp_path / "run"  # 40 steps
+    first = subprocess.Popen(command(tmp_path / "run.py", preset, latents, run), stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while not checkpoints(run / "checkpoints") and time.monotonic() < end:
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # it holds the folder as long as it lives
+        before = (run / "metrics.jsonl").read_bytes()
+        message = rf"^another process trains in {run} \(process {first.pid} on "
+        with pytest.raises(LockedError, match=message):
+            train(preset, latents, run)
+        assert first.poll() is None and (run / "metrics.jsonl").read_bytes() == before
+    finally:
+        first.kill()
+        first.wait(60)
+    train(preset, latents, run)  # the lock of the dead is free
+    train(preset, latents, run)  # and so is our own
+    assert [line["step"] for line in metrics(run, "train")] == list(range(1, 41))
+
+
+def test_damaged_latents_are_not_trained_on(latents: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(latents, store)
+    shard = store / LatentStore.open(store).shards[0]
+    content = bytearray(shard.read_bytes())
+    content[content.index(LatentStore.open(store)[0].features.tobytes()) + 5] ^= 1
+    shard.write_bytes(content)
+    message = rf"{shard.name} is damaged \(the features of clip c0 .*vab store repair {store}.*vab extract"
+    with pytest.raises(StoreError, match=message):
+        train(PRESET, store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # a store too large to be read at once is verified clip by clip
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(LatentStore, "preload", lambda store: None)
+        with pytest.raises(StoreError, match=message):
+            train(PRESET, store, tmp_path / "mapped")
+
+
+def test_a_broken_line_of_metrics_is_named(latents: Path, tmp_path: Path) -> None:
+    run = train(PRESET, latents, tmp_path / "run", max_steps=5)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([lines[0], "{half\n", *lines[1:]]))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged; delete it"):
+        train(PRESET, latents, run, max_steps=5)
 
 
 def test_a_damaged_checkpoint_falls_back(latents: Path, tmp_path: Path) -> None:

@@ -152,7 +152,8 @@ def _folder(model: str | None) -> Path:
 
 def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
     """The clips of a store's split as the model of a directory takes them."""
-    from vab.data.store import LatentStore, StoreError
+    from vab.data.shard import StoreError
+    from vab.data.store import LatentStore
     from vab.models.hub import read_config
     from vab.training.batches import ClipBatches
 

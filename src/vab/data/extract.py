@@ -27,7 +27,8 @@ from vab.codecs.codec import Codec
 from vab.codecs.tiny import TinyCodec
 from vab.config import SAMPLE_RATE, samples_to_frames, video_frames
 from vab.data.manifest import Clip, read_manifest
-from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.data.shard import Latents, StoreMeta
+from vab.data.store import LatentStore
 from vab.errors import failure
 from vab.media.container import MediaError
 from vab.media.image import moving_crop

@@ -1,95 +1,57 @@
 """Manifests of clips, and their latents on disk.
 
 A store is a folder: ``store.json`` (what made it), ``codebooks.safetensors`` (the codec's vectors, so that
-training needs no codec), ``failures.csv``, and shards ``shard-000000.arrow`` ...
-
-The shards are uncompressed Arrow IPC files of one record batch each, not Parquet: their columns are memory
-mapped as they lie, so any row is read without decoding its neighbours, opening a store of any size takes no
-memory, and the processes of one machine share the pages. Codec tokens do not compress anyway.
-A shard is written under a temporary name, synced and renamed, so a killed run leaves only whole shards.
+training needs no codec), ``failures.csv``, and shards (``vab.data.shard``). A shard is written under a
+temporary name, synced and given its own name, which no other has: a killed run leaves only whole shards, and
+nothing is ever written over. What is damaged is named, and ``repair`` moves it aside.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from vab.config import audio_frames, video_frames
-from vab.errors import VABError
-from vab.utils.files import sync_folder, write_whole
+from vab.data.shard import (
+    KINDS,
+    PATTERN,
+    STREAMS,
+    Latents,
+    Shard,
+    StoreError,
+    StoreMeta,
+    advice,
+    root_hash,
+    write_shard,
+)
+from vab.utils.files import move, write_whole
+from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
 
-
-class StoreError(VABError, ValueError):
-    """A store that cannot be read, or that was made with other settings."""
-
-
-@dataclass(frozen=True)
-class StoreMeta:
-    """What made a store. Latents made with different values never mix."""
-
-    codec: str
-    vision: str
-    codebooks: int  # K
-    vocabulary: int  # V
-    codebook_dim: int  # C
-    vision_dim: int
-    seconds: float  # the window
-    fps: float  # video features per second
-    fill: str = "zero"  # what follows a sound shorter than the window: zero or repeat
-    codec_fingerprint: str = ""
-    vision_fingerprint: str = ""
-
-    @property
-    def token_shape(self) -> tuple[int, int]:
-        """K, T."""
-        return self.codebooks, audio_frames(self.seconds)
-
-    @property
-    def feature_shape(self) -> tuple[int, int]:
-        """F, dim."""
-        return video_frames(self.seconds, self.fps), self.vision_dim
-
-
-@dataclass(frozen=True)
-class Latents:
-    """One clip's latents; a stream it does not have is None."""
-
-    id: str
-    label: str
-    split: str
-    tokens: NDArray[np.uint16] | None  # [K, T]
-    features: NDArray[np.float16] | None  # [F, dim]
-    real_tokens: int | None = None  # how many of the T are the clip's own, not filled up; None is all
-    real_features: int | None = None  # and of the F
+SMALL = 2 << 30  # bytes of latents that are read to memory, and verified, at once
+CODEBOOKS = "codebooks.safetensors"
 
 
 class LatentStore:
-    """Latents on disk; rows are numbered from 0 in the order of writing."""
+    """Latents on disk; rows are numbered from 0 in the order of the clips' ids.
+
+    The order, and the fingerprint, do not depend on which shard a clip is in.
+    """
 
     def __init__(self, directory: Path, meta: StoreMeta) -> None:
+        """Whatever of a store can be read; what cannot is in ``damaged``. To work with one, ``open`` it."""
         self.directory = directory
         self.meta = meta
-        self.ids: list[str] = []
-        self.labels: list[str] = []
-        self.splits: list[str] = []
-        self._starts: list[int] = []  # first row of each shard
-        self._has: dict[str, list[NDArray[np.bool_]]] = {"tokens": [], "features": []}
-        self._values: dict[str, list[NDArray]] = {"tokens": [], "features": []}
-        self._real: dict[str, list[NDArray[np.int32]]] = {"tokens": [], "features": []}
-        self._hashes: list[str] = []
-        for shard in sorted(directory.glob("shard-*.arrow")):
-            self._map(shard)
+        self.damaged: dict[str, str] = {}  # file name -> what is wrong, in a line
+        self._list()
 
     @classmethod
     def create(cls, directory: str | Path, meta: StoreMeta, codebook_vectors: NDArray) -> LatentStore:
@@ -98,70 +60,98 @@ class LatentStore:
         ``codebook_vectors`` [K, V, C] are kept for training.
         """
         directory = Path(directory)
+        if codebook_vectors.shape != (meta.codebooks, meta.vocabulary, meta.codebook_dim):
+            raise StoreError(f"codebook vectors are {codebook_vectors.shape}, the store says {meta}")
         if (directory / "store.json").exists():
-            store = cls.open(directory)
-            old, new = asdict(store.meta), asdict(meta)
+            old, new = asdict(read_meta(directory)), asdict(meta)
             other = [f"{key} is {old[key]!r}, now {new[key]!r}" for key in new if old[key] != new[key]]
             if other:
                 raise StoreError(f"{directory} was made otherwise: {'; '.join(other)}. Use another folder.")
-            return store
-        if codebook_vectors.shape != (meta.codebooks, meta.vocabulary, meta.codebook_dim):
-            raise StoreError(f"codebook vectors are {codebook_vectors.shape}, the store says {meta}")
         directory.mkdir(parents=True, exist_ok=True)
-        vectors = np.ascontiguousarray(codebook_vectors, dtype=np.float32)
-        write_whole(directory / "codebooks.safetensors", save({"codebooks": vectors}))
-        write_whole(directory / "store.json", (json.dumps(asdict(meta), indent=1) + "\n").encode())
-        return cls(directory, meta)
+        if not (directory / CODEBOOKS).exists():
+            vectors = np.ascontiguousarray(codebook_vectors, dtype=np.float32)
+            checksum = {"sha256": sha256(vectors.tobytes())}
+            write_whole(directory / CODEBOOKS, save({"codebooks": vectors}, checksum))
+        if not (directory / "store.json").exists():
+            write_whole(directory / "store.json", (json.dumps(asdict(meta), indent=1) + "\n").encode())
+        return cls.open(directory)
 
     @classmethod
     def open(cls, directory: str | Path) -> LatentStore:
-        """The store of that folder; ``StoreError`` if there is none or a shard is damaged."""
-        path = Path(directory) / "store.json"
-        try:
-            values = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise StoreError(
-                f"{directory} holds no store (no store.json); make one with `vab extract`"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise StoreError(f"{path}: {error}") from None
-        unknown = set(values) ^ {field.name for field in fields(StoreMeta)}
-        if unknown:
-            raise StoreError(f"{path} comes from another version of vab: {', '.join(sorted(unknown))}")
-        return cls(Path(directory), StoreMeta(**values))
+        """The store of that folder; ``StoreError`` if there is none, or names a shard that is damaged."""
+        store = cls(Path(directory), read_meta(directory))
+        store.check_whole()
+        return store
 
-    def _map(self, shard: Path) -> None:
+    def check_whole(self) -> None:
+        """``StoreError`` if a shard is known to be damaged."""
+        if self.damaged:
+            first, *others = self.damaged.values()
+            more = f" (and {len(others)} more: {', '.join(list(self.damaged)[1:6])})" if others else ""
+            raise StoreError(first + more)
+
+    def _list(self) -> None:
+        """Map the shards that lie in the folder now."""
+        self._shards: list[Shard] = []
+        self._known: set[str] = set()
+        self.damaged.clear()
+        for path in sorted(self.directory.glob(PATTERN)):
+            with self._noting(path):
+                self._take(path)
+        if self.nbytes < SMALL:  # the clips' ids of numbered shards are in the hash of all they hold
+            for shard in [shard for shard in self._shards if shard.whole is not None]:
+                with self._noting(shard.path):
+                    shard.check()
+
+    @contextmanager
+    def _noting(self, path: Path) -> Iterator[None]:
+        """Put down what is wrong with a file, and go on without it."""
         try:
-            with pa.memory_map(str(shard)) as source:  # the pages stay mapped, the file need not stay open
-                table = pa.ipc.open_file(source).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{shard} is damaged ({error}); delete it and extract again") from None
-        if "real_tokens" not in table.column_names:
-            raise StoreError(f"{shard} comes from an older version of vab; extract again")
-        self._starts.append(len(self.ids))
-        self.ids += table["id"].to_pylist()
-        self.labels += table["label"].to_pylist()
-        self.splits += table["split"].to_pylist()
-        self._hashes.append(table.schema.metadata[b"sha256"].decode())
-        for name, shape in (("tokens", self.meta.token_shape), ("features", self.meta.feature_shape)):
-            column = table[name].chunk(0)
-            self._has[name].append(column.is_valid().to_numpy(zero_copy_only=False))
-            self._values[name].append(column.values.to_numpy().reshape(-1, *shape))
-            self._real[name].append(table[f"real_{name}"].to_numpy())
+            yield
+        except StoreError as error:
+            self.damaged[path.name] = str(error)
+            self._shards = [shard for shard in self._shards if shard.path != path]
+            self._known = {ident for shard in self._shards for ident in shard.ids}
+            self._forget()
+
+    def _take(self, path: Path) -> None:
+        """Map one more shard."""
+        shard = Shard(path, self.meta)
+        twice = sorted(self._known.intersection(shard.ids))
+        if twice:
+            others = f"repeats clips of other shards ({', '.join(twice[:3])})"
+            raise StoreError(f"{path} {others}; {advice(self.directory)}")
+        self._shards.append(shard)
+        self._known.update(shard.ids)
+        self._forget()
+
+    def _forget(self) -> None:
+        """The rows are others now."""
+        for view in ("order", "ids", "labels", "splits", "_has", "_real"):
+            self.__dict__.pop(view, None)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the store for one writer; removes what a killed one left half written."""
-        with (self.directory / ".lock").open("w") as lock:
-            if os.name == "posix":
-                import fcntl
+        """Hold the store for one writer; removes what a killed one left half written.
 
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise StoreError(f"{self.directory}: another process writes to this store") from None
-            for stale in self.directory.glob(".*.tmp"):
+        The shards are listed anew. ``LockedError`` if another process writes, ``StoreError`` if a shard is
+        damaged or the store was made otherwise meanwhile.
+        """
+        with self._alone():
+            if read_meta(self.directory) != self.meta:
+                raise StoreError(f"{self.directory} was made otherwise meanwhile; use another folder")
+            for shard in self._shards:
+                if shard.whole is not None:
+                    shard.check()
+            self.check_whole()
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with exclusive(self.directory / ".lock", f"writes to this store, {self.directory}"):
+            for stale in self.directory.glob(".*.tmp*"):
                 stale.unlink()
+            self._list()
             yield
 
     def add(self, rows: Sequence[Latents]) -> None:
@@ -169,97 +159,117 @@ class LatentStore:
         if not rows:
             return
         ids = [row.id for row in rows]
-        known = set(self.ids).intersection(ids)
+        known = self._known.intersection(ids)
         if known or len(set(ids)) != len(ids):
             raise StoreError(f"{self.directory} has these clips already: {sorted(known) or ids}")
-        tokens = self._column(rows, "tokens", np.dtype(np.uint16), self.meta.token_shape)
-        features = self._column(rows, "features", np.dtype(np.float16), self.meta.feature_shape)
-        texts = [ids, [row.label for row in rows], [row.split for row in rows]]
-        long, many = self.meta.token_shape[1], self.meta.feature_shape[0]
-        real = [
-            [long if row.real_tokens is None else row.real_tokens for row in rows],
-            [many if row.real_features is None else row.real_features for row in rows],
-        ]
-        values = (tokens.values.to_numpy().data, features.values.to_numpy().data)
-        content = sha256(json.dumps([texts, real]), *values)
-        arrays = [*(pa.array(text, pa.string()) for text in texts), tokens, features]
-        arrays += [pa.array(counts, pa.int32()) for counts in real]
-        names = ["id", "label", "split", "tokens", "features", "real_tokens", "real_features"]
-        batch = pa.record_batch(arrays, names=names)
-        batch = batch.replace_schema_metadata({"sha256": content})
-        shard = self.directory / f"shard-{len(self._starts):06d}.arrow"
-        temporary = shard.with_name(f".{shard.name}.tmp")
-        with temporary.open("wb") as stream:
-            with pa.ipc.new_file(stream, batch.schema) as writer:
-                writer.write_batch(batch)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(shard)
-        sync_folder(self.directory)
-        self._map(shard)
-
-    def _column(
-        self, rows: Sequence[Latents], name: str, kind: np.dtype, shape: tuple[int, int]
-    ) -> pa.FixedSizeListArray:
-        """[n, *shape] as one fixed-size list per row; an absent stream is null."""
-        values = np.zeros((len(rows), *shape), kind)
-        absent = np.ones(len(rows), bool)
-        for i, row in enumerate(rows):
-            value = getattr(row, name)
-            if value is None:
-                continue
-            if value.shape != shape or value.dtype != kind:
-                raise StoreError(f"{name} of {row.id} are {value.dtype} {value.shape}, not {kind} {shape}")
-            values[i], absent[i] = value, False
-        flat = pa.array(values.reshape(-1))
-        return pa.FixedSizeListArray.from_arrays(flat, math.prod(shape), mask=pa.array(absent))
+        self._take(write_shard(self.directory, self.meta, rows))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._known)
+
+    @property
+    def shards(self) -> list[str]:
+        """File names of the shards that can be read."""
+        return [shard.path.name for shard in self._shards]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all latents."""
+        return sum(shard.nbytes for shard in self._shards)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """[N, 2]: the shard of each row and its place there."""
+        places = [(ident, n, i) for n, shard in enumerate(self._shards) for i, ident in enumerate(shard.ids)]
+        return np.array([place for _, *place in sorted(places)], np.int64).reshape(-1, 2)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """[N], sorted."""
+        return self._texts("ids")
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """[N]; several are joined by ";"."""
+        return self._texts("labels")
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """[N]"""
+        return self._texts("splits")
+
+    @cached_property
+    def _has(self) -> dict[str, NDArray[np.bool_]]:
+        return {name: self._sorted([shard.has[name] for shard in self._shards], bool) for name in STREAMS}
+
+    @cached_property
+    def _real(self) -> dict[str, NDArray[np.int32]]:
+        return {
+            name: self._sorted([shard.real[name] for shard in self._shards], np.int32) for name in STREAMS
+        }
+
+    def _texts(self, column: str) -> list[str]:
+        """``ids``, ``labels`` or ``splits`` of the shards in the order of the store's rows."""
+        columns: list[list[str]] = [getattr(shard, column) for shard in self._shards]
+        return [columns[n][i] for n, i in self.order.tolist()]
+
+    def _sorted(self, parts: list[NDArray], kind: type) -> NDArray:
+        """Values of each shard's rows in the order of the store's rows."""
+        begins = np.cumsum([0, *map(len, parts)])
+        places = begins[self.order[:, 0]] + self.order[:, 1]
+        return np.concatenate(parts)[places] if parts else np.zeros(0, kind)
 
     def __getitem__(self, row: int) -> Latents:
-        has = {name: bool(self.has(name)[row]) for name in self._has}
-        tokens = self.gather("tokens", [row])[0] if has["tokens"] else None
-        features = self.gather("features", [row])[0] if has["features"] else None
+        tokens, features = (self.gather(name, [row])[0] if self._has[name][row] else None for name in STREAMS)
         texts = (self.ids[row], self.labels[row], self.splits[row])
-        real = (int(self.real(name)[row]) for name in ("tokens", "features"))
-        return Latents(*texts, tokens, features, *real)
+        return Latents(*texts, tokens, features, *(int(self._real[name][row]) for name in STREAMS))
 
     def has(self, name: str) -> NDArray[np.bool_]:
         """[N]: which rows have ``tokens`` or ``features``."""
-        return np.concatenate([np.zeros(0, bool), *self._has[name]])
+        return self._has[name]
 
     def real(self, name: str) -> NDArray[np.int32]:
         """[N]: how many places of each row's ``tokens`` or ``features`` are the clip's own."""
-        return np.concatenate([np.zeros(0, np.int32), *self._real[name]])
+        return self._real[name]
 
     def gather(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> NDArray:
-        """``tokens`` [n, K, T] or ``features`` [n, F, dim] of those rows; zeros where a row has none."""
-        values = self._values[name]
-        shape = self.meta.token_shape if name == "tokens" else self.meta.feature_shape
-        out = np.empty((len(rows), *shape), np.uint16 if name == "tokens" else np.float16)
-        shards = np.searchsorted(self._starts, rows, side="right") - 1
-        for i, (shard, row) in enumerate(zip(shards, rows, strict=True)):
-            out[i] = values[shard][row - self._starts[shard]]
+        """``tokens`` [n, K, T] or ``features`` [n, F, dim] of those rows; zeros where a row has none.
+
+        Each is verified when it is first read: ``StoreError`` names a shard that is damaged.
+        """
+        out = np.empty((len(rows), *self.meta.shape(name)), KINDS[name][0])
+        for i, (shard, place) in enumerate(self.order[np.asarray(rows, np.int64)].tolist()):
+            out[i] = self._shards[shard].read(name, place)
         return out
 
-    def preload(self, limit: int = 2 << 30) -> None:
-        """Copy the latents to memory when they take less than ``limit`` bytes; else they stay mapped."""
-        shards = [shard for values in self._values.values() for shard in values]
-        if sum(shard.nbytes for shard in shards) < limit:
-            self._values = {name: [shard.copy() for shard in v] for name, v in self._values.items()}
+    def preload(self, limit: int = SMALL) -> None:
+        """Copy the latents to memory and verify them when they take less than ``limit`` bytes.
+
+        Else they stay mapped, and each clip is verified when it is first read.
+        """
+        if self.nbytes < limit:
+            for shard in self._shards:
+                shard.load()
 
     def codebook_vectors(self) -> NDArray[np.float32]:
-        """[K, V, C] of the codec that made the tokens."""
-        return load_file(self.directory / "codebooks.safetensors")["codebooks"]
+        """[K, V, C] of the codec that made the tokens; ``StoreError`` if their file is damaged."""
+        path = self.directory / CODEBOOKS
+        try:
+            with safe_open(path, "np") as stream:
+                vectors = stream.get_tensor("codebooks")
+                checksum = (stream.metadata() or {}).get("sha256")
+        except (SafetensorError, FileNotFoundError, ValueError) as error:
+            raise StoreError(f"{path} is damaged ({error}); {advice(self.directory)}") from None
+        if checksum not in (None, sha256(vectors.tobytes())):  # up to version 0.1 there was none
+            raise StoreError(f"{path} is damaged (other numbers than were written); {advice(self.directory)}")
+        return vectors
 
     def feature_statistics(self, clips: int = 10_000) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and standard deviation [dim] of the training pictures, over ``clips`` spread evenly.
 
         Without a picture there is nothing to know: zeros and ones.
         """
-        seen = np.flatnonzero(self.has("features") & (np.array(self.splits) == "train"))
-        rows = np.array(sorted(seen, key=lambda row: self.ids[row]))
+        rows = np.flatnonzero(self.has("features") & (np.array(self.splits) == "train"))
         if not len(rows):
             dim = self.meta.vision_dim
             return np.zeros(dim, np.float32), np.ones(dim, np.float32)
@@ -268,6 +278,76 @@ class LatentStore:
         return values.mean(0), values.std(0).clip(min=1e-3)
 
     def fingerprint(self) -> str:
-        """Hash of settings, vectors and content; the order of the shards does not count."""
-        vectors = self.codebook_vectors()
-        return sha256(json.dumps(asdict(self.meta)), vectors.tobytes(), *sorted(self._hashes))
+        """Hash of settings, vectors and clips (id and content); which shards hold them does not count.
+
+        ``StoreError`` if a shard is damaged. A store of numbered shards alone has the fingerprint that it
+        had when there were no others, so that runs on it go on.
+        """
+        self.check_whole()
+        vectors = self.codebook_vectors().tobytes()
+        numbered = [shard.whole for shard in self._shards if shard.whole is not None]
+        if len(numbered) == len(self._shards):
+            return sha256(json.dumps(asdict(self.meta)), vectors, *sorted(numbered))
+        # labels and splits as they are on disk: those of the store may have been changed in memory
+        texts = [self._texts(column) for column in ("ids", "labels", "splits")]
+        has, real = [self._has[name] for name in STREAMS], [self._real[name] for name in STREAMS]
+        hashes = [self._sorted([shard.hashes(name) for shard in self._shards], np.uint8) for name in STREAMS]
+        return sha256(root_hash(self.meta, texts, has, real, hashes), vectors)
+
+    def check(self, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
+        """Verify every checksum; the damaged files, each with a line that says what is wrong.
+
+        ``advance`` is called with the shards verified and all there are.
+        """
+        shards = list(self._shards)
+        for done, shard in enumerate(shards):
+            advance(done, len(shards))
+            with self._noting(shard.path):
+                shard.check()
+        with self._noting(self.directory / CODEBOOKS):
+            self.codebook_vectors()
+        return self.damaged
+
+    def repair(self, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Path]:
+        """Move what is damaged to the folder ``damaged``, deleting nothing: file name -> where it is now.
+
+        What is left is a store that opens. ``LockedError`` if another process writes.
+        """
+        moved = {}
+        with self._alone():
+            for name in self.check(advance):
+                folder = self.directory / "damaged"
+                folder.mkdir(exist_ok=True)
+                moved[name] = _move_aside(self.directory / name, folder)
+            self._list()
+        return moved
+
+
+def read_meta(directory: str | Path) -> StoreMeta:
+    """What made the store of that folder; ``StoreError`` if there is none, or it cannot be read."""
+    path = Path(directory) / "store.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        unknown = set(values) ^ {field.name for field in fields(StoreMeta)}
+    except FileNotFoundError:
+        raise StoreError(f"{directory} holds no store (no store.json); make one with `vab extract`") from None
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{path} is damaged ({error}); take that of a store made the same way") from None
+    if unknown:
+        raise StoreError(f"{path} comes from another version of vab: {', '.join(sorted(unknown))}")
+    return StoreMeta(**values)
+
+
+def _move_aside(file: Path, folder: Path) -> Path:
+    """Move a file to a folder, under its name or, where that is taken, with a number."""
+    if not file.exists():  # the vectors may be gone
+        return file
+    number = 1
+    while True:
+        path = folder / (file.name if number == 1 else f"{file.stem}_{number}{file.suffix}")
+        try:
+            move(file, path)
+        except FileExistsError:
+            number += 1
+        else:
+            return path

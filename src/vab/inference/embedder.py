@@ -15,7 +15,7 @@ from vab.codecs.codec import Codec, load_codec
 from vab.config import FRAME_RATE, ModelConfig, Preset
 from vab.data.extract import Decoded, encode, latents_meta, read_ahead, weights_fingerprint
 from vab.data.manifest import Clip
-from vab.data.store import Latents, StoreMeta
+from vab.data.shard import Latents, StoreMeta
 from vab.errors import failure
 from vab.inference.embeddings import Embedded
 from vab.media.container import MediaError

@@ -24,6 +24,7 @@ from vab.inference.embeddings import Kind
 from vab.library.indexing import Added, Embed, Known, embed_each
 from vab.library.table import COMMITS, KINDS, File, Filters, LibraryError, WindowTable, dim_of, rows_of
 from vab.utils.files import write_whole
+from vab.utils.locks import exclusive
 
 __all__ = ["Added", "Filters", "Hit", "Index", "Library", "LibraryError", "Meta"]
 
@@ -115,7 +116,7 @@ class Library:
         ``embed`` may take files ahead of what it has answered. ``model``: fingerprint of what it does;
         ``source``: how people name that. A file that cannot be embedded fails, and keeps the rows it had. At
         the end, indexes are built or brought up to date.
-        ``LibraryError`` if another process writes, or the vectors here are of another model.
+        ``LockedError`` if another process writes, ``LibraryError`` if the vectors here are of another model.
         """
         paths = list({os.path.abspath(path): Path(path) for path in files}.values())
         with self._writing():
@@ -145,7 +146,7 @@ class Library:
             self._refresh()
 
     def prune(self, dry_run: bool = False) -> list[str]:
-        """Take out the files that are no longer on disk; their paths. ``LibraryError`` as :meth:`add`."""
+        """Take out the files that are no longer on disk; their paths. Errors as of :meth:`add`."""
         with self._writing():
             gone = [path for path in sorted(self._known()) if not _is_there(path)]
             if gone and not dry_run:
@@ -300,15 +301,8 @@ class Library:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Hold the library for one writer; ``LibraryError`` if another process does."""
-        with (self.directory / ".lock").open("w") as lock:
-            if os.name == "posix":
-                import fcntl
-
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise LibraryError(f"{self.directory}: another process writes to this library") from None
+        """Hold the library for one writer; ``LockedError`` if another process does."""
+        with exclusive(self.directory / ".lock", f"writes to the library {self.directory}"):
             for unfinished in self.directory.glob(".*.tmp"):
                 unfinished.unlink()
             self.table.latest()

@@ -10,11 +10,12 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vab.studio.line import Job, Line, Refused
 from vab.studio.takes import Take
 from vab.studio.uploads import Clip
+from vab.utils.locks import lock
 
 IDLE = 30 * 60.0  # seconds without a sign of life until a room is cleared
 LEFT = 60.0  # the same after the page said that it was closed, which it also does when it is loaded anew
@@ -65,7 +66,8 @@ class Rooms:
         _clear_leftovers()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._held = (self.folder / LOCK).open("w")
-        _lock(self._held)
+        with suppress(OSError):  # where there are no locks nobody clears up after others
+            lock(self._held)
         self._rooms: dict[str, Room] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -134,24 +136,11 @@ class Rooms:
 def _clear_leftovers() -> None:
     """Delete the folders of servers that were killed: nobody holds their lock, or there is none for long."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # another user's
+        with suppress(OSError):  # another user's, or a living server's
             try:
                 with (folder / LOCK).open("r+") as file:
-                    dead = _lock(file)
+                    lock(file)
             except FileNotFoundError:
-                dead = time.time() - folder.stat().st_mtime > BEGINNING
-            if dead:
-                shutil.rmtree(folder)
-
-
-def _lock(file: IO[str]) -> bool:
-    """Lock a file as long as it is open; False where another process has done so, or it cannot be done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+                if time.time() - folder.stat().st_mtime < BEGINNING:
+                    continue
+            shutil.rmtree(folder)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from vab.config import Preset
 from vab.data.manifest import labels_of
-from vab.data.store import LatentStore, StoreError
+from vab.data.shard import StoreError
+from vab.data.store import LatentStore
 from vab.training.augment import augment, drop_features
 from vab.training.masking import ratio_law, token_mask
 from vab.utils.provenance import sha256

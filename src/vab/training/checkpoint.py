@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from vab.utils.files import save_tensors
+from vab.utils.files import save_tensors, write_whole
 
 KEPT = 2
 
@@ -71,3 +71,32 @@ def load_checkpoint(
     for i, average in enumerate(ema):
         average.copy_(state["ema"][str(i)])
     return int(path.stem)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """What is another thing in the identity of a run than it was, in words."""
+    for key in old.keys() | new.keys():
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key} was {a}, is {b}"
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Take back the lines of a run's metrics after the step it goes on from, and one half written.
+
+    ``ValueError`` names a line that is none.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            of = json.loads(line)["step"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}: line {number} is damaged; delete it to go on") from None
+        if of <= step:
+            kept.append(line)
+    write_whole(path, "".join(kept).encode())

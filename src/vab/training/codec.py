@@ -28,7 +28,10 @@ from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig, mel_filters, nearest
 from vab.config import FRAME_RATE, HOP, within
 from vab.errors import SettingError, TrainError, first_line
+from vab.training.checkpoint import cut_metrics, differences
 from vab.utils.files import write_whole
+from vab.utils.locks import exclusive
+from vab.utils.provenance import sha256
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,27 @@ def train_codec(
 ) -> TinyCodec:
     """Train on ``sounds`` (label -> int16 waveforms at 16 kHz) and leave the codec in ``run``.
 
-    ``run/state.pt`` is renewed every ``save_every`` steps under a temporary name; called again, the
-    run goes on from there. ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its
-    weights averaged. ``init`` is a codec to start from: its decoder is trained on and its codes stay;
-    codebooks that ``codec_config`` wants beyond them are fitted on what they leave over. How long codes last
-    (``hold``) may change.
+    ``run/state.pt`` is renewed every ``save_every`` steps; called again, the run goes on from there.
+    ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its weights averaged. ``init`` is a
+    codec to start from: its decoder is trained on and its codes stay; codebooks that ``codec_config`` wants
+    beyond them are fitted on what they leave over. How long codes last (``hold``) may change.
+    ``LockedError`` while another process trains in ``run``; ``TrainError`` for a ``state.pt`` of another run
+    or a damaged one.
     """
     check_settings(config, codec_config or TinyCodecConfig())
     run.mkdir(parents=True, exist_ok=True)
+    with exclusive(run / ".lock", f"trains in {run}"):
+        return _train(sounds, run, config, codec_config, report, init)
+
+
+def _train(
+    sounds: dict[str, list[np.ndarray]],
+    run: Path,
+    config: CodecTrainConfig,
+    codec_config: TinyCodecConfig | None,
+    report: Callable[[dict[str, float]], None],
+    init: Path | None,
+) -> TinyCodec:
     torch.manual_seed(config.seed)
     codec, given = TinyCodec(codec_config), 0
     if init is not None:
@@ -165,20 +181,18 @@ def train_codec(
         "judge_optimizer": judge_optimizer,
     }
     state, begin = run / "state.pt", 0
+    identity = _identity(config, codec.config, sounds)
     if state.exists():
-        try:
-            saved = torch.load(state, weights_only=True)
-            begin = saved.pop("step")
-            for name, values in saved.items():
-                parts[name].load_state_dict(values)
-        except Exception as error:  # a file of another kind can fail anywhere in the reader
-            reason = f"damaged, or of a codec of other sizes ({first_line(error)})"
-            raise TrainError(f"{state}: {reason}; use another folder") from error
+        saved = _read_state(state, identity)
+        begin = saved.pop("step")
+        for name, values in saved.items():
+            parts[name].load_state_dict(values)
+    cut_metrics(run / "metrics.jsonl", begin)
 
     def save(step: int) -> None:
-        whole = {name: part.state_dict() for name, part in parts.items()} | {"step": step}
+        whole = {name: part.state_dict() for name, part in parts.items()}
         buffer = io.BytesIO()
-        torch.save(whole, buffer)
+        torch.save(whole | {"step": step, "identity": json.dumps(identity)}, buffer)
         write_whole(state, buffer.getvalue())
         averaged.save_pretrained(run)
 
@@ -256,6 +270,33 @@ def check_settings(config: CodecTrainConfig, codec: TinyCodecConfig) -> None:
     for name, size in asdict(codec).items():
         within(f"codec.{name}", size, least.get(name, 1), math.inf)
     within("codec.dim", codec.dim, 1, 2 * codec.bands)
+
+
+def _identity(
+    config: CodecTrainConfig, codec: TinyCodecConfig, sounds: dict[str, list[np.ndarray]]
+) -> dict[str, Any]:
+    """What must not change while a run goes on."""
+    training = asdict(config)
+    for free in ("save_every", "log_every"):
+        del training[free]
+    content: list[bytes | str] = []
+    for label in sorted(sounds):
+        content += [label, *(sound.tobytes() for sound in sounds[label])]
+    return {"training": training, "codec": asdict(codec), "sounds": sha256(*content)[:16]}
+
+
+def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """What ``save`` wrote, without its identity; ``TrainError`` if it is damaged or of another run."""
+    try:
+        saved = torch.load(path, weights_only=True)
+        was = saved.pop("identity", None)  # older runs have none
+        was = identity if was is None else json.loads(was)
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise TrainError(f"{path} is damaged ({first_line(error)}); delete it to begin anew") from None
+    other = sorted(differences(was, json.loads(json.dumps(identity))))
+    if other:
+        raise TrainError(f"{path.parent} holds another run: {'; '.join(other)}. Use another folder.")
+    return saved
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -32,9 +33,17 @@ from vab.data.store import LatentStore
 from vab.errors import TrainError, first_line
 from vab.models.heads import start_from
 from vab.training.batches import DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
-from vab.training.checkpoint import checkpoints, load_checkpoint, read_about, save_checkpoint
+from vab.training.checkpoint import (
+    checkpoints,
+    cut_metrics,
+    differences,
+    load_checkpoint,
+    read_about,
+    save_checkpoint,
+)
 from vab.training.objectives import OBJECTIVES, build
 from vab.utils.files import save_tensors, write_whole
+from vab.utils.locks import exclusive
 from vab.utils.provenance import code_version
 
 
@@ -83,7 +92,7 @@ def train(
     and at the end ``config.json``, ``model.safetensors`` (averaged weights if there are), ``record.json``.
     Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
     ``TrainError`` for devices that are not there, for a folder that holds another run and for a loss that is
-    not finite (the last good checkpoint stays).
+    not finite (the last good checkpoint stays), ``LockedError`` while another process trains in the folder.
     """
     check_preset(preset)
     store = LatentStore.open(store_dir)
@@ -102,14 +111,19 @@ def train(
         fabric = Fabric(devices=devices, strategy=strategy, precision=preset.train.precision)
     except Exception as error:  # Lightning has errors of its own for devices that are not there
         raise TrainError(f"cannot train on {devices} devices ({first_line(error)})") from error
-    fabric.launch()
-    run = _Run(fabric, preset, clips, dev, Path(run_dir), max_steps, fold, log)
-    run.start(None if init is None else Path(init))
-    run.loop()
-    if fabric.is_global_zero:
-        run.export()
-    fabric.barrier()
-    return Path(run_dir)
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    # of the processes of one run the first holds the folder, before it starts the others
+    mine = devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
+    with exclusive(folder / ".lock", f"trains in {folder}") if mine else nullcontext():
+        fabric.launch()
+        run = _Run(fabric, preset, clips, dev, folder, max_steps, fold, log)
+        run.start(None if init is None else Path(init))
+        run.loop()
+        if fabric.is_global_zero:
+            run.export()
+        fabric.barrier()
+    return folder
 
 
 class _Run:
@@ -161,13 +175,12 @@ class _Run:
 
     def start(self, init: Path | None) -> None:
         """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in checkpoints(self.folder / "checkpoints"):
             about = read_about(path)
             if about is None:
                 self.log(f"{path} is damaged; trying the one before")
                 continue
-            other = sorted(_differences(about["identity"], self.identity))
+            other = sorted(differences(about["identity"], self.identity))
             if other:
                 raise TrainError(f"{self.folder} holds another run: {'; '.join(other)}. Use another folder.")
             self.step = load_checkpoint(path, self.model, self._optimizers(), self.ema)
@@ -305,9 +318,7 @@ class _Run:
             yield lambda split, values: None
             return
         path = self.folder / "metrics.jsonl"
-        kept = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in kept if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-        write_whole(path, "".join(kept).encode())
+        cut_metrics(path, self.step)
         with path.open("a") as stream, SummaryWriter(str(self.folder), purge_step=self.step + 1) as board:
 
             def write(split: str, values: dict[str, float]) -> None:
@@ -361,12 +372,3 @@ class _Run:
 
     def _write_json(self, name: str, content: dict[str, Any]) -> None:
         write_whole(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in old.keys() | new.keys():
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key} was {a}, is {b}"

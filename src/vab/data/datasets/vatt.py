@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from vab.config import audio_frames, video_frames
 from vab.data.datasets.common import Index, ListError, Report, Row, media_index
 from vab.data.datasets.vggsound import read_list
-from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.data.shard import Latents, StoreMeta
+from vab.data.store import LatentStore
 from vab.errors import first_line
 
 SECONDS = 10.0

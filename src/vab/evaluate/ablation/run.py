@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vab.config import DecodeConfig, Preset
-from vab.data.store import LatentStore, StoreError
+from vab.data.shard import StoreError
+from vab.data.store import LatentStore
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
 from vab.evaluate.embedding import classify_store, embed_store
 from vab.evaluate.generation import protocol

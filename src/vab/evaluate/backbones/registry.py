@@ -137,8 +137,8 @@ def load(kind: Kind, path: Path, device: str) -> Any:
     """The backbone of a kind with its weights on a device (``auto``: the best there is); a ``Backbone`` for
     sounds, a ``PictureBackbone`` for pictures.
 
-    ``EvaluationError`` for weights that do not fit or a package that is missing; ``SettingError`` for a device
-    that is not there.
+    ``EvaluationError`` for weights that do not fit or a package that is missing; ``SettingError`` for a
+    device that is not there.
     """
     from vab.utils.device import pick_device
 

@@ -1,0 +1,128 @@
+"""vab store info, vab store check, vab store repair."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from vab.cli.output import show, tell
+
+if TYPE_CHECKING:
+    from vab.data.store import LatentStore
+
+Store = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
+
+
+def info(store: Store, json: bool = False) -> int:
+    """Show what is in a store of latents, and what made it.
+
+    Opening verifies the small columns of each shard; the latents are verified by vab store check.
+
+    Args:
+        store: its folder.
+        json: one JSON document on standard output.
+    """
+    latents = _open(store)
+    fingerprint = None if latents.damaged else latents.fingerprint()
+    splits = {split: latents.splits.count(split) for split in sorted(set(latents.splits))}
+    made = asdict(latents.meta)
+    document = {
+        "store": str(store),
+        "clips": len(latents),
+        "tokens": int(latents.has("tokens").sum()),
+        "features": int(latents.has("features").sum()),
+        "splits": splits,
+        "labels": len({label for text in set(latents.labels) for label in text.split(";") if label}),
+        "shards": latents.shards,
+        "bytes": latents.nbytes,
+        "fingerprint": fingerprint,
+        "made": made,
+        "damaged": latents.damaged,
+    }
+    counts = ", ".join(f"{count} {split}" for split, count in splits.items())
+    settings = ", ".join(f"{name} {value}" for name, value in made.items() if value != "")
+    lines = [
+        f"{store}: {len(latents)} clips ({counts or 'none'}), {document['labels']} labels",
+        f"with sound {document['tokens']}, with picture {document['features']}",
+        f"{len(latents.shards)} shards, {latents.nbytes / 1e6:.1f} MB of latents",
+        f"fingerprint {fingerprint or 'none while a shard is damaged'}",
+        f"made with {settings}",
+    ]
+    _tell_damage(latents)
+    show(document, "\n".join(lines), json)
+    return 1 if latents.damaged else 0
+
+
+def check(store: Store, json: bool = False) -> int:
+    """Verify every checksum of a store. Exit code 1 if something is damaged.
+
+    Args:
+        store: its folder.
+        json: one JSON document on standard output.
+    """
+    with _progress("check") as advance:
+        latents = _open(store)
+        damaged = latents.check(advance)
+    _tell_damage(latents)
+    text = f"{store}: {len(latents.shards)} shards with {len(latents)} clips are good, {len(damaged)} damaged"
+    document = {"store": str(store), "clips": len(latents), "shards": latents.shards, "damaged": damaged}
+    show(document, text, json)
+    return 1 if damaged else 0
+
+
+def repair(store: Store, json: bool = False) -> int:
+    """Move what is damaged in a store aside, to its folder damaged; vab extract then makes what is missing.
+
+    Every checksum is verified first. Nothing is deleted, and shards that are good are not touched.
+
+    Args:
+        store: its folder.
+        json: one JSON document on standard output.
+    """
+    with _progress("check") as advance:
+        latents = _open(store)
+        moved = latents.repair(advance)
+    for name, path in moved.items():
+        tell(f"{name} was damaged and is now {path}")
+    text = f"{store}: {len(moved)} moved aside, {len(latents)} clips in {len(latents.shards)} shards are good"
+    if moved:
+        text += "; make what is missing with the `vab extract` that made the store"
+    document = {
+        "store": str(store),
+        "clips": len(latents),
+        "shards": latents.shards,
+        "moved": {name: str(path) for name, path in moved.items()},
+    }
+    show(document, text, json)
+    return 0
+
+
+def _open(folder: Path) -> LatentStore:
+    """Whatever of the store can be read."""
+    from vab.data.store import LatentStore, read_meta
+
+    return LatentStore(folder, read_meta(folder))
+
+
+def _tell_damage(latents: LatentStore) -> None:
+    for reason in latents.damaged.values():
+        tell(reason)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of shards for people; silent where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

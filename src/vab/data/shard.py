@@ -1,0 +1,301 @@
+"""One file of a latent store: its columns, its checksums, and the name they give it.
+
+A shard is an uncompressed Arrow IPC file of one record batch, not Parquet: its columns are memory mapped as
+they lie, so any row is read without decoding its neighbours, a store of any size takes no memory, and the
+processes of one machine share the pages. Codec tokens do not compress anyway.
+
+Each row has the SHA-256 of its tokens and of its features. These, all else that a row holds and the store's
+settings are hashed in turn, and the first 16 digits are the name: ``shard-0123456789abcdef.arrow``. So the
+small columns are verified whenever a shard is opened, and a clip's latents when they are first read; shards
+of several writers never collide; and the same clips make the same file.
+Up to version 0.1 shards were numbered, with one hash for a whole shard; those are read as before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256 as one_hash
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vab.config import audio_frames, video_frames
+from vab.errors import VABError
+from vab.utils.files import atomic
+from vab.utils.provenance import sha256
+
+PATTERN = "shard-*.arrow"
+STREAMS = ("tokens", "features")
+
+
+class StoreError(VABError, ValueError):
+    """A store that cannot be read, or that was made with other settings."""
+
+
+@dataclass(frozen=True)
+class StoreMeta:
+    """What made a store. Latents made with different values never mix."""
+
+    codec: str
+    vision: str
+    codebooks: int  # K
+    vocabulary: int  # V
+    codebook_dim: int  # C
+    vision_dim: int
+    seconds: float  # the window
+    fps: float  # video features per second
+    fill: str = "zero"  # what follows a sound shorter than the window: zero or repeat
+    codec_fingerprint: str = ""
+    vision_fingerprint: str = ""
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """K, T."""
+        return self.codebooks, audio_frames(self.seconds)
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """F, dim."""
+        return video_frames(self.seconds, self.fps), self.vision_dim
+
+    def shape(self, stream: str) -> tuple[int, int]:
+        """Of one clip's ``tokens`` or ``features``."""
+        return self.token_shape if stream == "tokens" else self.feature_shape
+
+
+@dataclass(frozen=True)
+class Latents:
+    """One clip's latents; a stream it does not have is None."""
+
+    id: str
+    label: str
+    split: str
+    tokens: NDArray[np.uint16] | None  # [K, T]
+    features: NDArray[np.float16] | None  # [F, dim]
+    real_tokens: int | None = None  # how many of the T are the clip's own, not filled up; None is all
+    real_features: int | None = None  # and of the F
+
+
+KINDS: dict[str, tuple[Any, pa.DataType]] = {
+    "tokens": (np.uint16, pa.uint16()),
+    "features": (np.float16, pa.float16()),
+}
+
+
+def _schema(meta: StoreMeta, hashes: bool) -> pa.Schema:
+    """The columns of a shard, with those of the rows' hashes or, as up to version 0.1, without."""
+    columns = [(name, pa.string()) for name in ("id", "label", "split")]
+    columns += [(name, pa.list_(KINDS[name][1], math.prod(meta.shape(name)))) for name in STREAMS]
+    columns += [(f"real_{name}", pa.int32()) for name in STREAMS]
+    columns += [(f"{name}_sha256", pa.binary(32)) for name in STREAMS if hashes]
+    return pa.schema(columns)
+
+
+class Shard:
+    """One shard, memory mapped. Opening it verifies all but the latents; ``check`` verifies these."""
+
+    def __init__(self, path: Path, meta: StoreMeta) -> None:
+        """Open a shard; ``StoreError`` if it is damaged, ``OSError`` if it cannot be opened."""
+        self.path, self.meta = path, meta
+        try:
+            self._open()
+        except StoreError:
+            raise
+        except Exception as error:  # damaged bytes can fail anywhere in the reader
+            if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
+                raise  # no right to read it, too many open files
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise self._damaged(lines[0]) from None
+
+    def _open(self) -> None:
+        with pa.memory_map(str(self.path)) as source:  # the pages stay mapped, the file need not stay open
+            reader = pa.ipc.open_file(source)
+            if reader.num_record_batches != 1:
+                raise self._damaged(f"{reader.num_record_batches} record batches, not 1")
+            batch = reader.get_batch(0)
+        about: dict[bytes, bytes] = batch.schema.metadata or {}
+        self.whole = about[b"sha256"].decode() if b"sha256" in about else None  # up to version 0.1
+        if not batch.schema.equals(_schema(self.meta, hashes=self.whole is None)):
+            raise self._damaged("its columns are not those of this store")
+        batch.validate(full=True)
+        self.ids: list[str] = batch["id"].to_pylist()
+        self.labels: list[str] = batch["label"].to_pylist()
+        self.splits: list[str] = batch["split"].to_pylist()
+        self.has: dict[str, NDArray[np.bool_]] = {}
+        self.values: dict[str, NDArray] = {}  # [n, *shape]
+        self.real: dict[str, NDArray[np.int32]] = {}
+        self._hashes: dict[str, NDArray[np.uint8]] = {}  # [n, 32]
+        self._checked = {name: np.zeros(len(self.ids), bool) for name in STREAMS}
+        for name in STREAMS:
+            column = batch[name]
+            self.has[name] = column.is_valid().to_numpy(zero_copy_only=False)
+            self.values[name] = column.values.to_numpy().reshape(-1, *self.meta.shape(name))
+            self.real[name] = batch[f"real_{name}"].to_numpy()
+            if self.whole is None:
+                flat = np.frombuffer(batch[f"{name}_sha256"].buffers()[1], np.uint8)
+                self._hashes[name] = flat[: 32 * len(self.ids)].reshape(-1, 32)
+        if self.whole is None and self.path.name != self.name_of(self._root()):
+            raise self._damaged("its content is not what its name says, or it is of another store")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the latents."""
+        return sum(values.nbytes for values in self.values.values())
+
+    @staticmethod
+    def name_of(root: str) -> str:
+        """The name of the shard whose content has that hash."""
+        return f"shard-{root[:16]}.arrow"
+
+    def _root(self) -> str:
+        return root_hash(
+            self.meta,
+            [self.ids, self.labels, self.splits],
+            [self.has[name] for name in STREAMS],
+            [self.real[name] for name in STREAMS],
+            [self._hashes[name] for name in STREAMS],
+        )
+
+    def hashes(self, name: str) -> NDArray[np.uint8]:
+        """[n, 32]: SHA-256 of each row's ``tokens`` or ``features``."""
+        if self.whole is not None and name not in self._hashes:
+            self.check()
+            self._hashes[name] = row_hashes(self.values[name])
+        return self._hashes[name]
+
+    def read(self, name: str, row: int) -> NDArray:
+        """A row's ``tokens`` or ``features``, verified at the first reading; ``StoreError`` if damaged."""
+        if not self._checked[name][row]:
+            self._check(name, row)
+        return self.values[name][row]
+
+    def check(self) -> None:
+        """Verify all latents that nobody has read yet; ``StoreError`` if they are damaged."""
+        for name in STREAMS:
+            for row in np.flatnonzero(~self._checked[name]):
+                if not self._checked[name][row]:
+                    self._check(name, int(row))
+
+    def load(self) -> None:
+        """Copy the latents to memory and verify them."""
+        self.values = {name: values.copy() for name, values in self.values.items()}
+        self.check()
+
+    def _check(self, name: str, row: int) -> None:
+        if self.whole is not None:
+            self._check_whole()
+            return
+        if one_hash(self.values[name][row].data).digest() != self._hashes[name][row].tobytes():
+            raise self._damaged(f"the {name} of clip {self.ids[row]} are not what was written")
+        self._checked[name][row] = True
+
+    def _check_whole(self) -> None:
+        texts = [self.ids, self.labels, self.splits]
+        real = [self.real[name].tolist() for name in STREAMS]
+        content = sha256(json.dumps([texts, real]), *map(_flat, self.values.values()))
+        if content != self.whole:
+            raise self._damaged("its content is not what was written")
+        # which streams are absent is not in that hash. A bit that says there are none has the reader skip
+        # the list of which, whose place in the file then stays over
+        if any(self.has[name].all() for name in STREAMS) and self._spare():
+            raise self._damaged("it does not say which clips have no sound or no picture")
+        for name in STREAMS:
+            self._checked[name][:] = True
+
+    def _spare(self) -> bool:
+        """Whether the file holds buffers that no column uses."""
+        with pa.memory_map(str(self.path)) as source:
+            batch = pa.ipc.open_file(source).get_batch(0)
+            source.seek(8)  # a magic number
+            messages = pa.ipc.MessageReader.open_stream(source)
+            messages.read_next_message()  # the schema
+            held = messages.read_next_message().body.size
+        return held != pa.ipc.read_message(batch.serialize()).body.size
+
+    def _damaged(self, reason: str) -> StoreError:
+        return StoreError(f"{self.path} is damaged ({reason}); {advice(self.path.parent)}")
+
+
+def _flat(values: NDArray) -> Any:
+    """What ``sha256`` takes the length of in numbers, not in bytes."""
+    return values.reshape(-1).data
+
+
+def advice(directory: Path) -> str:
+    """What to do about a store with a damaged file."""
+    return f"move it aside with `vab store repair {directory}`, then `vab extract` makes what is missing"
+
+
+def row_hashes(values: NDArray) -> NDArray[np.uint8]:
+    """[n, 32]: SHA-256 of each of n rows."""
+    digests = b"".join(one_hash(np.ascontiguousarray(row).data).digest() for row in values)
+    return np.frombuffer(digests, np.uint8).reshape(-1, 32)
+
+
+def root_hash(
+    meta: StoreMeta,
+    texts: list[list[str]],  # ids, labels, splits
+    has: Sequence[NDArray[np.bool_]],
+    real: Sequence[NDArray[np.int32]],
+    hashes: Sequence[NDArray[np.uint8]],
+) -> str:
+    """Hash of rows, through the hashes of their latents, and of the settings they were made with."""
+    parts = (np.ascontiguousarray(part).tobytes() for part in (*has, *real, *hashes))
+    return sha256(json.dumps(asdict(meta)), json.dumps(texts), *parts)
+
+
+def write_shard(directory: Path, meta: StoreMeta, rows: Sequence[Latents]) -> Path:
+    """Write one shard of clips, all of it or nothing; returns its path. ``StoreError`` on wrong shapes."""
+    texts = [[row.id for row in rows], [row.label for row in rows], [row.split for row in rows]]
+    columns = [_column(rows, name, meta.shape(name)) for name in STREAMS]
+    has = [mask for _, mask in columns]
+    real = []
+    for name in STREAMS:
+        length = meta.token_shape[1] if name == "tokens" else meta.feature_shape[0]
+        given = [getattr(row, f"real_{name}") for row in rows]
+        real.append(np.array([length if n is None else n for n in given], np.int32))
+    hashes = [row_hashes(values) for values, _ in columns]
+    arrays: list[pa.Array] = [pa.array(text, pa.string()) for text in texts]
+    for values, mask in columns:
+        flat = pa.array(values.reshape(-1))
+        size = math.prod(values.shape[1:])
+        arrays.append(pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(~mask)))
+    arrays += [pa.array(counts) for counts in real]
+    arrays += [pa.array([digest.tobytes() for digest in each], pa.binary(32)) for each in hashes]
+    batch = pa.record_batch(arrays, schema=_schema(meta, hashes=True))
+    path = directory / Shard.name_of(root_hash(meta, texts, has, real, hashes))
+    try:
+        with (
+            atomic(path, over=False) as temporary,
+            temporary.open("wb") as stream,
+            pa.ipc.new_file(stream, batch.schema) as writer,
+        ):
+            writer.write_batch(batch)
+    except FileExistsError:
+        raise StoreError(f"{path} is there already and is not written over") from None
+    return path
+
+
+def _column(rows: Sequence[Latents], name: str, shape: tuple[int, int]) -> tuple[NDArray, NDArray[np.bool_]]:
+    """[n, *shape], zeros where a row has none, and [n], which have one."""
+    kind = np.dtype(KINDS[name][0])
+    values = np.zeros((len(rows), *shape), kind)
+    has = np.zeros(len(rows), bool)
+    for i, row in enumerate(rows):
+        value = getattr(row, name)
+        if value is None:
+            continue
+        if value.shape != shape or value.dtype != kind:
+            raise StoreError(f"{name} of {row.id} are {value.dtype} {value.shape}, not {kind} {shape}")
+        values[i], has[i] = value, True
+    return values, has

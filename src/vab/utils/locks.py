@@ -1,0 +1,53 @@
+"""Locks on files, by which one process keeps others out of a folder; the system frees those of the dead."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from vab.errors import VABError
+
+
+class LockedError(VABError):
+    """Somebody else holds what was asked for. The message is one line that says who holds what."""
+
+
+def lock(file: IO[Any]) -> None:
+    """Lock an open file until it is closed.
+
+    ``BlockingIOError`` if somebody else has locked it, another ``OSError`` where there are no locks (Windows,
+    some network file systems).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(errno.ENOTSUP, "no file locks on this system") from None
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file ``path``, which is made and left there, alone among all processes.
+
+    ``LockedError`` if somebody else does; ``what`` says what they do, as in "trains in runs/first". Where
+    there are no locks nothing is held.
+    """
+    with path.open("a+") as file:
+        try:
+            lock(file)
+        except BlockingIOError:
+            file.seek(0)
+            holder = f"another process {what}"
+            about = file.read(200).strip()
+            raise LockedError(f"{holder} ({about})" if about else holder) from None
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
