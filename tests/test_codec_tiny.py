@@ -21,6 +21,7 @@ from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig, lasting, mel_filters
 from vab.config import HOP, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
+from vab.errors import TrainError
 from vab.training.codec import CodecTrainConfig, energy_distance, excerpts, fit_codes, train_codec
 from vab.utils.locks import LockedError, exclusive
 
@@ -267,13 +268,13 @@ def test_another_codec_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         (config, replace(SMALL, vocabulary=16), tones(), r"codec\.vocabulary was 32, is 16"),
         (config, SMALL, tones(0.5), "sounds was"),
     ):
-        with pytest.raises(ValueError, match=f"holds another run: {difference}"):
+        with pytest.raises(TrainError, match=f"holds another run: {difference}"):
             train_codec(sounds, tmp_path, changed, codec_config)
     assert state.read_bytes() == before
     train_codec(tones(), tmp_path, replace(config, save_every=1), SMALL)
     for damaged in (b"garbage", before[: len(before) // 2], b""):
         state.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"state\.pt is damaged \(\w+\); delete it to begin anew$"):
+        with pytest.raises(TrainError, match=r"state\.pt is damaged \(.+\); delete it to begin anew$"):
             train_codec(tones(), tmp_path, config, SMALL)
     state.write_bytes(before)
     with exclusive(tmp_path / ".lock", "trains"), pytest.raises(LockedError, match=f"trains in {tmp_path}"):
@@ -286,7 +287,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_codec_tiny import BRIEF, SMALL, tones
-from vab.codec_training import train_codec
+from vab.training.codec import train_codec
 train_codec(tones(), Path(sys.argv[1]), BRIEF, SMALL, lambda line: print(line["step"], flush=True))
 """
 

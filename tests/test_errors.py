@@ -86,11 +86,13 @@ def test_the_file_is_named_and_not_its_temporary_name(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught, naming(tmp_path / "a"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert for_people(caught.value) == f"{tmp_path / 'a'}: No space left on device"
-    gone = tmp_path / "gone" / "a"
-    for write in (lambda: write_whole(gone, b""), lambda: save_tensors(gone, {"a": torch.zeros(1)})):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for write in (lambda: write_whole(folder, b""), lambda: save_tensors(folder, {"a": torch.zeros(1)})):
         with pytest.raises(OSError) as caught:
             write()
-        assert for_people(caught.value) == f"{gone}: No such file or directory"
+        assert for_people(caught.value) == f"{folder}: Is a directory"
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @contextmanager

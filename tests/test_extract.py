@@ -19,6 +19,7 @@ from vab.cli import main
 from vab.codecs.codec import DAC, Codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig
 from vab.config import SAMPLE_RATE
+from vab.data.datasets.common import ListError
 from vab.data.datasets.folder import folder_clips
 from vab.data.datasets.synthetic import write_synthetic
 from vab.data.extract import Extraction, decode, extract, weights_fingerprint
@@ -260,7 +261,7 @@ def test_folder(balls: Path, tmp_path: Path) -> None:
     second = found["train/dog/long.wav#1"]
     assert (second.start, second.seconds, second.video) == (5.0, 5.0, None)
     assert {clip.split for clip in folder_clips(tmp_path, dev_share=1.0)[0] if clip.label == "cat"} == {"dev"}
-    with pytest.raises(NotADirectoryError):
+    with pytest.raises(ListError, match="no such folder"):
         folder_clips(tmp_path / "none")
 
 

@@ -618,7 +618,7 @@ def test_real_clips() -> None:
 
 _MEMORY = """
 import resource, sys
-from vab.media import probe, read_frames, stream_audio
+from vab.media.reader import probe, read_frames, stream_audio
 path, what = sys.argv[1:]
 probe(path)
 next(stream_audio(path, 1.0)); next(read_frames(path, 1))

@@ -333,7 +333,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from vab.config import Preset, from_dict
-from vab.train import train
+from vab.training.trainer import train
 preset, store, run, devices = sys.argv[1:]
 train(from_dict(Preset, json.loads(preset)), store, run, devices=int(devices))
 """
