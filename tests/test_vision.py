@@ -27,7 +27,7 @@ from vab.vision import (
 )
 
 EVA_TINY = replace(RECIPES["eva02-clip-l"], architecture="eva02_tiny_patch14_224.mim_in22k", dim=192)
-VIT_TINY = replace(RECIPES["mae-vit-l"], architecture="vit_tiny_patch16_224.augreg_in21k_ft_in1k", dim=192)
+VIT_TINY = replace(RECIPES["mae-vit-l"], architecture="deit_tiny_patch16_224.fb_in1k", dim=192)
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
