@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,13 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from tiny import write_model
 from vab.cli import main
-from vab.codecs.codec import CodecError
+from vab.codecs.codec import CodecError, load_codec
+from vab.config import check_preset
 from vab.data.datasets.synthetic import write_synthetic
-from vab.data.store import StoreError
+from vab.data.store import LatentStore, StoreError
 from vab.errors import LONGEST, SettingError, TrainError, VABError, failure, first_line, for_people, naming
 from vab.inference.pipeline import VABPipeline
 from vab.models.heads import Finetuned
-from vab.models.hub import CONFIG, MODEL
+from vab.models.hub import CONFIG, MODEL, ModelError, read_config
 from vab.presets import PRESETS
 from vab.sampling.parallel import DecodeError
 from vab.utils.files import save_tensors, write_whole
@@ -77,6 +80,42 @@ def test_memory_that_runs_out_is_no_bug() -> None:
 def test_who_caught_a_value_error_still_does() -> None:
     assert all(issubclass(kind, ValueError) for kind in (SettingError, StoreError, DecodeError))
     assert issubclass(TrainError, RuntimeError) and issubclass(CodecError, VABError)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "says"),
+    [
+        ("train", {"batch_size": 0}, "train.batch_size must be 1 or more, not 0"),
+        ("train", {"learning_rate": float("nan")}, "train.learning_rate must be 0 or more, not nan"),
+        ("train", {"betas": (0.9, 2.0)}, "train.betas must be from 0 to"),
+        ("train", {"mask_std": 0.0}, "train.mask_std must be more than 0"),
+        ("train", {"inputs": ()}, "train.inputs must name one"),
+        ("model", {"heads": 5}, "model.width 192 is not a multiple of 5 heads"),
+        ("model", {"expert_layers": 99}, "model.expert_layers must be from 0 to"),
+        ("decode", {"guidance": float("nan")}, "decode.guidance must be a number, not nan"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_named(part: str, changes: dict[str, Any], says: str) -> None:
+    whole = PRESETS["vab-tiny"]
+    with pytest.raises(SettingError, match=re.escape(says)):
+        check_preset(replace(whole, **{part: replace(getattr(whole, part), **changes)}))
+
+
+def test_every_preset_makes_sense() -> None:
+    for each in PRESETS.values():
+        check_preset(each)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "\xff"])
+def test_json_that_is_none_is_an_error_for_people(tmp_path: Path, text: str) -> None:
+    for name in (CONFIG, "store.json"):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(CodecError, match="is no configuration of a codec"):
+        load_codec("encodec", tmp_path)
+    with pytest.raises(ModelError, match="is no configuration of a VAB model"):
+        read_config(tmp_path)
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        LatentStore.open(tmp_path)
 
 
 # --- the disk ---

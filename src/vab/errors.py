@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST = 300  # characters of a line that another library wrote
+LONGEST = 200  # characters of a line that another library wrote
 
 
 class VABError(Exception):

@@ -326,7 +326,10 @@ def _read_transformers(folder: Path, kind: Literal["encodec", "dac"]) -> Any:
     config = folder / "config.json"
     if not config.is_file():
         raise CodecError(f"{folder} has no config.json; pass the codec's own folder with --codec-path")
-    found = json.loads(config.read_text()).get("model_type")
+    try:
+        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CodecError(f"{config}: is no configuration of a codec ({first_line(error)})") from error
     if found != kind:
         raise CodecError(f"{folder} holds a model of type {found!r}, not {kind!r}")
     network: Any = {"encodec": EncodecModel, "dac": DacModel}[kind]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vab.config import Preset
 from vab.data.manifest import labels_of
 from vab.data.store import LatentStore
+from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError, Interval, bootstrap, list_hash
 from vab.evaluate.metrics.tables import markdown
 from vab.training.batches import check_fits, folds_of
@@ -126,8 +127,12 @@ def _rows(store: LatentStore, preset: Preset) -> dict[str, NDArray[np.int64]]:
 
 def _dev_lines(run: Path) -> dict[int, dict[str, float]]:
     """What a run measured on its fold: step -> measures."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line for line in lines if line["split"] == "dev"}
+    path = run / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return {line["step"]: line for line in lines if line["split"] == "dev"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{path}: damaged ({first_line(error)}); train this fold anew") from None
 
 
 def _chosen(

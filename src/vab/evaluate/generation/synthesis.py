@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vab.codecs.codec import Codec, load_codec
 from vab.config import DecodeConfig
 from vab.data.store import LatentStore
+from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.media.reader import write_wav
 from vab.models.hub import CODEC
@@ -201,7 +202,7 @@ def _missing(
     made = json.loads(json.dumps(made))
     if not about.exists():
         write_whole(about, (json.dumps(made, indent=1) + "\n").encode())
-    elif (old := json.loads(about.read_text(encoding="utf-8"))) != made:
+    elif (old := _made(about)) != made:
         other = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
         raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
     for start in range(0, len(rows), AT_ONCE):
@@ -209,3 +210,11 @@ def _missing(
         progress(start, len(rows), paths[0], folder.name, start, len(rows))
         if not all(path.is_file() for path in paths):
             yield rows[start : start + AT_ONCE], paths
+
+
+def _made(about: Path) -> dict[str, Any]:
+    """What the sounds of a folder were made with."""
+    try:
+        return dict(json.loads(about.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise EvaluationError(f"{about}: damaged ({first_line(error)}); use another --run") from None
