@@ -86,7 +86,7 @@ def test_move_never_goes_over_what_is_there(
 def test_a_lock_is_held_by_one_and_ends_with_its_block(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with pytest.raises(RuntimeError), exclusive(path, "writes here"):
-        message = rf"^another process writes here \(process {os.getpid()} on \S+\)$"
+        message = rf"^another process writes here \(process {os.getpid()} on \S+\); wait until it has ended$"
         with pytest.raises(LockedError, match=message), exclusive(path, "writes here"):
             raise AssertionError
         raise RuntimeError

@@ -303,7 +303,7 @@ class Library:
     def _writing(self) -> Iterator[None]:
         """Hold the library for one writer; ``LockedError`` if another process does."""
         with exclusive(self.directory / ".lock", f"writes to the library {self.directory}"):
-            for unfinished in self.directory.glob(".*.tmp"):
+            for unfinished in self.directory.glob(".*.tmp*"):
                 unfinished.unlink()
             self.table.latest()
             self.meta = self._read_meta() if self.table else None  # no table: nothing was ever written

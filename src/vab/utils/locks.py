@@ -42,12 +42,15 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             lock(file)
         except BlockingIOError:
             file.seek(0)
-            holder = f"another process {what}"
             about = file.read(200).strip()
-            raise LockedError(f"{holder} ({about})" if about else holder) from None
+            holder = f"another process {what}" + (f" ({about})" if about else "")
+            raise LockedError(f"{holder}; wait until it has ended") from None
         except OSError:
             pass
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
