@@ -4,6 +4,9 @@
 #   make lint     style, format and types
 #   make format   put the code into the house's format
 #   make bench    how fast is it here? seconds of each stage, minutes in all
+#   make gpu      what only a GPU can show: docs/gpu.md; five minutes. DEVICE=cpu: the same at a small size
+#   make gpu-train    the bundled model trained anew on a GPU: five minutes more
+#   make wheels   what a bare machine with a GPU lacks, to be taken there
 #   make release-check  builds what is released, makes a sound with it, and with the oldest dependencies allowed
 
 PYTHON ?= python3
@@ -11,16 +14,17 @@ VENV ?= .venv
 OUT ?= demo
 CLIP ?= examples/cat.mp4
 JOBS ?= 2
+DEVICE ?= cuda
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STEM := $(basename $(notdir $(CLIP)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench release-check wheel-check lowest-check clean
+.PHONY: help demo test lint format bench gpu gpu-train wheels release-check wheel-check lowest-check clean
 
 help:
-	@sed -n '2,7s/^#   //p' Makefile
+	@sed -n '2,11s/^#   //p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
@@ -47,6 +51,39 @@ format: $(VENV)/installed-dev
 # Writes benchmarks/speed_<hardware>_<month>.md and .json; give it the machine for itself, for some minutes.
 bench: $(VENV)/installed
 	$(BIN)/vab bench -o benchmarks $(ARGS)
+
+# On a GPU nothing is installed: the machine's own PyTorch, and the wheels that were taken along, in build/site.
+# Without one, the virtual environment, the small size, and a page that is not kept.
+ifeq ($(DEVICE),cpu)
+PAGES ?= build/gpu
+GPU := OMP_NUM_THREADS=1 $(BIN)/python -m vab.bench.gpu
+GPU_SIZE := --small
+GPU_NEEDS := $(VENV)/installed-dev
+else
+PAGES ?= benchmarks
+GPU := PYTHONPATH="$(CURDIR)/src:$(CURDIR)/build/site:$(PYTHONPATH)" $(PYTHON) -m vab.bench.gpu
+GPU_NEEDS := build/site
+endif
+
+gpu: $(GPU_NEEDS)
+	$(GPU) gpu --device $(DEVICE) --pages "$(PAGES)" $(GPU_SIZE)
+
+gpu-train: $(GPU_NEEDS)
+	$(GPU) train --device $(DEVICE) --pages "$(PAGES)" $(GPU_SIZE)
+
+build/site: $(wildcard build/wheels/*.whl)
+	@mkdir -p $@
+	$(if $^,$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $@ $^)
+	@touch $@
+
+# For Python 3.12 on Linux; docs/gpu.md says what is expected to be there. PyTorch is never among them.
+WHEELS := lightning-fabric
+wheels: $(BIN)/python
+	@mkdir -p build/wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+		--python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
+		--platform manylinux2014_x86_64 --dest build/wheels $(WHEELS)
+	@ls -l build/wheels
 
 release-check: wheel-check lowest-check
 

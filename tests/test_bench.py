@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny import write_model, write_video
 from vab.bench import report, speed
 from vab.bench.costs import pass_flops, token_cost
-from vab.bench.speed import STAGES, Settings, bench, some_passes
+from vab.bench.speed import STAGES, Settings, bench
 from vab.bench.systems import clip_of, fill, load_system, random_codec, random_stage
+from vab.bench.timing import fill_in, some_passes, unknown
 from vab.cli import main
 from vab.config import DecodeConfig, Preset
 from vab.media.reader import probe
@@ -69,9 +70,9 @@ def passes_of(stage: Stage) -> Iterator[list[int]]:
 @pytest.mark.parametrize(("frames", "guidance"), [(70, 3.0), (100, 1.0), (260, 3.0)])  # one window, and three
 def test_the_count_is_what_pytorch_counts(name: str, guidance: float, frames: int) -> None:
     stage = stage_of(small(name, guidance))
-    tokens, given, features = speed._empty(stage, 1, padded_length(frames, stage.preset.model))
+    tokens, given, features = unknown(stage, 1, padded_length(frames, stage.preset.model))
     with passes_of(stage) as passes, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        speed._fill(stage, tokens, given, features)
+        fill_in(stage, tokens, given, features)
     cost = token_cost(stage.preset, frames)
     assert cost.passes == len(passes)
     assert cost.flops == counter.get_total_flops()
@@ -127,7 +128,7 @@ def test_random_networks_give_numbers_of_a_sane_size(tmp_path: Path) -> None:
     for name in ("vab-tiny", "foleygen-tiny"):
         stage = random_stage(small(name, **changes), codec, CPU)
         assert torch.equal(stage.network.audio_embedding.vectors, codec.codebook_vectors())
-        tokens, _, features = speed._empty(stage, 2, 100)
+        tokens, _, features = unknown(stage, 2, 100)
         logits = stage.network(tokens, features)
         assert logits.isfinite().all() and 0.1 < logits.std() < 10
     assert fill(lambda: torch.nn.LayerNorm(3)).weight.tolist() == [1, 1, 1]

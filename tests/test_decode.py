@@ -16,7 +16,16 @@ from scipy import stats
 from torch import Tensor
 
 from vab.config import DecodeConfig
-from vab.sampling.parallel import DecodeError, LogitsFn, generate, generate_long, guided, sample, windows
+from vab.sampling.parallel import (
+    DecodeError,
+    LogitsFn,
+    generate,
+    generate_long,
+    guided,
+    sample,
+    sample_like_the_cpu,
+    windows,
+)
 
 ONE_DRAW_BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives
 
@@ -307,6 +316,23 @@ def test_a_token_of_probability_zero_is_never_sampled() -> None:
         token, log_p = sample(rows, torch.full((2000,), draw), 0)
         assert not bool(torch.isin(token, torch.tensor([0, 31, 63])).any())
         torch.testing.assert_close(log_p, rows.log_softmax(1).gather(1, token[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
+def test_a_device_with_other_sums_takes_the_tokens_of_the_cpu(spread: float) -> None:
+    """What runs on a GPU runs here, too; of 80,000 draws some fall where rounding decides."""
+    generator = torch.Generator().manual_seed(7)
+    logits = spread * torch.randn(80_000, 512, generator=generator)
+    uniform = torch.rand(len(logits), generator=generator)
+    # every second draw is put on a border between two tokens, or next to one
+    borders = logits[1::2].softmax(1).cumsum(1)[:, 200] + 6e-8 * torch.randint(
+        -2, 3, (40_000,), generator=generator
+    )
+    uniform[1::2] = borders.clamp(0, ONE_DRAW_BELOW_ONE)
+    token, log_p = sample(logits, uniform, 0)
+    other, other_log_p = sample_like_the_cpu(logits, uniform)
+    assert torch.equal(token, other)
+    torch.testing.assert_close(log_p, other_log_p, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vab.bench.speed import ONCE, STAGES, rows_of
+from vab.bench.speed import STAGES, rows_of
+from vab.bench.timing import ONCE
 from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import GENERATION
 from vab.utils.files import write_whole

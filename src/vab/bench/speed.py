@@ -13,17 +13,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vab.bench.costs import token_cost
 from vab.bench.systems import System, clip_of, load_system
-from vab.config import FRAME_RATE, SAMPLE_RATE, samples_to_frames, video_frames
+from vab.bench.timing import ONCE, fill_in, matmul_rate, median, some_passes, unknown
+from vab.config import SAMPLE_RATE, samples_to_frames
 from vab.errors import SettingError
 from vab.media.container import mux
 from vab.media.reader import probe, read_frames, write_wav
@@ -37,8 +37,6 @@ STAGES = ("decode video", "features", "sampling", "refining", "codec", "mux")
 LONGEST = 20.0  # seconds that all passes of one clip may take; else some are timed and multiplied
 SOME = {"passes": 1, "steps": 16}  # so many: passes of VAB, steps of FoleyGen
 PATIENCE = 10.0  # seconds of one timing after which no larger batch is tried
-ONCE = 5.0  # seconds of one timing that is not repeated
-SIDE = 2048  # of the matrices whose product gives the machine's rate
 
 Show = Callable[[int, int, str, str], None]  # system n, of, its name, what is timed
 
@@ -123,12 +121,6 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
     }
 
 
-def matmul_rate(device: torch.device, side: int = SIDE, repeats: int = 5) -> float:
-    """Operations a second of a float32 product of two square matrices: the median."""
-    a, b = (torch.rand(side, side, device=device) for _ in range(2))
-    return 2 * side**3 / _median(lambda: a @ b, repeats, device)
-
-
 @torch.inference_mode()
 def measure(
     system: System,
@@ -159,8 +151,8 @@ def measure(
     silence = torch.zeros(samples).numpy()
     tell("decode video")
     shots = pictures()
-    alone = {"decode video": _median(pictures, settings.repeats, device)}
-    alone["mux"] = _median(write, settings.repeats, device)
+    alone = {"decode video": median(pictures, settings.repeats, device)}
+    alone["mux"] = median(write, settings.repeats, device)
     timings: list[Timing] = []
     for batch in _doubling(settings.largest_batch):
         seconds, timed, longest = dict(alone), {}, 0.0
@@ -176,8 +168,8 @@ def measure(
         if timings and timings[0].seconds["features"] > ONCE:  # the frames of one clip are a batch already
             seconds["features"] = timings[0].seconds["features"]
         else:
-            seconds["features"] = _median(encode, settings.repeats, device) / batch
-        seconds["codec"] = _median(decode, settings.repeats, device) / batch
+            seconds["features"] = median(encode, settings.repeats, device) / batch
+        seconds["codec"] = median(decode, settings.repeats, device) / batch
         timings.append(Timing(batch, {name: seconds[name] for name in STAGES if name in seconds}, timed))
         if longest > PATIENCE or (len(timings) > 1 and timings[-1].total > timings[-2].total):
             break
@@ -212,60 +204,9 @@ def _tokens(
         if once < ONCE:
             one = statistics.median(some_passes(stage, batch, frames, some) for _ in range(repeats))
         return _Tokens(one * passes, some, once)
-    empty = _empty(stage, batch, padded_length(frames, stage.preset.model))
-    whole = _median(partial(_fill, stage, *empty), repeats, device)
+    empty = unknown(stage, batch, padded_length(frames, stage.preset.model))
+    whole = median(partial(fill_in, stage, *empty), repeats, device)
     return _Tokens(whole, passes, whole)
-
-
-def some_passes(stage: Stage, batch: int, frames: int, some: int) -> float:
-    """Seconds of a pass, when ``some`` passes over one window are done for a batch of clips.
-
-    Every pass of VAB costs the same. Those of FoleyGen cost more the later they are, so it does ``some``
-    steps in the middle of the window, with all before them given.
-    """
-    config = stage.preset.model
-    length = min(padded_length(frames, config), config.audio_length)
-    tokens, given, features = _empty(stage, batch, length)
-    if not isinstance(stage.network, FoleyGen):
-        begin = time.perf_counter()
-        _fill(stage, tokens, given, features, steps=some)
-        _finish(tokens.device)
-        return (time.perf_counter() - begin) / some
-    first = (length - some) // 2
-    given[:] = True
-    given[:, :, first : first + some] = False
-    marks: list[float] = []  # the end of each step; the first one also read what is given
-
-    def mark(*_: int) -> None:
-        _finish(tokens.device)
-        marks.append(time.perf_counter())
-
-    _fill(stage, tokens, given, features, progress=mark)
-    return (marks[some] - marks[0]) / some
-
-
-def _empty(stage: Stage, batch: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Nothing known of ``length`` audio frames but what the stage is given, and some features."""
-    config = stage.preset.model
-    device = stage.network.feature_mean.device
-    tokens = torch.zeros(batch, config.codebooks, length, dtype=torch.int64, device=device)
-    given = torch.zeros_like(tokens, dtype=torch.bool)
-    given[:, : config.given_codebooks] = True
-    places = video_frames(length / FRAME_RATE, config.fps)
-    return tokens, given, torch.randn(batch, places, config.vision_dim, device=device)
-
-
-def _fill(
-    stage: Stage,
-    tokens: Tensor,
-    given: Tensor,
-    features: Tensor,
-    steps: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    decode = stage.preset.decode if steps is None else replace(stage.preset.decode, steps=steps)
-    noise = [torch.Generator().manual_seed(n) for n in range(len(tokens))]
-    return stage.fill(tokens, given, features, decode, noise, progress)
 
 
 def _doubling(largest: int) -> Iterator[int]:
@@ -273,26 +214,6 @@ def _doubling(largest: int) -> Iterator[int]:
     while batch <= largest:
         yield batch
         batch *= 2
-
-
-def _median(work: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """The median of the seconds that ``work`` takes; of what takes long, the first."""
-    first = _timed(work, device)
-    return first if first > ONCE else statistics.median(_timed(work, device) for _ in range(repeats))
-
-
-def _timed(work: Callable[[], Any], device: torch.device) -> float:
-    _finish(device)
-    begin = time.perf_counter()
-    work()
-    _finish(device)
-    return time.perf_counter() - begin
-
-
-def _finish(device: torch.device) -> None:
-    """Wait for what a device still computes."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from vab.codecs.codec import DAC, Codec, EnCodec, load_codec
 from vab.config import SAMPLE_RATE, Preset
 from vab.errors import SettingError
-from vab.inference.pipeline import VABPipeline
 from vab.models.foleygen import FoleyGen
 from vab.models.hub import BUNDLED
 from vab.models.vab import VAB
@@ -51,6 +50,10 @@ def load_system(name: str, device: torch.device) -> System:
     Raises ``ValueError`` for a preset that makes no sound of its own, and as ``VABPipeline.from_pretrained``.
     """
     if name == BUNDLED or name not in PRESETS:
+        from vab.inference.pipeline import (
+            VABPipeline,  # which needs a video library; what is random needs none
+        )
+
         pipe = VABPipeline.from_pretrained(name, device=device.type)
         return System(name, "trained", pipe.first, pipe.fine, pipe.codec, pipe.vision)
     preset = PRESETS[name]
@@ -58,16 +61,24 @@ def load_system(name: str, device: torch.device) -> System:
         raise SettingError(
             f"{name} makes no sound from a picture; take {BUNDLED}, vab-encodec, foleygen-encodec ..."
         )
-    codec = random_codec(preset.model.codec).to(device)
     second = PRESETS[SECOND_STAGES[name]] if name in SECOND_STAGES else None
-    return System(
-        name,
-        "random",
-        random_stage(preset, codec, device),
-        None if second is None else random_stage(second, codec, device),
-        codec,
-        random_vision(preset.model.vision).to(device),
-    )
+    codec, vision = random_codec(preset.model.codec), random_vision(preset.model.vision)
+    return random_system(name, preset, second, codec, vision, device)
+
+
+def random_system(
+    name: str,
+    preset: Preset,
+    second: Preset | None,
+    codec: Codec,
+    vision: VisionEncoder,
+    device: torch.device,
+) -> System:
+    """Networks with random weights for these presets, around that codec and image encoder."""
+    codec, vision = codec.to(device), vision.to(device)
+    first = random_stage(preset, codec, device)
+    fine = None if second is None else random_stage(second, codec, device)
+    return System(name, "random", first, fine, codec, vision)
 
 
 def random_stage(preset: Preset, codec: Codec, device: torch.device) -> Stage:
@@ -79,38 +90,35 @@ def random_stage(preset: Preset, codec: Codec, device: torch.device) -> Stage:
     return Stage(network.eval().requires_grad_(False).to(device), preset)
 
 
-def random_codec(name: Literal["encodec", "dac", "tiny"]) -> Codec:
-    """AudioGen's EnCodec or the 16 kHz DAC at full size; the small codec as it is, for it is here."""
+def random_codec(name: Literal["encodec", "dac", "tiny"], **sizes: Any) -> Codec:
+    """AudioGen's EnCodec or the 16 kHz DAC at full size; the small codec as it is, for it is here.
+
+    ``sizes`` are settings of transformers' class to change.
+    """
     if name == "tiny":
         return load_codec(name)
     from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 
     codec: Any
     if name == "encodec":
-        codec = EncodecModel(
-            EncodecConfig(
-                sampling_rate=SAMPLE_RATE,
-                num_filters=64,
-                codebook_size=2048,
-                target_bandwidths=[2.2],  # 4 codebooks of 11 bits, 50 times a second
-                use_causal_conv=False,
-                use_conv_shortcut=False,
-            )
-        )
+        settings: dict[str, Any] = {
+            "num_filters": 64,
+            "codebook_size": 2048,
+            "target_bandwidths": [2.2],  # 4 codebooks of 11 bits, 50 times a second
+            "use_causal_conv": False,
+            "use_conv_shortcut": False,
+        }
+        codec = EncodecModel(EncodecConfig(sampling_rate=SAMPLE_RATE, **settings | sizes))
         for layer in codec.quantizer.layers:
             layer.codebook.embed.normal_()
         return EnCodec(codec)
-    codec = DacModel(
-        DacConfig(
-            sampling_rate=SAMPLE_RATE,
-            downsampling_ratios=[2, 4, 5, 8],
-            n_codebooks=12,
-        )
-    )
+    settings = {"downsampling_ratios": [2, 4, 5, 8], "n_codebooks": 12}
+    codec = DacModel(DacConfig(sampling_rate=SAMPLE_RATE, **settings | sizes))
     with torch.no_grad():  # its own law is so narrow that numbers would get too small to be computed fast
         for parameter in codec.parameters():
             if parameter.ndim > 1 and parameter.shape[0] != 1:
-                parameter.normal_(std=_fan_in(parameter))
+                # and with more they grow until the sine of its Snake is noise in bfloat16
+                parameter.normal_(std=0.7 * _fan_in(parameter))
     return DAC(codec)
 
 

@@ -28,6 +28,7 @@ ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,di
 Progress = Callable[[int, int], None]  # steps done, steps in all
 # first frame, one after the last, tokens and given [B,K,n], progress of this window -> tokens [B,K,n]
 Fill = Callable[[int, int, Tensor, Tensor, Progress], Tensor]
+ROUNDING = 1e-6  # of the total: more than float32 sums of the same probabilities are off by
 
 
 class DecodeError(VABError, ValueError):
@@ -226,8 +227,14 @@ def _noise(count: int, generator: torch.Generator, device: torch.device) -> tupl
 def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """One token per row of ``logits`` [n,V] by inverse distribution function, and its log-probability, [n].
 
-    One ``uniform`` number per row is enough this way. ``top_k`` > 0 keeps the k likeliest tokens.
+    One ``uniform`` number per row is enough this way. ``top_k`` > 0 keeps the k likeliest tokens. Equal logits
+    give the same tokens on every device, those of the CPU.
     """
+    if logits.device.type == "cuda" and not 0 < top_k < logits.shape[1]:
+        return sample_like_the_cpu(logits, uniform)
+    if logits.device.type != "cpu":  # of equally likely tokens each device's top-k takes others
+        token, log_p = sample(logits.cpu(), uniform.cpu(), top_k)
+        return token.to(logits.device), log_p.to(logits.device)
     ids = None
     if 0 < top_k < logits.shape[1]:
         logits, ids = logits.topk(top_k, dim=1)
@@ -239,6 +246,32 @@ def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]
     chosen = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     log_p = (logits.gather(1, chosen) - total.log())[:, 0]
     return (chosen if ids is None else ids.gather(1, chosen))[:, 0], log_p
+
+
+def sample_like_the_cpu(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """``sample`` for a device whose float32 sums are not the CPU's: its tokens nevertheless.
+
+    Rounding moves the border between two tokens past a draw once in some ten thousand. Sums in float64 tell
+    which draws fall that close to a border, and only these few rows go through the CPU.
+    """
+    shifted = (logits - logits.amax(1, keepdim=True)).double()
+    cumulative = shifted.exp().cumsum(1)  # [n,V]
+    total = cumulative[:, -1:]
+    drawn = uniform[:, None].double() * total
+    last = logits.shape[1] - 1
+    chosen = torch.searchsorted(cumulative, drawn, right=True).clamp_max(last)
+    log_p = (shifted.gather(1, chosen) - total.log())[:, 0].float()
+    token = chosen[:, 0]
+    below, above = (
+        torch.searchsorted(cumulative, drawn + side * ROUNDING * total, right=True).clamp(0, last)[:, 0]
+        for side in (-1, 1)
+    )
+    unsure = (below != above).nonzero()[:, 0]
+    if len(unsure):
+        by_cpu, its_log_p = sample(logits[unsure].cpu(), uniform[unsure].cpu(), 0)
+        token[unsure] = by_cpu.to(token.device)
+        log_p[unsure] = its_log_p.to(log_p.device)
+    return token, log_p
 
 
 def decode_settings(

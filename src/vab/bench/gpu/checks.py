@@ -1,0 +1,332 @@
+"""What must be the same on a device as on the CPU: each check is a function ``(device, small) -> rows``.
+
+A row says what was compared, how far apart it was and how far it may be. Without a limit it is a
+measurement, no check. All of it is done with TF32 off; the CPU computes in float32. Distances are relative
+L2: ``|device - cpu| / |cpu|``.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, synthetic_store, tf32, vision_of
+from vab.bench.timing import fill_in, unknown
+from vab.config import DecodeConfig, ModelConfig, Preset
+from vab.models.foleygen import Continuation, FoleyGen, delay
+from vab.presets import PRESETS
+from vab.sampling import autoregressive
+from vab.sampling.parallel import generate
+from vab.sampling.stages import Stage
+from vab.training.batches import ClipBatches
+from vab.training.objectives import OBJECTIVES, build
+from vab.training.trainer import optimizers, train
+
+EXACT, ROUGH = 1e-4, 0.03  # relative L2 of float32 and of bfloat16
+TYPES = {"float32": (torch.float32, EXACT), "bfloat16": (torch.bfloat16, ROUGH)}
+STEPS = 4  # of the runs of training
+CPU = torch.device("cpu")
+
+Row = dict[str, Any]
+Objective = Literal["masked", "contrastive", "classification", "causal"]
+
+
+def row(check: str, numbers: str, measured: float, limit: float | None, note: str = "") -> Row:
+    """One comparison; ``met`` is None where there is no limit."""
+    met = None if limit is None else bool(measured <= limit)
+    return {"check": check, "numbers": numbers, "measured": measured, "at most": limit, "met": met} | (
+        {"note": note} if note else {}
+    )
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Relative L2 distance; infinite if something is not a number."""
+    found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
+    value = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    return value if value == value else float("inf")
+
+
+def differing(found: Tensor, wanted: Tensor) -> float:
+    """Share of the tokens that are not the same."""
+    return float((found.cpu() != wanted.cpu()).float().mean())
+
+
+def equal_logits(device: torch.device, small: bool) -> list[Row]:
+    """Equal logits give the CPU's tokens, in parallel decoding and step by step."""
+    config = preset_of("vab-encodec", small).model
+    batch, rows = 2, []
+    shape = (batch, config.codebooks, config.audio_length)
+    logits = 3 * torch.randn(*shape, config.vocabulary, generator=torch.Generator().manual_seed(0))
+    for name, decode in (
+        ("parallel", DecodeConfig(steps=16, temperature=25.5)),
+        ("parallel, of the 256 likeliest", DecodeConfig(steps=16, temperature=25.5, top_k=256)),
+        ("step by step", DecodeConfig(steps=0, temperature=1.0, top_k=256)),
+    ):
+        found = []
+        for where in (CPU, device):
+            noise = [torch.Generator().manual_seed(n) for n in range(batch)]
+            tokens = torch.zeros(shape, dtype=torch.int64, device=where)
+            given = torch.zeros_like(tokens, dtype=torch.bool)
+            what = (tokens, given, config.vocabulary, decode, noise)
+            here = logits.to(where)
+            if decode.steps:
+                found.append(generate(partial(_same, here), *what))
+            else:
+                found.append(autoregressive.generate(partial(_same, here[:, :, 0]), *what))
+        share = differing(*found)
+        rows.append(row(f"tokens of equal logits, {name}", "float32", share, 0.0, "share that differs"))
+    return rows
+
+
+def _same(logits: Tensor, tokens: Tensor) -> Tensor:
+    return logits
+
+
+def networks(device: torch.device, small: bool) -> list[Row]:
+    """The networks' logits; FoleyGen's also with its cache."""
+    rows = []
+    for name in ("vab-encodec", "vab-dac", "vab-dac-coarse2fine", "foleygen-encodec"):
+        preset = preset_of(name, small)
+        network = network_of(preset)
+        tokens, features = inputs(preset.model, 1, CPU)
+        jobs: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {name: lambda n, t, f: n(t, f)}
+        if isinstance(network, FoleyGen):
+            jobs[f"{name} with its cache"] = _cached
+        wanted = {job: work(network, tokens, features) for job, work in jobs.items()}
+        for numbers, (dtype, limit) in TYPES.items():
+            there = network.to(device, dtype)
+            for job, work in jobs.items():
+                found = work(there, tokens.to(device), features.to(device))
+                rows.append(row(job, numbers, relative(found, wanted[job]), limit))
+    return rows
+
+
+def _cached(network: nn.Module, tokens: Tensor, features: Tensor) -> Tensor:
+    """Logits [8,B,K,V] of eight steps, one at a time, after a quarter of the window at once."""
+    assert isinstance(network, FoleyGen)
+    first = tokens.shape[2] // 4
+    steps = delay(tokens.clamp(max=network.config.vocabulary - 1), network.config.vocabulary)
+    continuation = Continuation(network, tokens.shape[2])
+    found = [continuation(steps[:, :, :first], features)]
+    found += [continuation(steps[:, :, n : n + 1], features) for n in range(first, first + 7)]
+    return torch.stack(found)
+
+
+@torch.no_grad()
+def image_encoder(device: torch.device, small: bool) -> list[Row]:
+    """EVA02-CLIP-L on pictures of noise."""
+    vision: Any = vision_of(small)
+    pictures = torch.randn(2, 3, vision.size, vision.size, generator=torch.Generator().manual_seed(0))
+    wanted, rows = vision.model(pictures), []
+    for numbers, (dtype, limit) in TYPES.items():
+        model = vision.model.to(device, dtype)
+        rows.append(row("image encoder", numbers, relative(model(pictures.to(device, dtype)), wanted), limit))
+    return rows
+
+
+@torch.no_grad()
+def codecs(device: torch.device, small: bool) -> list[Row]:
+    """EnCodec and DAC: what goes to the codebooks, which tokens come of it, and the sound of tokens."""
+    rows = []
+    draw = torch.Generator().manual_seed(0)
+    waveform = 0.1 * torch.randn(1, 16_000 if small else 32_000, generator=draw)
+    for name in ("encodec", "dac"):
+        codec: Any = codec_of(name, small)
+        tokens = torch.randint(codec.vocabulary, (1, codec.codebooks, 100), generator=draw)
+        places = codec.model.encoder(waveform[:, None])
+        sound, own = codec.decode(tokens), codec.encode(waveform)
+        for numbers, (dtype, limit) in TYPES.items():
+            codec.model.to(device, dtype)
+            wave = waveform.to(device, dtype)
+            apart = relative(codec.model.encoder(wave[:, None]), places)
+            rows.append(row(f"{name}, encoder", numbers, apart, limit))
+            apart = relative(codec.decode(tokens.to(device)), sound)
+            rows.append(row(f"{name}, decoder", numbers, apart, limit))
+            share = differing(codec.encode(wave), own)
+            rows.append(row(f"{name}, tokens of a sound", numbers, share, None, "share that differs"))
+    return rows
+
+
+def _taught(objective: Objective) -> tuple[Preset, ModelConfig]:
+    """A preset of that objective which any processor trains in seconds."""
+    model = replace(
+        PRESETS["vab-tiny"].model, seconds=1.0, width=64, layers=2, expert_layers=1, heads=2, vocabulary=64
+    )
+    if objective == "causal":
+        model = replace(model, expert_layers=0)
+    config = replace(
+        PRESETS["vab-tiny"].train,
+        objective=objective,
+        optimizer="adamw",
+        learning_rate=1e-3,
+        warmup_steps=0,
+        batch_size=8,
+        crop=0.0,
+        ema=0.9,
+        precision="32-true",
+        save_every=STEPS // 2,
+        log_every=1,
+        inputs=("audio", "both"),
+    )
+    classes = tuple(f"label{n}" for n in range(7)) if objective == "classification" else ()
+    return Preset("check", "", model, config, classes=classes), model
+
+
+def training_steps(device: torch.device, small: bool) -> list[Row]:
+    """Loss, gradient and first update of every objective, the contrastive one among them."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        store = synthetic_store(Path(folder), _taught("masked")[1], 16)
+        for objective in get_args(Objective):
+            preset, _ = _taught(objective)
+            batch = ClipBatches(store, preset, "train").train_batch(0)
+            torch.manual_seed(0)
+            network = build(preset, torch.from_numpy(store.codebook_vectors()))
+            wanted = _step(copy.deepcopy(network), batch, preset, CPU, "float32")
+            for numbers, (_, limit) in TYPES.items():
+                found = _step(copy.deepcopy(network), batch, preset, device, numbers)
+                # AdamW's first update is the sign of a gradient, also of one that is nothing but rounding
+                limits = {"weights after it": 10 * EXACT}
+                if numbers == "bfloat16":
+                    del found["weights after it"]
+                for name, value in found.items():
+                    apart = relative(value, wanted[name])
+                    rows.append(row(f"{objective} step, {name}", numbers, apart, limits.get(name, limit)))
+    return rows
+
+
+def _step(
+    network: nn.Module, batch: Any, preset: Preset, device: torch.device, numbers: str
+) -> dict[str, Tensor]:
+    """One step of training: its loss, the gradient of all weights, and the weights it leaves."""
+    network.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=numbers == "bfloat16"):
+        loss = OBJECTIVES[preset.train.objective](network, batch.to(device), preset).loss
+    loss.backward()
+    learned = [p for p in network.parameters() if p.grad is not None]
+    gradient = torch.cat([p.grad.flatten() for p in learned if p.grad is not None])
+    for optimizer in optimizers(network, preset.train):
+        optimizer.step()
+    weights = torch.cat([p.detach().flatten() for p in learned])
+    return {"loss": loss.detach()[None], "gradient": gradient, "weights after it": weights}
+
+
+def runs(device: torch.device, small: bool) -> list[Row]:
+    """A run of training beside the CPU's, and one that is resumed from its checkpoint."""
+    preset, model = _taught("masked")
+    quiet = lambda line: None  # noqa: E731
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        synthetic_store(place / "store", model, 16)
+        train(preset, place / "store", place / "here", max_steps=STEPS, log=quiet)
+        if device.type == "cpu":
+            train(preset, place / "store", place / "there", max_steps=STEPS, log=quiet)
+        else:
+            _train_on_cpu(place / "store", place / "there")
+        final = [_learned(place / name) for name in ("here", "there")]
+        apart = relative(*final)
+        losses = relative(_losses(place / "here"), _losses(place / "there"))
+        # the second half once more, from the checkpoint in the middle
+        train(preset, place / "store", place / "again", max_steps=STEPS, log=quiet)
+        (place / "again" / "checkpoints" / f"{STEPS:09d}.safetensors").unlink()
+        (place / "again" / "model.safetensors").unlink()
+        train(preset, place / "store", place / "again", max_steps=STEPS, log=quiet)
+        changed = relative(_learned(place / "again"), final[0])
+    return [
+        row(f"losses of {STEPS} steps of a run", "float32", losses, EXACT),
+        row(f"weights after {STEPS} steps of a run", "float32", apart, 100 * EXACT),
+        row("a resumed run beside one that was not stopped", "float32", changed, EXACT, "0 is bit for bit"),
+    ]
+
+
+def _learned(run: Path) -> Tensor:
+    """All weights that were learned, in one line; the codec's vectors are not."""
+    state = load_file(run / "model.safetensors")
+    frozen = ("vectors", "feature_mean", "feature_std")
+    return torch.cat([tensor.flatten() for name, tensor in state.items() if not name.endswith(frozen)])
+
+
+def _losses(run: Path) -> Tensor:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return torch.tensor([line["loss"] for line in lines])
+
+
+def _train_on_cpu(store: Path, run: Path) -> None:
+    """The same run where no GPU is seen; ``RuntimeError`` if it fails."""
+    code = (
+        "import sys; from pathlib import Path; from vab.bench.gpu import checks; "
+        "checks.train(checks._taught('masked')[0], sys.argv[1], Path(sys.argv[2]), max_steps=checks.STEPS)"
+    )
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-c", code, str(store), str(run)]
+    done = subprocess.run(command, env=hidden, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the run on the CPU failed: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def in_batches(device: torch.device, small: bool) -> list[Row]:
+    """The tokens of a clip alone, once more alone, and among four."""
+    rows = []
+    for name in ("vab-encodec", "foleygen-encodec"):
+        preset = preset_of(name, small)
+        if preset.train.objective == "causal":  # two seconds are enough to see it
+            preset = replace(preset, model=replace(preset.model, seconds=min(2.0, preset.model.seconds)))
+        network = network_of(preset)
+        for numbers, (dtype, _) in TYPES.items():
+            stage = Stage(network.to(device, dtype), preset)
+            tokens, given, features = unknown(stage, 4, preset.model.audio_length)
+            together = fill_in(stage, tokens, given, features)
+            alone, again = (fill_in(stage, tokens[:1], given[:1], features[:1]) for _ in range(2))
+            note = "share that differs"
+            rows.append(row(f"{name}, a clip alone twice", numbers, differing(again, alone), 0.0, note))
+            where = first_difference(network, *inputs(preset.model, 4, device))
+            note = f"share that differs; {where}"
+            share = differing(together[:1], alone)
+            rows.append(row(f"{name}, alone and among four", numbers, share, None, note))
+    return rows
+
+
+@torch.no_grad()
+def first_difference(network: nn.Module, tokens: Tensor, features: Tensor) -> str:
+    """The first layer whose output for the first clip depends on the clips beside it."""
+    seen: list[tuple[str, Tensor]] = []
+    leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: seen.append((name, out[0].clone())))
+        for name, module in leaves
+    ]
+    network(tokens, features)
+    many = list(seen)
+    seen.clear()
+    network(tokens[:1], features[:1])
+    for hook in hooks:
+        hook.remove()
+    for (name, among), (_, alone) in zip(many, seen, strict=True):
+        if not torch.equal(among, alone):
+            return f"first in {name}, by {relative(among, alone):.1e}"
+    return "every layer is the same"
+
+
+CHECKS: dict[str, Callable[[torch.device, bool], list[Row]]] = {
+    check.__name__: check
+    for check in (equal_logits, networks, codecs, image_encoder, training_steps, in_batches, runs)
+}
+
+
+def run_check(name: str, device: torch.device, small: bool) -> list[Row]:
+    """The rows of a check, done with TF32 off."""
+    with tf32(False):
+        return CHECKS[name](device, small)

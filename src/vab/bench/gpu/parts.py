@@ -1,0 +1,17 @@
+"""The parts of each page, in the order in which they run: the most valuable first."""
+
+from __future__ import annotations
+
+from vab.bench.gpu.runner import Part
+
+TOTAL = 295.0  # seconds of a whole run; the limits of its parts may be more together
+
+GPU_PARTS = (
+    Part("correctness", "vab.bench.gpu.correctness:correctness", 90),
+    Part("vab-encodec", "vab.bench.gpu.speed:vab_encodec", 50),
+    Part("training", "vab.bench.gpu.training:training", 75),
+    Part("foleygen", "vab.bench.gpu.speed:foleygen", 50),
+    Part("vab-dac", "vab.bench.gpu.speed:vab_dac", 50),
+    Part("extraction", "vab.bench.gpu.extraction:extraction", 40),
+)
+TRAIN_PARTS: tuple[Part, ...] = ()

@@ -1,0 +1,130 @@
+"""What is built with random weights: at full size on a card, at a size for two cores without one.
+
+The small ones have the same parts: EnCodec and DAC of transformers, EVA-02 of timm, the presets' networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from vab.bench.systems import SECOND_STAGES, System, fill, random_codec, random_system, random_vision
+from vab.codecs.codec import Codec
+from vab.config import ModelConfig, Preset
+from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.models.foleygen import FoleyGen
+from vab.models.vab import VAB
+from vab.presets import PRESETS
+from vab.vision import RECIPES, TimmEncoder, VisionEncoder
+
+SMALL_VISION = replace(
+    RECIPES["eva02-clip-l"], architecture="eva02_tiny_patch14_224", dim=192, size=56, short_side=56
+)
+SMALL_MODEL = {"seconds": 1.0, "width": 64, "layers": 2, "heads": 2, "vision_dim": SMALL_VISION.dim}
+SMALL_CODECS: dict[str, dict[str, int]] = {
+    "encodec": {"num_filters": 8},
+    "dac": {"encoder_hidden_size": 8, "decoder_hidden_size": 64},
+}
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Float32 products and convolutions of a GPU in TF32, or in float32 as it says; then as before."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def preset_of(name: str, small: bool) -> Preset:
+    """The preset, or one of the same kind that two cores can do."""
+    preset = PRESETS[name]
+    if not small:
+        return preset
+    sizes: dict[str, Any] = SMALL_MODEL | {"expert_layers": min(1, preset.model.expert_layers)}
+    decode = replace(preset.decode, steps=min(2, preset.decode.steps))
+    train = replace(preset.train, batch_size=min(4, preset.train.batch_size))
+    return replace(preset, model=replace(preset.model, **sizes), decode=decode, train=train)
+
+
+def network_of(preset: Preset) -> VAB:
+    """Its network, on the CPU."""
+    kind = FoleyGen if preset.train.objective == "causal" else VAB
+    return fill(lambda: kind(preset.model)).eval().requires_grad_(False)
+
+
+def codec_of(name: Literal["encodec", "dac"], small: bool) -> Codec:
+    """That codec, on the CPU."""
+    return random_codec(name, **SMALL_CODECS[name] if small else {})
+
+
+def vision_of(small: bool) -> VisionEncoder:
+    """EVA02-CLIP-L, on the CPU."""
+    if not small:
+        return random_vision("eva02-clip-l")
+    import timm
+
+    model: Any = fill(
+        lambda: timm.create_model(
+            SMALL_VISION.architecture, pretrained=False, img_size=SMALL_VISION.size, depth=2
+        )
+    )
+    model.reset_classifier(0)
+    return TimmEncoder("eva02-tiny", SMALL_VISION, model)
+
+
+def system_of(name: str, small: bool, device: torch.device) -> System:
+    """All that it takes to give a video its sound."""
+    preset = preset_of(name, small)
+    second = preset_of(SECOND_STAGES[name], small) if name in SECOND_STAGES else None
+    assert preset.model.codec != "tiny"
+    codec, vision = codec_of(preset.model.codec, small), vision_of(small)
+    return random_system(name, preset, second, codec, vision, device)
+
+
+def inputs(config: ModelConfig, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [B,K,T] of a window, half of them [MASK] where a codebook is predicted; features [B,F,dim]."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (batch, config.codebooks, config.audio_length)
+    tokens = torch.randint(config.vocabulary, shape, generator=draw)
+    hidden = torch.rand(shape, generator=draw) < 0.5
+    hidden[:, : config.given_codebooks] = False
+    features = torch.randn(batch, config.video_length, config.vision_dim, generator=draw)
+    return tokens.masked_fill(hidden, config.vocabulary).to(device), features.to(device)
+
+
+def synthetic_store(folder: Path, model: ModelConfig, clips: int) -> LatentStore:
+    """A store of random latents that fit ``model``; every second clip says its label with each token."""
+    draw = np.random.default_rng(0)
+    meta = StoreMeta(
+        model.codec,
+        model.vision,
+        model.codebooks,
+        model.vocabulary,
+        model.codebook_dim,
+        model.vision_dim,
+        model.seconds,
+        model.fps,
+    )
+    vectors = draw.standard_normal((model.codebooks, model.vocabulary, model.codebook_dim), np.float32)
+    store = LatentStore.create(folder, meta, vectors)
+    rows = []
+    for n in range(clips):
+        tokens = draw.integers(model.vocabulary, size=meta.token_shape).astype(np.uint16)
+        if n % 2:
+            tokens[:] = n % 7
+        features = draw.standard_normal(meta.feature_shape, np.float32).astype(np.float16)
+        rows.append(Latents(f"clip{n:05d}", f"label{n % 7}", "train", tokens, features))
+    with store.writing():
+        store.add(rows)
+    return store

@@ -1,0 +1,207 @@
+"""Seconds of each stage of generation on a device, alone and at the best batch, in each kind of numbers.
+
+Random weights; 10 s clips; the stages are those of ``vab.inference.pipeline`` that run on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vab.bench.costs import token_cost
+from vab.bench.gpu.runner import report
+from vab.bench.gpu.sizes import system_of, tf32
+from vab.bench.systems import System
+from vab.bench.timing import fill_in, finish, matmul_rate, median, timed, unknown
+from vab.models.foleygen import FoleyGen
+from vab.sampling.stages import Stage, padded_length
+from vab.utils.device import pick_device
+
+KINDS = {  # how float32 and bfloat16 are multiplied: type, whether in TF32
+    "bfloat16": (torch.bfloat16, False),
+    "TF32": (torch.float32, True),
+    "float32": (torch.float32, False),
+}
+BATCHES, SMALL_BATCHES = (1, 4, 16, 64), (1, 2)
+PATIENCE = 6.0  # seconds that a batch is expected to take above which it is not tried
+GAIN = 0.95  # a larger batch goes on only if a clip takes this share of the seconds, or less
+SIDE, SMALL_SIDE = 8192, 256  # of the matrices whose product gives the device's rate
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def numbers(kind: str) -> Iterator[torch.dtype]:
+    """The type of the weights, with products done as the kind says."""
+    dtype, on = KINDS[kind]
+    with tf32(on):
+        yield dtype
+
+
+def kinds(device: torch.device) -> list[str]:
+    """Those that differ on this device: TF32 is CUDA's."""
+    return [kind for kind in KINDS if device.type == "cuda" or kind != "TF32"]
+
+
+def vab_encodec(device: str, small: bool, folder: Path) -> dict[str, Any]:
+    """Speed of vab-encodec: 10 s clips, random weights."""
+    return _measure("vab-encodec", pick_device(device), small)
+
+
+def vab_dac(device: str, small: bool, folder: Path) -> dict[str, Any]:
+    """Speed of vab-dac and its second stage, vab-dac-coarse2fine: 10 s clips, random weights."""
+    return _measure("vab-dac", pick_device(device), small)
+
+
+def foleygen(device: str, small: bool, folder: Path) -> dict[str, Any]:
+    """Speed of FoleyGen with its cache: 10 s clips, random weights."""
+    return _measure("foleygen-encodec", pick_device(device), small)
+
+
+@torch.inference_mode()
+def _measure(name: str, device: torch.device, small: bool) -> dict[str, Any]:
+    rows: list[Row] = []
+    lines: list[str] = []
+    system = system_of(name, small, device)
+    for kind in kinds(device):
+        with numbers(kind) as dtype:
+            rate = matmul_rate(device, SMALL_SIDE if small else SIDE, dtype=dtype)
+            convert(system, dtype)
+            found = batches(system, kind, rate, device, SMALL_BATCHES if small else BATCHES)
+            # one clip, and the batch of the fewest seconds a clip
+            best = min(found, key=lambda row: row["seconds a clip"])
+            rows += [found[0]] + ([best] if best is not found[0] else [])
+            tried = ", ".join(f"{r['at once']}: {r['seconds a clip']:.3g}" for r in found)
+            lines.append(
+                f"{kind}: product of matrices {rate / 1e12:.3g} TFLOP/s; seconds a clip at once {tried}"
+            )
+            report(rows, lines)
+            if kind == "bfloat16":
+                try:
+                    lines += profile(system.first, device)
+                except RuntimeError as error:  # not every machine lets a profiler look
+                    lines.append(f"no profile: {' '.join(str(error).split())[:200]}")
+                report(rows, lines)
+    return {"rows": rows, "lines": lines}
+
+
+def convert(system: System, dtype: torch.dtype) -> None:
+    """Turn all of its weights to that type, where they are; random ones lose nothing by it."""
+    parts: list[Any] = [system.first.network, system.codec, system.vision]
+    parts += [] if system.fine is None else [system.fine.network]
+    for part in parts:
+        getattr(part, "model", part).to(dtype)
+
+
+def batches(system: System, kind: str, rate: float, device: torch.device, sizes: Sequence[int]) -> list[Row]:
+    """A row for each batch, until a larger one does not pay, takes too long or does not fit."""
+    found: list[Row] = []
+    for batch in sizes:
+        whole = [row["seconds a clip"] * row["at once"] for row in found]
+        # the next is expected to grow as the last one did
+        if whole and whole[-1] * whole[-1] / whole[-2 if len(whole) > 1 else -1] > PATIENCE:
+            break
+        try:
+            row = _row(system, kind, batch, rate, device)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            break
+        found.append(row)
+        if len(found) > 1 and row["seconds a clip"] > GAIN * found[-2]["seconds a clip"]:
+            break
+    if not found:
+        raise RuntimeError(f"{system.name} in {kind}: one clip does not fit into the memory of {device}")
+    return found
+
+
+def _row(system: System, kind: str, batch: int, rate: float, device: torch.device) -> Row:
+    config = system.first.preset.model
+    frames = config.audio_length
+    stages: dict[str, Stage] = {"sampling": system.first}
+    if system.fine is not None:
+        stages["refining"] = system.fine
+    vision: Any = system.vision
+    dtype = KINDS[kind][0]
+    size = (batch * config.video_length, 3, vision.size, vision.size)
+    pictures = torch.randn(size, device=device, dtype=dtype)
+    codebooks = (system.fine or system.first).preset.model.codebooks
+    tokens = torch.randint(config.vocabulary, (batch, codebooks, frames), device=device)
+    jobs: dict[str, Callable[[], Any]] = {"features": partial(vision.model, pictures)}
+    flops = {}
+    for name, stage in stages.items():
+        empty = unknown(stage, batch, padded_length(frames, stage.preset.model))
+        jobs[name] = partial(fill_in, stage, *empty)
+        flops[name] = batch * token_cost(stage.preset, frames).flops
+        # a pass to warm up: every pass of VAB has the same shapes, FoleyGen's first ones do for it
+        once = (*empty[:1], _but_some(empty[1]), *empty[2:])
+        fill_in(stage, *once, steps=1)
+    jobs["codec"] = partial(system.codec.decode, tokens)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = {}
+    for name, job in jobs.items():
+        if name in stages:
+            first = timed(job, device)
+            seconds[name] = first if first > 1 else min(first, median(job, 3, device))
+        else:
+            job()
+            seconds[name] = median(job, 3, device)
+    row: Row = {"numbers": kind, "at once": batch}
+    row |= {f"{name}, s": seconds[name] / batch for name in jobs}
+    row["seconds a clip"] = sum(seconds.values()) / batch
+    row["times real time"] = config.seconds / row["seconds a clip"]
+    for name in stages:
+        row[f"{name}, GFLOP/s"] = flops[name] / seconds[name] / 1e9
+        row[f"{name}, of the product's rate"] = flops[name] / seconds[name] / rate
+    row["peak GiB"] = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return row
+
+
+def _but_some(given: torch.Tensor) -> torch.Tensor:
+    """All known but the last sixteen frames of what is not."""
+    known = given.clone()
+    known[:, :, :-16] = True
+    return known
+
+
+def profile(stage: Stage, device: torch.device, most: int = 8) -> list[str]:
+    """Where the time of one pass goes (of FoleyGen: of sixteen steps): the costliest kernels."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    cuda = device.type == "cuda"
+    tokens, given, features = unknown(stage, 1, padded_length(1, stage.preset.model))
+    if isinstance(stage.network, FoleyGen):
+        given = _but_some(given)
+    work = partial(fill_in, stage, tokens, given, features, steps=1)
+    work()
+    finish(device)
+    with record(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as seen:
+        work()
+        finish(device)
+
+    def own(event: Any) -> float:
+        return event.self_device_time_total if cuda else event.self_cpu_time_total
+
+    # on a card a kernel counts once, and not again as the operation that launched it
+    events = [e for e in seen.key_averages() if not cuda or str(e.device_type).endswith("CUDA")]
+    total = sum(own(event) for event in events) or 1.0
+    wall = timed(work, device)
+    top = sorted(events, key=own, reverse=True)[:most]
+    name = "sixteen steps" if isinstance(stage.network, FoleyGen) else "one pass"
+    text = [f"Of {name} of one clip in bfloat16, {wall * 1e3:.3g} ms, {total / 1e3:.3g} ms are its kernels:"]
+    text += [f"{100 * own(e) / total:.0f} % in {e.count} of {e.key[:100]}" for e in top]
+    return text
+
+
+def flops_of(work: Callable[[], Any]) -> float:
+    """Floating-point operations of matrix products and convolutions in ``work``, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
