@@ -227,8 +227,8 @@ def _noise(count: int, generator: torch.Generator, device: torch.device) -> tupl
 def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """One token per row of ``logits`` [n,V] by inverse distribution function, and its log-probability, [n].
 
-    One ``uniform`` number per row is enough this way. ``top_k`` > 0 keeps the k likeliest tokens. Equal logits
-    give the same tokens on every device, those of the CPU.
+    One ``uniform`` number per row is enough this way. ``top_k`` > 0 keeps the k likeliest tokens. Equal
+    logits give the same tokens on every device, those of the CPU.
     """
     if logits.device.type == "cuda" and not 0 < top_k < logits.shape[1]:
         return sample_like_the_cpu(logits, uniform)
