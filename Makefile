@@ -77,7 +77,7 @@ build/site: $(wildcard build/wheels/*.whl)
 	@touch $@
 
 # For Python 3.12 on Linux; docs/gpu.md says what is expected to be there. PyTorch is never among them.
-WHEELS := lightning-fabric
+WHEELS := lightning-fabric soundfile cffi pycparser
 wheels: $(BIN)/python
 	@mkdir -p build/wheels
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \

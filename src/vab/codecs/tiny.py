@@ -84,6 +84,8 @@ def lasting(frames: Tensor, centres: Tensor, hold: float) -> Tensor:
     algorithm finds it. With a ``hold`` of 0 that is the nearest centre.
     """
     error = centres.square().sum(1) - 2 * frames @ centres.T  # [B, T, V], less what a frame adds to all
+    if not hold:
+        return error.argmin(2)
     own = torch.arange(len(centres), device=frames.device)
     cost, moves = error[:, 0], []  # of the best way to each centre, and where that way comes from
     for now in error.unbind(1)[1:]:
@@ -206,8 +208,11 @@ class TinyCodec(nn.Module):
         batch, length = draws * frames.shape[0], frames.shape[1]
         x = self.decoder(self.from_code(frames.transpose(1, 2) / SPREAD)).transpose(1, 2)
         x = self.to_detail(x).repeat(draws, 1, 1).reshape(batch, 2 * length, c.detail_width)
-        hiss = self.spectrogram(torch.randn(batch, HOP * length, generator=generator).to(x))
-        noise = torch.randn(batch, 2 * length, c.noise, generator=generator).to(x)
+        # training draws where it computes; float32, as a GPU has no Fourier transform of less
+        where = frames.device if generator is None else generator.device
+        hiss = torch.randn(batch, HOP * length, generator=generator, device=where).to(frames)
+        noise = torch.randn(batch, 2 * length, c.noise, generator=generator, device=where).to(x)
+        hiss = self.spectrogram(hiss)
         x = self.detail((x + self.add_noise(noise)).transpose(1, 2)).transpose(1, 2)
         outline = self.outline(frames).repeat(draws, 1, 1)
         tone, envelope = self.to_spectrum(self.norm(x)).chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one safetensors file each, written whole, the last two kept."""
+"""Checkpoints of a run: one safetensors file each, written whole, the last two kept; a run's end, to ship."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vab.errors import TrainError
+from vab.models.hub import CONFIG, MODEL, read_config
 from vab.utils.files import save_tensors, write_whole
 
 KEPT = 2
@@ -86,7 +89,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 def cut_metrics(path: Path, step: int) -> None:
     """Take back the lines of a run's metrics after the step it goes on from, and one half written.
 
-    ``ValueError`` names a line that is none.
+    ``TrainError`` names a line that is none.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = []
@@ -96,7 +99,22 @@ def cut_metrics(path: Path, step: int) -> None:
         try:
             of = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: line {number} is damaged; delete it to go on") from None
+            raise TrainError(f"{path}: line {number} is damaged; delete it to go on") from None
         if of <= step:
             kept.append(line)
     write_whole(path, "".join(kept).encode())
+
+
+def ship(run: Path, out: Path) -> None:
+    """A finished run as a model directory in half precision: configuration, record and weights.
+
+    A linear probe keeps its head alone: it stands on the trunk of the contrastive network beside it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    weights = load_file(run / MODEL)
+    if read_config(run).train.frozen:
+        weights = {name: tensor for name, tensor in weights.items() if name.startswith("head.")}
+    # the codebooks stand in the codec's file as halves too: both must be the same numbers
+    save_tensors(out / MODEL, {name: tensor.half() for name, tensor in weights.items()})
+    for name in (CONFIG, "record.json"):
+        write_whole(out / name, (run / name).read_bytes())

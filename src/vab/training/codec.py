@@ -138,20 +138,21 @@ def train_codec(
     codec_config: TinyCodecConfig | None = None,
     report: Callable[[dict[str, float]], None] = lambda line: None,
     init: Path | None = None,
+    device: str = "cpu",
 ) -> TinyCodec:
     """Train on ``sounds`` (label -> int16 waveforms at 16 kHz) and leave the codec in ``run``.
 
     ``run/state.pt`` is renewed every ``save_every`` steps; called again, the run goes on from there.
     ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its weights averaged. ``init`` is a
     codec to start from: its decoder is trained on and its codes stay; codebooks that ``codec_config`` wants
-    beyond them are fitted on what they leave over. How long codes last (``hold``) may change.
-    ``LockedError`` while another process trains in ``run``; ``TrainError`` for a ``state.pt`` of another run
-    or a damaged one.
+    beyond them are fitted on what they leave over. How long codes last (``hold``) may change. Excerpts are
+    drawn on the CPU, all else happens on ``device``. ``LockedError`` while another process trains in ``run``;
+    ``TrainError`` for a ``state.pt`` of another run or a damaged one.
     """
     check_settings(config, codec_config or TinyCodecConfig())
     run.mkdir(parents=True, exist_ok=True)
     with exclusive(run / ".lock", f"trains in {run}"):
-        return _train(sounds, run, config, codec_config, report, init)
+        return _train(sounds, run, config, codec_config, report, init, device)
 
 
 def _train(
@@ -161,15 +162,17 @@ def _train(
     codec_config: TinyCodecConfig | None,
     report: Callable[[dict[str, float]], None],
     init: Path | None,
+    device: str,
 ) -> TinyCodec:
     torch.manual_seed(config.seed)
     codec, given = TinyCodec(codec_config), 0
     if init is not None:
         given = _start_from(codec, cast(TinyCodec, load_codec("tiny", init)))
+    codec.to(device)
     average = AveragedModel(codec, avg_fn=_averaging(config.ema))
     averaged = cast(TinyCodec, average.module)
-    judges = discriminators()
-    pictures = Pictures(codec.config)
+    judges = discriminators().to(device)
+    pictures = Pictures(codec.config).to(device)
     betas = (0.8, 0.99)
     optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas, weight_decay=1e-3)
     judge_optimizer = torch.optim.AdamW(judges.parameters(), config.learning_rate / 2, betas)
@@ -200,7 +203,9 @@ def _train(
         fit_codes(codec, sounds, config, given)
         average.update_parameters(codec)
         save(0)
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16-mixed")
+    mixed = torch.autocast(
+        torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16-mixed"
+    )
     clock = time.perf_counter()
     for step in range(begin, config.steps):
         rate = _schedule(step, config)
@@ -210,7 +215,7 @@ def _train(
             group["lr"] = config.learning_rate * rate / 2
 
         torch.manual_seed(config.seed * 1_000_003 + step)
-        x = excerpts(sounds, config, step)
+        x = excerpts(sounds, config, step).to(device)
         with torch.no_grad():
             codes = codec.quantise(codec.analyse(x))
             frames = codec.dequantise(codes)
@@ -288,7 +293,7 @@ def _identity(
 def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What ``save`` wrote, without its identity; ``TrainError`` if it is damaged or of another run."""
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         was = saved.pop("identity", None)  # older runs have none
         was = identity if was is None else json.loads(was)
     except Exception as error:  # a damaged file can fail anywhere in the reader
@@ -311,7 +316,8 @@ def fit_codes(
     if given >= c.codebooks:
         return
     batches = math.ceil(config.code_seconds / (config.batch_size * config.seconds))
-    mel = torch.cat([codec.log_mel(excerpts(sounds, config, config.steps + n)) for n in range(batches)])
+    batch = (excerpts(sounds, config, config.steps + n).to(codec.mean.device) for n in range(batches))
+    mel = torch.cat([codec.log_mel(x) for x in batch])
     pairs = mel.reshape(-1, 2 * c.bands)
     if not given:
         codec.mean.copy_(pairs.mean(0))

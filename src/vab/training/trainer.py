@@ -79,6 +79,7 @@ def train(
     run_dir: str | Path,
     *,
     init: str | Path | None = None,
+    device: str = "auto",
     devices: int = 1,
     max_steps: int | None = None,
     fold: str | None = None,
@@ -86,10 +87,11 @@ def train(
 ) -> Path:
     """Train, or go on with the run in ``run_dir``; returns ``run_dir``, then a model directory.
 
-    ``init`` is a model directory whose weights to start from; ``max_steps`` replaces the length that
-    ``epochs`` gives, schedule included. With ``fold`` that fold of the store is validated on, every clip of
-    it, and the other folds are learned. Written: ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events,
-    and at the end ``config.json``, ``model.safetensors`` (averaged weights if there are), ``record.json``.
+    ``init`` is a model directory whose weights to start from; ``device`` is cpu, cuda, mps, or auto, the
+    best there is; ``max_steps`` replaces the length that ``epochs`` gives, schedule included. With ``fold``
+    that fold of the store is validated on, every clip of it, and the other folds are learned. Written:
+    ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events, and at the end ``config.json``,
+    ``model.safetensors`` (averaged weights if there are), ``record.json``.
     Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
     ``TrainError`` for devices that are not there, for a folder that holds another run and for a loss that is
     not finite (the last good checkpoint stays), ``LockedError`` while another process trains in the folder.
@@ -108,7 +110,8 @@ def train(
         raise TrainError(f"{store_dir} has no clip with sound in the split train")
     strategy = "auto" if devices == 1 else DDPStrategy(broadcast_buffers=False)
     try:
-        fabric = Fabric(devices=devices, strategy=strategy, precision=preset.train.precision)
+        precision = preset.train.precision
+        fabric = Fabric(accelerator=device, devices=devices, strategy=strategy, precision=precision)
     except Exception as error:  # Lightning has errors of its own for devices that are not there
         raise TrainError(f"cannot train on {devices} devices ({first_line(error)})") from error
     folder = Path(run_dir)

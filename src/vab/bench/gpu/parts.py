@@ -14,4 +14,9 @@ GPU_PARTS = (
     Part("vab-dac", "vab.bench.gpu.speed:vab_dac", 50),
     Part("extraction", "vab.bench.gpu.extraction:extraction", 40),
 )
-TRAIN_PARTS: tuple[Part, ...] = ()
+TRAIN_PARTS = (
+    Part("network", "vab.bench.gpu.tiny:network", 100),
+    Part("contrast", "vab.bench.gpu.tiny:contrast", 50),
+    Part("classes", "vab.bench.gpu.tiny:classes", 35),
+    Part("decoder", "vab.bench.gpu.tiny:decoder", 90),
+)
