@@ -81,7 +81,8 @@ def test_the_model_brought_back_makes_sound(trained: Path, tmp_path: Path) -> No
     assert max(size.values()) < tiny.LARGEST
 
     pipeline = VABPipeline.from_pretrained(new, device="cpu")
-    assert pipeline.finetuned[1] is not None and pipeline.finetuned[1][1].classes == ("high", "low")
+    assert pipeline.finetuned.classifier is not None
+    assert pipeline.finetuned.classifier[1].classes == ("high", "low")
     sound = pipeline.generate(write_video(tmp_path / "silent.mp4", 25, 25, sound=False), steps=2)
     assert np.isfinite(sound.waveform).all() and np.abs(sound.waveform).max() > 0
 
