@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vab.media.container import mux
+from vab.media.reader import mux
 
 RATE = 16000
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vab.config import video_frames
-from vab.media.container import MediaError, mux
+from vab.media.container import MediaError
 from vab.media.image import moving_crop
-from vab.media.reader import probe, read_audio, read_frames, stream_audio, write_wav
+from vab.media.reader import mux, probe, read_audio, read_frames, stream_audio, write_wav
 from vab.utils.files import atomic
 
 DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))

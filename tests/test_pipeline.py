@@ -21,8 +21,9 @@ from vab.config import FRAME_RATE, SAMPLE_RATE
 from vab.inference.batch import Result, Settings, generate_files
 from vab.inference.pipeline import sound_length
 from vab.inference.splice import FADE, kept_samples
+from vab.media.file import MediaInfo
 from vab.media.inputs import NoInputs, expand
-from vab.media.reader import MediaInfo, probe, read_audio
+from vab.media.reader import probe, read_audio
 from vab.models.heads import Finetuned
 from vab.models.hub import ASSETS, find_model, is_model, known_models
 from vab.presets import PRESETS

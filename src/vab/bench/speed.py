@@ -25,8 +25,7 @@ from vab.bench.systems import System, clip_of, load_system
 from vab.bench.timing import ONCE, fill_in, matmul_rate, median, some_passes, unknown
 from vab.config import SAMPLE_RATE, samples_to_frames
 from vab.errors import SettingError
-from vab.media.container import mux
-from vab.media.reader import probe, read_frames, write_wav
+from vab.media.reader import mux, probe, read_frames, write_wav
 from vab.models.foleygen import FoleyGen
 from vab.sampling.stages import Stage, padded_length
 from vab.utils.device import pick_device

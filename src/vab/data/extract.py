@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -31,8 +31,9 @@ from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.errors import failure
 from vab.media.container import MediaError
+from vab.media.file import MediaFile
 from vab.media.image import moving_crop
-from vab.media.reader import probe, read_audio, read_frames
+from vab.media.reader import probe
 from vab.utils.files import write_whole
 from vab.utils.provenance import sha256
 from vab.vision import VisionEncoder
@@ -143,32 +144,49 @@ def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
 
     ``MediaError`` if a file cannot be read, ends before the clip starts, or holds no numbers.
     """
+    with ExitStack() as files:
+        # Sound and picture are mostly streams of one file, which is then opened once for both.
+        opened = {path: files.enter_context(MediaFile(path)) for path in (clip.audio, clip.video) if path}
+        waveform, real_tokens = None, 0
+        if clip.audio is not None:
+            waveform, real_tokens = _decode_audio(clip, opened[clip.audio], meta)
+        if clip.video is None:
+            return Decoded(clip, waveform, [], [], real_tokens)
+        frames, looped, real_features = _decode_video(clip, opened[clip.video], meta, side)
+        return Decoded(clip, waveform, frames, looped, real_tokens, real_features)
+
+
+def _decode_audio(clip: Clip, file: MediaFile, meta: StoreMeta) -> tuple[NDArray[np.float32], int]:
+    """The window's waveform [S], and how many of its audio frames are the clip's own."""
     samples = round(meta.seconds * SAMPLE_RATE)
-    waveform = None
-    real_tokens, places = 0, video_frames(meta.seconds, meta.fps)
-    if clip.audio is not None:
-        waveform = read_audio(clip.audio, clip.start, _length(clip, clip.audio, meta.seconds))
-        if not np.isfinite(waveform).all():
-            raise MediaError(f"{clip.audio}: the sound holds values that are not numbers")
-        if meta.fill == "repeat":
-            waveform = np.resize(waveform, samples)
-        real_tokens = samples_to_frames(min(len(waveform), samples))
-        waveform = np.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
-    if clip.video is None:
-        return Decoded(clip, waveform, [], [], real_tokens)
-    if _info(clip.video).kind == "image":
-        picture = next(read_frames(clip.video, meta.fps))
+    waveform = file.audio(clip.start, _length(clip, file.path, meta.seconds))
+    if not np.isfinite(waveform).all():
+        raise MediaError(f"{file.path}: the sound holds values that are not numbers")
+    if meta.fill == "repeat":
+        waveform = np.resize(waveform, samples)
+    real_tokens = samples_to_frames(min(len(waveform), samples))
+    return np.pad(waveform[:samples], (0, max(0, samples - len(waveform)))), real_tokens
+
+
+def _decode_video(
+    clip: Clip, file: MediaFile, meta: StoreMeta, side: int
+) -> tuple[list[NDArray[np.uint8]], list[int], int]:
+    """The clip's frames, for each of the window's F places the frame there, and how many are its own."""
+    places = video_frames(meta.seconds, meta.fps)
+    if file.is_image:
+        pixels = next(file.frames(meta.fps))
         seed = int(sha256(clip.id)[:8], 16)
-        crops = list(moving_crop(picture, places, seed, side))
-        return Decoded(clip, waveform, crops, list(range(places)), real_tokens, places)
-    length = _length(clip, clip.video, meta.seconds)
-    frames = list(read_frames(clip.video, meta.fps, clip.start, length, size=side))
+        return list(moving_crop(pixels, places, seed, side)), list(range(places)), places
+    length = _length(clip, file.path, meta.seconds)
+    frames = list(file.frames(meta.fps, clip.start, length, size=side))
+
+    # A window that is longer than the clip starts it again, or goes on with its last frame.
     times = np.arange(places) / meta.fps
     if meta.fill == "repeat":
         times %= length
     looped = np.minimum((times * meta.fps + 1e-6).astype(int), len(frames) - 1)
     real = places if meta.fill == "repeat" else min(places, video_frames(length, meta.fps))
-    return Decoded(clip, waveform, frames, looped.tolist(), real_tokens, real)
+    return frames, looped.tolist(), real
 
 
 @torch.no_grad()

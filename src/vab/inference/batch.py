@@ -137,7 +137,7 @@ def _claim(
 def _finished(path: Path, out: Path, samples: int) -> list[Path]:
     """All results of one input if they exist; files appear under their names only when complete."""
     from vab.media.container import MediaError
-    from vab.media.reader import probe
+    from vab.media.file import MediaFile
 
     sounds = _names(path, out, samples)
     videos = [name.with_suffix(".mp4") for name in sounds]
@@ -146,7 +146,8 @@ def _finished(path: Path, out: Path, samples: int) -> list[Path]:
     if all(name.is_file() for name in videos):
         return [*sounds, *videos]
     try:
-        return sounds if probe(path).kind == "image" else []
+        with MediaFile(path) as file:
+            return sounds if file.kind == "image" else []
     except MediaError:
         return []
 
@@ -174,8 +175,8 @@ def _one(
     report: Callable[[str, int, int], None],
 ) -> Result:
     """Generate for one file and write; any fault of it becomes its result."""
-    from vab.media.container import mux
-    from vab.media.reader import probe, write_wav
+    from vab.media.file import MediaFile
+    from vab.media.reader import write_wav
     from vab.sampling.parallel import decode_settings
 
     decode = decode_settings(
@@ -185,21 +186,22 @@ def _one(
     outputs: list[str] = []
     length = 0.0
     try:
-        moving = probe(path).kind == "video"
-        sounds = pipe.generate_many(
-            path, settings.samples, seed=settings.seed, decode=decode, keep=settings.keep, progress=report
-        )
-        for name, audio in zip(_names(path, out, settings.samples), sounds, strict=True):
-            begin = time.perf_counter()
-            write_wav(name, audio.waveform, audio.rate)
-            outputs.append(str(name))
-            if moving:
-                mux(path, audio.waveform, audio.rate, name.with_suffix(".mp4"))
-                outputs.append(str(name.with_suffix(".mp4")))
-            timings["mux"] += time.perf_counter() - begin
-            length = len(audio.waveform) / audio.rate
-            for stage, seconds in audio.timings.items():
-                timings[stage] = timings.get(stage, 0.0) + seconds
+        with MediaFile(path) as file:
+            sounds = pipe.generate_many(
+                file, settings.samples, seed=settings.seed, decode=decode, keep=settings.keep, progress=report
+            )
+            for name, audio in zip(_names(path, out, settings.samples), sounds, strict=True):
+                # The sound alone first: a picture that mp4 cannot hold must not cost it.
+                begin = time.perf_counter()
+                write_wav(name, audio.waveform, audio.rate)
+                outputs.append(str(name))
+                if not file.is_image:
+                    file.mux(audio.waveform, audio.rate, name.with_suffix(".mp4"))
+                    outputs.append(str(name.with_suffix(".mp4")))
+                timings["mux"] += time.perf_counter() - begin
+                length = len(audio.waveform) / audio.rate
+                for stage, seconds in audio.timings.items():
+                    timings[stage] = timings.get(stage, 0.0) + seconds
     except Exception as error:  # one bad file out of many must not end the others
         return Result(str(path), "failed", tuple(outputs), error=failure(path, error))
     return Result(str(path), "done", tuple(outputs), length, timings=timings)

@@ -20,7 +20,8 @@ from PIL import Image
 from vab.config import SAMPLE_RATE
 from vab.inference.batch import Result, Settings, summary
 from vab.media.container import MediaError
-from vab.media.reader import probe, read_audio, read_frames
+from vab.media.file import MediaFile
+from vab.media.reader import read_audio
 from vab.models.hub import BUNDLED, ModelError, find_model, read_config
 from vab.sampling.parallel import decode_settings
 from vab.utils.files import atomic
@@ -111,15 +112,16 @@ def _sound(path: Path, strip: Sequence[str]) -> Iterator[str]:
 
 def _strip(path: Path) -> list[str]:
     """Pictures at even distances, from the beginning to the end."""
-    info = probe(path)
-    frames = read_frames(path, STRIP / info.seconds, size=HEIGHT) if info.seconds else read_frames(path, 1.0)
     images = []
-    for frame in frames:
-        image = Image.fromarray(frame)
-        image.thumbnail((2 * HEIGHT, HEIGHT))
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=80)
-        images.append(f'<img alt="" src="{_uri("image/jpeg", stream.getvalue())}">')
+    with MediaFile(path) as file:
+        seconds = file.seconds  # 0 for an image
+        frames = file.frames(STRIP / seconds, size=HEIGHT) if seconds else file.frames(1.0)
+        for frame in frames:
+            image = Image.fromarray(frame)
+            image.thumbnail((2 * HEIGHT, HEIGHT))
+            stream = io.BytesIO()
+            image.save(stream, "JPEG", quality=80)
+            images.append(f'<img alt="" src="{_uri("image/jpeg", stream.getvalue())}">')
     return images[:STRIP]
 
 

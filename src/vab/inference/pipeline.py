@@ -27,8 +27,9 @@ from vab.inference.embedder import Understanding, agreement
 from vab.inference.embeddings import Kind
 from vab.inference.splice import Own, Span, kept_samples, own_sound, part_of, paste
 from vab.media.container import MediaError
+from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
-from vab.media.reader import MediaInfo, probe, read_frames, write_wav
+from vab.media.reader import as_media_file, write_wav
 from vab.models.heads import Finetuned, load_finetuned, save_finetuned
 from vab.models.hub import CODEC, CONFIG, FINE, ModelError, find_model, read_config
 from vab.models.vab import VAB
@@ -40,7 +41,7 @@ from vab.vision import VisionEncoder, load_vision
 
 CARD = "README.md"  # of a model directory, written by huggingface_hub
 IMAGE_SECONDS = 10.0  # of sound for an image
-LONGEST = 2 * 3600.0  # seconds of a video
+MAX_VIDEO_SECONDS = 2 * 3600.0
 ENCODED_AT_ONCE = 1500  # audio frames of kept sound
 CONTEXT = 50  # audio frames on either side of them
 
@@ -191,7 +192,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
     def generate(
         self,
-        path: str | Path,
+        path: str | Path | MediaFile,
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -214,7 +215,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
     def generate_many(
         self,
-        path: str | Path,
+        path: str | Path | MediaFile,
         samples: int,
         *,
         seed: int = 0,
@@ -226,85 +227,98 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     ) -> Iterator[Audio]:
         """``samples`` sounds for one file, one after another; the first is that of :meth:`generate`.
 
-        The file is read once: the first sound's timings hold that. ``sound`` [S]: what ``keep`` speaks of,
-        in place of the file's own. ``seconds``: how long the sound shall be, in place of the picture's
-        length; a picture that ends sooner stands still.
+        The file is read once: the first sound's timings hold that. A ``MediaFile`` stays open for the caller,
+        and knows its packet times afterwards. ``sound`` [S]: what ``keep`` speaks of, in place of the file's
+        own. ``seconds``: how long the sound shall be, in place of the picture's length; a picture that ends
+        sooner stands still.
         """
         tell = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}
-        info = probe(path)
-        length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
-        own: Own = partial(own_sound, info.path)
-        if sound is not None:
-            info, own = replace(info, has_audio=True), partial(part_of, sound)
-        kept = kept_samples(info, keep, length)
         config = self.config.model
-        total = padded_length(samples_to_frames(length), config)
-        features = self._features(info, total, seed, timings, tell)
-        codebooks = (self.fine or self.first).preset.model.codebooks
-        tokens = torch.zeros(codebooks, total, dtype=torch.int64, device=self.device)
-        given = torch.zeros_like(tokens, dtype=torch.bool)
-        with _timed(timings, "codec"):
-            for start, stop in kept:
-                first, last = -(-start // HOP), stop // HOP
-                if first < last:
-                    tokens[:, first:last] = self._encode(own, first, last)[:codebooks]
-                    given[:, first:last] = True
         chosen = decode or self.config.decode
         count = chosen.candidates
         if count > 1:
             _ = self.understanding.contrastive  # or say now that there is none
-        for number in range(samples):
-            with _timed(timings, "sampling"):
-                drawn = [
-                    self.first.fill(
-                        tokens[: config.codebooks],
-                        given[: config.codebooks],
-                        features,
-                        chosen,
-                        _generator(seed, number, candidate),
-                        partial(_tell, tell, "sampling", number * count + candidate, samples * count),
-                    )
-                    for candidate in range(count)
-                ]
-                result = drawn[0] if count == 1 else self._nearest(torch.stack(drawn), features)
-            if self.fine is not None:
-                with _timed(timings, "refining"):
-                    noise = _generator(seed, number, 0, stage=1)
-                    report = partial(_tell, tell, "refining", number, samples)
-                    result = self.fine.refine(result, tokens, given, features, noise, report)
+
+        with as_media_file(path) as file:
+            # 1. Refuse what its header shows to be of no use, before anything is decoded.
+            if file.kind == "audio" or file.nominal_seconds > MAX_VIDEO_SECONDS:
+                sound_length(file.info)
+
+            # 2. Features [F, dim] of the whole clip, in a pass that also finds out how long it is.
+            shown = self._features(file, seed, timings, tell)
+            info = file.info
+            length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
+            total = padded_length(samples_to_frames(length), config)  # T, audio frames
+            features = _fit(shown, video_places(total / FRAME_RATE, config.fps))
+
+            # 3. Tokens [K, T] of the sound that is kept, and where [K, T] they are given.
+            own: Own = partial(own_sound, file)
+            if sound is not None:
+                info = replace(info, has_audio=True)
+                own = partial(part_of, sound)
+            kept = kept_samples(info, keep, length)
+            codebooks = (self.fine or self.first).preset.model.codebooks
+            tokens = torch.zeros(codebooks, total, dtype=torch.int64, device=self.device)
+            given = torch.zeros_like(tokens, dtype=torch.bool)
             with _timed(timings, "codec"):
-                waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                 for start, stop in kept:
-                    paste(waveform, own, start, stop)
-            yield Audio(waveform, SAMPLE_RATE, dict(timings), result, features)
-            timings.clear()
+                    first, last = -(-start // HOP), stop // HOP
+                    if first < last:
+                        tokens[:, first:last] = self._encode(own, first, last)[:codebooks]
+                        given[:, first:last] = True
+
+            for number in range(samples):
+                # 4. The first stage: one sound, or the nearest to the picture of several.
+                with _timed(timings, "sampling"):
+                    drawn = [
+                        self.first.fill(
+                            tokens[: config.codebooks],
+                            given[: config.codebooks],
+                            features,
+                            chosen,
+                            _generator(seed, number, candidate),
+                            partial(_tell, tell, "sampling", number * count + candidate, samples * count),
+                        )
+                        for candidate in range(count)
+                    ]
+                    result = drawn[0] if count == 1 else self._nearest(torch.stack(drawn), features)
+
+                # 5. The second stage, if there is one, adds the finer codebooks.
+                if self.fine is not None:
+                    with _timed(timings, "refining"):
+                        noise = _generator(seed, number, 0, stage=1)
+                        report = partial(_tell, tell, "refining", number, samples)
+                        result = self.fine.refine(result, tokens, given, features, noise, report)
+
+                # 6. Tokens -> waveform [length]; what is kept goes back in as it was.
+                with _timed(timings, "codec"):
+                    waveform = self._waveform(result[:, : samples_to_frames(length)], length)
+                    for start, stop in kept:
+                        paste(waveform, own, start, stop)
+                yield Audio(waveform, SAMPLE_RATE, dict(timings), result, features)
+                timings.clear()
 
     def _nearest(self, drawn: Tensor, features: Tensor) -> Tensor:
         """The one [K, T] of several sounds [n, K, T] that fits the picture best."""
         return drawn[agreement(self.understanding.contrastive, drawn, features).argmax()]
 
-    def _features(
-        self, info: MediaInfo, total: int, seed: int, timings: dict[str, float], tell: Progress
-    ) -> Tensor:
-        """Features [F, dim] for ``total`` audio frames; a shorter video repeats its last (section 3.1)."""
+    def _features(self, file: MediaFile, seed: int, timings: dict[str, float], tell: Progress) -> Tensor:
+        """Features [F, dim] of a whole file at the model's rate (section 3.1)."""
         fps = self.config.model.fps
         side = self.vision.size * 8 // 7  # as in extraction: a little more than the network sees
-        places = video_places(total / FRAME_RATE, fps)
-        frames: Iterator[np.ndarray]
-        if info.kind == "image":
-            wanted = video_places(IMAGE_SECONDS, fps)
-            frames = _moving(info.path, wanted, seed, side)
+        if file.is_image:
+            expected = video_places(IMAGE_SECONDS, fps)
+            frames = _moving(file, expected, seed, side)
         else:
-            wanted = video_places(info.seconds, fps)
-            frames = read_frames(info.path, fps, seconds=info.seconds, size=side)
+            expected = video_places(file.nominal_seconds, fps)
+            frames = _not_too_long(file, file.frames(fps, size=side))
         begin = time.perf_counter()
         with torch.no_grad():
-            counted = _counted(frames, timings, lambda done: tell("features", done, wanted))
+            counted = _counted(frames, timings, lambda done: tell("features", done, max(done, expected)))
             features = self.vision.encode(counted)
         timings["features"] = time.perf_counter() - begin - timings["decode_video"]
-        last = features[-1:].expand(max(0, places - len(features)), -1)
-        return torch.cat([features[:places], last])
+        return features
 
     @torch.no_grad()
     def _encode(self, own: Own, first: int, last: int) -> Tensor:
@@ -337,8 +351,8 @@ def sound_length(info: MediaInfo) -> int:
         return round(IMAGE_SECONDS * SAMPLE_RATE)
     if info.kind == "audio":
         raise MediaError(f"{info.path}: has no video stream, only sound")
-    if info.seconds > LONGEST:
-        hours, limit = info.seconds / 3600, LONGEST / 3600
+    if info.seconds > MAX_VIDEO_SECONDS:
+        hours, limit = info.seconds / 3600, MAX_VIDEO_SECONDS / 3600
         raise MediaError(f"{info.path}: lasts {hours:.2f} hours; the longest that can be done is {limit:g}")
     length = round(info.seconds * SAMPLE_RATE)
     if length < 1:
@@ -346,9 +360,23 @@ def sound_length(info: MediaInfo) -> int:
     return length
 
 
-def _moving(path: Path, frames: int, seed: int, side: int) -> Iterator[np.ndarray]:
+def _fit(features: Tensor, places: int) -> Tensor:
+    """Features [places, dim]: cut, or with the last one repeated (section 3.1)."""
+    last = features[-1:].expand(max(0, places - len(features)), -1)
+    return torch.cat([features[:places], last])
+
+
+def _moving(file: MediaFile, frames: int, seed: int, side: int) -> Iterator[np.ndarray]:
     """An image as in training: a slowly moving crop."""
-    yield from moving_crop(next(read_frames(path, 1.0)), frames, seed, side)
+    yield from moving_crop(next(file.frames(1.0)), frames, seed, side)
+
+
+def _not_too_long(file: MediaFile, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same frames; ``MediaError`` as soon as the file turns out to be longer than a video may be."""
+    for frame in frames:
+        if file.seconds_read > MAX_VIDEO_SECONDS:
+            sound_length(file.info)
+        yield frame
 
 
 def _counted(

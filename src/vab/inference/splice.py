@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from vab.config import SAMPLE_RATE
 from vab.errors import SettingError
 from vab.media.container import MediaError
-from vab.media.reader import MediaInfo, read_audio
+from vab.media.file import MediaFile, MediaInfo
 
 FADE = round(0.02 * SAMPLE_RATE)  # samples of cross-fade, outside of what is kept
 
@@ -52,11 +51,11 @@ def paste(waveform: np.ndarray, sound: Own, start: int, stop: int) -> None:
     waveform[start:stop] = own[start - begin : stop - begin]
 
 
-def own_sound(path: Path, begin: int, samples: int) -> np.ndarray:
+def own_sound(file: MediaFile, begin: int, samples: int) -> np.ndarray:
     """Samples of a file's own sound, float32 [samples]; ``MediaError`` if they are not all numbers."""
-    sound = read_audio(path, begin / SAMPLE_RATE, samples / SAMPLE_RATE)
+    sound = file.audio(begin / SAMPLE_RATE, samples / SAMPLE_RATE)
     if not np.isfinite(sound).all():
-        raise MediaError(f"{path}: its sound holds values that are not numbers")
+        raise MediaError(f"{file.path}: its sound holds values that are not numbers")
     return sound
 
 

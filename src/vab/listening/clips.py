@@ -11,8 +11,8 @@ from av.error import FFmpegError
 
 from vab.config import SAMPLE_RATE
 from vab.errors import first_line
-from vab.media.container import MediaError, mux, open_media, picture_of, sound_of
-from vab.media.reader import probe, read_audio
+from vab.media.container import MediaError, audio_stream, open_media, video_stream
+from vab.media.file import MediaFile
 from vab.utils.files import atomic
 
 PICTURES = {  # what all browsers play, and MP4 holds: not AV1 (Apple), 10 bits, 4:2:2 or 4:4:4
@@ -27,36 +27,37 @@ PITCH = 1000.0  # Hz
 
 def check_video(path: Path) -> None:
     """``MediaError`` unless ``path`` is a video with sound, both of which all browsers play."""
-    info = probe(path)
-    if info.kind != "video":
-        raise MediaError(f"{path}: has no picture; a study shows video with its sound")
-    if not info.has_audio:
-        raise MediaError(f"{path}: has no sound to judge")
-    with open_media(path) as container:
-        picture, heard = picture_of(container), sound_of(container)
-        assert picture is not None and heard is not None  # probe has seen both
-        seen: Any = picture.codec_context
-        name, profile = seen.codec.canonical_name, seen.profile
-        if profile not in PICTURES.get(name, ()) or seen.pix_fmt not in PIXELS:
-            found = ", ".join(filter(None, (name, profile, seen.pix_fmt)))
-            raise MediaError(
-                f"{path}: its picture is {found}, which not all browsers play; "
-                "encode it as 8-bit 4:2:0 H.264 (ffmpeg -c:v libx264 -pix_fmt yuv420p)"
-            )
-        name = heard.codec_context.codec.canonical_name
-        if name not in SOUNDS:
-            raise MediaError(
-                f"{path}: its sound is {name}, which browsers do not play; encode it as {SOUNDS[0]}"
-            )
-    sound = read_audio(path)
-    if not len(sound) or not np.isfinite(sound).all():
+    with MediaFile(path) as file:
+        info = file.info
+        if info.kind != "video":
+            raise MediaError(f"{path}: has no picture; a study shows video with its sound")
+        if not info.has_audio:
+            raise MediaError(f"{path}: has no sound to judge")
+        with file.container() as container:
+            video, audio = video_stream(container), audio_stream(container)
+            assert video is not None and audio is not None  # the facts say so
+            context: Any = video.codec_context
+            codec, profile = context.codec.canonical_name, context.profile
+            if profile not in PICTURES.get(codec, ()) or context.pix_fmt not in PIXELS:
+                found = ", ".join(filter(None, (codec, profile, context.pix_fmt)))
+                raise MediaError(
+                    f"{path}: its picture is {found}, which not all browsers play; "
+                    "encode it as 8-bit 4:2:0 H.264 (ffmpeg -c:v libx264 -pix_fmt yuv420p)"
+                )
+            codec = audio.codec_context.codec.canonical_name
+            if codec not in SOUNDS:
+                raise MediaError(
+                    f"{path}: its sound is {codec}, which browsers do not play; encode it as {SOUNDS[0]}"
+                )
+        waveform = file.audio()
+    if not len(waveform) or not np.isfinite(waveform).all():
         raise MediaError(f"{path}: its sound is empty or holds NaN or infinity")
 
 
 def copy_video(path: Path, out: Path) -> None:
     """Picture and sound of ``path`` in a new MP4, packet by packet: nothing is encoded, no tag is kept."""
     with atomic(out) as temporary, open_media(path) as source:
-        streams: list[Any] = [picture_of(source), sound_of(source)]
+        streams: list[Any] = [video_stream(source), audio_stream(source)]
         try:
             with av.open(
                 f"file:{temporary}", "w", format="mp4", container_options={"movflags": "+faststart"}
@@ -74,6 +75,7 @@ def copy_video(path: Path, out: Path) -> None:
 
 def copy_with_beeps(path: Path, out: Path) -> None:
     """The picture of ``path`` with a short beep twice a second: a sound that is worse than any."""
-    time = np.arange(round(probe(path).seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    beeps = BEEP * np.sin(2 * np.pi * PITCH * time) * (time % 0.5 < 0.2)
-    mux(path, beeps.astype(np.float32), SAMPLE_RATE, out)
+    with MediaFile(path) as file:
+        time = np.arange(round(file.times.seconds * SAMPLE_RATE)) / SAMPLE_RATE
+        beeps = BEEP * np.sin(2 * np.pi * PITCH * time) * (time % 0.5 < 0.2)
+        file.mux(beeps.astype(np.float32), SAMPLE_RATE, out)

@@ -1,8 +1,7 @@
-"""Packets: opening a file, the clock of its picture, and new sound beside an untouched picture.
+"""Containers and packets: open a file, pick its streams, read packet times, write MP4 packet by packet.
 
-Nothing here makes pixels or samples; :mod:`vab.media.reader` does, on top of this. "Picture" is the video
-stream that a player would show, "sound" the audio stream it would play. A picture's clock starts at its first
-shown frame.
+No pixels or samples are made here; :mod:`vab.media.file` does that on top of this module. A file's clock
+starts at the first frame of its video stream that is shown.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,13 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from vab.errors import VABError, first_line
-from vab.utils.files import atomic
 
-_COVER = Disposition.attached_pic | Disposition.timed_thumbnails
-_NOT_MEDIA = {"tty", "concat", "hls", "dash"}  # text that FFmpeg would draw, or follow to other files
+_COVER_ART = Disposition.attached_pic | Disposition.timed_thumbnails
+_TEXT_FORMATS = {"tty", "concat", "hls", "dash"}  # text that FFmpeg would draw, or follow to other files
+_DEFAULT_TIME_BASE = Fraction(1, 90_000)  # seconds a tick, where the stream names none
+_DEFAULT_FRAME_INTERVAL = Fraction(1, 25)  # seconds, where the header names no frame rate
+_MAX_HEAD = 1000  # packets read in search of a stream's first shown frame; many more than any reordering
+_AUDIO_BLOCK = 1024  # samples of one AAC frame
 
 
 class MediaError(VABError):
@@ -60,91 +61,105 @@ def open_media(path: Path) -> InputContainer:
         )
     except (FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path}: not a readable media file ({first_line(error)})") from error
-    if _NOT_MEDIA & set(container.format.name.split(",")):
+    if _TEXT_FORMATS & set(container.format.name.split(",")):
         container.close()
         raise MediaError(f"{path}: not a media file (it holds text)")
     return container
 
 
-def picture_of(container: InputContainer) -> VideoStream | None:
-    """The video stream to show; cover art is none."""
-    streams = [s for s in container.streams.video if s.codec_context and not s.disposition & _COVER]
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The video stream that a player would show: the default one, else the first; cover art is none."""
+    streams = [s for s in container.streams.video if s.codec_context and not s.disposition & _COVER_ART]
     return max(streams, key=lambda s: bool(s.disposition & Disposition.default), default=None)
 
 
-def sound_of(container: InputContainer) -> AudioStream | None:
-    """The audio stream to play."""
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The audio stream that a player would play: the default one, else the first."""
     streams = [s for s in container.streams.audio if s.codec_context]
     return max(streams, key=lambda s: bool(s.disposition & Disposition.default), default=None)
 
 
-def packets(container: InputContainer, stream: Any) -> Iterator[Any]:
-    """The packets of one stream, those with data; a file that breaks off just ends."""
+def demux(container: InputContainer, stream: Any) -> Iterator[Any]:
+    """The packets of one stream that carry data; a file that breaks off just ends."""
+    # The demuxer need not read the other streams at all.
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
-    demuxer = container.demux(stream)
+    packets = container.demux(stream)
     while True:
         try:
-            packet = next(demuxer)
+            packet = next(packets)
         except (StopIteration, FFmpegError):
             return
-        if packet.size:
+        if packet.size:  # an empty packet only tells decoders to flush
             yield packet
 
 
-def decoded(container: InputContainer, stream: Any) -> Iterator[Any]:
-    """The frames of one stream in the order they are shown; packets that cannot be decoded are left out."""
-    for packet in chain(packets(container, stream), [None]):  # None: the frames that the decoder still holds
-        with suppress(FFmpegError):
-            yield from stream.codec_context.decode(packet)
+def decode(context: Any, packet: Any | None) -> list[Any]:
+    """The frames that a decoder hands out for a packet, in display order; none if it cannot be decoded.
 
-
-def picture_start(path: Path) -> tuple[Fraction, bool]:
-    """When the picture's first frame is shown, on the container's clock, and whether its frames carry times.
-
-    Raw streams and AVI files with reordered frames do not: their times follow from the order alone.
+    ``packet=None`` flushes the decoder: the frames that it still holds.
     """
-    with open_media(path) as container:
-        stream = picture_of(container)
-        if stream is None:
-            raise MediaError(f"{path}: has no video stream")
-        first: int | None = None
-        for packet in packets(container, stream):
-            if packet.pts is None or _counts(container, stream):
-                return Fraction(0), False
-            if first is not None and packet.dts is not None and packet.dts > first:
-                break
-            if not packet.is_discard:
-                first = packet.pts if first is None else min(first, packet.pts)
-        if first is None:
-            raise MediaError(f"{path}: its video stream has no frames")
-        return first * _time_base(stream), True
+    with suppress(FFmpegError):
+        frames: list[Any] = context.decode(packet)
+        return frames
+    return []
 
 
-def _counts(container: InputContainer, stream: VideoStream) -> bool:
-    return container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+def time_base(stream: Any) -> Fraction:
+    """Seconds of one tick of the stream's clock."""
+    return stream.time_base or _DEFAULT_TIME_BASE
 
 
-def _time_base(stream: Any) -> Fraction:
-    return stream.time_base or Fraction(1, 90_000)
-
-
-def interval(stream: VideoStream) -> Fraction:
-    """Seconds between two frames as the header says; 1/25 s if it is silent."""
+def frame_interval(stream: VideoStream) -> Fraction:
+    """Seconds between two frames as the header says; 1/25 s if it says nothing."""
     rate = stream.average_rate or stream.guessed_rate
-    return 1 / Fraction(rate) if rate else Fraction(1, 25)
+    return 1 / Fraction(rate) if rate else _DEFAULT_FRAME_INTERVAL
 
 
 @dataclass(frozen=True)
-class PictureTimes:
-    """The times of N packets in file order, in ticks of ``time_base``; ``start`` is the first shown frame."""
+class VideoStart:
+    """Where the clock of a video stream begins, and whether its packets say when their frames are shown."""
 
-    pts: np.ndarray  # int64 [N]
-    dts: np.ndarray  # int64 [N], rising, never after pts
-    start: int
-    end: int
-    frames: int
+    seconds: Fraction  # presentation time of the first shown frame on the container's clock
+    timed: bool  # False: raw streams, and AVI with reordered frames; times follow from the order alone
+
+
+def find_start(
+    container: InputContainer, stream: VideoStream, packets: Iterator[Any]
+) -> tuple[VideoStart | None, list[Any]]:
+    """The start of a video stream by its first packets, and the packets that were read to find it.
+
+    Reads no further than needed: a packet that is decoded after the earliest presentation time so far cannot
+    be shown before it. None if there is no packet whose frame is shown.
+    """
+    counted = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
+    earliest: int | None = None
+    head: list[Any] = []
+    for packet in packets:
+        head.append(packet)
+        if packet.pts is None or counted:
+            return VideoStart(Fraction(0), timed=False), head
+        if earliest is not None and packet.dts is not None and packet.dts > earliest:
+            break
+        if earliest is not None and len(head) == _MAX_HEAD:  # packets without decoding times
+            break
+        if not packet.is_discard:
+            earliest = packet.pts if earliest is None else min(earliest, packet.pts)
+    if earliest is None:
+        return None, head
+    return VideoStart(earliest * time_base(stream), timed=True), head
+
+
+@dataclass(frozen=True)
+class PacketTimes:
+    """The times of a video stream's N packets in file order, in ticks of ``time_base``."""
+
+    pts: np.ndarray  # int64 [N], when the frame is shown
+    dts: np.ndarray  # int64 [N], when the packet is decoded: rising, never after pts
+    start: int  # of the first shown frame
+    end: int  # of the last shown frame's own time on screen
+    frames: int  # shown ones; an edit list may hide others
     time_base: Fraction
 
     @property
@@ -152,90 +167,131 @@ class PictureTimes:
         """Time on screen, the last frame's own time included."""
         return float((self.end - self.start) * self.time_base)
 
-
-def picture_times(path: Path) -> PictureTimes:
-    """Read every packet of the picture; decode only if they carry no times. ``MediaError`` if none."""
-    _, timed = picture_start(path)
-    pts, dts, lengths, shown = array("q"), array("q"), array("q"), array("b")
-    missing = False
-    with open_media(path) as container:
-        stream: Any = picture_of(container)
-        time_base = _time_base(stream)
-        step = max(1, round(interval(stream) / time_base))
-        for packet in packets(container, stream):
-            time = packet.pts if timed and packet.pts is not None else packet.dts
-            if time is None:
-                time = pts[-1] + (lengths[-1] or step) if pts else 0
-            missing = missing or packet.dts is None
-            pts.append(time)
-            dts.append(packet.dts if packet.dts is not None else time)
-            lengths.append(packet.duration or 0)
-            shown.append(not packet.is_discard)
-    times, visible = np.array(pts, dtype=np.int64), np.array(shown, dtype=bool)
-    if not visible.any():
-        raise MediaError(f"{path}: its video stream has no frames")
-    if not timed:
-        times = np.sort(times)[_display_order(path, len(times))]
-    start, last = int(times[visible].min()), int(np.where(visible, times, times.min()).argmax())
-    frames = int(visible.sum())
-    if not lengths[last]:  # a container that keeps no durations: as long as the frames before it
-        lengths[last] = round((int(times[last]) - start) / (frames - 1)) if frames > 1 else step
-    order = np.array(dts, dtype=np.int64)
-    if missing or (np.diff(order) <= 0).any() or (order > times).any():
-        order = np.sort(times)
-        order = order - max(0, int((order - times).max()))
-    return PictureTimes(times, order, start, int(times[last]) + lengths[last], frames, time_base)
+    @property
+    def fps(self) -> float:
+        """Mean frame rate; 0 for a stream that lasts 0 s."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
 
 
-def _display_order(path: Path, count: int) -> np.ndarray:
-    """For each packet [N] the place at which its frame is shown; found by decoding."""
-    place = np.arange(count)
-    with open_media(path) as container:
-        stream: Any = picture_of(container)
-        context = stream.codec_context
-        context.copy_opaque = True
-        sequence: list[int] = []
-        for index, packet in enumerate(chain(packets(container, stream), [None])):
-            if packet is not None:
-                packet.opaque = index
-            with suppress(FFmpegError):
-                sequence.extend(frame.opaque for frame in context.decode(packet))
-        if sorted(sequence) == list(range(count)):  # else some frames are broken: file order is all there is
-            for rank, index in enumerate(sequence):
-                place[index] = rank
-    return place
+class PacketLog:
+    """Notes the times of video packets as they pass by; memory is a few dozen bytes a packet."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self.display_order: list[int] = []  # numbers of packets, as their frames came out of the decoder
+        self._timed = True
+        self.time_base = time_base(stream)
+        self._interval = max(1, round(frame_interval(stream) / self.time_base))  # ticks
+        self._pts, self._dts, self._durations = array("q"), array("q"), array("q")
+        self._shown = array("b")
+        self._dts_missing = False
+        self._earliest: int | None = None  # pts of shown frames
+        self._latest = 0
+
+    def __len__(self) -> int:
+        return len(self._pts)
+
+    def add(self, packet: Any, timed: bool) -> None:
+        """Note one packet, in file order; number it if it is not ``timed`` (as in ``VideoStart``)."""
+        self._timed = timed
+        if not timed:
+            packet.opaque = len(self)
+        time = packet.pts if timed and packet.pts is not None else packet.dts
+        if time is None:  # no clock at all: it follows the packet before it
+            time = self._pts[-1] + (self._durations[-1] or self._interval) if self._pts else 0
+        self._dts_missing = self._dts_missing or packet.dts is None
+        self._pts.append(time)
+        self._dts.append(packet.dts if packet.dts is not None else time)
+        self._durations.append(packet.duration or 0)
+        self._shown.append(not packet.is_discard)
+        if not packet.is_discard:
+            self._latest = time if self._earliest is None else max(self._latest, time)
+            self._earliest = time if self._earliest is None else min(self._earliest, time)
+
+    @property
+    def seconds(self) -> float:
+        """From the first shown frame to the last one, as far as packets have been noted."""
+        return 0.0 if self._earliest is None else float((self._latest - self._earliest) * self.time_base)
+
+    def times(self) -> PacketTimes | None:
+        """What was noted, repaired where the container is silent; None if no frame is shown."""
+        pts, shown = np.array(self._pts, dtype=np.int64), np.array(self._shown, dtype=bool)
+        durations = self._durations
+        if not shown.any():
+            return None
+
+        # Without times the k-th frame out of the decoder is shown at the k-th time. Frames that are broken
+        # do not come out; then the file's own order is all there is.
+        if not self._timed:
+            rank = np.arange(len(pts))
+            if sorted(self.display_order) == rank.tolist():
+                rank[self.display_order] = np.arange(len(pts))
+            pts = np.sort(pts)[rank]
+
+        # A container without durations: the last frame stays as long as the frames before it on average.
+        start = int(pts[shown].min())
+        last = int(np.where(shown, pts, pts.min()).argmax())
+        frames = int(shown.sum())
+        duration = durations[last]
+        if not duration:
+            duration = round((int(pts[last]) - start) / (frames - 1)) if frames > 1 else self._interval
+
+        # Muxers want decoding times that rise and are never after the presentation times.
+        dts = np.array(self._dts, dtype=np.int64)
+        if self._dts_missing or (np.diff(dts) <= 0).any() or (dts > pts).any():
+            dts = np.sort(pts)
+            dts = dts - max(0, int((dts - pts).max()))
+        return PacketTimes(pts, dts, start, int(pts[last]) + duration, frames, self.time_base)
 
 
-def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:
-    """Write an MP4: the picture of ``video_path``, copied packet by packet, and ``waveform`` [S] as AAC.
+def write_mp4(
+    packets: Iterator[Any],
+    stream: VideoStream,
+    times: PacketTimes,
+    samples: np.ndarray,
+    rate: int,
+    out_path: Path,
+) -> None:
+    """Write an MP4: the packets of a video stream as they are, and ``samples`` [S] in [-1, 1] as AAC.
 
-    The picture starts at time 0 and keeps its spacing and rotation; nothing is encoded again. The sound is
-    cut, or filled with silence, to last as long as the picture. The file gets its name when complete.
-    ``MediaError``: no picture, a picture codec that MP4 cannot hold, a waveform that is empty or not finite.
+    The video starts at time 0. ``FFmpegError`` or ``ValueError`` if MP4 cannot hold it.
     """
-    video_path, out_path = Path(video_path), Path(out_path)
-    sound = checked(waveform, out_path)
-    times = picture_times(video_path)
-    samples = np.zeros(max(1, round(times.seconds * rate)), dtype=np.float32)
-    samples[: len(sound)] = np.clip(sound[: len(samples)], -1, 1)
-    with atomic(out_path) as temporary, open_media(video_path) as source:
-        stream: Any = picture_of(source)
-        try:
-            with av.open(
-                f"file:{temporary}",
-                "w",
-                format="mp4",
-                container_options={"movflags": "+faststart", "movie_timescale": str(rate)},
-            ) as target:
-                _write(source, stream, target, times, samples, rate)
-        except (FFmpegError, ValueError) as error:
-            name = stream.codec_context.codec.canonical_name
-            raise MediaError(
-                f"{video_path}: its {name} picture cannot be copied into mp4 ({first_line(error)})"
-            ) from error
+    options = {"movflags": "+faststart", "movie_timescale": str(rate)}  # the sound's length to the sample
+    with av.open(f"file:{out_path}", "w", format="mp4", container_options=options) as target:
+        video: Any = target.add_stream_from_template(stream, opaque=True)
+        if stream.codec_context.codec.canonical_name == "hevc" and stream.codec_context.extradata:
+            video.codec_context.codec_tag = "hvc1"  # the name Apple's players know it by
+        audio: Any = target.add_stream("aac", rate=rate, layout="mono", format="fltp")
+        audio.bit_rate = 6 * rate  # the most that mono AAC can use
+        audio.time_base = Fraction(1, rate)
+
+        # Both streams in step, so that neither waits in memory for the other.
+        sent = 0
+        for packet, pts, dts in zip(packets, times.pts.tolist(), times.dts.tolist(), strict=True):
+            packet.pts, packet.dts = pts - times.start, dts - times.start
+            decoded_at = float(packet.dts * times.time_base)
+            packet.stream = video
+            target.mux(packet)
+            sent = _encode_audio(samples, sent, round(decoded_at * rate), audio, target, rate)
+
+        # The rest of the audio, then what the encoder still holds.
+        _encode_audio(samples, sent, len(samples), audio, target, rate)
+        target.mux(audio.encode())
 
 
-def checked(waveform: np.ndarray, path: Path) -> np.ndarray:
+def _encode_audio(
+    samples: np.ndarray, sent: int, until: int, audio: Any, target: OutputContainer, rate: int
+) -> int:
+    """Encode ``samples`` from ``sent`` until ``until`` is passed; returns where it stopped."""
+    while sent < min(until, len(samples)):
+        block = samples[sent : sent + _AUDIO_BLOCK]
+        frame = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, sent, Fraction(1, rate)
+        target.mux(audio.encode(frame))
+        sent += len(block)
+    return sent
+
+
+def check_waveform(waveform: np.ndarray, path: Path) -> np.ndarray:
     """``waveform`` as float32 [S]; ``MediaError`` naming ``path`` if it is empty or not finite."""
     samples = np.asarray(waveform, dtype=np.float32)
     if samples.ndim != 1:
@@ -245,41 +301,3 @@ def checked(waveform: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise MediaError(f"{path}: the waveform to write holds NaN or infinite samples")
     return samples
-
-
-def _write(
-    source: InputContainer,
-    stream: VideoStream,
-    target: OutputContainer,
-    times: PictureTimes,
-    samples: np.ndarray,
-    rate: int,
-) -> None:
-    """Both streams in step, so that neither waits in memory for the other."""
-    picture: Any = target.add_stream_from_template(stream, opaque=True)
-    if stream.codec_context.codec.canonical_name == "hevc" and stream.codec_context.extradata:
-        picture.codec_context.codec_tag = "hvc1"  # the name Apple's players know it by
-    voice: Any = target.add_stream("aac", rate=rate, layout="mono", format="fltp")
-    voice.bit_rate = 6 * rate  # the most that mono AAC can use
-    voice.time_base = Fraction(1, rate)
-    sent = 0
-    due = zip(packets(source, stream), times.pts.tolist(), times.dts.tolist(), strict=True)
-    for packet, pts, dts in due:
-        packet.pts, packet.dts = pts - times.start, dts - times.start
-        until = float(packet.dts * times.time_base)
-        packet.stream = picture
-        target.mux(packet)
-        sent = _send(samples, sent, round(until * rate), voice, target, rate)
-    _send(samples, sent, len(samples), voice, target, rate)
-    target.mux(voice.encode())
-
-
-def _send(samples: np.ndarray, sent: int, until: int, voice: Any, target: OutputContainer, rate: int) -> int:
-    """Encode ``samples`` from ``sent`` until ``until`` is passed; where it stopped."""
-    while sent < min(until, len(samples)):
-        block = samples[sent : sent + 1024]
-        frame = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = rate, sent, Fraction(1, rate)
-        target.mux(voice.encode(frame))
-        sent += len(block)
-    return sent

@@ -19,10 +19,10 @@ from vab.inference.embedder import agreement
 from vab.inference.html_report import mel_picture, outline
 from vab.inference.pipeline import Audio, Progress, VABPipeline
 from vab.inference.splice import Span
-from vab.media.container import mux
-from vab.media.reader import probe, write_wav
+from vab.media.file import MediaFile
+from vab.media.reader import as_media_file, write_wav
 from vab.models.hub import ModelError
-from vab.studio.uploads import MOST_SECONDS, Clip, write_picture
+from vab.studio.uploads import MOST_SECONDS, PHOTO_FPS, Clip, write_picture
 
 MOST_TAKES = 4  # made in one go
 WHOLE: Span = (0.0, math.inf)
@@ -81,9 +81,11 @@ class Maker:
         self, clip: Clip, count: int, seed: int, decode: DecodeConfig, tell: Progress | None = None
     ) -> Iterator[Take]:
         """``count`` sounds for a clip, one after another; those of ``vab generate`` for its picture."""
-        made = self.pipeline.generate_many(clip.source, count, seed=seed, decode=decode, progress=tell)
-        for number, audio in enumerate(made):
-            yield self._take(clip, audio, f"Seed {seed}" + (f", sound {number + 1}" if number else ""), tell)
+        with MediaFile(clip.source) as source:
+            made = self.pipeline.generate_many(source, count, seed=seed, decode=decode, progress=tell)
+            for number, audio in enumerate(made):
+                title = f"Seed {seed}" + (f", sound {number + 1}" if number else "")
+                yield self._take(clip, source, audio, title, tell)
 
     def redo(
         self,
@@ -110,8 +112,9 @@ class Maker:
         if not inside and (start, stop) == (0.0, take.seconds):
             raise SettingError("All of this take is marked; there is nothing else to redo.")
         what = f"{start:.2f} to {stop:.2f} s" if inside else f"all but {start:.2f} to {stop:.2f} s"
-        audio = self._from(clip, take.waveform, keep, take.seconds, seed, decode, tell)
-        return self._take(clip, audio, f"{what} anew", tell, (start, stop) if inside else None)
+        with MediaFile(clip.source) as source:
+            audio = self._from(source, take.waveform, keep, take.seconds, seed, decode, tell)
+            return self._take(clip, source, audio, f"{what} anew", tell, (start, stop) if inside else None)
 
     def extend(
         self,
@@ -129,18 +132,20 @@ class Maker:
         length = take.seconds + seconds
         if not seconds > 0 or length > MOST_SECONDS:
             raise SettingError(f"A take may last {MOST_SECONDS:.0f} s at most.")
-        audio = self._from(clip, take.waveform, [(0.0, take.seconds)], length, seed, decode, tell)
-        return self._take(clip, audio, f"{seconds:g} s longer", tell, (take.seconds, length))
+        with MediaFile(clip.source) as source:
+            audio = self._from(source, take.waveform, [(0.0, take.seconds)], length, seed, decode, tell)
+            return self._take(clip, source, audio, f"{seconds:g} s longer", tell, (take.seconds, length))
 
     def place(self, clip: Clip, sound: NDArray[np.float32], title: str, tell: Progress | None = None) -> Take:
         """A take of a sound [S] that is there already, cut or filled with silence to the clip's length."""
         once = DecodeConfig(steps=min(1, self.pipeline.config.decode.steps))  # nothing is left to decide
-        audio = self._from(clip, sound, [WHOLE], clip.seconds, 0, once, tell)
-        return self._take(clip, audio, title, tell)
+        with MediaFile(clip.source) as source:
+            audio = self._from(source, sound, [WHOLE], clip.seconds, 0, once, tell)
+            return self._take(clip, source, audio, title, tell)
 
     def _from(
         self,
-        clip: Clip,
+        source: MediaFile,
         sound: NDArray[np.float32],
         keep: Sequence[Span],
         seconds: float,
@@ -150,7 +155,7 @@ class Maker:
     ) -> Audio:
         return next(
             self.pipeline.generate_many(
-                clip.source,
+                source,
                 1,
                 seed=seed,
                 decode=decode,
@@ -162,9 +167,15 @@ class Maker:
         )
 
     def _take(
-        self, clip: Clip, audio: Audio, title: str, tell: Progress | None, again: Span | None = None
+        self,
+        clip: Clip,
+        source: MediaFile,
+        audio: Audio,
+        title: str,
+        tell: Progress | None,
+        again: Span | None = None,
     ) -> Take:
-        """Write the files of a take."""
+        """Write the files of a take; ``source`` is the clip's, open."""
         if tell is not None:
             tell("codec", 0, 1)
         take = Take(
@@ -177,7 +188,8 @@ class Maker:
             again,
         )
         write_wav(take.sound, take.waveform)
-        mux(_picture(clip, take.seconds), take.waveform, SAMPLE_RATE, take.video)
+        with as_media_file(_picture(clip, source, take.seconds)) as picture:
+            picture.mux(take.waveform, SAMPLE_RATE, take.video)
         Image.fromarray(mel_picture(take.waveform)).save(take.mel)
         return take
 
@@ -190,13 +202,14 @@ class Maker:
         return float(agreement(network, audio.tokens[None], audio.features)[0])
 
 
-def _picture(clip: Clip, seconds: float) -> Path:
+def _picture(clip: Clip, source: MediaFile, seconds: float) -> Path | MediaFile:
     """The clip's picture; one that stands still at its end if that is sooner than ``seconds``."""
     if seconds <= clip.seconds + 0.5 / SAMPLE_RATE:
-        return clip.picture
+        return source if clip.source == clip.picture else clip.picture
     path = clip.folder / f"picture_{round(seconds * SAMPLE_RATE)}.mp4"
     if not path.exists():
         for other in clip.folder.glob("picture_*.mp4"):  # its takes have it inside their own files
             other.unlink()
-        write_picture(clip.source, path, seconds, probe(clip.picture).fps)
+        fps = PHOTO_FPS if clip.kind == "image" else source.times.fps
+        write_picture(source, path, seconds, fps)
     return path

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 from vab.errors import VABError
-from vab.media.container import MediaError, open_media, picture_of, picture_times, sound_of
-from vab.media.image import open_image, read_pixels
-from vab.media.reader import probe, read_audio, read_frames
+from vab.media.container import MediaError
+from vab.media.file import MediaFile
+from vab.media.reader import as_media_file
 from vab.utils.files import atomic
 
 MOST_BYTES = 200 << 20
@@ -106,51 +106,68 @@ def prepare(
 
 def make_clip(upload: Path, folder: Path) -> Clip:
     """The child's work: check, then decode and write. ``UploadError`` or ``MediaError`` if it is no use."""
-    photo = open_image(upload)
-    if photo is not None:
-        _check_pixels(*photo.size, MOST_PHOTO_PIXELS)
-        picture = Image.fromarray(read_pixels(upload, photo, None))
-        picture.thumbnail((SIDE, SIDE))
-        picture.save(folder / "photo.png")
-        write_picture(folder / "photo.png", folder / "picture.mp4", PHOTO_SECONDS, PHOTO_FPS)
-        return Clip(folder, "image", PHOTO_SECONDS, *picture.size, False)
-    with open_media(upload) as container:
-        stream = picture_of(container)
-        if stream is None:
-            raise UploadError(f"It has no picture{', only sound' if sound_of(container) else ''}.")
-        _check_frame(stream.codec_context.width, stream.codec_context.height)
-    seconds = picture_times(upload).seconds  # by the packets: a header may say anything
+    with MediaFile(upload, _check_frame) as file:
+        return _image_clip(file, folder) if file.is_image else _video_clip(file, folder)
+
+
+def _image_clip(file: MediaFile, folder: Path) -> Clip:
+    """A photo, made smaller, and a video that shows it."""
+    _check_pixels(*file.nominal_size, MOST_PHOTO_PIXELS)
+    photo = Image.fromarray(next(file.frames(1.0)))
+    photo.thumbnail((SIDE, SIDE))
+    photo.save(folder / "photo.png")
+    write_picture(folder / "photo.png", folder / "picture.mp4", PHOTO_SECONDS, PHOTO_FPS)
+    return Clip(folder, "image", PHOTO_SECONDS, *photo.size, False)
+
+
+def _video_clip(file: MediaFile, folder: Path) -> Clip:
+    """A video in our own codec and frame rate, and the sound that it had."""
+    # What the header says first, then what the packets say: a header may say anything.
+    if not file.has_video:
+        raise UploadError(f"It has no picture{', only sound' if file.has_audio else ''}.")
+    _check_frame(*file.nominal_size)
+    seconds = file.times.seconds
     if seconds > MOST_SECONDS:
         raise UploadError(f"It lasts {seconds:.0f} s; {MOST_SECONDS:.0f} s are the most here.")
     if seconds <= 0:
         raise UploadError("It lasts 0 s.")
-    info = probe(upload, _check_frame)
-    fps = min(info.fps, MOST_FPS)
-    write_picture(upload, folder / "picture.mp4", seconds, fps)
-    made = probe(folder / "picture.mp4")
-    if info.has_audio:
-        sound = read_audio(upload, 0.0, made.seconds)
+
+    # Now every frame is decoded, and its own size looked at.
+    fps = min(file.times.fps, MOST_FPS)
+    seconds, width, height = write_picture(file, folder / "picture.mp4", seconds, fps)
+    if file.has_audio:
+        sound = file.audio(0.0, seconds)
         np.save(folder / "sound.npy", np.nan_to_num(sound, posinf=0.0, neginf=0.0).clip(-1, 1))
-    return Clip(folder, "video", made.seconds, made.width, made.height, info.has_audio)
+    return Clip(folder, "video", seconds, width, height, file.has_audio)
 
 
-def write_picture(source: Path, out: Path, seconds: float, fps: float) -> None:
+def write_picture(source: Path | MediaFile, out: Path, seconds: float, fps: float) -> tuple[float, int, int]:
     """``source`` as H.264 in MP4 of ``seconds`` at ``fps``, no side longer than ``SIDE``.
 
-    A source that ends sooner stands still. ``MediaError`` if it has no picture.
+    A source that ends sooner stands still. Returns what was written: seconds in whole frames, width, height.
+    ``MediaError`` if it has no picture.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    with atomic(out) as temporary, av.open(f"file:{temporary}", "w", format="mp4", options=_FAST) as target:
+    with (
+        as_media_file(source) as file,
+        atomic(out) as temporary,
+        av.open(f"file:{temporary}", "w", format="mp4", options=_FAST) as target,
+    ):
         stream: Any = None
-        for pixels in read_frames(source, float(rate), seconds=seconds, check=_check_frame):
-            if stream is None:
+        frames = 0
+        for pixels in file.frames(float(rate), seconds=seconds):
+            if stream is None:  # the first frame says how large the picture is
                 height, width = pixels.shape[:2]
                 scale = min(1.0, SIDE / max(height, width))
                 stream = target.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
-                stream.width, stream.height = (max(2, round(n * scale / 2) * 2) for n in (width, height))
-                stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
+                stream.width = max(2, round(width * scale / 2) * 2)  # H.264 wants even sides
+                stream.height = max(2, round(height * scale / 2) * 2)
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.thread_count = 1
             target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            frames += 1
         target.mux(stream.encode(None))
+        return float(frames / rate), stream.width, stream.height
 
 
 def _check_frame(width: int, height: int) -> None:

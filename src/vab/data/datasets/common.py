@@ -19,7 +19,7 @@ from rich.progress import track
 
 from vab.data.manifest import Clip
 from vab.errors import VABError, failure, first_line
-from vab.media.container import MediaError, open_media, picture_of, sound_of
+from vab.media.container import MediaError, audio_stream, open_media, video_stream
 from vab.media.inputs import copies
 from vab.media.reader import read_frames
 
@@ -224,7 +224,7 @@ def _look(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
 def _streams(path: Path) -> tuple[bool, bool]:
     """Whether a file has a picture and a sound stream; ``MediaError`` if it cannot be opened or has none."""
     with open_media(path) as container:
-        found = picture_of(container) is not None, sound_of(container) is not None
+        found = video_stream(container) is not None, audio_stream(container) is not None
     if not any(found):
         raise MediaError(f"{path}: has neither a video nor an audio stream")
     return found

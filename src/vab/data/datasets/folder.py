@@ -8,7 +8,8 @@ from pathlib import Path
 from vab.data.datasets.common import ListError, is_still
 from vab.data.manifest import Clip
 from vab.media.container import MediaError
-from vab.media.reader import MediaInfo, probe
+from vab.media.file import MediaInfo
+from vab.media.reader import probe
 from vab.utils.provenance import sha256
 
 SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.media.container import picture_times
-from vab.media.reader import read_frames
+from vab.media.file import MediaFile
 
 
 def resized(path: Path, fps: float, seconds: float, side: int) -> Tensor:
@@ -18,15 +17,17 @@ def resized(path: Path, fps: float, seconds: float, side: int) -> Tensor:
 
     As FFmpeg's filter ``fps`` picks them, av-benchmark's way: the last one before the middle of its time.
     Of the first ``seconds``, or of as many as there are.
-    Bicubic with antialiasing, as torchvision's Resize. ``MediaError`` as ``vab.media.reader.read_frames``.
+    Bicubic with antialiasing, as torchvision's Resize. ``MediaError`` as ``MediaFile.frames``.
     """
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as resize
 
-    frames, middle = [], 0.5 / fps - 0.001  # read_frames takes frames that are half a millisecond late
-    for frame in read_frames(path, fps, middle, min(seconds, picture_times(path).seconds)):
-        picture = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)
-        frames.append(resize.resize(picture, [side], InterpolationMode.BICUBIC, antialias=True))
+    middle = 0.5 / fps - 0.001  # MediaFile.frames takes frames that are half a millisecond late
+    frames = []
+    with MediaFile(path) as file:
+        for frame in file.frames(fps, middle, min(seconds, file.times.seconds)):
+            pixels = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)  # [3, H, W]
+            frames.append(resize.resize(pixels, [side], InterpolationMode.BICUBIC, antialias=True))
     return torch.stack(frames)
 
 

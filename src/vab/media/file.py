@@ -1,0 +1,594 @@
+"""One open media file: its streams, packet times, frames, waveform, and its video copied beside new sound.
+
+Time 0 of a file is its first shown frame, or the first sample if it has no video; sound that starts later
+keeps its distance as silence. Memory follows the window that is read, never the file's length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from PIL import Image
+
+from vab.config import SAMPLE_RATE, video_frames
+from vab.errors import first_line
+from vab.media.container import (
+    MediaError,
+    PacketLog,
+    PacketTimes,
+    VideoStart,
+    audio_stream,
+    check_waveform,
+    decode,
+    demux,
+    find_start,
+    frame_interval,
+    open_media,
+    video_stream,
+    write_mp4,
+)
+from vab.media.image import open_image, read_pixels
+from vab.media.streams import (
+    MAX_GAP_SECONDS,
+    FrameCheck,
+    FrameConverter,
+    orientation,
+    place_audio,
+    square_pixels,
+)
+from vab.utils.files import atomic
+
+_ROUNDING_SECONDS = 0.0005 + 1e-6  # seconds; many containers keep whole milliseconds
+_SEEK_MARGINS = (Fraction(1, 2), Fraction(10))  # seconds before the wanted time; a seek may land too late
+_BEFORE_ALL = -(1 << 40)  # ticks: before the first packet of any file
+_MAX_DECODER_THREADS = 4
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file holds. Sizes are as displayed: pixels made square, rotation applied."""
+
+    path: Path
+    kind: Literal["video", "audio", "image"]
+    seconds: float  # of the video if there is one, else of the sound; 0 for an image
+    has_audio: bool
+    width: int  # 0 for sound
+    height: int
+    fps: float  # mean frame rate of a video, else 0
+
+
+class MediaFile:
+    """A media file that is opened when something is asked of it, and whose facts are read once.
+
+    Whatever is read of it on the way is kept: a pass over all frames leaves the packet times behind, so that
+    frames and a copy of the video take two passes over the file in all. ``close`` (or a ``with`` block) lets
+    go of the open file; the facts stay, and a later question opens it again. What happens to the file
+    meanwhile is not noticed.
+
+    ``check`` is called with the width and height of each video frame before its pixels are made, whatever
+    the header said, and may raise.
+    Every method raises ``MediaError`` for a file that is missing, a folder, empty, or not media.
+    """
+
+    def __init__(self, path: str | Path, check: FrameCheck | None = None) -> None:
+        self.path = Path(path)
+        self._check = check
+        self._idle: list[_OpenFile] = []  # one at most: open, and in no pass now
+        self._image: Image.Image | None = None  # open, its pixels not read yet
+        # Facts, as far as they are known.
+        self._is_image: bool | None = None
+        self._streams: tuple[bool, bool] | None = None  # is there video, is there audio
+        self._nominal_seconds = 0.0
+        self._nominal_size = (0, 0)
+        self._start: VideoStart | None = None
+        self._times: PacketTimes | None = None
+        self._log: PacketLog | None = None  # of the latest pass over the video
+        self._size: tuple[int, int] | None = None  # width, height of the first frame as displayed
+        self._first_sample: Fraction | None = None  # its time on the container's clock
+        self._audio_seconds: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the open file. What is known of it stays."""
+        while self._idle:
+            self._idle.pop().container.close()
+        if self._image is not None:
+            self._image.close()
+            self._image = None
+
+    # ---- facts
+
+    @property
+    def kind(self) -> Literal["video", "audio", "image"]:
+        """What it is, by its header alone. ``MediaError`` if it has neither a video nor an audio stream."""
+        if self.is_image:
+            return "image"
+        if not self.has_video and not self.has_audio:
+            raise MediaError(f"{self.path}: has neither a video nor an audio stream")
+        return "video" if self.has_video else "audio"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is a still image; a moving GIF is a video."""
+        if self._is_image is None:
+            self._image = open_image(self.path)
+            self._is_image = self._image is not None
+            if self._image is not None:
+                self._nominal_size = self._image.size
+        return self._is_image
+
+    @property
+    def has_video(self) -> bool:
+        """Whether it has a video stream that is no cover art."""
+        return self._header()[0]
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether it has an audio stream."""
+        return self._header()[1]
+
+    @property
+    def nominal_seconds(self) -> float:
+        """How long the header says that it lasts; 0 if it does not say. Often wrong: good for estimates."""
+        if self.is_image:
+            return 0.0
+        self._header()
+        return self._nominal_seconds
+
+    @property
+    def nominal_size(self) -> tuple[int, int]:
+        """Width and height that the header of a video or an image claims, not turned upright; 0 for sound."""
+        if not self.is_image:
+            self._header()
+        return self._nominal_size
+
+    @property
+    def times(self) -> PacketTimes:
+        """The packets' times of the video. Reads through the file if no pass has done so yet."""
+        if self._times is None:
+            self._scan_video("none")
+        assert self._times is not None
+        return self._times
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts, by its packets: the video if there is one, else the sound; 0 for an image."""
+        if self.kind == "image":
+            return 0.0
+        return self.times.seconds if self.has_video else self._scan_audio()
+
+    @property
+    def seconds_read(self) -> float:
+        """How long the video lasts as far as its packets have been read by now."""
+        if self._times is not None:
+            return self._times.seconds
+        return self._log.seconds if self._log is not None else 0.0
+
+    @property
+    def info(self) -> MediaInfo:
+        """All of the facts. ``MediaError`` too if not one frame, or no sample, can be decoded."""
+        if self.kind == "image":
+            if self._size is None:
+                self._read_image(None)
+            assert self._size is not None
+            return MediaInfo(self.path, "image", 0.0, False, *self._size, 0.0)
+        if self.kind == "audio":
+            return MediaInfo(self.path, "audio", self.seconds, True, 0, 0, 0.0)
+        if self._size is None:
+            self._scan_video("first")
+        if self._size is None:
+            raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
+        return MediaInfo(self.path, "video", self.times.seconds, self.has_audio, *self._size, self.times.fps)
+
+    # ---- what is in it
+
+    def frames(
+        self, fps: float, start: float = 0.0, seconds: float | None = None, size: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """The frames on screen at ``start + i / fps`` seconds: uint8 [H,W,3] RGB, upright.
+
+        There are ``config.video_frames(seconds, fps)`` of them; ``seconds=None`` is all that remains. A video
+        that ends sooner repeats its last frame; an image is a video that stands still (one frame if
+        ``seconds`` is None). ``size``: the short side is scaled down to it, in the decoder's own pixel
+        format. ``MediaError`` if there is no video stream, or not one frame of it can be decoded.
+        """
+        if fps <= 0 or start < 0:
+            raise ValueError(f"fps must be positive and start not negative, not {fps} and {start}")
+        if self.is_image:
+            pixels = self._read_image(size)
+            for _ in range(video_frames(seconds or 0.0, fps)):
+                yield pixels
+            return
+        if not self.has_video:
+            raise MediaError(f"{self.path}: has no video stream")
+
+        # A pass over the whole video finds out on the way how long it is; any other must know before.
+        if seconds is None and (start > 0 or self._times is not None):
+            seconds = max(0.0, self.times.seconds - start)
+        count = None if seconds is None else video_frames(seconds, fps)
+
+        # A frame is on screen until the next one is: hold the newest, and give it out for every wanted time
+        # before that of the one that follows. Its pixels are made only if it is wanted at all.
+        convert = FrameConverter(size, self._check)
+        done = 0
+        newest: tuple[Any, Any] | None = None
+        pixels_of_newest: np.ndarray | None = None
+        for time, frame, stream in self._timed_frames(start):
+            while newest is not None and time > start + done / fps:
+                if pixels_of_newest is None:
+                    pixels_of_newest = convert(*newest)
+                yield pixels_of_newest
+                done += 1
+                if done == count:
+                    return
+            newest, pixels_of_newest = (frame, stream), None
+        if newest is None:
+            raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
+
+        # The last frame stays for the rest.
+        if count is None:
+            count = video_frames(self.times.seconds, fps)
+        if pixels_of_newest is None:
+            pixels_of_newest = convert(*newest)
+        for _ in range(done, count):
+            yield pixels_of_newest
+
+    def audio(self, start: float = 0.0, seconds: float | None = None, rate: int = SAMPLE_RATE) -> np.ndarray:
+        """The sound from ``start`` on: float32 [S] mono at ``rate``.
+
+        S = round(seconds * rate), with zeros at the end; ``seconds=None`` reads to the end. Only what is
+        needed is decoded. ``MediaError`` if there is no audio stream, or none of it can be decoded.
+        """
+        if start < 0 or (seconds is not None and seconds < 0):
+            raise ValueError("start and seconds must not be negative")
+        count = None if seconds is None else round(seconds * rate)
+        blocks, read = [np.zeros(0, dtype=np.float32)], 0
+        for block in self.audio_blocks(start, rate):
+            blocks.append(block)
+            read += len(block)
+            if count is not None and read >= count:
+                break
+        waveform = np.concatenate(blocks)[:count]
+        return waveform if count is None else np.pad(waveform, (0, count - len(waveform)))
+
+    def audio_blocks(self, start: float = 0.0, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+        """The sound from ``start`` on as blocks float32 [n], mono at ``rate``; silence fills gaps."""
+        if not self.has_audio:
+            raise MediaError(f"{self.path}: has no audio stream")
+        origin = self._video_start().seconds if self.has_video else None
+
+        # Seek only if the wanted part begins after the first sample.
+        position = None
+        if start > 0:
+            first_sample = self._first_sample_time()
+            wanted = (first_sample if origin is None else origin) + Fraction(start)
+            position = wanted if wanted > first_sample else None
+        frames = self._audio_frames(position)
+        if origin is None:  # without video the first sample is time 0
+            if self._first_sample is None:
+                frames = chain([next(frames)], frames)
+            origin = self._first_sample_time()
+        zero = float(origin) + start
+
+        # Blocks say where they belong: fill what is missing before them, cut what has been given already.
+        written = 0  # samples since ``start``
+        for place, block in place_audio(frames, zero, rate):
+            while written < place:
+                silence = np.zeros(min(rate, place - written), dtype=np.float32)
+                written += len(silence)
+                yield silence
+            rest = block[written - place :]
+            written += len(rest)
+            if len(rest):
+                yield rest
+
+    def mux(self, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:
+        """Write an MP4: the video, copied packet by packet, and ``waveform`` [S] as AAC.
+
+        The video starts at time 0 and keeps its spacing and rotation; nothing is encoded again. The sound is
+        cut, or filled with silence, to last as long as the video. The file gets its name when complete.
+        ``MediaError``: no video, a codec that MP4 cannot hold, a waveform that is empty or not finite.
+        """
+        out_path = Path(out_path)
+        waveform = check_waveform(waveform, out_path)
+        if not self.has_video:
+            raise MediaError(f"{self.path}: has no video stream")
+        times = self.times
+        samples = np.zeros(max(1, round(times.seconds * rate)), dtype=np.float32)
+        samples[: len(waveform)] = np.clip(waveform[: len(samples)], -1, 1)
+        with atomic(out_path) as temporary, self._opened() as file:
+            try:
+                write_mp4(demux(file.container, file.video), file.video, times, samples, rate, temporary)
+            except (FFmpegError, ValueError) as error:
+                codec = file.video.codec_context.codec.canonical_name
+                raise MediaError(
+                    f"{self.path}: its {codec} picture cannot be copied into mp4 ({first_line(error)})"
+                ) from error
+
+    @contextmanager
+    def container(self) -> Iterator[InputContainer]:
+        """The open container at its beginning, for one pass of the caller's own."""
+        with self._opened(fresh=True) as file:
+            yield file.container
+
+    # ---- opening, and passes over the file
+
+    @contextmanager
+    def _opened(self, seek: bool = False, fresh: bool = False) -> Iterator[_OpenFile]:
+        """The open file for one pass, at its beginning unless the pass is going to ``seek``.
+
+        ``fresh``: no pass may have used it. Passes may overlap: while one has the open file, another opens
+        it again.
+        """
+        file = self._idle.pop() if self._idle else None
+        if file is not None and file.used and (fresh or not file.reset(rewind=not seek)):
+            file.container.close()
+            file = None
+        if file is None:
+            file = _OpenFile(open_media(self.path))
+        file.used = True
+        try:
+            yield file
+        finally:
+            if file.can_rewind and not self._idle:
+                self._idle.append(file)
+            else:
+                file.container.close()
+
+    def _header(self) -> tuple[bool, bool]:
+        """Whether there is video, and whether there is audio. Opens the file the first time."""
+        if self._streams is None:
+            file = _OpenFile(open_media(self.path))
+            self._streams = file.video is not None, file.audio is not None
+            self._nominal_seconds = file.nominal_seconds
+            if file.video is not None:
+                self._nominal_size = file.video.codec_context.width, file.video.codec_context.height
+            self._idle.append(file)  # for the first pass
+        return self._streams
+
+    def _video_start(self) -> VideoStart:
+        """Where the video's clock begins; reads a few packets if no pass has done so yet."""
+        if self._start is None:
+            with self._opened() as file:
+                next(self._video_packets(file), None)
+        if self._start is None:
+            raise MediaError(f"{self.path}: its video stream has no frames")
+        return self._start
+
+    def _video_packets(self, file: _OpenFile) -> Iterator[Any]:
+        """All packets of the video. With the first one it is known where the clock begins."""
+        packets = demux(file.container, file.video)
+        if self._start is None:
+            self._start, head = find_start(file.container, file.video, packets)
+            if self._start is None:
+                raise MediaError(f"{self.path}: its video stream has no frames")
+            packets = chain(head, packets)
+        yield from packets
+
+    def _whole_video(self, file: _OpenFile, wanted: Literal["all", "first", "none"] = "all") -> Iterator[Any]:
+        """The frames of the whole video in display order. After the last one the packet times are known.
+
+        ``wanted``: which frames to decode. Packets without times need them all to be put in order.
+        """
+        context = file.video.codec_context
+        log = None
+        if self._times is None:
+            log = self._log = PacketLog(file.video)
+        for packet in chain(self._video_packets(file), [None]):  # None: what the decoder still holds
+            assert self._start is not None
+            timed = self._start.timed
+
+            # 1. Note the packet's times.
+            if packet is not None and log is not None:
+                if not timed and not len(log):
+                    file.number_frames()
+                log.add(packet, timed)
+
+            # 2. Decode it, unless its times were all that is wanted of it.
+            if timed and (wanted == "none" or (wanted == "first" and self._size is not None)):
+                continue
+            for frame in decode(context, packet):
+                if self._size is None:
+                    self._note_size(frame, file.video)
+                if log is not None and not timed:
+                    log.display_order.append(frame.opaque)
+                yield frame
+
+        # 3. All packets have been seen.
+        if log is not None:
+            self._times = log.times()
+            if self._times is None:
+                raise MediaError(f"{self.path}: its video stream has no frames")
+
+    def _scan_video(self, wanted: Literal["first", "none"]) -> None:
+        """One pass for the packet times and, if the first frame is ``wanted``, for its size."""
+        if not self.has_video:
+            raise MediaError(f"{self.path}: has no video stream")
+        with self._opened() as file:
+            for _ in self._whole_video(file, wanted):
+                if self._times is not None:  # known before: the frame was all that was missing
+                    break
+
+    def _note_size(self, frame: Any, stream: Any) -> None:
+        """Keep the size of the first frame as displayed, after the check of it."""
+        width, height = square_pixels(frame, stream)
+        if self._check is not None:
+            self._check(width, height)
+        swap, _, _ = orientation(frame)
+        self._size = (height, width) if swap else (width, height)
+
+    def _timed_frames(self, start: float) -> Iterator[tuple[float, Any, Any]]:
+        """(seconds since the first shown frame, frame, stream), from the one shown at ``start`` or before.
+
+        Times are lowered by half a millisecond: many containers keep whole ones.
+        """
+        position = None
+        if start > 0 and self._video_start().timed:
+            position = self._video_start().seconds + Fraction(start)
+        first_dts: int | None = None
+        for index, (frame, stream) in enumerate(self._decode("video", position)):
+            # By the frame's own time, else by its packet's, else by its number.
+            video_start, base = self._video_start(), stream.time_base
+            if video_start.timed and frame.pts is not None:
+                time = frame.pts * base - video_start.seconds
+            elif frame.dts is not None:
+                first_dts = frame.dts if first_dts is None else first_dts
+                time = (frame.dts - first_dts) * base
+            else:
+                time = index * (frame.duration * base if frame.duration else frame_interval(stream))
+            yield float(time) - _ROUNDING_SECONDS, frame, stream
+
+    def _decode(
+        self, kind: Literal["video", "audio"], position: Fraction | None
+    ) -> Iterator[tuple[Any, Any]]:
+        """(frame, stream) of a stream; the first one is at or before ``position`` if any frame is.
+
+        A seek may land too late (a bad index, frames that need earlier ones): then from further back, at last
+        from the beginning.
+        """
+        margins = (None,) if position is None else (*_SEEK_MARGINS, None)
+        for margin in margins:
+            with self._opened(seek=margin is not None, fresh=kind == "audio") as file:
+                stream = file.video if kind == "video" else file.audio
+                if margin is not None and position is not None and not file.seek(stream, position - margin):
+                    continue
+                # From the beginning a pass over the video notes what it sees on the way.
+                if margin is None and kind == "video":
+                    frames = self._whole_video(file)
+                else:
+                    packets = chain(demux(file.container, stream), [None])
+                    frames = (f for packet in packets for f in decode(stream.codec_context, packet))
+                early_enough = margin is None
+                for frame in frames:
+                    if not early_enough and (frame.pts is None or frame.pts * stream.time_base > position):
+                        break
+                    early_enough = True
+                    yield frame, stream
+                if early_enough:
+                    return
+
+    def _first_sample_time(self) -> Fraction:
+        """Time of the first decoded sample on the container's clock; decodes one frame if need be."""
+        if self._first_sample is None:
+            next(self._audio_frames(None), None)
+        assert self._first_sample is not None
+        return self._first_sample
+
+    def _audio_frames(self, position: Fraction | None) -> Iterator[tuple[Any, Any]]:
+        """(frame, stream) as :meth:`_decode`; a pass from the beginning notes where the sound starts."""
+        frames = self._decode("audio", position)
+        if self._first_sample is None and position is None:
+            for frame, stream in frames:
+                self._first_sample = (frame.pts or 0) * stream.time_base
+                yield frame, stream
+                break
+            else:
+                raise MediaError(f"{self.path}: its audio stream cannot be decoded")
+        yield from frames
+
+    def _scan_audio(self) -> float:
+        """Seconds of the audio by its packets: one pass, which decodes the first frame only."""
+        if self._audio_seconds is not None:
+            return self._audio_seconds
+        timed_end: Fraction | None = None  # of the latest packet that carries a time
+        untimed = Fraction(0)  # seconds of the packets from there on
+        with self._opened(fresh=True) as file:
+            stream: Any = file.audio
+            for packet in chain(demux(file.container, stream), [None]):
+                if self._first_sample is None:
+                    frame = next(iter(decode(stream.codec_context, packet)), None)
+                    if frame is not None:
+                        self._first_sample = (frame.pts or 0) * stream.time_base
+                if packet is None:
+                    break
+                if packet.pts is not None:
+                    timed_end, untimed = packet.pts * packet.time_base, Fraction(0)
+                duration = (packet.duration or 0) * packet.time_base
+                if duration < MAX_GAP_SECONDS:  # the last packet of some Ogg files claims 2^32 samples
+                    untimed += duration
+        if self._first_sample is None:
+            raise MediaError(f"{self.path}: its audio stream cannot be decoded")
+        end = (self._first_sample if timed_end is None else timed_end) + untimed
+        self._audio_seconds = float(end - self._first_sample)
+        return self._audio_seconds
+
+    def _read_image(self, size: int | None) -> np.ndarray:
+        """The pixels of a still image, uint8 [H,W,3]."""
+        image = self._image or open_image(self.path)
+        self._image = None  # reading closes it
+        if image is None:
+            raise MediaError(f"{self.path}: is no longer an image")
+        pixels = read_pixels(self.path, image, size)
+        if size is None:
+            self._size = pixels.shape[1], pixels.shape[0]
+        return pixels
+
+
+class _OpenFile:
+    """An open container with the streams that a player would use, and what has been done with it."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self.container = container
+        self.video: Any = video_stream(container)
+        self.audio: Any = audio_stream(container)
+        self.used = False
+        # The video of MP4 and MOV is read by an index that a seek just starts anew. Other demuxers keep more
+        # state, and so do audio decoders and MP4's own count of samples to skip: what they give after a seek
+        # may differ from what a file just opened gives.
+        self.can_rewind = "mp4" in container.format.name.split(",")
+        self._discards = [stream.discard for stream in container.streams]
+        for stream in filter(None, (self.video, self.audio)):
+            stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, os.cpu_count() or 1)
+            stream.codec_context.thread_type = "AUTO"
+
+    @property
+    def nominal_seconds(self) -> float:
+        """How long the header says that the video, or else the whole file, lasts; 0 if it does not say."""
+        stream = self.video or self.audio
+        if stream is not None and stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        return (self.container.duration or 0) / av.time_base
+
+    def number_frames(self) -> None:
+        """Let the decoder, before its first packet, hand on the packets' numbers with the frames.
+
+        Without frame threads: they release the numbers, which are Python objects, and would wait for the
+        interpreter's lock while the thread that holds it waits for them.
+        """
+        if not self.video.codec_context.is_open:  # else an earlier pass without times has done so
+            self.video.codec_context.thread_type = "SLICE"
+            self.video.codec_context.copy_opaque = True
+
+    def reset(self, rewind: bool) -> bool:
+        """Make ready for another pass, from the beginning if ``rewind``; False if it cannot be."""
+        for stream, discard in zip(self.container.streams, self._discards, strict=True):
+            stream.discard = discard
+        if not rewind:
+            return True
+        with suppress(FFmpegError):
+            self.container.seek(_BEFORE_ALL, stream=self.video or self.audio)
+            return True
+        return False
+
+    def seek(self, stream: Any, seconds: Fraction) -> bool:
+        """Go to the last key frame at or before ``seconds``; False if the demuxer cannot."""
+        with suppress(FFmpegError):
+            self.container.seek(int(seconds / stream.time_base), stream=stream)
+            return True
+        return False

@@ -1,0 +1,124 @@
+"""Decoded frames -> pixels and samples: scaled and upright; mono, resampled and placed in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
+
+from vab.config import SAMPLE_RATE
+
+MAX_GAP_SECONDS = 3600.0  # a longer leap of an audio clock is a fault, not a pause
+_MAX_BACKWARD_JUMP_SECONDS = 1.0  # a longer leap back is a clock that starts again
+_TIMESTAMP_TOLERANCE_SECONDS = 0.05  # an audio timestamp may be off by so much before it is believed
+
+FrameCheck = Callable[[int, int], None]  # width, height of a frame as displayed; may raise
+
+
+class FrameConverter:
+    """Decoded frames of one stream -> pixels as displayed, with one scaler and one look at the orientation.
+
+    ``size``: the short side is scaled down to it. Asking a frame for its side data ties it into a reference
+    cycle; done for each, frames would pile up.
+    """
+
+    def __init__(self, size: int | None, check: FrameCheck | None) -> None:
+        self.size = size
+        self.check = check
+        self._scaler = VideoReformatter()
+        self._orientation: tuple[bool, int, int] | None = None
+
+    def __call__(self, frame: Any, stream: Any) -> np.ndarray:
+        """uint8 [H,W,3] RGB."""
+        if self._orientation is None:
+            self._orientation = orientation(frame)
+        width, height = square_pixels(frame, stream)
+        if self.check is not None:
+            self.check(width, height)
+
+        # Scale and convert in one step; transparency goes over white.
+        scale = min(1.0, self.size / min(width, height)) if self.size else 1.0
+        alpha = any(component.is_alpha for component in frame.format.components)
+        pixels: np.ndarray = self._scaler.reformat(
+            frame,
+            width=max(1, round(width * scale)),
+            height=max(1, round(height * scale)),
+            format="rgba" if alpha else "rgb24",
+            interpolation="BICUBIC",
+            threads=1,
+        ).to_ndarray()
+        if alpha:
+            opacity = pixels[..., 3:].astype(np.uint16)
+            pixels = ((pixels[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+
+        # Turn it upright.
+        swap, down, right = self._orientation
+        if swap:
+            pixels = pixels.transpose(1, 0, 2)
+        return np.array(pixels[::down, ::right], order="C")
+
+
+def square_pixels(frame: Any, stream: Any) -> tuple[int, int]:
+    """Width and height with square pixels, not turned."""
+    aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+    return max(1, round(frame.width * aspect)), frame.height
+
+
+def orientation(frame: Any) -> tuple[bool, int, int]:
+    """(swap the axes, step down, step right) of the display matrix, to the nearest quarter turn."""
+    for data in frame.side_data:
+        if data.type == SideDataType.DISPLAYMATRIX:  # x' = a x + c y, y' = b x + d y
+            a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+            swap = abs(b) + abs(c) > abs(a) + abs(d)
+            across, along = (c, b) if swap else (a, d)
+            return swap, -1 if along < 0 else 1, -1 if across < 0 else 1
+    return False, 1, 1
+
+
+def place_audio(
+    frames: Iterator[tuple[Any, Any]], zero: float, rate: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of the first sample after ``zero`` seconds, block of mono float32 at ``rate``), in order.
+
+    One resampler runs on until the clock leaps or the sample rate, the layout or the sample format changes.
+    Mono is the mean of the channels; FFmpeg's own mixing would make equal channels 3 dB louder.
+    """
+    resampler: Any = None
+    shape: tuple[int, str, str] = (SAMPLE_RATE, "", "")  # sample rate, layout, sample format
+    # Of the present run of the resampler: time of its first sample, samples in, place of the next sample out.
+    run_start = 0.0
+    samples_in, place = 0, 0
+    clock_repair = 0.0  # seconds to add to the file's times
+    for frame, stream in frames:
+        # When this frame should come by the samples so far, and when the file says that it does.
+        expected = run_start + samples_in / shape[0]
+        time = expected
+        if frame.pts is not None:
+            time = float(frame.pts * stream.time_base) - zero + clock_repair
+        jumped_back = resampler is not None and time - expected < -_MAX_BACKWARD_JUMP_SECONDS
+        if time - expected > MAX_GAP_SECONDS or jumped_back:
+            clock_repair += expected - time
+            time = expected
+
+        # A new run where the samples do not follow the last ones, or are of another kind.
+        new_shape = (frame.sample_rate, frame.layout.name, frame.format.name)
+        if resampler is None or new_shape != shape or abs(time - expected) > _TIMESTAMP_TOLERANCE_SECONDS:
+            for part in resampler.resample(None) if resampler else ():
+                yield place, part.to_ndarray().mean(0)
+                place += part.samples
+            resampler = av.AudioResampler(format="fltp", rate=rate)
+            shape, run_start = new_shape, time
+            samples_in, place = 0, round(time * rate)
+
+        samples_in += frame.samples
+        frame.pts = None
+        for part in resampler.resample(frame):
+            yield place, part.to_ndarray().mean(0)
+            place += part.samples
+    for part in resampler.resample(None) if resampler else ():
+        yield place, part.to_ndarray().mean(0)
+        place += part.samples
