@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tiny import write_model
+from helpers.tiny import write_model
 from vab.cli import main
 from vab.config import DecodeConfig, TrainConfig
 from vab.data.shard import Latents, StoreMeta

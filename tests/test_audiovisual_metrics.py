@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from networks import made_up, noise
-from tiny import write_video
+from helpers.networks import made_up, noise
+from helpers.tiny import write_video
 from vab.evaluate.backbones import frames, imagebind, synchformer
 from vab.evaluate.backbones.registry import BACKBONES
 from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate

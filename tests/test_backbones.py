@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from networks import NETWORKS, made_up, noise, write_weights
+from helpers.networks import NETWORKS, made_up, noise, write_weights
 from vab.evaluate.backbones.registry import BACKBONES, Backbone, find, load
 from vab.evaluate.backbones.weights import find_weights, folders
 from vab.evaluate.metrics.statistics import EvaluationError

@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tiny import write_model, write_video
+from helpers.tiny import write_model, write_video
 from vab.bench import report, speed
 from vab.bench.costs import pass_flops, token_cost
 from vab.bench.speed import STAGES, Settings, bench

@@ -17,7 +17,7 @@ import av
 import numpy as np
 import pytest
 
-from tiny import write_model, write_video
+from helpers.tiny import write_model, write_video
 from vab.cli import VERBS, main
 from vab.cli.progress import file_progress
 from vab.media.reader import probe, write_wav

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,36 +17,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.codecs import BRIEF, SMALL, tones
 from vab.codecs.codec import load_codec
-from vab.codecs.tiny import TinyCodec, TinyCodecConfig, lasting, mel_filters
+from vab.codecs.tiny import TinyCodec, lasting, mel_filters
 from vab.config import HOP, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
 from vab.errors import TrainError
-from vab.training.codec import CodecTrainConfig, energy_distance, excerpts, fit_codes, train_codec
+from vab.training.codec import energy_distance, excerpts, fit_codes, train_codec
 from vab.utils.locks import LockedError, exclusive
-
-SMALL = TinyCodecConfig(
-    codebooks=3, vocabulary=32, dim=16, decoder_width=24, decoder_layers=1, detail_width=16, detail_layers=1
-)
-BRIEF = CodecTrainConfig(
-    steps=6,
-    adversarial_from=4,
-    code_seconds=24.0,
-    code_rounds=5,
-    batch_size=4,
-    save_every=2,
-    log_every=1,
-    warmup_steps=2,
-)
-
-
-def tones(seconds: float = 1.0) -> dict[str, list[np.ndarray]]:
-    """Two labels: tones and noise."""
-    time_ = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    random = np.random.default_rng(0)
-    sines = [8000 * np.sin(2 * np.pi * f * time_) for f in (220, 440, 880)]
-    noises = [3000 * random.standard_normal(len(time_)) for _ in range(3)]
-    return {"noise": [n.astype(np.int16) for n in noises], "tone": [s.astype(np.int16) for s in sines]}
 
 
 @pytest.fixture(scope="module")
@@ -282,11 +260,41 @@ def test_another_codec_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     assert not [path.name for path in tmp_path.iterdir() if ".tmp" in path.name]
 
 
+def test_a_run_keeps_the_precision_it_began_with(tmp_path: Path) -> None:
+    """Also where it goes on on another kind of processor, or with another setting."""
+    config = replace(BRIEF, precision="32-true")
+    train_codec(tones(), tmp_path / "whole", config, SMALL)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(line: dict[str, float]) -> None:
+        if line["step"] == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_codec(tones(), tmp_path / "run", config, SMALL, stop)
+    train_codec(tones(), tmp_path / "run", replace(config, precision="bf16-mixed"), SMALL)
+    for name in ("codec.safetensors", "training.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_bfloat16_is_left_to_processors_that_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    precisions = {}
+    for there in (False, True):
+        monkeypatch.setattr("vab.training.codec.cpu_has_bfloat16", lambda there=there: there)
+        config = replace(BRIEF, steps=1, precision="bf16-mixed", adversarial_from=1)
+        train_codec(tones(), tmp_path / str(there), config, SMALL)
+        document = json.loads((tmp_path / str(there) / "training.json").read_text())
+        precisions[there] = document["precision"]
+    assert precisions == {False: "32-true", True: "bf16-mixed"}
+
+
 RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_codec_tiny import BRIEF, SMALL, tones
+from helpers.codecs import BRIEF, SMALL, tones
 from vab.training.codec import train_codec
 train_codec(tones(), Path(sys.argv[1]), BRIEF, SMALL, lambda line: print(line["step"], flush=True))
 """
@@ -304,12 +312,14 @@ def test_a_killed_run_goes_on_to_the_same_codec(tmp_path: Path) -> None:
     assert start(whole).wait(300) == 0
     first = start(killed)
     assert first.stdout is not None
+    late = threading.Timer(300, first.kill)  # or a run that says nothing would be waited for
+    late.start()
     for line in first.stdout:  # one saved step has been passed, and the discriminators have joined
         if int(line) == 5:
             break
+    late.cancel()
     first.send_signal(signal.SIGKILL)
-    first.wait()
-    time.sleep(0.1)
+    first.wait(60)
     assert start(killed).wait(300) == 0
     for name in ("codec.safetensors", "codec.json", "training.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import write_video
+from helpers.tiny import write_video
 from vab.cli import main
 from vab.data.datasets.audioset import read_labels, read_segments, read_subset
 from vab.data.datasets.common import ListError, Row, gather, is_still, read_csv, segment_names

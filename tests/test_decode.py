@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from helpers.decoding import nothing, seeds
 from vab.config import DecodeConfig
 from vab.sampling.parallel import (
     DecodeError,
@@ -30,17 +31,8 @@ from vab.sampling.parallel import (
 ONE_DRAW_BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives
 
 
-def seeds(*values: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(value) for value in values]
-
-
 def config(steps: int = 8, temperature: float = 10.5, top_k: int = 0) -> DecodeConfig:
     return DecodeConfig(steps=steps, temperature=temperature, top_k=top_k)
-
-
-def nothing(tokens: Tensor) -> Tensor:
-    """A mask in which nothing is given."""
-    return torch.zeros(tokens.shape, dtype=torch.bool)
 
 
 def oracle(answer: Tensor, vocabulary: int, given_codebooks: int = 0) -> LogitsFn:

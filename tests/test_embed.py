@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import write_model, write_video
+from helpers.tiny import write_model, write_video
 from vab.cli import main
 from vab.data.extract import Decoded, decode, encode, latents_meta
 from vab.data.shard import Latents

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny import write_model
+from helpers.tiny import write_model
 from vab.cli import main
 from vab.codecs.codec import CodecError, load_codec
 from vab.config import check_preset

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 from sklearn import metrics
 
+from helpers.paper import LINES
 from vab.cli import main
 from vab.evaluate.metrics import classification as classification_module
 from vab.evaluate.metrics.classification import classification, targets_of
@@ -40,7 +41,6 @@ from vab.evaluate.predictions import Predictions, read_predictions
 from vab.inference.embeddings import Embeddings, write_embeddings
 
 SOURCES = Path(__file__).parents[1] / "src"
-PAPER = Path(__file__).parents[2] / "shared" / "reference" / "paper.txt"
 LISTS = Path(__file__).parents[2] / "shared" / "data" / "lists"
 
 
@@ -365,11 +365,10 @@ def test_some_of_the_papers_numbers() -> None:
     assert len(recall) == len(RETRIEVAL) and len(scores) == len(CLASSIFICATION)
 
 
-@pytest.mark.skipif(not PAPER.exists(), reason="the shared text of the paper is not here")
 def test_all_numbers_are_those_of_the_paper() -> None:
     """Each row is a line of the paper, name and cells; in Tables 10 and 14 a line holds FAD and both ways."""
     lines = set()
-    for text in PAPER.read_text("utf-8").splitlines():
+    for text in LINES:
         name, *cells = (cell.strip() for cell in text.split("|"))
         numbers = [None if cell == "-" else float(cell) for cell in cells if re.fullmatch(r"-|[\d.]+", cell)]
         lines.add((re.sub(r" \[\d+\]| \(Ours\)", "", name), *numbers))

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DacConfig, DacModel
 
-from test_vision import VIT_TINY, random_network, save
+from helpers.encoders import VIT_TINY, random_network, save
+from helpers.extraction import FPS, SECONDS, run, small_codec
 from vab.cli import main
-from vab.codecs.codec import DAC, Codec
+from vab.codecs.codec import Codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig
 from vab.config import SAMPLE_RATE
 from vab.data.datasets.common import ListError
 from vab.data.datasets.folder import folder_clips
 from vab.data.datasets.synthetic import write_synthetic
-from vab.data.extract import Extraction, decode, extract, weights_fingerprint
+from vab.data.extract import Extraction, decode, weights_fingerprint
 from vab.data.manifest import Clip, read_manifest, write_manifest
 from vab.data.shard import StoreError, StoreMeta
 from vab.data.store import LatentStore
@@ -31,25 +31,6 @@ from vab.presets import PRESETS
 from vab.studio.uploads import write_picture
 from vab.training.batches import check_fits
 from vab.vision import RECIPES, VisionEncoder, load_vision
-
-SECONDS = 2.0
-FPS = 2.0
-
-
-def small_codec(seed: int = 0) -> Codec:
-    """A real DAC with the rates of the 16 kHz one, tiny and with random weights."""
-    torch.manual_seed(seed)
-    config = DacConfig(
-        encoder_hidden_size=4,
-        decoder_hidden_size=32,
-        downsampling_ratios=[2, 4, 5, 8],
-        upsampling_ratios=[8, 5, 4, 2],
-        n_codebooks=3,
-        codebook_size=16,
-        codebook_dim=4,
-        sampling_rate=SAMPLE_RATE,
-    )
-    return DAC(DacModel(config))
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +46,6 @@ def vision() -> VisionEncoder:
 @pytest.fixture(scope="module")
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_synthetic(tmp_path_factory.mktemp("balls"), clips=6, seconds=SECONDS)
-
-
-def run(manifest: Path, out: Path, codec: Codec, vision: VisionEncoder, **options: object) -> Extraction:
-    settings = {"seconds": SECONDS, "fps": FPS, "batch_clips": 2, "shard_clips": 3, **options}
-    return extract(manifest, out, codec, vision, **settings)
 
 
 def meta(**changes: object) -> StoreMeta:
@@ -289,14 +265,15 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
-import test_extract as tests
+from helpers import extraction as tests
+from vab.vision import load_vision
 import vab.data.extract
 write = vab.data.extract._write_failures
 def slow(*arguments):
     write(*arguments)
     time.sleep(0.2)
 vab.data.extract._write_failures = slow  # time between shards to be killed in
-tests.run(Path(sys.argv[2]), Path(sys.argv[3]), tests.small_codec(), tests.load_vision("efficientnet-lite0"))
+tests.run(Path(sys.argv[2]), Path(sys.argv[3]), tests.small_codec(), load_vision("efficientnet-lite0"))
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from test_train import META, PRESET, command, fill, metrics
+from helpers.training import META, PRESET, command, fill, metrics, preset
 from vab.config import Preset, TrainConfig
 from vab.data.shard import Latents
 from vab.data.store import LatentStore
@@ -27,13 +27,6 @@ from vab.training.batches import ClipBatches
 from vab.training.losses import contrastive
 from vab.training.objectives import build, sound_and_picture
 from vab.training.trainer import train
-
-QUIET = {"mixup": 0.0, "roll": 0.0, "drop_features": 0.0}
-
-
-def preset(objective: str, **changes: object) -> Preset:
-    settings = {"objective": objective, "ema": 0.0, "learning_rate": 1e-2, **QUIET, **changes}
-    return replace(PRESET, train=replace(PRESET.train, **settings))
 
 
 @pytest.fixture(scope="module")

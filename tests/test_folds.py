@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from test_finetune import preset
-from test_train import META, metrics
+from helpers.training import META, metrics, preset
 from vab.cli import main
 from vab.data.shard import Latents, StoreError
 from vab.data.store import LatentStore

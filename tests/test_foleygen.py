@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from test_train import MODEL, TRAIN, fill, metrics, same_weights
-from tiny import write_model, write_video
+from helpers.foleygen import SEQUENCE, SMALL, TIME, clips, sure
+from helpers.tiny import write_model, write_video
+from helpers.training import MODEL, TRAIN, fill, metrics, same_weights
 from vab import VABPipeline
 from vab.cli import main
 from vab.config import ModelConfig, Preset
@@ -26,28 +27,9 @@ from vab.presets import PRESETS
 from vab.training.checkpoint import checkpoints
 from vab.training.trainer import train
 
-SMALL = replace(MODEL, seconds=2.0, fps=2.0, codebooks=4, expert_layers=0, layers=3, heads=4)
-SEQUENCE, TIME = SMALL, replace(SMALL, positions="time")
 CAUSAL = Preset(
     "test", "a small FoleyGen", replace(MODEL, expert_layers=0), replace(TRAIN, objective="causal")
 )
-
-
-def sure(config: ModelConfig, seed: int = 0) -> FoleyGen:
-    """A network whose every part matters."""
-    torch.manual_seed(seed)
-    network = FoleyGen(config).eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return network
-
-
-def clips(config: ModelConfig, batch: int = 2, frames: int = 23, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random tokens [B,K,T] and features [B,F,dim]."""
-    draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(config.vocabulary, (batch, config.codebooks, frames), generator=draw)
-    return tokens, torch.randn(batch, 3, config.vision_dim, generator=draw)
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 12), st.integers(0, 99))

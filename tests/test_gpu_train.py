@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny import write_video
+from helpers.tiny import write_video
 from vab.bench.gpu import tiny
 from vab.data.manifest import Clip, read_manifest, write_manifest
 from vab.data.store import LatentStore

@@ -217,6 +217,14 @@ def test_what_ships_stays_under_25_mb() -> None:
     assert sum(path.stat().st_size for path in files) < 25e6
 
 
+def test_no_test_imports_another() -> None:
+    """What several need stands in tests/helpers; also scripts inside strings look there."""
+    pattern = re.compile(r"^\s*(?:from|import) (?:tests\.)?test_\w+", re.MULTILINE)
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert any(path.parent.name == "helpers" for path in files)
+    assert [path.name for path in files if pattern.search(path.read_text(encoding="utf-8"))] == []
+
+
 DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("**/*.md"))]
 DECISIONS = [doc for doc in DOCS if doc.startswith("docs/decisions/")]
 PAPERS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,11 @@ import numpy as np
 import pytest
 
 import vab.library.library
+from helpers.libraries import DIM, each, embed, files_of, queries
 from vab.cli import main
 from vab.inference.embeddings import Embedded, unit
 from vab.library.library import Hit, Library
 from vab.library.table import Filters, LibraryError
-from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
 from vab.utils.locks import LockedError
 
@@ -32,41 +30,6 @@ pytest.importorskip("lancedb")
 
 SOURCES, TESTS = Path(__file__).parents[1] / "src", Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{SOURCES}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-DIM = 16
-
-
-def embed(path: Path) -> Embedded:
-    """Vectors from a hash of the file's bytes: 1 to 5 windows, some without sound or without picture."""
-    content = path.read_bytes()
-    if content.startswith(b"broken"):
-        raise MediaError(f"{path}: is not media")
-    chance = np.random.default_rng(list(hashlib.sha256(content).digest()))
-    windows, kind = int(chance.integers(1, 6)), int(chance.integers(5))
-    audio, video = (unit(chance.normal(size=(windows, DIM)).astype(np.float32)) for _ in range(2))
-    if kind == 2:  # the sound begins late
-        audio[: windows - 1] = np.nan
-    starts = 10.0 * np.arange(windows)
-    return Embedded(starts, starts + 10, None if kind == 0 else audio, None if kind == 1 else video)
-
-
-def each(one: Any = embed, ahead: int = 1) -> Any:
-    """Many files by a function for one, as ``Understanding.embed_files``; ``ahead`` are taken at once."""
-
-    def answer(path: Path) -> tuple[Path, Embedded | str]:
-        try:
-            return path, one(path)
-        except MediaError as error:
-            return path, str(error)
-
-    def many(paths: Iterable[Path]) -> Iterator[tuple[Path, Embedded | str]]:
-        taken: deque[Path] = deque()
-        for path in paths:
-            taken.append(path)
-            if len(taken) >= ahead:
-                yield answer(taken.popleft())
-        yield from map(answer, taken)
-
-    return many
 
 
 class Embedder:
@@ -137,10 +100,6 @@ def brute(
 def same(hits: list[Hit], truth: list[tuple[str, float, float]]) -> None:
     assert [(hit.path, hit.start) for hit in hits] == [hit[:2] for hit in truth]
     assert [hit.score for hit in hits] == pytest.approx([hit[2] for hit in truth], abs=1e-5)
-
-
-def queries(number: int) -> np.ndarray:
-    return np.random.default_rng(7).normal(size=(number, DIM)).astype(np.float32)
 
 
 def test_adding_twice_embeds_nothing_and_a_changed_file_once(tmp_path: Path) -> None:
@@ -271,7 +230,7 @@ ADDING = """
 import sys, time
 from pathlib import Path
 import vab.library.library
-from test_library import each, embed, files_of
+from helpers.libraries import each, embed, files_of
 vab.library.library.FILES_AT_ONCE = 3
 def slow(path):
     time.sleep(float(sys.argv[3]))
@@ -283,7 +242,7 @@ for result in library.add(files_of(sys.argv[2]), each(slow, ahead=4), "model A")
 
 SEARCHING = """
 import sys
-from test_library import queries
+from helpers.libraries import queries
 from vab.library import Library
 library, seen = Library.open(sys.argv[1]), {}
 print("ready", flush=True)
@@ -295,10 +254,6 @@ while True:
         found.setdefault(hit.path, []).append([hit.start, hit.score])
     print(json.dumps(found), flush=True)
 """
-
-
-def files_of(folder: str | Path) -> list[Path]:
-    return sorted(Path(folder).rglob("*.wav"))
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:

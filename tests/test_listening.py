@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from studies import screenshots, write_result, write_systems
-from tiny import picture_packets, write_video
+from helpers.studies import screenshots, write_result, write_systems
+from helpers.tiny import picture_packets, write_video
 from vab.cli import main
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.agreement import as_matrix, krippendorff_alpha

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from studies import ROOT, screenshots, write_systems
+from helpers.studies import ROOT, screenshots, write_systems
 from vab.listening.answers import Answers
 from vab.listening.study import Study, build_study, open_study
 

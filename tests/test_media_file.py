@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiny import write_model, write_video
+from helpers.tiny import write_model, write_video
 from vab.cli import main
 from vab.config import video_frames
 from vab.inference.pipeline import VABPipeline

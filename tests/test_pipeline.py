@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tiny import picture_packets, write_model, write_video
+from helpers.tiny import picture_packets, write_model, write_video
 from vab import Audio, MediaError, ModelError, VABPipeline
 from vab.config import FRAME_RATE, SAMPLE_RATE
 from vab.inference.batch import Result, Settings, generate_files

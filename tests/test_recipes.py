@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from test_finetune import preset
-from test_train import PRESET, fill, metrics
-from tiny import write_model
+from helpers.tiny import write_model
+from helpers.training import PRESET, fill, metrics, preset
 from vab.data.store import LatentStore
 from vab.evaluate.embedding import embed_store
 from vab.inference.pipeline import VABPipeline

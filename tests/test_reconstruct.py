@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ import scipy.io.wavfile
 import torch
 from torch import Tensor
 
-from networks import noise
-from tiny import write_video
+from helpers.networks import noise
+from helpers.tiny import write_video
 from vab.cli import main
-from vab.codecs.codec import load_codec
+from vab.codecs.codec import decode_long, encode_long, load_codec
+from vab.codecs.tiny import TinyCodec
 from vab.evaluate.reconstruction import reconstruct_files
 from vab.media.reader import read_audio, write_wav
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "sounds"
 
 
 class Exact:
@@ -61,6 +65,33 @@ def test_what_comes_back_is_the_codecs_and_as_long_as_the_input(tmp_path: Path) 
     assert errors[2] < errors[1] < 1 / 126
     again = reconstruct_files([tmp_path / "in"], out, Exact(), skip_existing=True)
     assert [result.status for result in again] == ["skipped"] * 3
+
+
+def test_parts_of_a_sound_are_encoded_as_the_whole() -> None:
+    sound = staircase(1.2345)
+    whole = Exact().encode(torch.from_numpy(sound)[None])[0]
+    for first, last, context, chunk in ((0, 62, 0, 7), (0, 62, 3, 7), (5, 41, 9, 4), (60, 62, 4, 100)):
+        found = encode_long(Exact(), lambda begin, n: sound[begin : begin + n], first, last, context, chunk)
+        assert torch.equal(found, whole[:, first:last])
+
+
+def test_a_long_sound_comes_back_without_a_seam(tmp_path: Path) -> None:
+    """What is said is encoded and decoded as in one piece, also where one chunk of 30 s meets the next."""
+    voice = read_audio(next((EXAMPLES / "speech").iterdir()))
+    long = np.concatenate([voice * gain for gain in np.linspace(1.0, 0.3, 99)])[: round(32.2 * 16_000)]
+    assert len(long) == round(32.2 * 16_000)
+    write_wav(tmp_path / "long.wav", long)
+    codec = load_codec("tiny")
+    assert isinstance(codec, TinyCodec)
+    codec.config = replace(codec.config, iterations=1)  # of Griffin-Lim, which is not the subject
+    (result,) = reconstruct_files([tmp_path / "long.wav"], tmp_path / "out", codec, codebooks=4)
+    assert result.status == "done"
+    with torch.inference_mode():
+        tokens = codec.encode(torch.from_numpy(read_audio(tmp_path / "long.wav"))[None])[0, :4]
+        wanted = torch.cat(list(decode_long(codec, tokens)))[: len(long)].numpy().clip(-1, 1)
+    near = slice(29 * 16_000, 31 * 16_000)
+    found = read_audio(tmp_path / "out" / "long.wav")
+    assert np.abs(found[near] - wanted[near]).max() < 1e-3
 
 
 def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:

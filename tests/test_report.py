@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiny import write_model, write_video
+from helpers.tiny import write_model, write_video
 from vab.cli import main
 from vab.inference.batch import Result, Settings
 from vab.inference.html_report import COLUMNS, mel_picture, outline, write_report

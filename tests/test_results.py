@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paper import TABLES as TABLES_OF_THE_PAPER
 from vab.cli import VERBS, main
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, FAD
 from vab.evaluate.paper import CLASSIFICATION, GENERATION, RETRIEVAL, WAYS
@@ -17,7 +18,6 @@ from vab.presets import table_8
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-PAPER = ROOT.parent / "shared" / "reference" / "paper.txt"
 TABLES = (1, 3, 4, 5, 6, *range(9, 19))
 Table = dict[str, list[str]]  # first cell of a row -> the paper's numbers in it
 
@@ -51,11 +51,10 @@ def test_every_command_is_one_that_there_is(
     assert all((ROOT / script).is_file() for script in scripts)
 
 
-@pytest.mark.skipif(not PAPER.is_file(), reason="the paper's text is not here")
 def test_table_8_is_the_papers() -> None:
     rows = {
         cells[0].strip(): [cell.strip() for cell in cells[1:-1]]
-        for line in PAPER.read_text(encoding="utf-8").splitlines()
+        for line in TABLES_OF_THE_PAPER["8"]
         if len(cells := line.split("|")) == 9
     }
     names = {
@@ -129,11 +128,9 @@ def test_the_papers_numbers_are_the_same_everywhere() -> None:
 
 def test_the_papers_numbers_are_those_of_the_paper() -> None:
     """Row by row, or column by column where ours stands on its side, digit by digit."""
-    if not PAPER.is_file():
-        pytest.skip("the paper's text is not here")
-    text = re.sub(r"(?<= )-(?= )", "-", PAPER.read_text(encoding="utf-8"))
     for number, rows in tables().items():
         lines = [" | ".join(numbers) for numbers in rows.values()]
         if number in (15, 16, 17, 18):
             lines = [" | ".join(column) for column in zip(*rows.values(), strict=True)]
+        text = "\n".join(TABLES_OF_THE_PAPER[str(number)])
         assert [line for line in lines if f" {line} |" not in text] == [], f"Table {number}"

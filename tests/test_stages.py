@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny import write_model, write_video
+from helpers.tiny import write_model, write_video
 from vab import ModelError, VABPipeline
+from vab.codecs.codec import encode_long
 from vab.inference.batch import Settings, generate_files
 from vab.inference.splice import own_sound
 from vab.models.hub import FINE, known_models
@@ -142,7 +143,7 @@ def test_what_is_kept_is_known_to_both_stages(
 ) -> None:
     seen = played(pipe, monkeypatch)
     pipe.generate(clip, keep=[(1.0, 2.0)])
-    own = pipe._encode(partial(own_sound, clip), 50, 100)
+    own = encode_long(pipe.codec, partial(own_sound, clip), 50, 100, context=50)
     assert own.shape == (5, 50)
     assert torch.equal(seen[0][:, 50:100], own)
 

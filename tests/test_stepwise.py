@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from test_decode import nothing, seeds
-from test_foleygen import TIME, clips, sure
+from helpers.decoding import nothing, seeds
+from helpers.foleygen import TIME, clips, sure
 from vab.config import DecodeConfig
 from vab.models.foleygen import Continuation, delay
 from vab.sampling.autoregressive import generate, generate_long

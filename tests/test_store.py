@@ -16,26 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.stores import META, VECTORS, latents
 from vab.cli import main
 from vab.data.manifest import COLUMNS, Clip, ManifestError, read_manifest, write_manifest
-from vab.data.shard import Latents, StoreError, StoreMeta
+from vab.data.shard import Latents, StoreError
 from vab.data.store import LatentStore
 from vab.utils.locks import LockedError
 from vab.utils.provenance import sha256
 
-META = StoreMeta("tiny", "efficientnet-lite0", 2, 8, 3, vision_dim=4, seconds=0.1, fps=10.0)
-VECTORS = np.arange(2 * 8 * 3, dtype=np.float32).reshape(2, 8, 3)
 HEADER = ",".join(COLUMNS) + "\n"
-
-
-def latents(name: str, value: int = 1, tokens: bool = True, features: bool = True) -> Latents:
-    return Latents(
-        name,
-        "label",
-        "train",
-        np.full(META.token_shape, value, np.uint16) if tokens else None,
-        np.full(META.feature_shape, value, np.float16) if features else None,
-    )
 
 
 def equal(a: Latents, b: Latents) -> bool:
@@ -368,7 +357,8 @@ def test_shards_of_others_are_refused(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from test_store import META, VECTORS, LatentStore, latents
+from helpers.stores import latents
+from vab.data.store import LatentStore
 folder, name, number, after = sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5] == "after"
 store, call, calls = LatentStore.open(folder), getattr(os, name), 0
 

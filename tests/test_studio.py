@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiny import write_model, write_video
+from helpers.tiny import write_model, write_video
 from vab.inference.embedder import Understanding
 from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import FADE

@@ -6,9 +6,8 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,8 +16,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vab.config import ModelConfig, Preset, TrainConfig, from_dict
-from vab.data.shard import Latents, StoreError, StoreMeta
+from helpers.training import (
+    META,
+    MODEL,
+    PRESET,
+    TRAIN,
+    command,
+    fill,
+    metrics,
+    same_weights,
+    with_train,
+)
+from vab.config import Preset, from_dict
+from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.errors import TrainError
 from vab.models.vab import VAB
@@ -28,73 +38,10 @@ from vab.training.objectives import OBJECTIVES, Outcome, masked_tokens
 from vab.training.trainer import learning_rate, optimizers, train
 from vab.utils.locks import LockedError
 
-MODEL = ModelConfig(
-    codec="tiny",
-    vision="efficientnet-lite0",
-    seconds=0.4,
-    fps=5.0,
-    codebooks=2,
-    vocabulary=16,
-    codebook_dim=4,
-    vision_dim=8,
-    width=32,
-    layers=2,
-    expert_layers=1,
-    heads=2,
-)
-TRAIN = TrainConfig(
-    learning_rate=3e-3,
-    warmup_steps=3,
-    epochs=8.0,
-    batch_size=6,
-    ema=0.9,
-    precision="32-true",
-    save_every=5,
-    log_every=1,
-)
-PRESET = Preset("test", "a small network for tests", MODEL, TRAIN)
-META = StoreMeta("tiny", "efficientnet-lite0", 2, 16, 4, 8, seconds=0.4, fps=10.0)
-
-
-def fill(folder: Path, meta: StoreMeta = META, clips: int = 20, pictures: str = "own") -> Path:
-    """A store where the label says which tokens and which picture a clip has."""
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(meta.codebooks, meta.vocabulary, meta.codebook_dim)).astype(np.float32)
-    store = LatentStore.create(folder, meta, vectors)
-    rows = []
-    for n in range(clips):
-        label = n % 4
-        tokens = rng.integers(0, 3, meta.token_shape, dtype=np.uint16) + np.uint16(4 * label)
-        features = rng.normal(size=meta.feature_shape).astype(np.float16) + np.float16(2 * label)
-        split = "dev" if n % 5 == 4 else "train"
-        if pictures == "own":
-            rows.append(Latents(f"c{n}", str(label), split, tokens, features))
-        else:
-            rows.append(Latents(f"s{n}", str(label), split, tokens, None))
-            if label != 3:
-                rows.append(Latents(f"p{n}", str(label), split, None, features))
-    store.add(rows[: clips // 3])
-    store.add(rows[clips // 3 :])
-    return folder
-
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(tmp_path_factory.mktemp("latents") / "store")
-
-
-def metrics(run: Path, split: str) -> list[dict]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["split"] == split]
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    x, y = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
-    return x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
-
-
-def with_train(**changes: object) -> Preset:
-    return replace(PRESET, train=replace(TRAIN, **changes))
 
 
 def test_loss_falls_and_a_model_directory_comes_out(latents: Path, tmp_path: Path) -> None:
@@ -325,23 +272,6 @@ def test_pictures_of_the_same_label(tmp_path: Path) -> None:
     assert all(len(found) == 4 for found in used.values())
     unpaired = ClipBatches(store, with_train(), "train").train_batch(0)
     assert not unpaired.features.any()
-
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from vab.config import Preset, from_dict
-from vab.training.trainer import train
-preset, store, run, devices = sys.argv[1:]
-train(from_dict(Preset, json.loads(preset)), store, run, devices=int(devices))
-"""
-
-
-def command(script: Path, preset: Preset, store: Path, run: Path, devices: int = 1) -> list[str]:
-    script.write_text(SCRIPT)
-    return [sys.executable, str(script), json.dumps(asdict(preset)), str(store), str(run), str(devices)]
 
 
 @pytest.mark.slow

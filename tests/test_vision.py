@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from helpers.encoders import VIT_TINY, random_network, save
 from vab.vision import (
     BATCH,
     BATCH_CPU,
@@ -27,7 +28,6 @@ from vab.vision import (
 )
 
 EVA_TINY = replace(RECIPES["eva02-clip-l"], architecture="eva02_tiny_patch14_224.mim_in22k", dim=192)
-VIT_TINY = replace(RECIPES["mae-vit-l"], architecture="deit_tiny_patch16_224.fb_in1k", dim=192)
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -174,23 +174,6 @@ def test_lite0_sees_a_cat(lite0: TimmEncoder) -> None:
 
 
 # --- weights from a file, a folder, open_clip --------------------------------------------------------
-
-
-def random_network(recipe: Recipe) -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = timm.create_model(recipe.architecture)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
-    return model.eval()
-
-
-def save(state: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path)
 
 
 @pytest.mark.parametrize("recipe", [EVA_TINY, VIT_TINY], ids=["eva", "vit"])

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -182,6 +183,32 @@ def load_codec(
         except Exception as error:  # JSON, safetensors and torch each raise their own kinds
             raise CodecError(f"{folder} holds no small codec: {first_line(error)}") from error
     raise CodecError(f"no codec is called {name!r}; there are: encodec, dac, tiny")
+
+
+def encode_long(
+    codec: Codec,
+    sound: Callable[[int, int], np.ndarray],
+    first: int,
+    last: int,
+    context: int,
+    chunk: int = 1500,
+) -> Tensor:
+    """Tokens int64 [K, last - first] of the frames ``first`` to ``last`` of a sound of any length.
+
+    ``sound(begin, samples)`` gives float32 [samples] of it, or fewer at its end. Chunks of ``chunk`` frames
+    are encoded with ``context`` frames of the sound on either side, whose own tokens are dropped: what lies
+    beyond a chunk's edge counts as in one piece, and no more than one chunk is held.
+    """
+    device = codec.codebook_vectors().device
+    parts = []
+    for start in range(first, last, chunk):
+        stop = min(start + chunk, last)
+        before = min(start, context)  # the beginning of the sound has nothing before it
+        begin, end = (start - before) * codec.hop, (stop + context) * codec.hop
+        waveform = torch.from_numpy(sound(begin, end - begin)).to(device)
+        tokens = codec.encode(waveform[None])[0]  # [K, before + chunk + what follows]
+        parts.append(tokens[:, before : before + stop - start])
+    return torch.cat(parts, dim=1)
 
 
 def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 50) -> Iterator[Tensor]:

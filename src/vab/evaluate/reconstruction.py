@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from vab.codecs.codec import Codec, decode_long
+from vab.codecs.codec import Codec, decode_long, encode_long
+from vab.config import samples_to_frames
 from vab.errors import SettingError, failure
 from vab.inference.batch import Result
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, expand
 from vab.media.reader import read_audio, write_wav
 
-LONGEST = 30.0  # seconds that are encoded at once
+CONTEXT = 250  # audio frames on either side of a chunk: even an LSTM has forgotten what lies beyond
 Show = Callable[[int, int, Path, str, int, int], None]  # file n, of, path, stage, done, in all
 
 
@@ -57,13 +59,12 @@ def reconstruct_files(
 @torch.inference_mode()
 def _one(path: Path, wav: Path, codec: Codec, codebooks: int) -> Result:
     try:
-        waveform = torch.from_numpy(read_audio(path))
-        if not waveform.isfinite().all():
+        waveform = read_audio(path)
+        if not np.isfinite(waveform).all():
             raise MediaError(f"{path}: holds NaN or infinity")
-        device = codec.codebook_vectors().device
-        size = round(LONGEST * codec.sample_rate) // codec.hop * codec.hop
-        tokens = [codec.encode(part[None].to(device))[0, :codebooks] for part in waveform.split(size)]
-        back = torch.cat(list(decode_long(codec, torch.cat(tokens, dim=1))))[: len(waveform)]
+        frames = samples_to_frames(len(waveform))
+        tokens = encode_long(codec, lambda begin, n: waveform[begin : begin + n], 0, frames, CONTEXT)
+        back = torch.cat(list(decode_long(codec, tokens[:codebooks])))[: len(waveform)]
         write_wav(wav, back.cpu().numpy())
     except Exception as error:  # one bad file out of many must not end the others
         return Result(str(path), "failed", error=failure(path, error))

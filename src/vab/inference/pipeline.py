@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from vab.codecs.codec import Codec, decode_long, load_codec
+from vab.codecs.codec import Codec, decode_long, encode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as video_places
 from vab.inference.embedder import Understanding, agreement
@@ -42,8 +42,7 @@ from vab.vision import VisionEncoder, load_vision
 CARD = "README.md"  # of a model directory, written by huggingface_hub
 IMAGE_SECONDS = 10.0  # of sound for an image
 MAX_VIDEO_SECONDS = 2 * 3600.0
-ENCODED_AT_ONCE = 1500  # audio frames of kept sound
-CONTEXT = 50  # audio frames on either side of them
+CONTEXT = 50  # audio frames of a video's own sound that are encoded with what is kept, on either side
 
 Progress = Callable[[str, int, int], None]  # stage, done, in all
 
@@ -265,7 +264,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 for start, stop in kept:
                     first, last = -(-start // HOP), stop // HOP
                     if first < last:
-                        tokens[:, first:last] = self._encode(own, first, last)[:codebooks]
+                        tokens[:, first:last] = encode_long(self.codec, own, first, last, CONTEXT)[:codebooks]
                         given[:, first:last] = True
 
             for number in range(samples):
@@ -319,19 +318,6 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             features = self.vision.encode(counted)
         timings["features"] = time.perf_counter() - begin - timings["decode_video"]
         return features
-
-    @torch.no_grad()
-    def _encode(self, own: Own, first: int, last: int) -> Tensor:
-        """Tokens [K, last - first] of the sound that is there, with a second of context on either side."""
-        parts = []
-        for start in range(first, last, ENCODED_AT_ONCE):
-            stop = min(start + ENCODED_AT_ONCE, last)
-            before = min(start, CONTEXT)
-            begin, end = (start - before) * HOP, (stop + CONTEXT) * HOP
-            sound = torch.from_numpy(own(begin, end - begin))
-            codes = self.codec.encode(sound[None].to(self.device))[0]
-            parts.append(codes[:, before : before + stop - start])
-        return torch.cat(parts, dim=1)
 
     def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
         """Waveform float32 [length] of tokens [K, T]."""

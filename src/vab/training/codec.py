@@ -29,6 +29,7 @@ from vab.codecs.tiny import TinyCodec, TinyCodecConfig, mel_filters, nearest
 from vab.config import FRAME_RATE, HOP, within
 from vab.errors import SettingError, TrainError, first_line
 from vab.training.checkpoint import cut_metrics, differences
+from vab.utils.device import cpu_has_bfloat16
 from vab.utils.files import write_whole
 from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
@@ -146,8 +147,9 @@ def train_codec(
     ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its weights averaged. ``init`` is a
     codec to start from: its decoder is trained on and its codes stay; codebooks that ``codec_config`` wants
     beyond them are fitted on what they leave over. How long codes last (``hold``) may change. Excerpts are
-    drawn on the CPU, all else happens on ``device``. ``LockedError`` while another process trains in ``run``;
-    ``TrainError`` for a ``state.pt`` of another run or a damaged one.
+    drawn on the CPU, all else happens on ``device``; a processor without bfloat16 starts a run in float32.
+    ``LockedError`` while another process trains in ``run``; ``TrainError`` for a ``state.pt`` of another run
+    or a damaged one.
     """
     check_settings(config, codec_config or TinyCodecConfig())
     run.mkdir(parents=True, exist_ok=True)
@@ -183,19 +185,23 @@ def _train(
         "optimizer": optimizer,
         "judge_optimizer": judge_optimizer,
     }
-    state, begin = run / "state.pt", 0
+    state, begin, precision = run / "state.pt", 0, config.precision
     identity = _identity(config, codec.config, sounds)
+    if precision == "bf16-mixed" and torch.device(device).type == "cpu" and not cpu_has_bfloat16():
+        precision = "32-true"
     if state.exists():
         saved = _read_state(state, identity)
         begin = saved.pop("step")
+        precision = saved.pop("precision", config.precision)  # a run ends as it began, wherever it goes on
         for name, values in saved.items():
             parts[name].load_state_dict(values)
     cut_metrics(run / "metrics.jsonl", begin)
 
     def save(step: int) -> None:
         whole = {name: part.state_dict() for name, part in parts.items()}
+        whole |= {"step": step, "identity": json.dumps(identity), "precision": precision}
         buffer = io.BytesIO()
-        torch.save(whole | {"step": step, "identity": json.dumps(identity)}, buffer)
+        torch.save(whole, buffer)
         write_whole(state, buffer.getvalue())
         averaged.save_pretrained(run)
 
@@ -203,9 +209,7 @@ def _train(
         fit_codes(codec, sounds, config, given)
         average.update_parameters(codec)
         save(0)
-    mixed = torch.autocast(
-        torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16-mixed"
-    )
+    mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16-mixed")
     clock = time.perf_counter()
     for step in range(begin, config.steps):
         rate = _schedule(step, config)
@@ -258,7 +262,8 @@ def _train(
             report(line)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             save(step + 1)
-    write_whole(run / "training.json", (json.dumps(asdict(config), indent=2) + "\n").encode())
+    document = asdict(replace(config, precision=precision))
+    write_whole(run / "training.json", (json.dumps(document, indent=2) + "\n").encode())
     return averaged.eval()
 
 
@@ -282,7 +287,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What must not change while a run goes on."""
     training = asdict(config)
-    for free in ("save_every", "log_every"):
+    for free in ("save_every", "log_every", "precision"):  # a run keeps the precision it began with
         del training[free]
     content: list[bytes | str] = []
     for label in sorted(sounds):

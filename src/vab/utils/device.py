@@ -16,3 +16,8 @@ def pick_device(name: str) -> torch.device:
         have = ", ".join(kind for kind, available in there.items() if available)
         raise SettingError(f"there is no device {name} here; there is: {have}")
     return torch.device(name)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether bfloat16 is quick here; without oneDNN's help a convolution in it takes 20 times as long."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -13,7 +13,7 @@ import numpy as np
 from vab.media.reader import mux
 
 RATE = 16000
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def screenshots(folder: Path) -> Path:
