@@ -18,6 +18,7 @@ from vab import ModelError, VABPipeline
 from vab.codecs.codec import encode_long
 from vab.inference.batch import Settings, generate_files
 from vab.inference.splice import own_sound
+from vab.media.file import MediaFile
 from vab.models.hub import FINE, known_models
 from vab.models.vab import VAB
 from vab.presets import PRESETS
@@ -143,7 +144,8 @@ def test_what_is_kept_is_known_to_both_stages(
 ) -> None:
     seen = played(pipe, monkeypatch)
     pipe.generate(clip, keep=[(1.0, 2.0)])
-    own = encode_long(pipe.codec, partial(own_sound, clip), 50, 100, context=50)
+    with MediaFile(clip) as file:
+        own = encode_long(pipe.codec, partial(own_sound, file), 50, 100, context=50)
     assert own.shape == (5, 50)
     assert torch.equal(seen[0][:, 50:100], own)
 
