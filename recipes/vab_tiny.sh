@@ -19,7 +19,7 @@ vab extract "$run/latents.csv" -o "$run/store" --preset vab-tiny --fill repeat -
 vab pretrain vab-tiny --store "$run/store" --run "$run/vab"
 vab finetune contrastive vab-tiny-contrastive --store "$run/store" --run "$run/contrastive" --init "$run/vab"
 vab finetune classify vab-tiny-classes --store "$run/store" --run "$run/classes" --init "$run/contrastive" \
-    --train.frozen --train.learning-rate 1e-2 --max-steps 300
+    --train.freeze-trunk --train.learning-rate 1e-2 --max-steps 300
 wait "$decoder" || { tail -n 5 "$run/decoder.log" >&2 && exit 1; }
 
 export OMP_NUM_THREADS=$(nproc)

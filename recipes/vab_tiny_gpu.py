@@ -39,14 +39,14 @@ ROUNDING = 64.0
 
 def pack_latents(store: LatentStore, out: Path) -> None:
     """The store as a smaller one, compressed."""
-    codebooks = preset("vab-tiny").model.codebooks
+    num_codebooks = preset("vab-tiny").model.num_codebooks
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store"
-        meta = replace(store.meta, codebooks=codebooks)
-        small = LatentStore.create(path, meta, store.codebook_vectors()[:codebooks])
+        meta = replace(store.meta, num_codebooks=num_codebooks)
+        small = LatentStore.create(path, meta, store.codebook_vectors()[:num_codebooks])
         rows = []
         for row in (store[n] for n in range(len(store))):
-            tokens = None if row.tokens is None else np.ascontiguousarray(row.tokens[:codebooks])
+            tokens = None if row.tokens is None else np.ascontiguousarray(row.tokens[:num_codebooks])
             features = row.features
             if features is not None:
                 features = (np.round(features * ROUNDING) / ROUNDING).astype(np.float16)

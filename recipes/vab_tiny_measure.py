@@ -72,12 +72,12 @@ def log_mel(codec: TinyCodec, sound: Sound) -> NDArray:
 
 
 @torch.no_grad()
-def reconstructed(codec: TinyCodec, sound: Sound, codebooks: int, fine: Stage | None = None) -> Sound:
+def reconstructed(codec: TinyCodec, sound: Sound, num_codebooks: int, fine: Stage | None = None) -> Sound:
     """The sound through the first so many codebooks of the codec; ``fine`` guesses the others, blind."""
-    tokens = codec.encode(torch.from_numpy(sound)[None])[:, :codebooks]
+    tokens = codec.encode(torch.from_numpy(sound)[None])[:, :num_codebooks]
     if fine is not None:
         model = fine.preset.model
-        empty = torch.zeros(model.codebooks, tokens.shape[2], dtype=torch.long)
+        empty = torch.zeros(model.num_codebooks, tokens.shape[2], dtype=torch.long)
         unseen = torch.zeros(video_frames(tokens.shape[2] / FRAME_RATE, model.fps), model.vision_dim)
         none = torch.zeros_like(empty, dtype=torch.bool)
         tokens = fine.refine(tokens[0], empty, none, unseen, torch.Generator().manual_seed(0))[None]
@@ -89,11 +89,11 @@ def measure_codec(
     judge: Judge,
     sounds: list[Sound],
     labels: list[str],
-    codebooks: int,
+    num_codebooks: int,
     fine: Stage | None = None,
 ) -> dict:
     """Distances and the judge's share of sounds through the first so many codebooks of the codec."""
-    back = [reconstructed(codec, sound, codebooks, fine) for sound in sounds]
+    back = [reconstructed(codec, sound, num_codebooks, fine) for sound in sounds]
     pairs = [(log_mel(codec, x), log_mel(codec, y)) for x, y in zip(sounds, back, strict=True)]
     statistics = [[np.concatenate((m.mean(0), m.std(0))) for m in side] for side in zip(*pairs, strict=True)]
     right = judge.name(back) == np.asarray(labels)
@@ -116,7 +116,7 @@ def measure_tokens(stage: Stage, store: LatentStore) -> dict:
         measures = objective(stage.network, clips.dev_batch(rows), stage.preset).measures()
         found.append(torch.stack(list(measures.values())))  # [codebooks, 2]: how many are right, of how many
     total = torch.stack(found).sum(0)
-    first = stage.preset.model.given_codebooks
+    first = stage.preset.model.num_conditioning_codebooks
     return {f"codebook {first + k}": float(right / count) for k, (right, count) in enumerate(total)}
 
 
@@ -143,14 +143,14 @@ def generated(
 ) -> Iterator[Sound]:
     """A sound of one window for each picture; without the picture if not ``seen``."""
     model, fine = pipeline.config.model, pipeline.fine
-    codebooks = (fine or pipeline.first).preset.model.codebooks
+    num_codebooks = (fine or pipeline.first).preset.model.num_codebooks
     if not seen:
-        features, decode = torch.zeros_like(features), replace(decode, guidance=1.0)
+        features, decode = torch.zeros_like(features), replace(decode, guidance_scale=1.0)
     for start in range(0, len(features), 16):
         part = features[start : start + 16]
-        empty = torch.zeros(len(part), codebooks, model.audio_length, dtype=torch.long)
+        empty = torch.zeros(len(part), num_codebooks, model.audio_length, dtype=torch.long)
         none = torch.zeros_like(empty, dtype=torch.bool)
-        coarse = (empty[:, : model.codebooks], none[:, : model.codebooks])
+        coarse = (empty[:, : model.num_codebooks], none[:, : model.num_codebooks])
         tokens = pipeline.first.fill(*coarse, part, decode, generators(start, len(part)))
         if fine is not None:
             tokens = fine.refine(tokens, empty, none, part, generators(1_000_003 + start, len(part)))
@@ -197,23 +197,26 @@ def main() -> None:
 
     sweep = list(
         product(
-            args.guidance or [pipeline.config.decode.guidance],
-            args.temperature or [pipeline.config.decode.temperature],
-            args.steps or [pipeline.config.decode.steps],
+            args.guidance or [pipeline.config.decode.guidance_scale],
+            args.temperature or [pipeline.config.decode.mask_temperature],
+            args.steps or [pipeline.config.decode.num_steps],
         )
     )
     if len(sweep) == 1:
         note("real sound", share(sounds, labels))
         note("real sound, white noise at 20 dB", share([with_noise(s, 20.0, random) for s in sounds], labels))
         note("real sound, Opus at 6 kbit/s", share([through_opus(s) for s in sounds], labels))
-        levels = {codec.codebooks, pipeline.config.model.codebooks}
+        levels = {codec.num_codebooks, pipeline.config.model.num_codebooks}
         if pipeline.fine is not None:
-            levels.add(pipeline.fine.preset.model.codebooks)
-        for codebooks in sorted(levels, reverse=True):
-            note(f"codec, {codebooks} codebooks", measure_codec(codec, judge, sounds, labels, codebooks))
+            levels.add(pipeline.fine.preset.model.num_codebooks)
+        for num_codebooks in sorted(levels, reverse=True):
+            note(
+                f"codec, {num_codebooks} codebooks",
+                measure_codec(codec, judge, sounds, labels, num_codebooks),
+            )
         note("accuracy of tokens", measure_tokens(pipeline.first, store))
         if pipeline.fine is not None:
-            given = pipeline.config.model.codebooks
+            given = pipeline.config.model.num_codebooks
             title = f"codec, {given} codebooks, the others from the second stage"
             note(title, measure_codec(codec, judge, sounds, labels, given, pipeline.fine))
             note("accuracy of fine tokens", measure_tokens(pipeline.fine, store))
@@ -223,7 +226,9 @@ def main() -> None:
         alone = list(generated(pipeline, features, pipeline.config.decode, seen=False))
         note("generated without the picture", share(alone, wanted))
     for guidance, temperature, steps in sweep:
-        decode = replace(pipeline.config.decode, guidance=guidance, temperature=temperature, steps=steps)
+        decode = replace(
+            pipeline.config.decode, guidance_scale=guidance, mask_temperature=temperature, num_steps=steps
+        )
         clock = time.perf_counter()
         heard = list(generated(pipeline, features, decode, seen=True))
         clock = (time.perf_counter() - clock) / len(heard)

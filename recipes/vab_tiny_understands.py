@@ -47,10 +47,10 @@ MASKED, CONTRAST, CLASSES = (
     "finetune contrastive vab-tiny-contrastive",
     "finetune classify vab-tiny-classes",
 )
-PROBE = "--train.frozen --train.learning-rate 1e-2"
+PROBE = "--train.freeze-trunk --train.learning-rate 1e-2"
 SHARED = "--model.no-experts"  # one feed-forward network for both modalities
 SOUND = "--train.inputs audio"
-DIGITS = f"{SOUND} --model.seconds 1 --train.crop 0"
+DIGITS = f"{SOUND} --model.seconds 1 --train.crop-seconds 0"
 INPUTS: dict[Inputs, str] = {"audio": "A", "video": "V", "both": "V+A"}
 STARTS = ("scratch", "pre-trained", "contrastive")
 NOTES = (
@@ -242,7 +242,7 @@ def masked_loss(store: Path, run: Path) -> Measured:
     values, weights, files = [], [], []
     for rows in clips.dev_batches():
         batch = clips.dev_batch(rows)
-        logits = network(apply_mask(batch.tokens, batch.mask, preset.model.vocabulary), batch.features)
+        logits = network(apply_mask(batch.tokens, batch.mask, preset.model.codebook_size), batch.features)
         each = cross_entropy(logits.movedim(-1, 1), batch.tokens, reduction="none") * batch.mask
         count = batch.mask.sum((1, 2))
         values.append((each.sum((1, 2)) / count).double().numpy())

@@ -22,7 +22,7 @@ from vab.errors import TrainError
 from vab.evaluate.ablation import report
 from vab.evaluate.ablation.run import Outcome, Result, Settings, ablate
 from vab.evaluate.ablation.tables import ABLATIONS, FAD, Ablation, Row, changed
-from vab.evaluate.generation.synthesis import MADE, Maker, true_sounds
+from vab.evaluate.generation.synthesis import MADE, Synthesizer, reconstruct_true
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
 from vab.media.reader import read_audio, write_wav
 from vab.models.hub import FINE, ModelError, read_config
@@ -39,14 +39,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    vectors = Maker.load(model, device="cpu").codec.codebook_vectors().numpy()
+    vectors = Synthesizer.load(model, device="cpu").codec.codebook_vectors().numpy()
     return fill(tmp_path_factory.mktemp("latents") / "store", vectors)
 
 
 def fill(folder: Path, vectors: np.ndarray, labels: tuple[str, str] = ("cat", "dog")) -> Path:
     """Twenty clips of two labels, half of them dev, each with sound and picture."""
     random = np.random.default_rng(0)
-    meta = replace(META, codebooks=len(vectors))
+    meta = replace(META, num_codebooks=len(vectors))
     rows = []
     for n in range(20):
         tokens = random.integers(0, 32, meta.token_shape, dtype=np.uint16)
@@ -62,7 +62,9 @@ def small(model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     config = read_config(model).model
     for ending in ("", "-contrastive", "-classes"):
         base = PRESETS[f"vab-tiny{ending}"]
-        train: TrainConfig = replace(base.train, batch_size=4, crop=0.0, precision="32-true", warmup_steps=1)
+        train: TrainConfig = replace(
+            base.train, batch_size=4, crop_seconds=0.0, precision="32-true", warmup_steps=1
+        )
         made = replace(
             base, name=f"small{ending}", model=config, train=train, decode=PRESETS["vab-tiny"].decode
         )
@@ -101,7 +103,9 @@ def test_a_sweep_over_decoding_goes_on_where_it_was(
     assert [each.row.name for each in result.outcomes] == ["8", "16", "36", "48"]
     own = read_config(model).decode
     for each in result.outcomes:
-        assert each.made_with["decode"] == vars(replace(own, steps=int(each.row.name), temperature=10.5))
+        assert each.made_with["decode"] == vars(
+            replace(own, num_steps=int(each.row.name), mask_temperature=10.5)
+        )
         assert {"FD-LOGMEL", "MEL-distance", "ONSET-F1"} <= set(each.measures) == set(each.clips)
         assert set(each.clips.values()) == {4}
     sounds = sorted((tmp_path / "run" / "sounds").rglob("*.wav"))
@@ -111,9 +115,9 @@ def test_a_sweep_over_decoding_goes_on_where_it_was(
     before = sounds[0].read_bytes()
     sounds[0].unlink()
     asked: list[list[str]] = []
-    make = Maker.tokens
+    make = Synthesizer.tokens
     monkeypatch.setattr(
-        Maker, "tokens", lambda self, batch, *rest: asked.append(batch.ids) or make(self, batch, *rest)
+        Synthesizer, "tokens", lambda self, batch, *rest: asked.append(batch.ids) or make(self, batch, *rest)
     )
     again = ablate("steps", chosen, silent)
     assert len(asked) == 1 and sounds[0].read_bytes() == before
@@ -132,17 +136,17 @@ def test_the_second_stage_refines_the_true_coarse_tokens(
 ) -> None:
     """Table 15: the first codebooks are the store's own, the others made in so many steps, or left out."""
     both = write_model(tmp_path / "both", fine=True)
-    latents = fill(tmp_path / "store", Maker.load(both, device="cpu").codec.codebook_vectors().numpy())
+    latents = fill(tmp_path / "store", Synthesizer.load(both, device="cpu").codec.codebook_vectors().numpy())
     made: list[np.ndarray] = []
-    make = Maker.tokens
+    make = Synthesizer.tokens
 
-    def tokens(self: Maker, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
+    def tokens(self: Synthesizer, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
         found = make(self, batch, decode, seed)
         assert found[:, :2].equal(batch.tokens)
         made.append(found.numpy())
         return found
 
-    monkeypatch.setattr(Maker, "tokens", tokens)
+    monkeypatch.setattr(Synthesizer, "tokens", tokens)
     found = ablate("fine", settings(latents, tmp_path / "run", both), silent)
     assert [each.made_with["decode"]["steps"] for each in found.outcomes] == [0, 24, 36]
     assert all("FD-LOGMEL" in each.measures for each in found.outcomes)
@@ -157,39 +161,41 @@ def test_another_codec_or_second_stage_is_another_maker(store: Path, model: Path
     codec = load_file(other / "codec.safetensors")
     decoder = next(name for name in sorted(codec) if name not in ("vectors", "mean", "basis"))
     save_file(codec | {decoder: codec[decoder] + 1}, other / "codec.safetensors")
-    a, b = (Maker.load(folder, device="cpu") for folder in (both, other))
+    a, b = (Synthesizer.load(folder, device="cpu") for folder in (both, other))
     assert a.weights != b.weights and a.codec_weights != b.codec_weights
-    assert Maker.load(both, device="cpu").weights == a.weights
+    assert Synthesizer.load(both, device="cpu").weights == a.weights
     latents = LatentStore.open(fill(tmp_path / "store", a.codec.codebook_vectors().numpy()))
     rows = np.arange(2)
-    assert true_sounds(latents, rows, a, tmp_path / "run") != true_sounds(latents, rows, b, tmp_path / "run")
+    assert reconstruct_true(latents, rows, a, tmp_path / "run") != reconstruct_true(
+        latents, rows, b, tmp_path / "run"
+    )
     shutil.copytree(both / FINE, tmp_path / FINE)
     config = json.loads((tmp_path / FINE / "config.json").read_text())
     config["decode"]["steps"] += 1
     (tmp_path / FINE / "config.json").write_text(json.dumps(config))
-    longer = Maker.load(both, device="cpu", fine=tmp_path / FINE)
+    longer = Synthesizer.load(both, device="cpu", fine=tmp_path / FINE)
     assert longer.weights != a.weights and longer.codec_weights == a.codec_weights
     with pytest.raises(ModelError, match="the second stage does not fit the first"):
-        Maker.load(both, device="cpu", fine=both)
+        Synthesizer.load(both, device="cpu", fine=both)
 
 
 def test_what_is_trained_makes_sound_with_a_second_stage(
     small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = write_model(tmp_path / "both", fine=True)
-    latents = fill(tmp_path / "store", Maker.load(both, device="cpu").codec.codebook_vectors().numpy())
+    latents = fill(tmp_path / "store", Synthesizer.load(both, device="cpu").codec.codebook_vectors().numpy())
     monkeypatch.setitem(
         ABLATIONS, "masking", replace(ABLATIONS["masking"], rows=ABLATIONS["masking"].rows[:1])
     )
     made: list[int] = []
-    make = Maker.tokens
+    make = Synthesizer.tokens
 
-    def tokens(self: Maker, *rest: Any) -> Tensor:
+    def tokens(self: Synthesizer, *rest: Any) -> Tensor:
         found = make(self, *rest)
         made.append(found.shape[1])
         return found
 
-    monkeypatch.setattr(Maker, "tokens", tokens)
+    monkeypatch.setattr(Synthesizer, "tokens", tokens)
     chosen = settings(latents, tmp_path / "run", both, preset=small, max_steps=1, codec_path=str(both))
     found = ablate("masking", replace(chosen, fine=(both, both / FINE)), silent)
     assert made == [5] and "FD-LOGMEL" in found.outcomes[0].measures

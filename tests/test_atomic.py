@@ -16,7 +16,7 @@ from vab.utils.locks import LockedError, exclusive
 KILLED = """
 import os, sys
 from pathlib import Path
-from vab.atomic import atomic
+from vab.utils.files import atomic
 with atomic(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"a long half of it")
     os._exit(9)

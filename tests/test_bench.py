@@ -34,9 +34,10 @@ CPU = torch.device("cpu")
 def small(name: str, guidance: float = 3.0, **changes: object) -> Preset:
     """A preset of the least size: windows of 2 s, a few steps."""
     preset = PRESETS[name]
-    model = {"seconds": 2.0, "vocabulary": 16, "width": 32, "layers": 2, "heads": 2, "vision_dim": 24}
-    model["expert_layers"] = min(1, preset.model.expert_layers)
-    decode = DecodeConfig(steps=preset.decode.steps and 3, guidance=guidance)
+    model = {"seconds": 2.0, "codebook_size": 16, "hidden_dim": 32, "num_layers": 2, "num_heads": 2}
+    model |= {"vision_dim": 24}
+    model["num_expert_layers"] = min(1, preset.model.num_expert_layers)
+    decode = DecodeConfig(num_steps=preset.decode.num_steps and 3, guidance_scale=guidance)
     return replace(preset, model=replace(preset.model, **(model | changes)), decode=decode)
 
 
@@ -114,17 +115,17 @@ def test_random_codecs_are_those_of_the_presets() -> None:
     for name, parameters in (("encodec", 56.8e6), ("dac", 74.2e6)):
         codec = random_codec(name)  # type: ignore[arg-type]
         model = PRESETS[f"vab-{name}"].model
-        assert (codec.vocabulary, codec.dim) == (model.vocabulary, model.codebook_dim)
-        assert codec.codebooks == {"encodec": 4, "dac": 12}[name]
+        assert (codec.codebook_size, codec.dim) == (model.codebook_size, model.codebook_dim)
+        assert codec.num_codebooks == {"encodec": 4, "dac": 12}[name]
         count = sum(p.numel() for p in codec.model.parameters())  # type: ignore[attr-defined]
         assert count == pytest.approx(parameters, rel=0.02)
-        sound = codec.decode(torch.randint(model.vocabulary, (1, codec.codebooks, 10)))
+        sound = codec.decode(torch.randint(model.codebook_size, (1, codec.num_codebooks, 10)))
         assert sound.shape == (1, 3200) and sound.isfinite().all() and sound.std() > 1e-6
 
 
 def test_random_networks_give_numbers_of_a_sane_size(tmp_path: Path) -> None:
     codec = load_system(str(write_model(tmp_path)), CPU).codec
-    changes = {"vocabulary": 32, "codebooks": 2, "codebook_dim": 8}
+    changes = {"codebook_size": 32, "num_codebooks": 2, "codebook_dim": 8}
     for name in ("vab-tiny", "foleygen-tiny"):
         stage = random_stage(small(name, **changes), codec, CPU)
         assert torch.equal(stage.network.audio_embedding.vectors, codec.codebook_vectors())

@@ -145,12 +145,14 @@ def test_a_bad_call_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = vab(capsys, "presets", "vab-encodec", "--json")
     document = json.loads(out)
-    assert code == 0 and document["model"]["width"] == 1024 and document["train"]["warmup_steps"] == 100_000
-    assert document["decode"]["temperature"] == 25.5
+    assert (
+        code == 0 and document["model"]["hidden_dim"] == 1024 and document["train"]["warmup_steps"] == 100_000
+    )
+    assert document["decode"]["mask_temperature"] == 25.5
     assert document["parameters"] == pytest.approx(403e6, rel=0.01)
     assert document["expert_parameters"] == pytest.approx(253e6, rel=0.01)
     _, text, _ = vab(capsys, "presets", "vab-tiny")
-    assert f"model.width {PRESETS['vab-tiny'].model.width}" in " ".join(text.split())
+    assert f"model.hidden_dim {PRESETS['vab-tiny'].model.hidden_dim}" in " ".join(text.split())
     _, table, _ = vab(capsys, "presets")
     assert all(name in table for name in PRESETS)
 
@@ -319,7 +321,7 @@ def test_from_raw_data_to_a_model_that_makes_sound(
     pretrain = ("pretrain", "vab-tiny", "--store", store, "--run", run, *options, "--train.batch-size", 4)
     code, out, err = vab(capsys, *pretrain, "--max-steps", 3, "--json")
     assert code == 0, err
-    assert json.loads(out)["settings"]["model"]["width"] == 32
+    assert json.loads(out)["settings"]["model"]["hidden_dim"] == 32
     shutil.copy(model / "codec.json", run)
     shutil.copy(model / "codec.safetensors", run)
     clip = next(manifest.parent.glob("*.mp4"))
@@ -368,7 +370,7 @@ def test_finetune_then_evaluate(model: Path, tmp_path: Path, capsys: pytest.Capt
     runs = tmp_path / "space", tmp_path / "classes"
     first = ("finetune", "contrastive", "vab-tiny-contrastive", "--run", runs[0], "--init", model, *options)
     assert vab(capsys, *first)[0] == 0
-    probe = ("--init", runs[0], "--train.frozen", "--train.inputs", "audio", "both")
+    probe = ("--init", runs[0], "--train.freeze-trunk", "--train.inputs", "audio", "both")
     second = ("finetune", "classify", "vab-tiny-classes", "--run", runs[1], *probe, *options)
     assert vab(capsys, *second)[0] == 0
     code, text, _ = vab(capsys, "evaluate", "retrieval", "--store", store, "--model", runs[0], "--json")

@@ -80,9 +80,11 @@ def codec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_codec(request.param, folder)
 
 
-def random_tokens(codec: Codec, frames: int, batch: int = 1, codebooks: int | None = None) -> Tensor:
+def random_tokens(codec: Codec, frames: int, batch: int = 1, num_codebooks: int | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(frames)
-    return torch.randint(codec.vocabulary, (batch, codebooks or codec.codebooks, frames), generator=generator)
+    return torch.randint(
+        codec.codebook_size, (batch, num_codebooks or codec.num_codebooks, frames), generator=generator
+    )
 
 
 def test_importing_is_light() -> None:
@@ -97,7 +99,7 @@ def test_importing_is_light() -> None:
 
 def test_sizes(codec: Codec) -> None:
     expected = {"encodec": (4, 32, 8), "dac": (12, 64, 8)}[codec.name]
-    assert (codec.codebooks, codec.vocabulary, codec.dim) == expected
+    assert (codec.num_codebooks, codec.codebook_size, codec.dim) == expected
     assert (codec.hop, codec.sample_rate) == (HOP, 16000)
     assert codec.codebook_vectors().shape == expected
 
@@ -106,16 +108,16 @@ def test_sizes(codec: Codec) -> None:
 @given(samples=st.one_of(st.integers(0, 700), st.integers(0, 9).map(lambda n: 640 * n), st.integers(1, 6000)))
 def test_encode_covers_any_length(codec: Codec, samples: int) -> None:
     tokens = codec.encode(noise(2, samples))
-    assert tokens.shape == (2, codec.codebooks, math.ceil(samples / HOP))
+    assert tokens.shape == (2, codec.num_codebooks, math.ceil(samples / HOP))
     assert tokens.dtype == torch.int64
-    assert ((tokens >= 0) & (tokens < codec.vocabulary)).all()
+    assert ((tokens >= 0) & (tokens < codec.codebook_size)).all()
 
 
 @settings(max_examples=20, deadline=None)
 @given(frames=st.integers(0, 30), data=st.data())
 def test_decode_is_exactly_as_long_as_its_frames(codec: Codec, frames: int, data: st.DataObject) -> None:
-    codebooks = data.draw(st.integers(1, codec.codebooks))
-    waveform = codec.decode(random_tokens(codec, frames, batch=2, codebooks=codebooks))
+    num_codebooks = data.draw(st.integers(1, codec.num_codebooks))
+    waveform = codec.decode(random_tokens(codec, frames, batch=2, num_codebooks=num_codebooks))
     assert waveform.shape == (2, HOP * frames)
     assert waveform.isfinite().all() and not waveform.requires_grad
 
@@ -149,7 +151,7 @@ def test_fewer_codebooks_are_another_sound(codec: Codec) -> None:
 def test_wrong_tokens_are_refused(codec: Codec, wrong: str) -> None:
     tokens = random_tokens(codec, 5)
     if wrong == "mask":
-        tokens[0, 0, 0] = codec.vocabulary
+        tokens[0, 0, 0] = codec.codebook_size
     elif wrong == "negative":
         tokens[0, 0, 0] = -1
     elif wrong == "codebooks":
@@ -371,7 +373,7 @@ def test_audiocraft_file_gives_audiocraft_numbers(tmp_path: Path, pad_mode: str)
     codec = load_codec("encodec", path)
     assert isinstance(codec, EnCodec)
     assert codec.model.config.pad_mode == pad_mode
-    assert (codec.codebooks, codec.vocabulary, codec.dim) == (4, 32, 8)
+    assert (codec.num_codebooks, codec.codebook_size, codec.dim) == (4, 32, 8)
     for level, vectors in enumerate(codec.codebook_vectors()):
         assert torch.equal(vectors, state[f"quantizer.vq.layers.{level}._codebook.embed"])
     waveform, tokens = noise(2, 50 * HOP), random_tokens(codec, 50, batch=2)
@@ -523,7 +525,7 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Lookup:
     """A codec without context: each frame is the sum of its tokens, held for 320 samples."""
 
-    name, codebooks, vocabulary, dim, hop, sample_rate = "lookup", 2, 16, 1, HOP, 16000
+    name, num_codebooks, codebook_size, dim, hop, sample_rate = "lookup", 2, 16, 1, HOP, 16000
     longest = 0
 
     def encode(self, waveform: Tensor) -> Tensor:

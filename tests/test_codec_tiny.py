@@ -117,7 +117,7 @@ def test_griffin_lim_keeps_magnitudes(codec: TinyCodec) -> None:
     """True magnitudes come back as a waveform that has nearly the same ones."""
     waveform = torch.from_numpy(tones()["tone"][1][None, : 48 * HOP] / 32768.0).float()
     magnitude = codec.spectrogram(waveform).abs()
-    back = codec.with_phases(magnitude, torch.zeros_like(magnitude).to(torch.complex64))
+    back = codec.griffin_lim(magnitude, torch.zeros_like(magnitude).to(torch.complex64))
     error = (codec.spectrogram(back).abs() - magnitude).norm() / magnitude.norm()
     assert error < 0.2
 
@@ -200,7 +200,7 @@ def test_what_is_saved_is_the_average(tmp_path: Path) -> None:
 def test_a_codec_to_start_from_keeps_its_codes(codec: TinyCodec, tmp_path: Path) -> None:
     codec.save_pretrained(tmp_path / "first")
     first = TinyCodec.from_pretrained(tmp_path / "first")
-    config, larger = replace(BRIEF, adversarial_from=0, steps=3, coarse=2), replace(SMALL, codebooks=5)
+    config, larger = replace(BRIEF, adversarial_from=0, steps=3, coarse=2), replace(SMALL, num_codebooks=5)
     second = train_codec(tones(), tmp_path / "second", config, larger, init=tmp_path / "first")
     assert torch.equal(second.mean, first.mean) and torch.equal(second.basis, first.basis)
     assert second.vectors.shape == (5, 32, 16) and torch.equal(second.vectors[:3], first.vectors)
@@ -243,7 +243,7 @@ def test_another_codec_run_in_the_folder_is_refused(tmp_path: Path) -> None:
             tones(),
             r"training\.seed was 0, is 9; training\.st",
         ),
-        (config, replace(SMALL, vocabulary=16), tones(), r"codec\.vocabulary was 32, is 16"),
+        (config, replace(SMALL, codebook_size=16), tones(), r"codec\.vocabulary was 32, is 16"),
         (config, SMALL, tones(0.5), "sounds was"),
     ):
         with pytest.raises(TrainError, match=f"holds another run: {difference}"):

@@ -20,9 +20,9 @@ from vab.config import DecodeConfig
 from vab.sampling.parallel import (
     DecodeError,
     LogitsFn,
+    classifier_free_guidance,
     generate,
     generate_long,
-    guided,
     sample,
     sample_like_the_cpu,
     windows,
@@ -32,12 +32,12 @@ ONE_DRAW_BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives
 
 
 def config(steps: int = 8, temperature: float = 10.5, top_k: int = 0) -> DecodeConfig:
-    return DecodeConfig(steps=steps, temperature=temperature, top_k=top_k)
+    return DecodeConfig(num_steps=steps, mask_temperature=temperature, top_k=top_k)
 
 
-def oracle(answer: Tensor, vocabulary: int, given_codebooks: int = 0) -> LogitsFn:
+def oracle(answer: Tensor, codebook_size: int, num_conditioning_codebooks: int = 0) -> LogitsFn:
     """Knows the answer [B,K,T]."""
-    logits = torch.nn.functional.one_hot(answer, vocabulary)[:, given_codebooks:].float() * 1e4
+    logits = torch.nn.functional.one_hot(answer, codebook_size)[:, num_conditioning_codebooks:].float() * 1e4
     return lambda tokens: logits
 
 
@@ -46,23 +46,23 @@ def constant(logits: Tensor) -> LogitsFn:
     return lambda tokens: logits.expand(*tokens.shape, len(logits))
 
 
-def neighbours(tokens: Tensor, vocabulary: int, given_codebooks: int = 0) -> Tensor:
+def neighbours(tokens: Tensor, codebook_size: int, num_conditioning_codebooks: int = 0) -> Tensor:
     """A network of whole numbers: each logit depends on its place and on the tokens beside it.
 
     Its results are exact, so they cannot depend on the batch. No two logits of a place are equal.
     """
-    _, codebooks, frames = tokens.shape
-    k = torch.arange(codebooks)[:, None, None]
+    _, num_codebooks, frames = tokens.shape
+    k = torch.arange(num_codebooks)[:, None, None]
     t = torch.arange(frames)[:, None]
-    v = torch.arange(vocabulary)
+    v = torch.arange(codebook_size)
     left = torch.nn.functional.pad(tokens, (1, 0), value=0)[..., :-1]
     below = torch.nn.functional.pad(tokens, (0, 0, 1, 0), value=0)[:, :-1]
     context = (left * 5 + below * 3 + tokens)[..., None] + 11 * k + 7 * t
-    return (((context + 37 * v) % 101).float() / 20)[:, given_codebooks:]
+    return (((context + 37 * v) % 101).float() / 20)[:, num_conditioning_codebooks:]
 
 
-def toy(vocabulary: int, given_codebooks: int = 0) -> LogitsFn:
-    return lambda tokens: neighbours(tokens, vocabulary, given_codebooks)
+def toy(codebook_size: int, num_conditioning_codebooks: int = 0) -> LogitsFn:
+    return lambda tokens: neighbours(tokens, codebook_size, num_conditioning_codebooks)
 
 
 def watch(logits_fn: LogitsFn, seen: list[Tensor]) -> LogitsFn:
@@ -76,25 +76,28 @@ def watch(logits_fn: LogitsFn, seen: list[Tensor]) -> LogitsFn:
 
 
 def slow_reference(
-    logits_fn: LogitsFn, tokens: Tensor, given: Tensor, vocabulary: int, config: DecodeConfig, seed: int
+    logits_fn: LogitsFn, tokens: Tensor, known: Tensor, codebook_size: int, config: DecodeConfig, seed: int
 ) -> list[list[int]]:
     """Section 3.3 for one clip [K,T], in plain loops over Python numbers."""
     generator = torch.Generator().manual_seed(seed)
-    codebooks, frames = tokens.shape
+    num_codebooks, frames = tokens.shape
     grid = [
-        [int(tokens[k, t]) if given[k, t] else vocabulary for t in range(frames)] for k in range(codebooks)
+        [int(tokens[k, t]) if known[k, t] else codebook_size for t in range(frames)]
+        for k in range(num_codebooks)
     ]
-    hidden = [(k, t) for k in range(codebooks) for t in range(frames) if not given[k, t]]
+    hidden = [(k, t) for k in range(num_codebooks) for t in range(frames) if not known[k, t]]
     total = len(hidden)
-    for n in range(1, config.steps + 1):
-        remain = 0 if n == config.steps else math.floor(math.cos(math.pi * n / (2 * config.steps)) * total)
+    for n in range(1, config.num_steps + 1):
+        remain = (
+            0 if n == config.num_steps else math.floor(math.cos(math.pi * n / (2 * config.num_steps)) * total)
+        )
         if remain == len(hidden):
             continue
         logits = logits_fn(torch.tensor(grid)[None])[0]
         noise = torch.rand(2, len(hidden), generator=generator).tolist()
         scored = []
         for i, (k, t) in enumerate(hidden):
-            order = list(range(vocabulary))
+            order = list(range(codebook_size))
             if config.top_k:
                 order = sorted(order, key=lambda v: -float(logits[k, t, v]))[: config.top_k]
             weights = [math.exp(float(logits[k, t, v])) for v in order]
@@ -103,7 +106,7 @@ def slow_reference(
             while below <= noise[0][i]:
                 choice += 1
                 below += p[choice]
-            tau = config.temperature * (1 - n / config.steps)
+            tau = config.mask_temperature * (1 - n / config.num_steps)
             score = math.log(p[choice]) + tau * -math.log(-math.log(noise[1][i]))
             scored.append((score, k, t, order[choice]))
         scored.sort()
@@ -116,12 +119,12 @@ def slow_reference(
 @pytest.mark.parametrize("seed", range(12))
 def test_equals_the_slow_reference(seed: int) -> None:
     draw = torch.Generator().manual_seed(1000 + seed)
-    vocabulary = 6
-    tokens = torch.randint(vocabulary, (1, 3, 5), generator=draw)
-    given = torch.rand(tokens.shape, generator=draw) < 0.2 * (seed % 4)
+    codebook_size = 6
+    tokens = torch.randint(codebook_size, (1, 3, 5), generator=draw)
+    known = torch.rand(tokens.shape, generator=draw) < 0.2 * (seed % 4)
     chosen = config(steps=1 + seed % 7, temperature=[0.0, 1.0, 25.5][seed % 3], top_k=[0, 3][seed % 2])
-    result = generate(toy(vocabulary), tokens, given, vocabulary, chosen, seeds(seed))
-    expected = slow_reference(toy(vocabulary), tokens[0], given[0], vocabulary, chosen, seed)
+    result = generate(toy(codebook_size), tokens, known, codebook_size, chosen, seeds(seed))
+    expected = slow_reference(toy(codebook_size), tokens[0], known[0], codebook_size, chosen, seed)
     assert result[0].tolist() == expected
 
 
@@ -129,33 +132,33 @@ def test_equals_the_slow_reference(seed: int) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 13, 16])
 def test_an_oracle_gets_its_answer(steps: int, share_given: float) -> None:
     answer = torch.randint(32, (2, 4, 25), generator=seeds(0)[0])
-    given = torch.rand(answer.shape, generator=seeds(1)[0]) < share_given
-    start = torch.where(given, answer, -5)  # what is not given does not matter, whatever it is
-    result = generate(oracle(answer, 32), start, given, 32, config(steps, 25.5), seeds(2, 3))
+    known = torch.rand(answer.shape, generator=seeds(1)[0]) < share_given
+    start = torch.where(known, answer, -5)  # what is not given does not matter, whatever it is
+    result = generate(oracle(answer, 32), start, known, 32, config(steps, 25.5), seeds(2, 3))
     assert torch.equal(result, answer)
 
 
 def test_coarse_to_fine_predicts_the_last_codebooks_alone() -> None:
     answer = torch.randint(16, (2, 6, 9), generator=seeds(0)[0])
-    given = nothing(answer)
-    given[:, :4] = True
+    known = nothing(answer)
+    known[:, :4] = True
     seen: list[Tensor] = []
     logits_fn = watch(oracle(answer, 16, 4), seen)
-    result = generate(logits_fn, answer, given, 16, config(), seeds(1, 2), given_codebooks=4)
+    result = generate(logits_fn, answer, known, 16, config(), seeds(1, 2), num_conditioning_codebooks=4)
     assert torch.equal(result, answer)
     assert all(torch.equal(tokens[:, :4], answer[:, :4]) for tokens in seen)
     assert bool((seen[0][:, 4:] == 16).all())
 
 
 def test_the_number_hidden_after_each_step_is_the_formula() -> None:
-    steps, vocabulary = 16, 10
+    steps, codebook_size = 16, 10
     tokens = torch.zeros(2, 4, 50, dtype=torch.long)
-    given = nothing(tokens)
-    given[1, :, 10:] = True  # the second clip has fewer to generate
+    known = nothing(tokens)
+    known[1, :, 10:] = True  # the second clip has fewer to generate
     seen: list[Tensor] = []
-    generate(watch(toy(vocabulary), seen), tokens, given, vocabulary, config(steps), seeds(1, 2))
+    generate(watch(toy(codebook_size), seen), tokens, known, codebook_size, config(steps), seeds(1, 2))
     for clip, total in ((0, 200), (1, 40)):
-        counts = [int((step[clip] == vocabulary).sum()) for step in seen]
+        counts = [int((step[clip] == codebook_size).sum()) for step in seen]
         assert counts == [math.floor(math.cos(math.pi / 2 * n / steps) * total) for n in range(steps)]
 
 
@@ -185,13 +188,13 @@ def test_steps_that_decide_nothing_cost_no_forward() -> None:
 
 @st.composite
 def tasks(draw: Callable) -> tuple[Tensor, Tensor, int, DecodeConfig, int]:
-    batch, codebooks, frames = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 9))
-    seed, vocabulary = draw(st.integers(0, 2**31)), draw(st.integers(2, 12))
+    batch, num_codebooks, frames = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    seed, codebook_size = draw(st.integers(0, 2**31)), draw(st.integers(2, 12))
     chosen = config(draw(st.integers(1, 20)), draw(st.floats(0, 100)), draw(st.integers(0, 14)))
     random = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(vocabulary, (batch, codebooks, frames), generator=random)
-    given = torch.rand(tokens.shape, generator=random) < draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]))
-    return tokens, given, vocabulary, chosen, seed
+    tokens = torch.randint(codebook_size, (batch, num_codebooks, frames), generator=random)
+    known = torch.rand(tokens.shape, generator=random) < draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]))
+    return tokens, known, codebook_size, chosen, seed
 
 
 @settings(max_examples=60, deadline=None)
@@ -199,18 +202,18 @@ def tasks(draw: Callable) -> tuple[Tensor, Tensor, int, DecodeConfig, int]:
 def test_given_tokens_never_change_and_decided_ones_stay(
     task: tuple[Tensor, Tensor, int, DecodeConfig, int],
 ) -> None:
-    tokens, given, vocabulary, chosen, seed = task
+    tokens, known, codebook_size, chosen, seed = task
     before = tokens.clone()
     seen: list[Tensor] = []
     generators = seeds(*range(seed, seed + len(tokens)))
-    result = generate(watch(toy(vocabulary), seen), tokens, given, vocabulary, chosen, generators)
+    result = generate(watch(toy(codebook_size), seen), tokens, known, codebook_size, chosen, generators)
     assert torch.equal(tokens, before)  # the argument is not written to
-    assert torch.equal(result[given], tokens[given])
+    assert torch.equal(result[known], tokens[known])
     assert int(result.min()) >= 0
-    assert int(result.max()) < vocabulary
+    assert int(result.max()) < codebook_size
     for state in seen:
-        decided = state != vocabulary
-        assert bool(decided[given].all())
+        decided = state != codebook_size
+        assert bool(decided[known].all())
         assert torch.equal(state[decided], result[decided])
 
 
@@ -260,19 +263,21 @@ def test_high_temperature_hides_by_chance_and_zero_by_probability() -> None:
 
 
 def test_a_clip_depends_on_its_seed_alone() -> None:
-    vocabulary, chosen = 30, config(10, 25.5)
+    codebook_size, chosen = 30, config(10, 25.5)
     tokens = torch.zeros(3, 4, 20, dtype=torch.long)
-    given = nothing(tokens)
-    given[1, :, :8] = True  # clips of one batch may differ in what is given
+    known = nothing(tokens)
+    known[1, :, :8] = True  # clips of one batch may differ in what is given
     alone = [
-        generate(toy(vocabulary), tokens[b, None], given[b, None], vocabulary, chosen, seeds(40 + b))[0]
+        generate(toy(codebook_size), tokens[b, None], known[b, None], codebook_size, chosen, seeds(40 + b))[0]
         for b in range(3)
     ]
     for order in ([0, 1, 2], [2, 0, 1], [1, 0]):
         generators = seeds(*(40 + b for b in order))
-        together = generate(toy(vocabulary), tokens[order], given[order], vocabulary, chosen, generators)
+        together = generate(
+            toy(codebook_size), tokens[order], known[order], codebook_size, chosen, generators
+        )
         assert all(torch.equal(together[i], alone[b]) for i, b in enumerate(order))
-    other = generate(toy(vocabulary), tokens[:1], given[:1], vocabulary, chosen, seeds(99))[0]
+    other = generate(toy(codebook_size), tokens[:1], known[:1], codebook_size, chosen, seeds(99))[0]
     assert not torch.equal(other, alone[0])
 
 
@@ -338,7 +343,7 @@ def test_guidance_is_the_formula_in_one_forward(dtype: torch.dtype) -> None:
 
     tokens = torch.tensor([[[1, 2]], [[3, 4]]])
     features = torch.tensor([[[2.0]], [[4.0]]])
-    logits = guided(model_fn, features, 5.0)(tokens)
+    logits = classifier_free_guidance(model_fn, features, 5.0)(tokens)
     (both, twice, drop) = calls.pop()
     assert calls == []
     assert torch.equal(both, torch.cat([tokens, tokens]))
@@ -348,7 +353,7 @@ def test_guidance_is_the_formula_in_one_forward(dtype: torch.dtype) -> None:
     assert logits[..., 0].tolist() == [[[11.0, 12.0]], [[23.0, 24.0]]]
     assert logits.dtype == torch.float32
 
-    plain = guided(model_fn, features, 1.0)(tokens)
+    plain = classifier_free_guidance(model_fn, features, 1.0)(tokens)
     assert [(len(rows), dropped) for rows, _, dropped in calls] == [(2, [False, False])]
     assert plain[..., 0].tolist() == [[[3.0, 4.0]], [[7.0, 8.0]]]
     assert plain.dtype == torch.float32
@@ -375,8 +380,8 @@ def test_windows_that_cannot_be(total: int, window: int, overlap: int) -> None:
 
 def test_windows_share_their_tokens() -> None:
     answer = torch.randint(25, (2, 4, 47), generator=seeds(0)[0])
-    given = nothing(answer)
-    given[0, :, 30:33] = True  # and something ahead is given too
+    known = nothing(answer)
+    known[0, :, 30:33] = True  # and something ahead is given too
     spans: list[tuple[int, int]] = []
     seen: list[list[Tensor]] = []
     told: list[tuple[int, int]] = []
@@ -389,7 +394,7 @@ def test_windows_share_their_tokens() -> None:
     result = generate_long(
         logits_fn_for,
         answer,
-        given,
+        known,
         25,
         config(4),
         seeds(1, 2),
@@ -398,33 +403,33 @@ def test_windows_share_their_tokens() -> None:
         progress=lambda *now: told.append(now),
     )
     assert spans == windows(47, 20, 6) == [(0, 20), (14, 34), (27, 47)]
-    known = given.clone()
+    decided = known.clone()
     for (start, stop), states in zip(spans, seen, strict=True):
         assert len(states) == 4
-        old = known[..., start:stop]
+        old = decided[..., start:stop]
         for state in states:
             assert torch.equal(state[old], result[..., start:stop][old])
         assert torch.equal(states[0] == 25, ~old)
-        known[..., start:stop] = True
-    assert torch.equal(result[given], answer[given])
+        decided[..., start:stop] = True
+    assert torch.equal(result[known], answer[known])
     assert int(result.max()) < 25
     assert told == [(n, 12) for n in range(1, 13)]
 
 
 def test_a_long_oracle_gets_its_answer_with_coarse_codebooks_given() -> None:
     answer = torch.randint(12, (3, 100), generator=seeds(0)[0])
-    given = nothing(answer)
-    given[0] = True
+    known = nothing(answer)
+    known[0] = True
     result = generate_long(
         lambda start, stop: oracle(answer[None, :, start:stop], 12, 1),
         answer,
-        given,
+        known,
         12,
         config(),
         seeds(3)[0],
         window=30,
         overlap=7,
-        given_codebooks=1,
+        num_conditioning_codebooks=1,
     )
     assert torch.equal(result, answer)
 
@@ -455,8 +460,8 @@ def test_one_window_is_plain_generation(frames: int) -> None:
 
 def test_a_window_without_work_is_not_asked_for() -> None:
     tokens = torch.zeros(1, 2, 30, dtype=torch.long)
-    given = ~nothing(tokens)
-    given[..., 24] = False
+    known = ~nothing(tokens)
+    known[..., 24] = False
     spans: list[tuple[int, int]] = []
     told: list[tuple[int, int]] = []
 
@@ -465,7 +470,7 @@ def test_a_window_without_work_is_not_asked_for() -> None:
         return toy(9)
 
     generate_long(
-        logits_fn_for, tokens, given, 9, config(2), seeds(0), 10, 0, progress=lambda *now: told.append(now)
+        logits_fn_for, tokens, known, 9, config(2), seeds(0), 10, 0, progress=lambda *now: told.append(now)
     )
     assert spans == [(20, 30)]
     assert told == [(2, 6), (4, 6), (5, 6), (6, 6)]
@@ -474,8 +479,8 @@ def test_a_window_without_work_is_not_asked_for() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_numbers_name_the_clip(bad: float) -> None:
     tokens = torch.zeros(3, 2, 4, dtype=torch.long)
-    given = nothing(tokens)
-    given[2] = True
+    known = nothing(tokens)
+    known[2] = True
 
     def logits_fn(tokens: Tensor) -> Tensor:
         logits = neighbours(tokens, 6)
@@ -484,25 +489,25 @@ def test_logits_that_are_not_numbers_name_the_clip(bad: float) -> None:
         return logits
 
     with pytest.raises(DecodeError, match="clip 1 of the batch: logits are NaN or infinite at step 1"):
-        generate(logits_fn, tokens, given, 6, config(), seeds(0, 1, 2))
+        generate(logits_fn, tokens, known, 6, config(), seeds(0, 1, 2))
 
 
 def test_arguments_that_do_not_fit() -> None:
     tokens = torch.zeros(2, 3, 4, dtype=torch.long)
-    given = nothing(tokens)
+    known = nothing(tokens)
     pair = seeds(0, 1)
     shared = seeds(0) * 2
     mistakes: dict[str, tuple[Any, ...]] = {
-        "of the same shape": (tokens, given[:, :2], 6, config(), pair),
-        "torch.int64": (tokens, given.long(), 6, config(), pair),
-        "each of the 2 clips": (tokens, given, 6, config(), pair[:1]),
-        "generator of its own": (tokens, given, 6, config(), shared),
-        "steps >= 1": (tokens, given, 6, config(steps=0), pair),
-        "top_k >= 0": (tokens, given, 6, config(top_k=-1), pair),
-        "first 1 codebooks": (tokens, given, 6, config(), pair, 1),
-        r"not in 0\.\.5": (tokens + 6, ~given, 6, config(), pair),
-        r"logits \[2, 2, 4, 6\] do not": (tokens, given, 6, config(), pair),
+        "of the same shape": (tokens, known[:, :2], 6, config(), pair),
+        "torch.int64": (tokens, known.long(), 6, config(), pair),
+        "each of the 2 clips": (tokens, known, 6, config(), pair[:1]),
+        "generator of its own": (tokens, known, 6, config(), shared),
+        "steps >= 1": (tokens, known, 6, config(steps=0), pair),
+        "top_k >= 0": (tokens, known, 6, config(top_k=-1), pair),
+        "first 1 codebooks": (tokens, known, 6, config(), pair, 1),
+        r"not in 0\.\.5": (tokens + 6, ~known, 6, config(), pair),
+        r"logits \[2, 2, 4, 6\] do not": (tokens, known, 6, config(), pair),
     }
     for message, arguments in mistakes.items():
         with pytest.raises(ValueError, match=message):
-            generate(toy(6, given_codebooks=1), *arguments)
+            generate(toy(6, num_conditioning_codebooks=1), *arguments)

@@ -15,7 +15,7 @@ from helpers.tiny import write_model, write_video
 from vab.cli import main
 from vab.data.extract import Decoded, decode, encode, latents_meta
 from vab.data.shard import Latents
-from vab.inference.embedder import Understanding, embed_latents, windows
+from vab.inference.embedder import Embedder, embed_latents, windows
 from vab.inference.embeddings import Embedded, EmbeddingsError, read_embeddings
 from vab.inference.pipeline import VABPipeline
 from vab.media.container import MediaError
@@ -28,8 +28,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(model: Path) -> Understanding:
-    return Understanding.from_pretrained(model, device="cpu")
+def source(model: Path) -> Embedder:
+    return Embedder.from_pretrained(model, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_windows(media: Path) -> None:
     assert photo.audio is None and photo.video is not None
 
 
-def test_each_stream_has_a_vector_where_there_is_one(source: Understanding, media: Path) -> None:
+def test_each_stream_has_a_vector_where_there_is_one(source: Embedder, media: Path) -> None:
     long = source.embed_file(media / "bell" / "long.wav")
     assert long.video is None and long.audio is not None and long.audio.shape == (3, 32)
     assert np.allclose(np.linalg.norm(long.audio, axis=1), 1, atol=1e-5)
@@ -82,7 +82,7 @@ def test_each_stream_has_a_vector_where_there_is_one(source: Understanding, medi
         source.embed_file(media / "cat" / "bad.mp4")
 
 
-def test_company_changes_nothing(source: Understanding, media: Path) -> None:
+def test_company_changes_nothing(source: Embedder, media: Path) -> None:
     paths = sorted(path for path in media.rglob("*.*"))
     together = dict(source.embed_files(paths))
     assert [path for path, found in together.items() if isinstance(found, str)] == [media / "cat" / "bad.mp4"]
@@ -97,7 +97,7 @@ def test_company_changes_nothing(source: Understanding, media: Path) -> None:
 
 
 def test_a_file_that_cannot_be_encoded_fails_alone(
-    source: Understanding, media: Path, monkeypatch: pytest.MonkeyPatch
+    source: Embedder, media: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the codec or the network raises, and whether or not it is in a batch with others."""
 
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_encoded_fails_alone(
     assert [isinstance(result, str) for result in source._encode(batch, meta)] == [False, True, False]
 
 
-def test_what_is_filled_up_does_not_count(source: Understanding) -> None:
+def test_what_is_filled_up_does_not_count(source: Embedder) -> None:
     random = np.random.default_rng(0)
     tokens = random.integers(0, 32, (2, 100)).astype(np.uint16)
     other = tokens.copy()
@@ -136,8 +136,8 @@ def test_pipeline_embeds_and_saves_what_it_learned(model: Path, media: Path, tmp
     pipeline.save_pretrained(tmp_path / "copy")
     again = VABPipeline.from_pretrained(tmp_path / "copy", device="cpu")
     assert np.array_equal(again.embed(media / "dog" / "both.mp4")["audio"], found["audio"])
-    assert again.understanding.fingerprint() == pipeline.understanding.fingerprint()
-    assert again.understanding.classifier[1].classes == ("bell", "cat", "dog")
+    assert again.embedder.fingerprint() == pipeline.embedder.fingerprint()
+    assert again.embedder.classifier[1].classes == ("bell", "cat", "dog")
 
 
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
@@ -229,7 +229,7 @@ def test_evaluate_a_model_on_a_store(
 
 def test_the_bundled_model_knows_things(data: Path) -> None:
     """A dev photo and a dev sound of each class: named, and found by each other, far above chance."""
-    source = Understanding.from_pretrained(device="cpu")
+    source = Embedder.from_pretrained(device="cpu")
     files: dict[str, dict[str, Path]] = {}
     for kind in ("photos", "sounds"):
         with (data / f"{kind}.csv").open(newline="") as stream:

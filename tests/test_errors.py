@@ -90,9 +90,9 @@ def test_who_caught_a_value_error_still_does() -> None:
         ("train", {"betas": (0.9, 2.0)}, "train.betas must be from 0 to"),
         ("train", {"mask_std": 0.0}, "train.mask_std must be more than 0"),
         ("train", {"inputs": ()}, "train.inputs must name one"),
-        ("model", {"heads": 5}, "model.width 192 is not a multiple of 5 heads"),
-        ("model", {"expert_layers": 99}, "model.expert_layers must be from 0 to"),
-        ("decode", {"guidance": float("nan")}, "decode.guidance must be a number, not nan"),
+        ("model", {"num_heads": 5}, "model.hidden_dim 192 is not a multiple of 5 heads"),
+        ("model", {"num_expert_layers": 99}, "model.num_expert_layers must be from 0 to"),
+        ("decode", {"guidance_scale": float("nan")}, "decode.guidance_scale must be a number, not nan"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(part: str, changes: dict[str, Any], says: str) -> None:

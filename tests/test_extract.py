@@ -49,7 +49,7 @@ def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def meta(**changes: object) -> StoreMeta:
-    values = dict(codec="dac", vision="x", codebooks=3, vocabulary=16, codebook_dim=4, vision_dim=8)
+    values = dict(codec="dac", vision="x", num_codebooks=3, codebook_size=16, codebook_dim=4, vision_dim=8)
     return StoreMeta(**{**values, "seconds": SECONDS, "fps": FPS, **changes})
 
 
@@ -309,7 +309,7 @@ def test_killed_extraction_goes_on_to_the_same_store(
 
 
 def test_the_small_codec_s_fingerprint_is_that_of_its_codes() -> None:
-    codec = TinyCodec(TinyCodecConfig(vocabulary=16, decoder_width=8, detail_width=8))
+    codec = TinyCodec(TinyCodecConfig(codebook_size=16, decoder_width=8, detail_width=8))
     before = weights_fingerprint(codec)
     with torch.no_grad():
         codec.to_detail.weight.add_(1)

@@ -25,7 +25,7 @@ from vab.models.vab import VAB, Trunk, parameter_counts
 from vab.presets import PRESETS, table_8
 from vab.training.batches import ClipBatches
 from vab.training.losses import contrastive
-from vab.training.objectives import build, sound_and_picture
+from vab.training.objectives import build, contrastive_step
 from vab.training.trainer import train
 
 
@@ -99,7 +99,7 @@ def test_clips_without_a_picture_take_no_part(tmp_path: Path) -> None:
     network = build(paired, torch.from_numpy(store.codebook_vectors()))
     seen = ~batch.feature_padding.all(1)
     assert seen.any() and not seen.all()
-    outcome = sound_and_picture(network, batch, paired)
+    outcome = contrastive_step(network, batch, paired)
     outcome.loss.backward()
     assert outcome.weight == seen.sum()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
@@ -175,7 +175,7 @@ def test_weights_are_taken_over_both_ways(pretrained: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError, match="is no model to start from"):
         start_from(network, tmp_path)
     with pytest.raises(ModelError, match="size mismatch"):
-        start_from(VAB(replace(PRESET.model, width=16)), pretrained)
+        start_from(VAB(replace(PRESET.model, hidden_dim=16)), pretrained)
 
 
 def test_without_labels_there_is_nothing_to_classify(tmp_path: Path) -> None:
@@ -297,9 +297,9 @@ def test_the_presets_are_table_8() -> None:
 def test_without_experts_the_first_layers_are_shared() -> None:
     shared = replace(PRESET.model, experts=False)
     counts, alone = parameter_counts(PRESET.model), parameter_counts(shared)
-    width = PRESET.model.width
+    width = PRESET.model.hidden_dim
     one = 8 * width * width + 5 * width + 2 * width  # a feed-forward network with its norm
-    assert counts["parameters"] - alone["parameters"] == one * PRESET.model.expert_layers
+    assert counts["parameters"] - alone["parameters"] == one * PRESET.model.num_expert_layers
     assert Trunk(shared).pooled(torch.zeros(1, 2, 20, dtype=torch.long), None).shape == (1, width)
 
 

@@ -22,11 +22,20 @@ from vab.training.trainer import train
 
 AUDIO = preset("classification", inputs=("audio",), loss="ce", epochs=6.0)
 CHANGES = ["--train.inputs", "audio", "--train.precision", "32-true", "--train.learning-rate", "0.01"]
-CHANGES += ["--train.batch-size", "6", "--train.warmup-steps", "0", "--train.crop", "0"]
-for name in ("vocabulary", "codebook_dim", "vision_dim", "codebooks", "seconds", "fps", "width", "layers"):
-    value = {"codebooks": 2, "width": 32, "layers": 2}.get(name, getattr(META, name, None))
+CHANGES += ["--train.batch-size", "6", "--train.warmup-steps", "0", "--train.crop-seconds", "0"]
+for name in (
+    "codebook_size",
+    "codebook_dim",
+    "vision_dim",
+    "num_codebooks",
+    "seconds",
+    "fps",
+    "hidden_dim",
+    "num_layers",
+):
+    value = {"num_codebooks": 2, "hidden_dim": 32, "num_layers": 2}.get(name, getattr(META, name, None))
     CHANGES += [f"--model.{name.replace('_', '-')}", str(value)]
-CHANGES += ["--model.expert-layers", "1", "--model.heads", "2"]
+CHANGES += ["--model.num-expert-layers", "1", "--model.num-heads", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +121,7 @@ def test_one_epoch_is_chosen_for_all_folds_by_the_mean() -> None:
 
 def test_from_a_model_from_scratch_and_as_a_probe(latents: Path, tmp_path: Path) -> None:
     start = train(AUDIO, latents, tmp_path / "start", max_steps=2, fold="fold1")
-    probe = replace(AUDIO, train=replace(AUDIO.train, frozen=True))
+    probe = replace(AUDIO, train=replace(AUDIO.train, freeze_trunk=True))
     results = [
         cross_validate(chosen, latents, tmp_path / f"run{n}", init=init, max_steps=4)
         for n, (chosen, init) in enumerate(((AUDIO, None), (AUDIO, start), (probe, start)))

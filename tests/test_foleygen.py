@@ -21,24 +21,24 @@ from helpers.training import MODEL, TRAIN, fill, metrics, same_weights
 from vab import VABPipeline
 from vab.cli import main
 from vab.config import ModelConfig, Preset
-from vab.models.foleygen import Continuation, FoleyGen, delay, undelay
+from vab.models.foleygen import FoleyGen, IncrementalDecoder, delay, undelay
 from vab.models.vab import parameter_counts
 from vab.presets import PRESETS
 from vab.training.checkpoint import checkpoints
 from vab.training.trainer import train
 
 CAUSAL = Preset(
-    "test", "a small FoleyGen", replace(MODEL, expert_layers=0), replace(TRAIN, objective="causal")
+    "test", "a small FoleyGen", replace(MODEL, num_expert_layers=0), replace(TRAIN, objective="causal")
 )
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 12), st.integers(0, 99))
-def test_the_delay_pattern_there_and_back(batch: int, codebooks: int, frames: int, seed: int) -> None:
+def test_the_delay_pattern_there_and_back(batch: int, num_codebooks: int, frames: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(50, (batch, codebooks, frames), generator=draw)
+    tokens = torch.randint(50, (batch, num_codebooks, frames), generator=draw)
     steps = delay(tokens, 50)
-    assert steps.shape == (batch, codebooks, frames + codebooks - 1)
-    for k in range(codebooks):
+    assert steps.shape == (batch, num_codebooks, frames + num_codebooks - 1)
+    for k in range(num_codebooks):
         for step in range(steps.shape[2]):
             inside = 0 <= step - k < frames
             expected = tokens[:, k, step - k] if inside else torch.full((batch,), 50)
@@ -53,13 +53,13 @@ def test_a_token_depends_on_those_before_it_alone(config: ModelConfig) -> None:
     network = sure(config)
     tokens, features = clips(config, batch=1, frames=6)
     logits = network(tokens, features)
-    codebooks, frames = tokens.shape[1:]
-    for k in range(codebooks):
+    num_codebooks, frames = tokens.shape[1:]
+    for k in range(num_codebooks):
         for t in range(frames):
             other = tokens.clone()
-            other[0, k, t] = (other[0, k, t] + 1) % config.vocabulary
+            other[0, k, t] = (other[0, k, t] + 1) % config.codebook_size
             changed = (network(other, features) != logits).any(-1)[0]
-            later = torch.tensor([[j + i > k + t for i in range(frames)] for j in range(codebooks)])
+            later = torch.tensor([[j + i > k + t for i in range(frames)] for j in range(num_codebooks)])
             assert torch.equal(changed, later), (k, t)  # and every later one does depend on it
 
 
@@ -98,13 +98,13 @@ def test_cached_steps_equal_the_parallel_pass(config: ModelConfig, pieces: list[
     drop = torch.tensor([False, True])
     with torch.no_grad():
         logits = network(tokens, features, drop_features=drop)
-    steps = torch.nn.functional.pad(delay(tokens, config.vocabulary), (1, 0), value=config.vocabulary)
-    continuation = Continuation(network, tokens.shape[2])
+    steps = torch.nn.functional.pad(delay(tokens, config.codebook_size), (1, 0), value=config.codebook_size)
+    continuation = IncrementalDecoder(network, tokens.shape[2])
     done, seen = 0, 0
     for piece in pieces:
         found = continuation(steps[:, :, done : done + piece], features, drop)
         done += piece
-        for k in range(config.codebooks):
+        for k in range(config.num_codebooks):
             if 0 <= done - 1 - k < tokens.shape[2]:
                 torch.testing.assert_close(found[:, k], logits[:, k, done - 1 - k], atol=2e-5, rtol=1e-5)
                 seen += 1
@@ -121,19 +121,19 @@ def test_sizes() -> None:
     with torch.device("meta"):
         assert FoleyGen(PRESETS["foleygen-encodec"].model).parameter_counts() == counts
     model = PRESETS["foleygen-encodec"].model
-    assert (model.layers, model.width, model.heads) == (24, 1024, 16)
+    assert (model.num_layers, model.hidden_dim, model.num_heads) == (24, 1024, 16)
     with pytest.raises(ValueError, match="experts"):
-        FoleyGen(replace(SMALL, expert_layers=1))
+        FoleyGen(replace(SMALL, num_expert_layers=1))
     with pytest.raises(ValueError, match="all of its codebooks"):
-        FoleyGen(replace(SMALL, given_codebooks=1))
+        FoleyGen(replace(SMALL, num_conditioning_codebooks=1))
 
 
 def test_the_presets_decode_as_the_paper_says() -> None:
     for name in ("foleygen-encodec", "foleygen-tiny"):
         decode = PRESETS[name].decode
-        assert (decode.guidance, decode.top_k, decode.temperature) == (3.0, 256, 1.0)
+        assert (decode.guidance_scale, decode.top_k, decode.sampling_temperature) == (3.0, 256, 1.0)
     tiny, ours = PRESETS["foleygen-tiny"], PRESETS["vab-tiny"]
-    assert replace(tiny.model, expert_layers=3) == ours.model
+    assert replace(tiny.model, num_expert_layers=3) == ours.model
     assert replace(tiny.train, objective="masked") == ours.train
 
 
@@ -191,14 +191,14 @@ def test_sound_of_any_length_continues_itself(
 ) -> None:
     """3.3 s are three windows of 2 s; the later ones are told a second of the one before, at once."""
     pipe = VABPipeline.from_pretrained(model, device="cpu")
-    told: dict[Continuation, list[Tensor]] = {}
-    call = Continuation.__call__
+    told: dict[IncrementalDecoder, list[Tensor]] = {}
+    call = IncrementalDecoder.__call__
 
-    def watch(self: Continuation, steps: Tensor, *rest: Tensor) -> Tensor:
+    def watch(self: IncrementalDecoder, steps: Tensor, *rest: Tensor) -> Tensor:
         told.setdefault(self, []).append(steps)
         return call(self, steps, *rest)
 
-    monkeypatch.setattr(Continuation, "__call__", watch)
+    monkeypatch.setattr(IncrementalDecoder, "__call__", watch)
     pipe.generate(clip)
     lines = [torch.cat(steps, dim=2) for steps in told.values()]  # [2, 2, start and 100 of 101 steps]
     assert [steps[0].shape[2] for steps in told.values()] == [1, 51, 51]
@@ -216,8 +216,8 @@ def test_from_a_store_to_a_wav_on_the_command_line(
     sounds.write_text(f"id,audio,video,start,seconds,label,split\na,{clip},{clip},0,2,x,train\n")
     store, run = tmp_path / "store", tmp_path / "run"
     extract = f"extract {sounds} -o {store} --preset foleygen-tiny --seconds 2 --codec-path {model}"
-    sizes = "--model.seconds 2 --model.codebooks 2 --model.vocabulary 32 --model.codebook-dim 8"
-    sizes += " --model.width 32 --model.layers 2 --model.heads 2"
+    sizes = "--model.seconds 2 --model.num-codebooks 2 --model.codebook-size 32 --model.codebook-dim 8"
+    sizes += " --model.hidden-dim 32 --model.num-layers 2 --model.num-heads 2"
     learn = f"pretrain foleygen-tiny --store {store} --run {run} --max-steps 2 {sizes}"
     play = f"generate {clip} -o {tmp_path} --model {run} --codec-path {model} --device cpu --json"
     for call in (extract, learn, play):

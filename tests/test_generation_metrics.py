@@ -18,7 +18,7 @@ from helpers.paper import LINES
 from vab.cli import main
 from vab.evaluate.backbones.registry import BACKBONES
 from vab.evaluate.generation import features, protocol
-from vab.evaluate.generation.cache import Shelf
+from vab.evaluate.generation.cache import FeatureCache
 from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
 from vab.evaluate.metrics.distances import divergences, frechet
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
@@ -167,7 +167,7 @@ def test_only_our_own_features_go_with_their_clips(tmp_path: Path) -> None:
     kind, table = BACKBONES["vggish"][0], tmp_path / "vggish_features.pth"
     torch.save({name: torch.zeros(8, 128) for name in ("cat", "gone")}, table)
     for clips in (["cat", "dog"], ["cat"]):
-        shelf = Shelf(tmp_path, kind, "weights")
+        shelf = FeatureCache(tmp_path, kind, "weights")
         shelf.keep(clips)
         shelf.put(clips[-1], "stamp", (torch.ones(8, 128),))
         shelf.save(complete=True)
@@ -196,7 +196,7 @@ def test_features_of_av_benchmark_are_taken_as_they_are(tmp_path: Path) -> None:
         "KL-PASST-softmax",
         "ISC-PASST-mean",
     ]
-    assert found.foreign == ["vggish", "passt"] and len(found.ids) == 12
+    assert found.external == ["vggish", "passt"] and len(found.ids) == 12
     assert set(found.absent) == {"panns", "yamnet", "imagebind", "synchformer", "the sounds"}
     assert ", features as they are\n" in found.markdown() and found.document()["seconds"] is None
     # a clip that only one side has, or one table lacks, is a fault
@@ -277,7 +277,7 @@ def test_a_bad_clip_is_named_and_fails_the_run(folders: tuple[Path, Path], how: 
 
 
 def test_a_videos_own_sound_counts_where_no_sound_file_has_its_name(folders: tuple[Path, Path]) -> None:
-    from tiny import write_video
+    from helpers.tiny import write_video
 
     write_video(folders[0] / "film.mp4", 50, 25)
     write_wav(folders[1] / "film.wav", noise(2.0, 16_000))

@@ -62,7 +62,7 @@ def test_the_model_brought_back_makes_sound(trained: Path, tmp_path: Path) -> No
     new, shipped = trained / "model", find_model()
     for folder, frozen in ((".", False), ("contrastive", False), ("classes", True)):
         config = read_config(new / folder)
-        assert config.note.endswith("2 steps of 8 on a cpu") and config.train.frozen == frozen
+        assert config.note.endswith("2 steps of 8 on a cpu") and config.train.freeze_trunk == frozen
         assert config.train.epochs == pytest.approx(2 * 8 / 12, abs=0.01)
         mine, theirs = weights(new / folder), weights(shipped / folder)
         assert {tensor.dtype for tensor in mine.values()} == {torch.float16}

@@ -141,7 +141,7 @@ def test_the_network_knows_nothing_of_sampling_and_config_nothing_at_all() -> No
 
 
 # control flow that no person ever sees: class -> why it is no VABError
-NO_ERRORS = {"vab.studio.line.Cancelled": "ends a job that its visitor gave up"}
+NO_ERRORS = {"vab.studio.queue.Cancelled": "ends a job that its visitor gave up"}
 
 
 def exceptions() -> dict[str, type[BaseException]]:
@@ -186,6 +186,25 @@ def test_modules_hold_one_idea_and_packages_about_a_dozen_modules() -> None:
     assert {name: length for name, length in lengths.items() if length > 600} == {}
     sizes = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in MODULES.values())
     assert {folder: n for folder, n in sizes.items() if n > (24 if folder == "cli" else 14)} == {}
+
+
+def test_the_tree_of_modules_is_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = re.search(r"```\nsrc/vab/\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    folders: list[str] = []
+    listed = set()
+    for line in block.group(1).splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2 - 1, line.split()[0]
+        assert line.split(maxsplit=1)[1:], f"{name} says nothing of itself"
+        del folders[depth:]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            listed.add("".join([*folders, name]))
+    there = {path.relative_to(PACKAGE).as_posix() for path in MODULES.values()}
+    packages = {name for name in there if "/" in name and name.endswith("__init__.py")}
+    assert listed == there - packages
 
 
 def undocumented() -> list[str]:
@@ -315,6 +334,6 @@ def test_every_decision_is_in_the_index() -> None:
 
 def test_code_named_in_the_papers_exists() -> None:
     papers = ["docs/paper_to_code.md", "CONTRIBUTING.md", *DECISIONS]
-    named = set(re.findall(r"\bvab\.\w+(?:\.\w+)*\b", "\n".join(map(code_of, papers))))
+    named = set(re.findall(r"\bvab\.(?!py\b)\w+(?:\.\w+)*\b", "\n".join(map(code_of, papers))))
     assert len(named) > 80
     assert sorted(name for name in named if not exists(name)) == []

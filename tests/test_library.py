@@ -243,7 +243,7 @@ for result in library.add(files_of(sys.argv[2]), each(slow, ahead=4), "model A")
 SEARCHING = """
 import sys
 from helpers.libraries import queries
-from vab.library import Library
+from vab.library.library import Library
 library, seen = Library.open(sys.argv[1]), {}
 print("ready", flush=True)
 import json
@@ -569,7 +569,7 @@ class Pipe:
 def pipe(monkeypatch: pytest.MonkeyPatch) -> type[Pipe]:
     import vab.inference.embedder
 
-    monkeypatch.setattr(vab.inference.embedder, "Understanding", Pipe)
+    monkeypatch.setattr(vab.inference.embedder, "Embedder", Pipe)
     monkeypatch.setattr(Pipe, "loads", [])
     return Pipe
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vab.config import TrainConfig
-from vab.sampling.parallel import cosine_schedule
+from vab.sampling.parallel import num_masked_after
 from vab.training.augment import augment, drop_features, random_crop, temporal_mixup, temporal_roll
-from vab.training.masking import apply_mask, ratio_law, token_mask
+from vab.training.masking import apply_mask, sample_mask_ratio, sample_token_mask
 
 
-def seeded(seed: int = 0) -> torch.Generator:
+def make_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -24,7 +24,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_ratio_law_is_the_papers() -> None:
-    ratio = ratio_law(200_000, TrainConfig(), seeded())
+    ratio = sample_mask_ratio(200_000, TrainConfig(), make_generator())
     assert ratio.mean().item() == pytest.approx(0.694, abs=0.002)
     assert ratio.std().item() == pytest.approx(0.129, abs=0.002)
     quartiles = ratio.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
@@ -35,7 +35,7 @@ def test_ratio_law_is_the_papers() -> None:
 def test_ratio_law_is_a_truncated_normal(mean: float) -> None:
     """The share below any point is that of the normal law between the cuts."""
     config = replace(TrainConfig(), mask_mean=mean)
-    ratio = ratio_law(100_000, config, seeded(1))
+    ratio = sample_mask_ratio(100_000, config, make_generator(1))
     assert ratio.min() >= 0.5
     assert ratio.max() <= 1.0
     normal = torch.distributions.Normal(mean, 0.25)
@@ -48,27 +48,31 @@ def test_ratio_law_is_a_truncated_normal(mean: float) -> None:
 @settings(deadline=None)
 @given(
     ratio=st.lists(st.floats(0, 1), min_size=1, max_size=5),
-    codebooks=st.integers(1, 5),
+    num_codebooks=st.integers(1, 5),
     frames=st.integers(1, 30),
     seed=st.integers(0, 2**31),
     data=st.data(),
 )
 def test_token_mask_hides_some_and_never_what_is_given(
-    ratio: list[float], codebooks: int, frames: int, seed: int, data: st.DataObject
+    ratio: list[float], num_codebooks: int, frames: int, seed: int, data: st.DataObject
 ) -> None:
-    given_codebooks = data.draw(st.integers(0, codebooks - 1))
-    mask = token_mask(torch.tensor(ratio), codebooks, frames, seeded(seed), given_codebooks)
-    assert mask.shape == (len(ratio), codebooks, frames)
+    num_conditioning_codebooks = data.draw(st.integers(0, num_codebooks - 1))
+    mask = sample_token_mask(
+        torch.tensor(ratio), num_codebooks, frames, make_generator(seed), num_conditioning_codebooks
+    )
+    assert mask.shape == (len(ratio), num_codebooks, frames)
     assert mask.dtype == torch.bool
     assert mask.flatten(1).any(1).all()
-    assert not mask[:, :given_codebooks].any()
-    again = token_mask(torch.tensor(ratio), codebooks, frames, seeded(seed), given_codebooks)
+    assert not mask[:, :num_conditioning_codebooks].any()
+    again = sample_token_mask(
+        torch.tensor(ratio), num_codebooks, frames, make_generator(seed), num_conditioning_codebooks
+    )
     assert torch.equal(mask, again)
 
 
 def test_token_mask_draws_each_token_on_its_own_at_its_clips_ratio() -> None:
     ratio = torch.tensor([0.2, 0.5, 0.9])
-    mask = token_mask(ratio, 4, 20_000, seeded()).float()
+    mask = sample_token_mask(ratio, 4, 20_000, make_generator()).float()
     for b, expected in enumerate(ratio.tolist()):
         assert mask[b].mean(1).tolist() == pytest.approx([expected] * 4, abs=0.015)
         between = torch.corrcoef(mask[b])  # codebooks do not follow one another
@@ -78,7 +82,7 @@ def test_token_mask_draws_each_token_on_its_own_at_its_clips_ratio() -> None:
 
 
 def test_token_mask_at_the_ends() -> None:
-    mask = token_mask(torch.tensor([0.0, 1.0]), 3, 7, seeded())
+    mask = sample_token_mask(torch.tensor([0.0, 1.0]), 3, 7, make_generator())
     assert mask.flatten(1).sum(1).tolist() == [1, 21]
 
 
@@ -90,14 +94,14 @@ def test_apply_mask() -> None:
 
 
 def test_cosine_schedule_by_hand() -> None:
-    assert [cosine_schedule(n, 4, 2000) for n in range(5)] == [2000, 1847, 1414, 765, 0]
-    assert cosine_schedule(2, 3, 10) == 5
-    assert cosine_schedule(83, 83, 1) == 0  # where pi / 2 * 83 / 83 is rounded to more than pi / 2
+    assert [num_masked_after(n, 4, 2000) for n in range(5)] == [2000, 1847, 1414, 765, 0]
+    assert num_masked_after(2, 3, 10) == 5
+    assert num_masked_after(83, 83, 1) == 0  # where pi / 2 * 83 / 83 is rounded to more than pi / 2
 
 
 @given(steps=st.integers(1, 100), total=st.integers(0, 50_000))
 def test_cosine_schedule_goes_from_all_to_none(steps: int, total: int) -> None:
-    left = [cosine_schedule(n, steps, total) for n in range(steps + 1)]
+    left = [num_masked_after(n, steps, total) for n in range(steps + 1)]
     assert left[0] == total
     assert left[-1] == 0
     assert left == sorted(left, reverse=True)
@@ -120,7 +124,7 @@ def marked(batch: int = 4, seconds: int = 5, fps: float = FPS) -> tuple[Tensor, 
 @given(seed=st.integers(0, 2**31), batch=st.integers(2, 6), fps=st.sampled_from([1.0, 2.0, 5.0]))
 def test_mixup_splices_sound_and_picture_at_one_time(seed: int, batch: int, fps: float) -> None:
     tokens, features = marked(batch, fps=fps)
-    mixed, pictures = temporal_mixup(tokens, features, 1.0, fps, seeded(seed))
+    mixed, pictures = temporal_mixup(tokens, features, 1.0, fps, make_generator(seed))
     assert pictures is not None
     for b in range(batch):
         source = mixed[b, 0] // 1000
@@ -138,7 +142,7 @@ def test_mixup_splices_sound_and_picture_at_one_time(seed: int, batch: int, fps:
 @given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]))
 def test_roll_keeps_sound_and_picture_together(seed: int, fps: float) -> None:
     tokens, features = marked(fps=fps)
-    rolled, pictures = temporal_roll(tokens, features, 1.0, fps, seeded(seed))
+    rolled, pictures = temporal_roll(tokens, features, 1.0, fps, make_generator(seed))
     assert pictures is not None
     per_picture = round(50 / fps)
     for b in range(len(tokens)):
@@ -152,7 +156,7 @@ def test_roll_keeps_sound_and_picture_together(seed: int, fps: float) -> None:
 @given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]), seconds=st.integers(1, 7))
 def test_a_crop_starts_with_a_picture(seed: int, fps: float, seconds: int) -> None:
     tokens, features = marked(fps=fps)
-    cropped, pictures = random_crop(tokens, features, float(seconds), fps, seeded(seed))
+    cropped, pictures = random_crop(tokens, features, float(seconds), fps, make_generator(seed))
     assert pictures is not None
     kept = min(seconds, 5)
     assert cropped.shape[2] == 50 * kept
@@ -166,29 +170,37 @@ def test_a_crop_starts_with_a_picture(seed: int, fps: float, seconds: int) -> No
 
 def test_crops_of_a_batch_differ_and_move_with_the_preset() -> None:
     tokens, features = marked(64)
-    whole, _ = augment(tokens, features, replace(TrainConfig(), mixup=0.0, roll=0.0), FPS, seeded())
+    whole, _ = augment(
+        tokens, features, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
+    )
     assert torch.equal(whole, tokens)
-    part, _ = augment(tokens, features, replace(TrainConfig(), crop=1.0, mixup=0.0, roll=0.0), FPS, seeded())
+    part, _ = augment(
+        tokens,
+        features,
+        replace(TrainConfig(), crop_seconds=1.0, mixup_prob=0.0, roll_prob=0.0),
+        FPS,
+        make_generator(),
+    )
     assert part.shape == (64, tokens.shape[1], 50)
     assert len({row for row in (part[:, 0, 0] - tokens[:, 0, 0]).tolist()}) == 5
 
 
 def test_augmentation_without_pictures() -> None:
     tokens = marked()[0] + 1  # 0 would be a frame that is filled up
-    rolled, none = temporal_roll(tokens, None, 1.0, FPS, seeded())
+    rolled, none = temporal_roll(tokens, None, 1.0, FPS, make_generator())
     assert none is None
     turns = [int(row.argmin()) for row in rolled[:, 0]]
     assert any(turn % 50 for turn in turns)
     for b, turn in enumerate(turns):
         assert torch.equal(rolled[b], tokens[b].roll(turn, 1))
-    assert temporal_mixup(tokens, None, 1.0, FPS, seeded())[1] is None
+    assert temporal_mixup(tokens, None, 1.0, FPS, make_generator())[1] is None
 
 
 @given(seed=st.integers(0, 2**31), real=st.integers(0, 60))
 def test_a_short_sound_rolls_within_itself(seed: int, real: int) -> None:
     tokens = torch.zeros(3, 2, 60, dtype=torch.long)
     tokens[:, :, :real] = torch.arange(1, real + 1)
-    rolled, _ = temporal_roll(tokens, None, 1.0, FPS, seeded(seed))
+    rolled, _ = temporal_roll(tokens, None, 1.0, FPS, make_generator(seed))
     for row in rolled:
         turn = int(row[0, :real].argmin()) if real else 0
         assert torch.equal(row[:, :real], tokens[0, :, :real].roll(turn, 1))
@@ -199,7 +211,9 @@ def test_a_short_sound_rolls_within_itself(seed: int, real: int) -> None:
 @given(batch=st.integers(1, 5))
 def test_chance_zero_changes_nothing(batch: int) -> None:
     tokens, features = marked(batch)
-    kept, pictures = augment(tokens, features, replace(TrainConfig(), mixup=0.0, roll=0.0), FPS, seeded())
+    kept, pictures = augment(
+        tokens, features, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
+    )
     assert pictures is not None
     assert torch.equal(kept, tokens)
     assert torch.equal(pictures, features)
@@ -207,31 +221,31 @@ def test_chance_zero_changes_nothing(batch: int) -> None:
 
 def test_one_clip_or_one_picture_alone_is_left_as_it_is() -> None:
     tokens, features = marked(batch=1)
-    mixed, _ = temporal_mixup(tokens, features, 1.0, FPS, seeded())
+    mixed, _ = temporal_mixup(tokens, features, 1.0, FPS, make_generator())
     assert torch.equal(mixed, tokens)
     tokens, features = marked(seconds=1)
-    rolled, _ = temporal_roll(tokens, features, 1.0, FPS, seeded())
+    rolled, _ = temporal_roll(tokens, features, 1.0, FPS, make_generator())
     assert torch.equal(rolled, tokens)
 
 
 def test_chances_are_those_of_the_configuration() -> None:
     config = TrainConfig()
     tokens, features = marked(batch=4000)
-    out, _ = augment(tokens, features, config, FPS, seeded(3))
+    out, _ = augment(tokens, features, config, FPS, make_generator(3))
     share = (out[:, 0] // 1000 == torch.arange(4000)[:, None]).float().mean(1)
     mixed = share < 1
-    assert mixed.float().mean().item() == pytest.approx(config.mixup, abs=0.03)
+    assert mixed.float().mean().item() == pytest.approx(config.mixup_prob, abs=0.03)
     rolled = (out[:, 0] % 1000).argmin(1) != 0
-    assert rolled.float().mean().item() == pytest.approx(config.roll, abs=0.02)
-    dropped = drop_features(4000, config.drop_features, seeded(4))
-    assert dropped.float().mean().item() == pytest.approx(config.drop_features, abs=0.02)
+    assert rolled.float().mean().item() == pytest.approx(config.roll_prob, abs=0.02)
+    dropped = drop_features(4000, config.cond_drop_prob, make_generator(4))
+    assert dropped.float().mean().item() == pytest.approx(config.cond_drop_prob, abs=0.02)
     assert share[mixed].mean().item() == pytest.approx(0.5, abs=0.02)
     assert share[mixed].min() >= 1 / 250
 
 
 def test_augmentation_repeats_with_its_seed() -> None:
     tokens, features = marked(batch=16)
-    config = replace(TrainConfig(), roll=0.5)
-    first, again, other = (augment(tokens, features, config, FPS, seeded(s))[0] for s in (5, 5, 6))
+    config = replace(TrainConfig(), roll_prob=0.5)
+    first, again, other = (augment(tokens, features, config, FPS, make_generator(s))[0] for s in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

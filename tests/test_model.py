@@ -25,20 +25,20 @@ TINY = ModelConfig(
     codec="encodec",
     seconds=0.4,
     fps=10.0,
-    codebooks=3,
-    vocabulary=11,
+    num_codebooks=3,
+    codebook_size=11,
     codebook_dim=6,
     vision_dim=5,
-    width=24,
-    layers=3,
-    expert_layers=2,
-    heads=3,
+    hidden_dim=24,
+    num_layers=3,
+    num_expert_layers=2,
+    num_heads=3,
 )
 CASES = {
     "sequence": TINY,
     "time": replace(TINY, positions="time"),
-    "dac": replace(TINY, codec="dac", codebooks=5, given_codebooks=2, heads=6),
-    "no_experts": replace(TINY, expert_layers=0, heads=4),
+    "dac": replace(TINY, codec="dac", num_codebooks=5, num_conditioning_codebooks=2, num_heads=6),
+    "no_experts": replace(TINY, num_expert_layers=0, num_heads=4),
 }
 
 
@@ -58,10 +58,10 @@ def formula_model(config: ModelConfig) -> VAB:
 
 
 def formula_inputs(config: ModelConfig, batch: int = 2, frames: int = 20) -> tuple[Tensor, Tensor]:
-    tokens = torch.arange(batch * config.codebooks * frames) * 7919 % 1009 % (config.vocabulary + 1)
+    tokens = torch.arange(batch * config.num_codebooks * frames) * 7919 % 1009 % (config.codebook_size + 1)
     video = video_frames(frames / FRAME_RATE, config.fps)
     features = torch.cos(torch.arange(batch * video * config.vision_dim, dtype=torch.float64) * 1.1).float()
-    return tokens.view(batch, config.codebooks, frames), features.view(batch, video, config.vision_dim)
+    return tokens.view(batch, config.num_codebooks, frames), features.view(batch, video, config.vision_dim)
 
 
 def golden_outputs(config: ModelConfig) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def golden_outputs(config: ModelConfig) -> dict[str, Tensor]:
     tokens, features = formula_inputs(config)
     with torch.no_grad():
         outputs = {"logits": model(tokens, features), "unconditional": model(tokens, None)}
-        if config.expert_layers:
+        if config.num_expert_layers:
             outputs["audio"] = model.pooled(tokens, None)
             outputs["video"] = model.pooled(None, features)
             outputs["both"] = model.pooled(tokens, features)
@@ -143,11 +143,11 @@ def test_slopes_are_distinct_and_between_0_and_1(heads: int) -> None:
 
 def bias_of(config: ModelConfig, video: int, audio: int) -> Tensor:
     cpu = torch.device("cpu")
-    return alibi_bias(config.heads, video, audio, config.positions, config.fps, cpu, torch.float32)
+    return alibi_bias(config.num_heads, video, audio, config.positions, config.fps, cpu, torch.float32)
 
 
 def test_bias_by_sequence() -> None:
-    bias = bias_of(replace(TINY, heads=2), 2, 3)
+    bias = bias_of(replace(TINY, num_heads=2), 2, 3)
     assert bias.shape == (1, 2, 5, 5)
     distance = torch.tensor([[abs(i - j) for j in range(5)] for i in range(5)], dtype=torch.float32)
     torch.testing.assert_close(bias[0, 0], -distance / 16)
@@ -156,7 +156,7 @@ def test_bias_by_sequence() -> None:
 
 def test_bias_by_time() -> None:
     """At 1 fps a picture stands in the middle of its second: 24.5 and 74.5 audio frames."""
-    config = replace(TINY, heads=1, fps=1.0, positions="time")
+    config = replace(TINY, num_heads=1, fps=1.0, positions="time")
     bias = bias_of(config, 2, 100)[0, 0] * -256
     assert bias[0, 1] == 50
     assert bias[0, 2] == 24.5  # first picture, first audio frame
@@ -190,7 +190,7 @@ def plain_forward(model: VAB, tokens: Tensor, features: Tensor) -> Tensor:
     for t in range(tokens.shape[1]):
         ids = [int(i) for i in tokens[:, t]]
         rows = [
-            embedding.mask[k] if i == config.vocabulary else embedding.vectors[k, i]
+            embedding.mask[k] if i == config.codebook_size else embedding.vectors[k, i]
             for k, i in enumerate(ids)
         ]
         if config.codec == "dac":  # each codebook's own part of the projection, then the sum
@@ -203,13 +203,13 @@ def plain_forward(model: VAB, tokens: Tensor, features: Tensor) -> Tensor:
     if config.positions == "sequence":
         clock = [float(i) for i in range(len(places))]
     x = torch.stack(places)
-    size = config.width // config.heads
+    size = config.hidden_dim // config.num_heads
     for n, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         attention = block.attention
-        query, key, value = attention.qkv(attention.norm(x)).split(config.width, dim=1)
+        query, key, value = attention.qkv(attention.norm(x)).split(config.hidden_dim, dim=1)
         heads = []
-        for h, slope in enumerate(alibi_slopes(config.heads)):
+        for h, slope in enumerate(alibi_slopes(config.num_heads)):
             part = slice(h * size, (h + 1) * size)
             scores = query[:, part] @ key[:, part].T / math.sqrt(size)
             for i, at in enumerate(clock):
@@ -220,15 +220,15 @@ def plain_forward(model: VAB, tokens: Tensor, features: Tensor) -> Tensor:
         grown = []
         for i, row in enumerate(x):
             net = block.feed_forward
-            assert isinstance(net, Experts if n < config.expert_layers else FeedForward)
+            assert isinstance(net, Experts if n < config.num_expert_layers else FeedForward)
             if isinstance(net, Experts):
                 net = net.video if i < len(features) else net.audio
-            normed = norm(row, (config.width,), net.norm.weight, net.norm.bias)
+            normed = norm(row, (config.hidden_dim,), net.norm.weight, net.norm.bias)
             grown.append(row + net.out(gelu(net.up(normed))))
         x = torch.stack(grown)
     x = model.norm(x[len(features) :])
-    weights = model.heads.weight.split(config.vocabulary)
-    biases = model.heads.bias.split(config.vocabulary)
+    weights = model.num_heads.weight.split(config.codebook_size)
+    biases = model.num_heads.bias.split(config.codebook_size)
     return torch.stack([x @ w.T + b for w, b in zip(weights, biases, strict=True)])
 
 
@@ -245,8 +245,8 @@ def test_forward_is_the_method_told_plainly(case: str) -> None:
 def test_heads_learn_their_own_codebook_and_frame() -> None:
     """Tokens that differ in every codebook and frame come back in the place they came from."""
     torch.manual_seed(0)
-    model = VAB(replace(TINY, layers=1, expert_layers=0))
-    tokens = torch.randint(0, TINY.vocabulary, (1, TINY.codebooks, 8))
+    model = VAB(replace(TINY, num_layers=1, num_expert_layers=0))
+    tokens = torch.randint(0, TINY.codebook_size, (1, TINY.num_codebooks, 8))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -278,7 +278,7 @@ def test_features_of_zeros_are_no_picture(model: VAB) -> None:
 def test_shapes_without_and_with_features(model: VAB) -> None:
     config = model.config
     tokens, features = formula_inputs(config)
-    shape = (2, config.predicted_codebooks, 20, config.vocabulary)
+    shape = (2, config.num_predicted_codebooks, 20, config.codebook_size)
     assert model(tokens, features).shape == model(tokens, None).shape == shape
 
 
@@ -305,7 +305,7 @@ def test_padding_changes_nothing(case: str, frames: int, extra: int) -> None:
     torch.testing.assert_close(padded[:, :, :frames], model(tokens, features), atol=1e-4, rtol=1e-4)
     unconditional = model(long_tokens, None, token_padding=token_padding)
     torch.testing.assert_close(unconditional[:, :, :frames], model(tokens, None), atol=1e-4, rtol=1e-4)
-    if model.config.expert_layers:
+    if model.config.num_expert_layers:
         for audio, picture in ((True, True), (True, False), (False, True)):
             torch.testing.assert_close(
                 model.pooled(
@@ -334,9 +334,9 @@ def test_every_token_and_feature_matters_everywhere(model: VAB) -> None:
     """Attention goes both ways: a change at one place is seen before and after it."""
     tokens, features = formula_inputs(model.config, batch=1)
     base = model(tokens, features)
-    for k in range(model.config.codebooks):
+    for k in range(model.config.num_codebooks):
         changed = tokens.clone()
-        changed[0, k, 10] = (changed[0, k, 10] + 1) % model.config.vocabulary
+        changed[0, k, 10] = (changed[0, k, 10] + 1) % model.config.codebook_size
         moved = (model(changed, features) - base).abs().amax((0, 1, 3))
         assert (moved > 1e-6).all()
     for f in range(features.shape[1]):
@@ -350,7 +350,7 @@ def test_masked_codebooks_are_hidden() -> None:
     """[MASK] has its own learned vector per codebook, and no codec vector shows through it."""
     model = formula_model(TINY)
     tokens, features = formula_inputs(TINY)
-    tokens[:, 1] = TINY.vocabulary
+    tokens[:, 1] = TINY.codebook_size
     base = model(tokens, features)
     model.audio_embedding.vectors[1] += 1
     torch.testing.assert_close(model(tokens, features), base)
@@ -374,7 +374,7 @@ def test_encode_uses_the_first_layers_and_each_modality_its_own_expert() -> None
     assert video.shape == (2, 4, TINY.width)
     assert model.encode(tokens, features).shape == (2, 24, TINY.width)
     torch.testing.assert_close(model.pooled(tokens, None), audio.mean(1))
-    for parameter in [*model.blocks[2].parameters(), *model.norm.parameters(), *model.heads.parameters()]:
+    for parameter in [*model.blocks[2].parameters(), *model.norm.parameters(), *model.num_heads.parameters()]:
         parameter.fill_(math.nan)
     for block in model.blocks[:2]:
         for name, parameter in block.named_parameters():
@@ -414,7 +414,7 @@ def test_float16_features_of_the_store_are_taken() -> None:
 
 
 def test_codebook_vectors_are_frozen_and_stored() -> None:
-    config = replace(TINY, codec="dac", codebooks=2)
+    config = replace(TINY, codec="dac", num_codebooks=2)
     vectors = torch.randn(4, 11, 6)
     model = VAB(config, vectors)  # of more codebooks, the first
     torch.testing.assert_close(model.state_dict()["audio_embedding.vectors"], vectors[:2])
@@ -431,7 +431,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"codebook vectors are \(3, 10, 6\)"):
         VAB(TINY, torch.zeros(3, 10, 6))
     with pytest.raises(ValueError, match="not a multiple of 5 heads"):
-        VAB(replace(TINY, heads=5))
+        VAB(replace(TINY, num_heads=5))
     with pytest.raises(ValueError, match=r"needs \[B,3,T\]"):
         model(tokens[:, :2], features)
     with pytest.raises(ValueError, match=r"needs \[B,F,5\]"):
@@ -441,7 +441,7 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="no layers that give"):
         formula_model(CASES["no_experts"]).encode(tokens, features)
     with pytest.raises(IndexError):  # not read as a row of the next codebook
-        model(torch.full_like(tokens, TINY.vocabulary + 1), features)
+        model(torch.full_like(tokens, TINY.codebook_size + 1), features)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vab.cli import main
-from vab.evaluate.generation.synthesis import MADE, Maker
+from vab.evaluate.generation.synthesis import MADE, Synthesizer
 from vab.media.reader import read_audio
 from vab.models.hub import find_model
 
@@ -89,7 +89,7 @@ def test_a_model_is_measured_on_a_store(
 
     code, out, err = vab(capsys, *call, "--store", store, "--run", run, "--seed", 1)
     assert (code, out) == (2, "") and "holds sounds of other seed; use another --run" in err
-    monkeypatch.setattr(Maker, "tokens", lambda self, features, *rest: pytest.fail("they were there"))
+    monkeypatch.setattr(Synthesizer, "tokens", lambda self, features, *rest: pytest.fail("they were there"))
     assert vab(capsys, *call, "--store", store, "--run", run)[0] == 0
 
 

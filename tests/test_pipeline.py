@@ -168,7 +168,7 @@ def test_bad_models_are_refused_in_one_line(model: Path, tmp_path: Path) -> None
         return folder
 
     config = json.loads((model / "config.json").read_text())
-    wider = json.dumps(config | {"model": config["model"] | {"width": 64}}).encode()
+    wider = json.dumps(config | {"model": config["model"] | {"hidden_dim": 64}}).encode()
     unknown = json.dumps(config | {"colour": "red"}).encode()
     weights = (model / "model.safetensors").read_bytes()
     cases: list[tuple[Path | str, str]] = [
@@ -336,7 +336,7 @@ def test_rerank_keeps_the_candidate_nearest_to_the_picture(
     seen: list[torch.Tensor] = []
 
     def watch(drawn: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        network = pipe.understanding.contrastive
+        network = pipe.embedder.contrastive
         near = []
         for tokens in drawn:
             spans = [(0, 100, 0, 2), (100, 200, 2, 4)]  # audio frames and video frames of 2 s

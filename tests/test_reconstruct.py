@@ -26,7 +26,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "sounds"
 class Exact:
     """A codec that keeps the mean of each frame in its first codebook, and half a step more in the second."""
 
-    name, codebooks, vocabulary, dim, hop, sample_rate = "exact", 2, 256, 1, 320, 16_000
+    name, num_codebooks, codebook_size, dim, hop, sample_rate = "exact", 2, 256, 1, 320, 16_000
 
     def encode(self, waveform: Tensor) -> Tensor:
         filled = torch.nn.functional.pad(waveform, (0, -waveform.shape[-1] % self.hop))
@@ -54,14 +54,14 @@ def test_what_comes_back_is_the_codecs_and_as_long_as_the_input(tmp_path: Path) 
     for seconds in (0.5, 1.2345, 65.43):  # longer than is encoded at once
         write_wav(tmp_path / "in" / f"{seconds}.wav", staircase(seconds))
     errors = {}
-    for codebooks in (1, 2):
-        out = tmp_path / str(codebooks)
-        results = list(reconstruct_files([tmp_path / "in"], out, Exact(), codebooks))
+    for num_codebooks in (1, 2):
+        out = tmp_path / str(num_codebooks)
+        results = list(reconstruct_files([tmp_path / "in"], out, Exact(), num_codebooks))
         assert [result.status for result in results] == ["done"] * 3
         for file in (tmp_path / "in").iterdir():
             real, back = read_audio(file), read_audio(out / file.name)
             assert len(back) == len(real)
-            errors[codebooks] = np.abs(real - back)[:-320].max()  # its last frame is filled
+            errors[num_codebooks] = np.abs(real - back)[:-320].max()  # its last frame is filled
     assert errors[2] < errors[1] < 1 / 126
     again = reconstruct_files([tmp_path / "in"], out, Exact(), skip_existing=True)
     assert [result.status for result in again] == ["skipped"] * 3
@@ -84,7 +84,7 @@ def test_a_long_sound_comes_back_without_a_seam(tmp_path: Path) -> None:
     codec = load_codec("tiny")
     assert isinstance(codec, TinyCodec)
     codec.config = replace(codec.config, iterations=1)  # of Griffin-Lim, which is not the subject
-    (result,) = reconstruct_files([tmp_path / "long.wav"], tmp_path / "out", codec, codebooks=4)
+    (result,) = reconstruct_files([tmp_path / "long.wav"], tmp_path / "out", codec, num_codebooks=4)
     assert result.status == "done"
     with torch.inference_mode():
         tokens = codec.encode(torch.from_numpy(read_audio(tmp_path / "long.wav"))[None])[0, :4]
@@ -119,9 +119,9 @@ def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_codebooks_that_are_not_there(tmp_path: Path) -> None:
-    for codebooks in (0, 3):
-        with pytest.raises(ValueError, match=f"exact has 2 codebooks, so not {codebooks}"):
-            list(reconstruct_files([tmp_path], tmp_path / "out", Exact(), codebooks))
+    for num_codebooks in (0, 3):
+        with pytest.raises(ValueError, match=f"exact has 2 codebooks, so not {num_codebooks}"):
+            list(reconstruct_files([tmp_path], tmp_path / "out", Exact(), num_codebooks))
 
 
 def test_as_users_call_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

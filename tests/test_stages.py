@@ -17,7 +17,7 @@ from helpers.tiny import write_model, write_video
 from vab import ModelError, VABPipeline
 from vab.codecs.codec import encode_long
 from vab.inference.batch import Settings, generate_files
-from vab.inference.splice import own_sound
+from vab.inference.splice import read_original
 from vab.media.file import MediaFile
 from vab.models.hub import FINE, known_models
 from vab.models.vab import VAB
@@ -81,17 +81,17 @@ def test_an_oracle_s_fine_tokens_are_what_is_played(
 ) -> None:
     """A second stage that knows how fine tokens follow from coarse ones is right at every place."""
     assert pipe.fine is not None
-    given: list[bool] = []
+    known: list[bool] = []
 
     def forward(tokens: Tensor, features: Tensor, **_: object) -> Tensor:
-        given.append(bool((tokens[:, :2] < 32).all()))
+        known.append(bool((tokens[:, :2] < 32).all()))
         answer = torch.stack([(tokens[:, 0] + k * tokens[:, 1]) % 32 for k in range(2, 5)], dim=1)
         return torch.nn.functional.one_hot(answer, 32) * 1e4
 
     monkeypatch.setattr(pipe.fine.network, "forward", forward)
     seen = played(pipe, monkeypatch)
     pipe.generate(clip)
-    assert given and all(given)
+    assert known and all(known)
     for k in range(2, 5):
         assert torch.equal(seen[0][k], (seen[0][0] + k * seen[0][1]) % 32)
 
@@ -105,16 +105,16 @@ def test_one_window_is_generate_with_given_codebooks(pipe: VABPipeline) -> None:
     fine = stage.refine(
         coarse, torch.zeros(5, 100).long(), nothing, features, torch.Generator().manual_seed(1)
     )
-    tokens, given = torch.zeros(1, 5, 100).long(), nothing[None].clone()
-    tokens[0, :2], given[0, :2] = coarse, True
+    tokens, known = torch.zeros(1, 5, 100).long(), nothing[None].clone()
+    tokens[0, :2], known[0, :2] = coarse, True
     expected = generate(
         lambda tokens: stage.network(tokens, features[None]),
         tokens,
-        given,
+        known,
         32,
         stage.preset.decode,
         [torch.Generator().manual_seed(1)],
-        given_codebooks=2,
+        num_conditioning_codebooks=2,
     )
     assert torch.equal(fine, expected[0])
 
@@ -123,14 +123,14 @@ def test_several_clips_at_once_are_as_each_alone(pipe: VABPipeline) -> None:
     draw = torch.Generator().manual_seed(0)
     features = torch.randn(2, 4, 1280, generator=draw)
     tokens = torch.zeros(2, 5, 150).long()
-    given = torch.zeros_like(tokens, dtype=torch.bool)
+    known = torch.zeros_like(tokens, dtype=torch.bool)
     assert pipe.fine is not None
 
     def made(rows: list[int]) -> Tensor:
         noise = [[torch.Generator().manual_seed(10 * n + row) for row in rows] for n in range(2)]
-        start = (tokens[rows, :2], given[rows, :2], features[rows])
+        start = (tokens[rows, :2], known[rows, :2], features[rows])
         coarse = pipe.first.fill(*start, pipe.config.decode, noise[0])
-        return pipe.fine.refine(coarse, tokens[rows], given[rows], features[rows], noise[1])
+        return pipe.fine.refine(coarse, tokens[rows], known[rows], features[rows], noise[1])
 
     together = made([0, 1])
     assert together.shape == (2, 5, 150)
@@ -145,7 +145,7 @@ def test_what_is_kept_is_known_to_both_stages(
     seen = played(pipe, monkeypatch)
     pipe.generate(clip, keep=[(1.0, 2.0)])
     with MediaFile(clip) as file:
-        own = encode_long(pipe.codec, partial(own_sound, file), 50, 100, context=50)
+        own = encode_long(pipe.codec, partial(read_original, file), 50, 100, context=50)
     assert own.shape == (5, 50)
     assert torch.equal(seen[0][:, 50:100], own)
 
@@ -217,10 +217,10 @@ def test_stages_that_do_not_fit_are_refused_in_one_line(model: Path, tmp_path: P
 
 
 def test_the_presets_stages_fit_each_other() -> None:
-    for first, second, codebooks in (
+    for first, second, num_codebooks in (
         ("vab-tiny-coarse", "vab-tiny-fine", 4),
         ("vab-dac", "vab-dac-coarse2fine", 12),
     ):
         check_fine(PRESETS[second].model, PRESETS[first].model)
-        assert PRESETS[second].decode.steps == 36
-        assert PRESETS[second].model.codebooks == codebooks
+        assert PRESETS[second].decode.num_steps == 36
+        assert PRESETS[second].model.num_codebooks == num_codebooks

@@ -28,19 +28,19 @@ import pytest
 from PIL import Image
 
 from helpers.tiny import write_model, write_video
-from vab.inference.embedder import Understanding
+from vab.inference.embedder import Embedder
 from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import FADE
 from vab.library.library import Library
 from vab.media.container import MediaError
 from vab.media.reader import probe, read_audio, write_wav
 from vab.studio import server, uploads
-from vab.studio.desk import Desk
-from vab.studio.line import SENTENCE, Job, Line, Refused, Tell
-from vab.studio.rooms import Rooms
+from vab.studio.library_view import LibraryView
+from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, ProgressFn, UserError
 from vab.studio.server import make_app
-from vab.studio.shelf import Shelf
-from vab.studio.takes import Maker, Take
+from vab.studio.service import StudioService
+from vab.studio.sessions import SessionStore
+from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, make_clip, prepare
 from vab.web import listen
 
@@ -55,8 +55,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def maker(model: Path) -> Maker:
-    return Maker(VABPipeline.from_pretrained(model, device="cpu"))
+def maker(model: Path) -> TakeMaker:
+    return TakeMaker(VABPipeline.from_pretrained(model, device="cpu"))
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def clip(tmp_path: Path) -> Clip:
 
 
 @pytest.fixture
-def take(maker: Maker, clip: Clip) -> Take:
+def take(maker: TakeMaker, clip: Clip) -> Take:
     return next(maker.new(clip, 1, 0, maker.pipeline.config.decode))
 
 
@@ -141,7 +141,7 @@ def test_a_limit_that_the_system_does_not_have_is_left_out(
     assert limits[resource.RLIMIT_CPU] == (900, 900) and limits[resource.RLIMIT_CORE] == (0, 0)
 
 
-def test_a_take_is_the_sound_that_generate_makes(maker: Maker, clip: Clip, take: Take) -> None:
+def test_a_take_is_the_sound_that_generate_makes(maker: TakeMaker, clip: Clip, take: Take) -> None:
     assert np.array_equal(take.waveform, maker.pipeline.generate(clip.picture).waveform)
     assert take.score is not None and -1 <= take.score <= 1
     assert {"features", "sampling", "codec"} <= set(take.timings)
@@ -159,7 +159,7 @@ def test_a_take_is_the_sound_that_generate_makes(maker: Maker, clip: Clip, take:
 @pytest.mark.parametrize("span", [(1.0, 2.0), (0.0, 0.517), (2.4999, 9.0)])
 @pytest.mark.parametrize("inside", [True, False])
 def test_what_is_kept_is_bit_equal(
-    maker: Maker, clip: Clip, take: Take, span: tuple[float, float], inside: bool
+    maker: TakeMaker, clip: Clip, take: Take, span: tuple[float, float], inside: bool
 ) -> None:
     settings = maker.pipeline.config.decode
     made = maker.redo(clip, take, span, inside, seed=5, decode=settings)
@@ -178,7 +178,7 @@ def test_what_is_kept_is_bit_equal(
     assert not np.array_equal(made.waveform, with_another.waveform)
 
 
-def test_a_longer_take_begins_with_the_take(maker: Maker, clip: Clip, take: Take) -> None:
+def test_a_longer_take_begins_with_the_take(maker: TakeMaker, clip: Clip, take: Take) -> None:
     made = maker.extend(clip, take, 1.5, seed=1, decode=maker.pipeline.config.decode)
     assert len(made.waveform) == 72000 and made.again == (3.0, 4.5)
     assert np.array_equal(made.waveform[:48000], take.waveform)
@@ -189,15 +189,15 @@ def test_a_longer_take_begins_with_the_take(maker: Maker, clip: Clip, take: Take
             maker.extend(clip, take, seconds, seed=1, decode=maker.pipeline.config.decode)
 
 
-def test_a_sound_that_is_there_can_be_a_take(maker: Maker, clip: Clip) -> None:
+def test_a_sound_that_is_there_can_be_a_take(maker: TakeMaker, clip: Clip) -> None:
     own = clip.sound()
     made = maker.place(clip, own[:40000], "as it came")
     assert np.array_equal(made.waveform[:40000], own[:40000]) and not made.waveform[40000:].any()
     assert len(made.waveform) == 48000 and made.score is not None
 
 
-def test_spans_that_cannot_be_redone(maker: Maker, clip: Clip, take: Take) -> None:
-    settings = replace(maker.pipeline.config.decode, steps=1)
+def test_spans_that_cannot_be_redone(maker: TakeMaker, clip: Clip, take: Take) -> None:
+    settings = replace(maker.pipeline.config.decode, num_steps=1)
     for span, inside in (
         ((1, 1), True),
         ((2, 1), True),
@@ -210,32 +210,30 @@ def test_spans_that_cannot_be_redone(maker: Maker, clip: Clip, take: Take) -> No
 
 
 @pytest.fixture
-def library(tmp_path: Path, maker: Maker) -> Path:
+def library(tmp_path: Path, maker: TakeMaker) -> Path:
     """Two tones and a video with sound."""
     for name, pitch in (("low", 200.0), ("high", 2000.0)):
         (tmp_path / "sounds" / name).mkdir(parents=True)
         wave = 0.3 * np.sin(2 * np.pi * pitch * np.arange(40000) / 16000)
         write_wav(tmp_path / "sounds" / name / f"{name}.wav", wave.astype(np.float32))
     write_video(tmp_path / "sounds" / "film.mp4", 20, 10)
-    understanding = maker.pipeline.understanding
+    embedder = maker.pipeline.embedder
     made = Library.create(tmp_path / "library")
     files = sorted((tmp_path / "sounds").rglob("*.*"))
-    assert [a.error for a in made.add(files, understanding.embed_files, understanding.fingerprint())] == [
-        None
-    ] * 3
+    assert [a.error for a in made.add(files, embedder.embed_files, embedder.fingerprint())] == [None] * 3
     return tmp_path / "library"
 
 
 @pytest.fixture
-def desk(maker: Maker, library: Path) -> Iterator[Desk]:
-    desk = Desk(maker, Shelf(Library.open(library)))
+def desk(maker: TakeMaker, library: Path) -> Iterator[StudioService]:
+    desk = StudioService(maker, LibraryView(Library.open(library)))
     yield desk
     desk.close()
     assert not desk.rooms.folder.exists()
 
 
 @pytest.fixture
-def visitor(desk: Desk) -> Iterator[Callable[[], Any]]:
+def visitor(desk: StudioService) -> Iterator[Callable[[], Any]]:
     """New browsers, each with cookies of its own."""
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
@@ -350,7 +348,7 @@ def test_what_the_server_lets_through(visitor: Callable[[], Any], monkeypatch: p
     assert me.post("/do/make", content=b"0" * 5000).status_code == 413
 
 
-def test_behind_a_web_server(desk: Desk, tmp_path: Path) -> None:
+def test_behind_a_web_server(desk: StudioService, tmp_path: Path) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
@@ -367,7 +365,7 @@ def test_behind_a_web_server(desk: Desk, tmp_path: Path) -> None:
         assert visitor.get("/", headers={"host": "studio.example.ORG:443"}).status_code == 200
 
 
-def test_whoever_goes_away_is_not_read_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_goes_away_is_not_read_on(desk: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
     uvicorn = pytest.importorskip("uvicorn", reason="no web server: pip install 'vab[studio]'")
     begun, ended = threading.Event(), threading.Event()
 
@@ -395,7 +393,7 @@ def test_whoever_goes_away_is_not_read_on(desk: Desk, monkeypatch: pytest.Monkey
     assert not thread.is_alive()
 
 
-def test_uploads_that_are_many_or_slow(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_that_are_many_or_slow(desk: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
@@ -416,7 +414,7 @@ def test_uploads_that_are_many_or_slow(desk: Desk, monkeypatch: pytest.MonkeyPat
         assert answers == [422] * 6 and len(there) == 6 and max(there) <= 2
         monkeypatch.setattr(server, "ARRIVES", 0.0)
         assert "too long to arrive" in me.post("/clip", content=b"a film").json()["error"]
-        monkeypatch.setattr("vab.studio.rooms.MOST_ROOMS", 0)
+        monkeypatch.setattr("vab.studio.sessions.MOST_ROOMS", 0)
         monkeypatch.setattr(server, "_receive", None)  # not one byte is taken in
         refused = me.post("/clip", content=b"a film")
         assert refused.status_code == 503 and "Too many people" in refused.json()["error"]
@@ -432,7 +430,7 @@ def test_an_upload_that_breaks_off_is_no_error_of_the_server(tmp_path: Path) -> 
         asyncio.run(server._receive(requests.Request({"type": "http"}, leave), tmp_path / "upload"))
 
 
-def test_two_studios_of_one_machine(desk: Desk, tmp_path: Path) -> None:
+def test_two_studios_of_one_machine(desk: StudioService, tmp_path: Path) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
@@ -445,15 +443,13 @@ def test_two_studios_of_one_machine(desk: Desk, tmp_path: Path) -> None:
     assert len({name for jar in cookies for name in jar}) == 2, "one would take the other's place"
 
 
-def test_a_library_without_sounds(maker: Maker, tmp_path: Path) -> None:
+def test_a_library_without_sounds(maker: TakeMaker, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     write_video(tmp_path / "films" / "silent.mp4", 20, 10, sound=False)
-    understanding = maker.pipeline.understanding
+    embedder = maker.pipeline.embedder
     made = Library.create(tmp_path / "library")
-    list(
-        made.add([tmp_path / "films" / "silent.mp4"], understanding.embed_files, understanding.fingerprint())
-    )
-    desk = Desk(maker, Shelf(Library.open(tmp_path / "library")))
+    list(made.add([tmp_path / "films" / "silent.mp4"], embedder.embed_files, embedder.fingerprint()))
+    desk = StudioService(maker, LibraryView(Library.open(tmp_path / "library")))
     (desk.rooms.folder / "one").mkdir()
     room = desk.rooms.open()
     desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), desk.rooms.folder / "one"))
@@ -469,22 +465,22 @@ def test_a_library_without_sounds(maker: Maker, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_take_that_is_gone_is_another_thing_than_a_failure(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
     room, folder = desk.rooms.open(), desk.rooms.folder / "one"
     folder.mkdir()
     desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
 
-    def embed(understanding: Understanding, path: Path) -> None:
+    def embed(embedder: Embedder, path: Path) -> None:
         if gone:
             path.unlink()
         raise MediaError("out of memory")
 
-    monkeypatch.setattr(Understanding, "embed_file", embed)
+    monkeypatch.setattr(Embedder, "embed_file", embed)
     desk.find(room, {})
     while room.jobs["find"].active:
         time.sleep(0.01)
-    assert room.jobs["find"].error == ("This take is not here any more." if gone else SENTENCE)
+    assert room.jobs["find"].error == ("This take is not here any more." if gone else INTERNAL_ERROR)
 
 
 def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -> None:
@@ -512,9 +508,9 @@ def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -
 
 
 def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
-    line, begun, go, done = Line(), threading.Event(), threading.Event(), []
+    line, begun, go, done = JobQueue(), threading.Event(), threading.Event(), []
 
-    def slow(tell: Tell) -> None:
+    def slow(tell: ProgressFn) -> None:
         begun.set()
         while True:
             tell("slow", 1, 4)
@@ -522,7 +518,7 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
             if go.is_set():
                 return
 
-    def fail(_: Tell) -> None:
+    def fail(_: ProgressFn) -> None:
         raise RuntimeError("not for visitors")
 
     first, broken = Job("make", slow), Job("make", fail)
@@ -550,13 +546,13 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
 @pytest.mark.parametrize("verb", ["make", "own", "place"])
 @pytest.mark.parametrize("stage", ["features", "written"])
 def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
+    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
 ) -> None:
     room, folder = desk.rooms.open(), desk.rooms.folder / "one"
     folder.mkdir()
     desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
     files = set(folder.iterdir())
-    tell, score, told = Job.tell, Maker._score, set()
+    tell, score, told = Job.tell, TakeMaker._score, set()
 
     def cancel_there(job: Job, name: str, done: int, total: int) -> None:
         told.add(name)
@@ -564,13 +560,13 @@ def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
             desk.cancel(room, {"kind": "make"})
         tell(job, name, done, total)
 
-    def cancel_late(maker: Maker, audio: Audio) -> float | None:
+    def cancel_late(maker: TakeMaker, audio: Audio) -> float | None:
         if stage == "written":
             desk.cancel(room, {"kind": "make"})
         return score(maker, audio)
 
     monkeypatch.setattr(Job, "tell", cancel_there)
-    monkeypatch.setattr(Maker, "_score", cancel_late)
+    monkeypatch.setattr(TakeMaker, "_score", cancel_late)
     desk.verbs[verb](room, {"count": 1, "seed": 0, "row": 0, "start": 0})
     while room.jobs["make"].active:
         time.sleep(0.01)
@@ -578,7 +574,9 @@ def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
     assert room.tracks == [] and set(folder.iterdir()) == files
 
 
-def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rooms_end_with_their_visitors(
+    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rooms = desk.rooms
     stays, leaves, returns = everybody = [rooms.open() for _ in range(3)]
     folders = [rooms.folder / str(n) for n in range(3)]
@@ -586,7 +584,7 @@ def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: 
         folder.mkdir()
         rooms.clear(room, Clip(folder, "video", 1.0, 64, 48, False))
     assert len({room.id for room in everybody}) == 3 and len(stays.id) > 40
-    monkeypatch.setattr("vab.studio.rooms.LEFT", -1.0)
+    monkeypatch.setattr("vab.studio.sessions.LEFT", -1.0)
     rooms.leave(leaves)
     rooms.leave(returns)
     assert rooms.find(returns.id) is returns  # it was only loaded anew
@@ -594,25 +592,27 @@ def test_rooms_end_with_their_visitors(desk: Desk, tmp_path: Path, monkeypatch: 
     assert [rooms.find(room.id) for room in everybody] == [stays, None, returns]
     assert [folder.exists() for folder in folders] == [True, False, True]
     assert rooms.find(None) is None and rooms.find("") is None
-    monkeypatch.setattr("vab.studio.rooms.MOST_ROOMS", 3)
+    monkeypatch.setattr("vab.studio.sessions.MOST_ROOMS", 3)
     rooms.open()
-    with pytest.raises(Refused, match="Too many"):
+    with pytest.raises(UserError, match="Too many"):
         rooms.open()
 
 
-def test_nothing_goes_while_a_take_is_made_of_it(desk: Desk) -> None:
+def test_nothing_goes_while_a_take_is_made_of_it(desk: StudioService) -> None:
     room = desk.rooms.open()
     room.jobs["make"] = Job("make", lambda _: None)
     for verb in ("undo", "remove"):
-        with pytest.raises(Refused, match="is being made"):
+        with pytest.raises(UserError, match="is being made"):
             desk.verbs[verb](room, {"track": "any"})
 
 
-def test_undo_goes_so_far_and_no_farther(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undo_goes_so_far_and_no_farther(
+    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room, folder = desk.rooms.open(), desk.rooms.folder / "one"
     folder.mkdir()
     desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
-    monkeypatch.setattr("vab.studio.desk.MOST_UNDO", 2)
+    monkeypatch.setattr("vab.studio.service.MOST_UNDO", 2)
     desk.own(room, {})
     for step in range(5):
         while room.jobs["make"].active:
@@ -627,7 +627,7 @@ def test_undo_goes_so_far_and_no_farther(desk: Desk, tmp_path: Path, monkeypatch
     assert takes[-1].seconds == 2.5 and takes[-1].video.exists()
 
 
-def test_what_a_killed_server_left_is_deleted(desk: Desk, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_a_killed_server_left_is_deleted(desk: StudioService, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in ("vab-studio-dead", "vab-studio-begins", "vab-studio-late", "other"):
         (tmp_path / name).mkdir()
@@ -635,15 +635,15 @@ def test_what_a_killed_server_left_is_deleted(desk: Desk, tmp_path: Path, monkey
         if name in ("vab-studio-dead", "other"):
             (tmp_path / name / "lock").touch()
     os.utime(tmp_path / "vab-studio-late", (0, 0))
-    running = Rooms(desk.line)
-    Rooms(desk.line).close()
+    running = SessionStore(desk.line)
+    SessionStore(desk.line).close()
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert not {"vab-studio-dead", "vab-studio-late"} & left
     assert {"vab-studio-begins", "other", running.folder.name} <= left
     running.close()
 
 
-def test_a_take_that_comes_too_late_is_dropped(desk: Desk, tmp_path: Path) -> None:
+def test_a_take_that_comes_too_late_is_dropped(desk: StudioService, tmp_path: Path) -> None:
     room = desk.rooms.open()
     for name in ("one", "two"):
         (desk.rooms.folder / name).mkdir()
@@ -660,7 +660,7 @@ def test_a_take_that_comes_too_late_is_dropped(desk: Desk, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("end", ["clear", "sweep", "close"])
 def test_a_sound_that_is_written_too_late_goes_with_its_clip(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     room, folder = desk.rooms.open(), desk.rooms.folder / "one"
     folder.mkdir()

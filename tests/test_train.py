@@ -34,7 +34,7 @@ from vab.errors import TrainError
 from vab.models.vab import VAB
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
-from vab.training.objectives import OBJECTIVES, Outcome, masked_tokens
+from vab.training.objectives import OBJECTIVES, Outcome, masked_prediction_step
 from vab.training.trainer import learning_rate, optimizers, train
 from vab.utils.locks import LockedError
 
@@ -128,7 +128,7 @@ def test_a_broken_line_of_metrics_is_named(latents: Path, tmp_path: Path) -> Non
     run = train(PRESET, latents, tmp_path / "run", max_steps=5)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join([lines[0], "{half\n", *lines[1:]]))
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is damaged; delete it"):
+    with pytest.raises(TrainError, match=r"metrics\.jsonl: line 2 is damaged; delete it"):
         train(PRESET, latents, run, max_steps=5)
 
 
@@ -157,7 +157,7 @@ def test_not_a_number_stops_and_names_the_clips(
     def masked_tokens_then_nan(network: torch.nn.Module, batch: object, preset: Preset) -> Outcome:
         nonlocal steps
         steps += network.training
-        outcome = masked_tokens(network, batch, preset)
+        outcome = masked_prediction_step(network, batch, preset)
         return replace(outcome, loss=outcome.loss * (float("nan") if steps == 8 else 1.0))
 
     monkeypatch.setitem(OBJECTIVES, "masked", masked_tokens_then_nan)
@@ -193,7 +193,7 @@ def test_muon_has_the_matrices_of_the_layers() -> None:
 
 
 def test_latents_that_do_not_fit_are_refused(latents: Path, tmp_path: Path) -> None:
-    wrong = replace(PRESET, model=replace(MODEL, codebooks=3, vocabulary=17, fps=3.0))
+    wrong = replace(PRESET, model=replace(MODEL, num_codebooks=3, codebook_size=17, fps=3.0))
     with pytest.raises(StoreError, match="vocabulary is 16, the model's is 17; it has 2 codebooks"):
         train(wrong, latents, tmp_path / "run")
 

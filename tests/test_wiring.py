@@ -22,7 +22,7 @@ from vab.sampling.stages import Stage
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
 from vab.training.masking import apply_mask
-from vab.training.objectives import clip_classes, masked_tokens
+from vab.training.objectives import classification_step, masked_prediction_step
 from vab.training.trainer import optimizers, train
 
 
@@ -57,7 +57,9 @@ def test_clips_without_a_picture_are_trained_as_guidance_needs_them(latents: Pat
         network = VAB(MODEL, torch.from_numpy(store.codebook_vectors())).eval()
         other = replace(batch, features=batch.features.flip(0) + 1)
         with torch.no_grad():
-            losses[share] = [float(masked_tokens(network, each, chosen).loss) for each in (batch, other)]
+            losses[share] = [
+                float(masked_prediction_step(network, each, chosen).loss) for each in (batch, other)
+            ]
     assert losses[1.0][0] == losses[1.0][1]
     assert losses[0.0][0] != losses[0.0][1]
     assert losses[0.0][0] != losses[1.0][0]
@@ -82,7 +84,7 @@ def test_pretraining_smooths_as_its_settings_say(latents: Path, smoothing: float
             assert torch.equal(tokens, apply_mask(batch.tokens, batch.mask, 16))
             return logits
 
-    loss = masked_tokens(Fixed(), batch, chosen).loss
+    loss = masked_prediction_step(Fixed(), batch, chosen).loss
     wanted = by_hand(logits[batch.mask], batch.tokens[batch.mask], smoothing)
     assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
 
@@ -102,28 +104,28 @@ def test_classification_smooths_as_its_settings_say(latents: Path, smoothing: fl
     else:
         p = logits.sigmoid()
         wanted = -(goal * p.log() + (1 - goal) * (1 - p).log()).mean()
-    loss = clip_classes(network, batch, chosen).loss
+    loss = classification_step(network, batch, chosen).loss
     assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_the_second_stage_sees_the_coarse_codes(latents: Path) -> None:
     """Eq. 3: the codebooks of the first stage are given, and never masked; the fine ones are predicted."""
-    fine = replace(PRESET, model=replace(MODEL, given_codebooks=1, expert_layers=0))
+    fine = replace(PRESET, model=replace(MODEL, num_conditioning_codebooks=1, num_expert_layers=0))
     clips = ClipBatches(LatentStore.open(latents), fine, "train")
     hidden = torch.cat([clips.train_batch(step).mask for step in range(8)])
     assert not hidden[:, 0].any() and 0.5 <= hidden[:, 1].float().mean() < 1
     assert not clips.dev_batch(clips.dev_batches()[0]).mask[:, 0].any()
-    network = Random(6, 1, MODEL.audio_length, MODEL.vocabulary)
+    network = Random(6, 1, MODEL.audio_length, MODEL.codebook_size)
 
     class Seen(nn.Module):
         def forward(self, tokens: Tensor, features: Tensor, drop_features: Tensor) -> Tensor:
             return network(tokens)
 
     batch = clips.train_batch(0)
-    masked_tokens(Seen(), batch, fine)
+    masked_prediction_step(Seen(), batch, fine)
     (tokens,) = network.calls[0]
     assert torch.equal(tokens[:, 0], batch.tokens[:, 0])
-    assert (tokens[:, 1] == MODEL.vocabulary).float().mean() >= 0.5
+    assert (tokens[:, 1] == MODEL.codebook_size).float().mean() >= 0.5
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_a_run_hands_out_its_averaged_weights(latents: Path, tmp_path: Path) -> 
     learned = [name for name, p in VAB(MODEL).named_parameters() if p.requires_grad]
     for n, name in enumerate(learned):
         assert torch.equal(exported[name], kept[f"ema.{n}"])
-    assert not torch.equal(exported["heads.weight"], kept["model.heads.weight"])
+    assert not torch.equal(exported["heads.weight"], kept["model.num_heads.weight"])
 
 
 def test_a_frozen_trunk_stays_and_its_head_learns(latents: Path, tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_a_run_is_judged_by_its_averaged_weights(latents: Path, tmp_path: Path) 
     clips = ClipBatches(LatentStore.open(latents), chosen, "dev")
     batches = [clips.dev_batch(rows) for rows in clips.dev_batches()]
     with torch.no_grad():
-        outcomes = [masked_tokens(network.eval(), batch, chosen) for batch in batches]
+        outcomes = [masked_prediction_step(network.eval(), batch, chosen) for batch in batches]
     loss = sum(float(each.loss * each.weight) for each in outcomes) / sum(float(e.weight) for e in outcomes)
     assert metrics(run, "dev")[-1]["loss"] == pytest.approx(loss, rel=1e-5)
 
@@ -244,7 +246,7 @@ def test_each_window_of_a_long_sound_sees_its_own_pictures() -> None:
             return super().forward(tokens, features, *rest, **options)
 
     model = replace(MODEL, seconds=2.0, fps=5.0)
-    decode = replace(PRESET.decode, steps=1, guidance=1.0)
+    decode = replace(PRESET.decode, num_steps=1, guidance_scale=1.0)
     stage = Stage(Watching(model).eval(), replace(PRESET, model=model, decode=decode))
     frames, pictures = 250, 25  # five seconds
     tokens = torch.zeros(2, frames, dtype=torch.int64)

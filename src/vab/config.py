@@ -10,6 +10,7 @@ D width, V codebook size, C codebook vector size, S samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal
 
@@ -30,16 +31,16 @@ class ModelConfig:
     vision: VisionName = "eva02-clip-l"
     seconds: float = 10.0  # the window the model is trained on
     fps: float = 1.0  # video features per second
-    codebooks: int = 4  # K: levels of audio tokens that go in
-    given_codebooks: int = 0  # the first so many are never masked (coarse to fine: 4)
-    vocabulary: int = 2048  # V
+    num_codebooks: int = 4  # K: levels of audio tokens that go in
+    num_conditioning_codebooks: int = 0  # the first so many are never masked (coarse to fine: 4)
+    codebook_size: int = 2048  # V
     codebook_dim: int = 128  # C
     vision_dim: int = 768
-    width: int = 1024  # D
-    layers: int = 24
-    expert_layers: int = 12  # L1: the first so many understand; each has a feed-forward network per modality
+    hidden_dim: int = 1024  # D
+    num_layers: int = 24
+    num_expert_layers: int = 12  # L1: the first layers, which also embed; a feed-forward network per modality
     experts: bool = True  # or one for both modalities (ablation C.2)
-    heads: int = 16
+    num_heads: int = 16
     dropout: float = 0.0
     positions: Literal["sequence", "time"] = "sequence"  # distances of ALiBi: index, or common clock
 
@@ -54,9 +55,9 @@ class ModelConfig:
         return video_frames(self.seconds, self.fps)
 
     @property
-    def predicted_codebooks(self) -> int:
+    def num_predicted_codebooks(self) -> int:
         """Number of prediction heads."""
-        return self.codebooks - self.given_codebooks
+        return self.num_codebooks - self.num_conditioning_codebooks
 
 
 @dataclass(frozen=True)
@@ -70,23 +71,23 @@ class TrainConfig:
     warmup_steps: int = 100_000
     epochs: float = 17.0
     batch_size: int = 60  # clips per step, over all processes together
-    clip_gradient: float = 1.0  # largest norm of the gradient
+    max_grad_norm: float = 1.0  # largest norm of the gradient
     label_smoothing: float = 0.1
     mask_mean: float = 0.55  # the masking ratio's truncated normal law (section 3.2)
     mask_std: float = 0.25
     mask_min: float = 0.5
     mask_max: float = 1.0
-    crop: float = 0.0  # seconds of each clip that a step sees; 0 is the whole window
-    mixup: float = 0.5  # chance of temporal mixup (B.3)
-    roll: float = 0.1  # chance of temporal rolling (B.3)
-    drop_features: float = 0.1  # chance of no picture at all, for guidance (B.3)
+    crop_seconds: float = 0.0  # seconds of each clip that a step sees; 0 is the whole window
+    mixup_prob: float = 0.5  # chance of temporal mixup (B.3)
+    roll_prob: float = 0.1  # chance of temporal rolling (B.3)
+    cond_drop_prob: float = 0.1  # chance of no picture at all, for guidance (B.3)
     pair_by_label: bool = False  # draw the picture from any clip of the same label
-    balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
+    class_balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
     # eq. 1, FoleyGen (appendix E), eq. 4, section 3.5
     objective: Literal["masked", "causal", "contrastive", "classification"] = "masked"
     inputs: tuple[Literal["audio", "video", "both"], ...] = ("both",)  # what a classifier is taught to use
     loss: Literal["bce", "ce"] = "bce"  # of a classifier
-    frozen: bool = False  # only the classifier's head learns (linear probe, Table 6)
+    freeze_trunk: bool = False  # only the classifier's head learns (linear probe, Table 6)
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     seed: int = 0
@@ -98,12 +99,12 @@ class TrainConfig:
 class DecodeConfig:
     """Parallel decoding (section 3.3, appendix D), or that of FoleyGen, step by step (appendix E)."""
 
-    steps: int = 16  # N; 0 for FoleyGen, which takes one for each audio frame
-    guidance: float = 5.0  # s of u + s (c - u); 1 is none
-    # tau: the Gumbel noise of the confidence at the first step; for FoleyGen the logits are divided by it
-    temperature: float = 25.5
+    num_steps: int = 16  # N; 0 for FoleyGen, which takes one for each audio frame
+    guidance_scale: float = 5.0  # s of u + s (c - u); 1 is none
+    mask_temperature: float = 25.5  # tau of VAB: Gumbel noise of the confidence at the first step (eq. 2)
+    sampling_temperature: float = 1.0  # the logits are divided by it; 0 takes the likeliest token
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
-    candidates: int = 1  # drawn for each sound; the one nearest to the picture (section 3.4) is kept
+    num_candidates: int = 1  # drawn for each sound; the one nearest to the picture (section 3.4) is kept
 
 
 @dataclass(frozen=True)
@@ -134,29 +135,29 @@ def video_frames(seconds: float, fps: float) -> int:
 
 
 _encodec = ModelConfig()
-_dac = replace(_encodec, codec="dac", vocabulary=1024, codebook_dim=8)
-_dac_test = replace(_dac, width=768, layers=20, heads=12)
-_dac_decode = DecodeConfig(temperature=10.5)
-_stepwise = DecodeConfig(steps=0, guidance=3.0, temperature=1.0, top_k=256)
+_dac = replace(_encodec, codec="dac", codebook_size=1024, codebook_dim=8)
+_dac_test = replace(_dac, hidden_dim=768, num_layers=20, num_heads=12)
+_dac_decode = DecodeConfig(mask_temperature=10.5)
+_stepwise = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
 _tiny = ModelConfig(
     codec="tiny",
     vision="efficientnet-lite0",
     seconds=5.0,
-    codebooks=4,
-    vocabulary=1024,
+    num_codebooks=4,
+    codebook_size=1024,
     codebook_dim=64,
     vision_dim=1280,
-    width=192,
-    layers=6,
-    expert_layers=3,
-    heads=6,
+    hidden_dim=192,
+    num_layers=6,
+    num_expert_layers=3,
+    num_heads=6,
     positions="time",
 )
 
 # the other columns of Table 8; a pair is VAB-EnCodec / VAB-DAC
-_contrastive = TrainConfig(objective="contrastive", batch_size=108, drop_features=0.0)
+_contrastive = TrainConfig(objective="contrastive", batch_size=108, cond_drop_prob=0.0)
 _classes = TrainConfig(
-    objective="classification", learning_rate=1e-4, warmup_steps=0, batch_size=60, drop_features=0.0
+    objective="classification", learning_rate=1e-4, warmup_steps=0, batch_size=60, cond_drop_prob=0.0
 )
 TABLE_8 = {  # the paper's words for each field of the columns; a pair is VAB-EnCodec / VAB-DAC
     "pre-training": ("2e-4", "100K", "17/9", "60", "0.1", "N/A", "CE"),
@@ -173,19 +174,22 @@ SOME = 1e-6  # the least of what must be more than nothing
 # (least, most) of a field that a network or a training run can do with: the fields of each part
 LIMITS = {
     (1, math.inf): {
-        "model": "codebooks vocabulary codebook_dim vision_dim width layers heads",
+        "model": "num_codebooks codebook_size codebook_dim vision_dim hidden_dim num_layers num_heads",
         "train": "batch_size save_every log_every",
-        "decode": "candidates",
+        "decode": "num_candidates",
     },
     (0, math.inf): {
-        "model": "given_codebooks expert_layers",
-        "train": "learning_rate weight_decay warmup_steps clip_gradient crop seed",
-        "decode": "steps temperature top_k",
+        "model": "num_conditioning_codebooks num_expert_layers",
+        "train": "learning_rate weight_decay warmup_steps max_grad_norm crop_seconds seed",
+        "decode": "num_steps mask_temperature sampling_temperature top_k",
     },
-    (0, 1): {"model": "dropout", "train": "label_smoothing mask_min mask_max mixup roll drop_features ema"},
+    (0, 1): {
+        "model": "dropout",
+        "train": "label_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
+    },
     (SOME, math.inf): {"model": "fps", "train": "epochs mask_std"},
     (HOP / SAMPLE_RATE, math.inf): {"model": "seconds"},
-    (-math.inf, math.inf): {"train": "mask_mean", "decode": "guidance"},
+    (-math.inf, math.inf): {"train": "mask_mean", "decode": "guidance_scale"},
 }
 
 
@@ -208,22 +212,65 @@ def check_preset(preset: Preset) -> None:
             for name in names.split():
                 within(f"{part}.{name}", getattr(getattr(preset, part), name), least, most)
     model, training = preset.model, preset.train
-    within("model.given_codebooks", model.given_codebooks, 0, model.codebooks - 1)
-    within("model.expert_layers", model.expert_layers, 0, model.layers)
+    within("model.num_conditioning_codebooks", model.num_conditioning_codebooks, 0, model.num_codebooks - 1)
+    within("model.num_expert_layers", model.num_expert_layers, 0, model.num_layers)
     within("train.mask_min", training.mask_min, 0, training.mask_max)
     for beta in training.betas:
         within("train.betas", beta, 0, 1 - SOME)
-    if model.width % model.heads:
-        raise SettingError(f"model.width {model.width} is not a multiple of {model.heads} heads")
+    if model.hidden_dim % model.num_heads:
+        raise SettingError(
+            f"model.hidden_dim {model.hidden_dim} is not a multiple of {model.num_heads} heads"
+        )
     if not training.inputs:
         raise SettingError("train.inputs must name one or more of audio, video, both")
+
+
+# What fields were called up to version 0.1: in files, and as options such as --model.width.
+FORMER_NAMES: dict[str, dict[str, str]] = {
+    "ModelConfig": {
+        "codebooks": "num_codebooks",
+        "given_codebooks": "num_conditioning_codebooks",
+        "vocabulary": "codebook_size",
+        "width": "hidden_dim",
+        "layers": "num_layers",
+        "expert_layers": "num_expert_layers",
+        "heads": "num_heads",
+    },
+    "TrainConfig": {
+        "clip_gradient": "max_grad_norm",
+        "crop": "crop_seconds",
+        "mixup": "mixup_prob",
+        "roll": "roll_prob",
+        "drop_features": "cond_drop_prob",
+        "balanced": "class_balanced",
+        "frozen": "freeze_trunk",
+    },
+    "DecodeConfig": {
+        "steps": "num_steps",
+        "guidance": "guidance_scale",
+        "temperature": "mask_temperature",
+        "candidates": "num_candidates",
+    },
+    "StoreMeta": {"codebooks": "num_codebooks", "vocabulary": "codebook_size"},
+    "TinyCodecConfig": {"codebooks": "num_codebooks", "vocabulary": "codebook_size"},
+}
+
+
+def current_names(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration of that class, as they are called now."""
+    former = FORMER_NAMES.get(kind, {})
+    if kind == "DecodeConfig" and values.get("steps") == 0:  # FoleyGen divided its logits by this one
+        former = former | {"temperature": "sampling_temperature"}
+    return {former.get(name, name): value for name, value in values.items()}
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
     """A config of type ``kind`` (and the configs inside it) from plain values, as read from JSON.
 
-    Unknown keys raise ``SettingError``: a config written by a newer version must not be half read.
+    Unknown keys raise ``SettingError``: a config written by a newer version must not be half read. Names of
+    version 0.1 are understood.
     """
+    values = current_names(kind.__name__, values)
     known = {f.name: f for f in fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:

@@ -9,7 +9,13 @@ from vab.config import SAMPLE_RATE
 from vab.training.codec import CodecTrainConfig
 
 SMALL = TinyCodecConfig(
-    codebooks=3, vocabulary=32, dim=16, decoder_width=24, decoder_layers=1, detail_width=16, detail_layers=1
+    num_codebooks=3,
+    codebook_size=32,
+    dim=16,
+    decoder_width=24,
+    decoder_layers=1,
+    detail_width=16,
+    detail_layers=1,
 )
 
 

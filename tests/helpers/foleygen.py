@@ -11,7 +11,7 @@ from helpers.training import MODEL
 from vab.config import ModelConfig
 from vab.models.foleygen import FoleyGen
 
-SMALL = replace(MODEL, seconds=2.0, fps=2.0, codebooks=4, expert_layers=0, layers=3, heads=4)
+SMALL = replace(MODEL, seconds=2.0, fps=2.0, num_codebooks=4, num_expert_layers=0, num_layers=3, num_heads=4)
 
 
 SEQUENCE, TIME = SMALL, replace(SMALL, positions="time")
@@ -30,5 +30,5 @@ def sure(config: ModelConfig, seed: int = 0) -> FoleyGen:
 def clips(config: ModelConfig, batch: int = 2, frames: int = 23, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random tokens [B,K,T] and features [B,F,dim]."""
     draw = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(config.vocabulary, (batch, config.codebooks, frames), generator=draw)
+    tokens = torch.randint(config.codebook_size, (batch, config.num_codebooks, frames), generator=draw)
     return tokens, torch.randn(batch, 3, config.vision_dim, generator=draw)

@@ -30,8 +30,8 @@ def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False) -> Pat
     """
     torch.manual_seed(0)
     sizes = TinyCodecConfig(
-        codebooks=5 if fine else 2,
-        vocabulary=32,
+        num_codebooks=5 if fine else 2,
+        codebook_size=32,
         dim=8,
         decoder_width=16,
         decoder_layers=1,
@@ -43,26 +43,28 @@ def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False) -> Pat
     model = replace(
         PRESETS["vab-tiny"].model,
         seconds=2.0,
-        codebooks=2,
-        vocabulary=32,
+        num_codebooks=2,
+        codebook_size=32,
         codebook_dim=8,
-        width=32,
-        layers=2,
-        expert_layers=1,
-        heads=2,
+        hidden_dim=32,
+        num_layers=2,
+        num_expert_layers=1,
+        num_heads=2,
     )
     vectors, classes = codec.codebook_vectors(), ("bell", "cat", "dog")
     preset = replace(
-        PRESETS["vab-tiny"], name="test", model=model, decode=DecodeConfig(steps=4, guidance=3.0)
+        PRESETS["vab-tiny"], name="test", model=model, decode=DecodeConfig(num_steps=4, guidance_scale=3.0)
     )
     network = VAB(model, vectors)
     if like == "foleygen-tiny":
-        preset = replace(PRESETS[like], name="test", model=replace(model, expert_layers=0))
+        preset = replace(PRESETS[like], name="test", model=replace(model, num_expert_layers=0))
         network = FoleyGen(preset.model, vectors)
     stages = [Stage(network, preset)]
     if fine:
-        finer = replace(model, codebooks=5, given_codebooks=2, expert_layers=0)
-        second = replace(PRESETS["vab-tiny-fine"], model=finer, decode=DecodeConfig(steps=3, guidance=1.0))
+        finer = replace(model, num_codebooks=5, num_conditioning_codebooks=2, num_expert_layers=0)
+        second = replace(
+            PRESETS["vab-tiny-fine"], model=finer, decode=DecodeConfig(num_steps=3, guidance_scale=1.0)
+        )
         stages.append(Stage(VAB(finer, vectors), second))
     with torch.no_grad():
         for stage in stages:

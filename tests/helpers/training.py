@@ -19,14 +19,14 @@ MODEL = ModelConfig(
     vision="efficientnet-lite0",
     seconds=0.4,
     fps=5.0,
-    codebooks=2,
-    vocabulary=16,
+    num_codebooks=2,
+    codebook_size=16,
     codebook_dim=4,
     vision_dim=8,
-    width=32,
-    layers=2,
-    expert_layers=1,
-    heads=2,
+    hidden_dim=32,
+    num_layers=2,
+    num_expert_layers=1,
+    num_heads=2,
 )
 
 
@@ -51,7 +51,7 @@ META = StoreMeta("tiny", "efficientnet-lite0", 2, 16, 4, 8, seconds=0.4, fps=10.
 def fill(folder: Path, meta: StoreMeta = META, clips: int = 20, pictures: str = "own") -> Path:
     """A store where the label says which tokens and which picture a clip has."""
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(meta.codebooks, meta.vocabulary, meta.codebook_dim)).astype(np.float32)
+    vectors = rng.normal(size=(meta.num_codebooks, meta.codebook_size, meta.codebook_dim)).astype(np.float32)
     store = LatentStore.create(folder, meta, vectors)
     rows = []
     for n in range(clips):

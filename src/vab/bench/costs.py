@@ -25,22 +25,22 @@ class Cost:
 def token_cost(preset: Preset, frames: int) -> Cost:
     """What ``vab.sampling.stages.Stage.fill`` costs for ``frames`` audio frames of which none is known.
 
-    For VAB a pass goes over a whole window, ``decode.steps`` times (section 3.3). For FoleyGen it goes over
-    one step, with the keys and values of all before it kept (appendix E).
+    For VAB a pass goes over a whole window, ``decode.num_steps`` times (section 3.3). For FoleyGen it goes
+    over one step, with the keys and values of all before it kept (appendix E).
     """
     config = preset.model
-    rows = 1 if preset.decode.guidance == 1 else 2
+    rows = 1 if preset.decode.guidance_scale == 1 else 2
     passes, flops, known = 0, 0.0, 0
     for start, stop in windows(padded_length(frames, config), config.audio_length, window_overlap(config)):
         video = video_frames((stop - start) / FRAME_RATE, config.fps)
         given = max(0, known - start)
         if preset.train.objective == "causal":
-            steps = stop - start + config.codebooks - 1
+            steps = stop - start + config.num_codebooks - 1
             passes += steps - given
             flops += _stepwise(config, video, steps, video + 1 + given)
         else:
-            passes += preset.decode.steps
-            flops += preset.decode.steps * pass_flops(config, video, stop - start)
+            passes += preset.decode.num_steps
+            flops += preset.decode.num_steps * pass_flops(config, video, stop - start)
         known = stop
     return Cost(passes, rows * flops)
 
@@ -61,12 +61,12 @@ def _stepwise(config: ModelConfig, video: int, steps: int, first: int) -> float:
 
 def _layers(config: ModelConfig, video: int, audio: int, seen: int) -> float:
     """Embeddings and blocks: 4 D^2 of attention and 8 D^2 of the feed-forward network for each place."""
-    width = config.width
-    inputs = config.codebook_dim * (1 if config.codec == "encodec" else config.codebooks)
+    width = config.hidden_dim
+    inputs = config.codebook_dim * (1 if config.codec == "encodec" else config.num_codebooks)
     embedded = 2 * width * (inputs * audio + config.vision_dim * video)
-    return embedded + config.layers * (24 * (video + audio) * width**2 + 4 * seen * width)
+    return embedded + config.num_layers * (24 * (video + audio) * width**2 + 4 * seen * width)
 
 
 def _heads(config: ModelConfig) -> float:
     """The logits of one audio place."""
-    return 2 * config.width * config.predicted_codebooks * config.vocabulary
+    return 2 * config.hidden_dim * config.num_predicted_codebooks * config.codebook_size

@@ -136,7 +136,7 @@ def measure(
     samples = round(probe(clip).seconds * SAMPLE_RATE)
     frames = samples_to_frames(samples)
     model = system.first.preset.model
-    codebooks = (system.fine or system.first).preset.model.codebooks
+    num_codebooks = (system.fine or system.first).preset.model.num_codebooks
     costs = {name: token_cost(stage.preset, frames) for name, stage in stages.items()}
     side = system.vision.size * 8 // 7
 
@@ -162,7 +162,7 @@ def measure(
             longest = max(longest, found.once)
         tell(f"features and codec, {batch} at once")
         encode = partial(system.vision.encode, shots * batch)
-        tokens = torch.randint(model.vocabulary, (batch, codebooks, frames), device=device)
+        tokens = torch.randint(model.codebook_size, (batch, num_codebooks, frames), device=device)
         decode = partial(system.codec.decode, tokens)
         if timings and timings[0].seconds["features"] > ONCE:  # the frames of one clip are a batch already
             seconds["features"] = timings[0].seconds["features"]

@@ -57,7 +57,7 @@ def load_system(name: str, device: torch.device) -> System:
         pipe = VABPipeline.from_pretrained(name, device=device.type)
         return System(name, "trained", pipe.first, pipe.fine, pipe.codec, pipe.vision)
     preset = PRESETS[name]
-    if preset.train.objective not in ("masked", "causal") or preset.model.given_codebooks:
+    if preset.train.objective not in ("masked", "causal") or preset.model.num_conditioning_codebooks:
         raise SettingError(
             f"{name} makes no sound from a picture; take {BUNDLED}, vab-encodec, foleygen-encodec ..."
         )
@@ -85,7 +85,7 @@ def random_stage(preset: Preset, codec: Codec, device: torch.device) -> Stage:
     """A preset's network on a codec's vectors, otherwise with random weights."""
     kind = FoleyGen if preset.train.objective == "causal" else VAB
     network = fill(lambda: kind(preset.model))
-    vectors = codec.codebook_vectors()[: preset.model.codebooks]
+    vectors = codec.codebook_vectors()[: preset.model.num_codebooks]
     network.audio_embedding.vectors = vectors.detach().float().clone()
     return Stage(network.eval().requires_grad_(False).to(device), preset)
 

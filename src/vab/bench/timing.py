@@ -79,9 +79,9 @@ def unknown(stage: Stage, batch: int, length: int) -> tuple[Tensor, Tensor, Tens
     """Nothing known of ``length`` audio frames but what the stage is given, and some features."""
     config = stage.preset.model
     device = stage.network.feature_mean.device
-    tokens = torch.zeros(batch, config.codebooks, length, dtype=torch.int64, device=device)
+    tokens = torch.zeros(batch, config.num_codebooks, length, dtype=torch.int64, device=device)
     given = torch.zeros_like(tokens, dtype=torch.bool)
-    given[:, : config.given_codebooks] = True
+    given[:, : config.num_conditioning_codebooks] = True
     places = video_frames(length / FRAME_RATE, config.fps)
     return tokens, given, torch.randn(batch, places, config.vision_dim, device=device)
 
@@ -95,6 +95,6 @@ def fill_in(
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Tokens [B,K,T] for what :func:`unknown` gave, drawn with a seed for each clip."""
-    decode = stage.preset.decode if steps is None else replace(stage.preset.decode, steps=steps)
+    decode = stage.preset.decode if steps is None else replace(stage.preset.decode, num_steps=steps)
     noise = [torch.Generator().manual_seed(n) for n in range(len(tokens))]
     return stage.fill(tokens, given, features, decode, noise, progress)

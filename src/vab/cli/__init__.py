@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from vab.cli.interrupt import remembering
 from vab.cli.output import fail
+from vab.config import current_names
 from vab.errors import SettingError, for_people
 
 VERBS = {  # words: module, function, what it does
@@ -116,6 +118,7 @@ def _run(words: list[str]) -> int:
 def _verb(name: str, arguments: list[str]) -> int:
     import tyro
 
+    arguments = [_current_name(word, arguments) for word in arguments]
     module, function, _ = VERBS[name]
     command: Callable[..., int] = getattr(import_module(f"vab.cli.{module}"), function)
     return tyro.cli(
@@ -124,6 +127,23 @@ def _verb(name: str, arguments: list[str]) -> int:
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
     )
+
+
+def _current_name(word: str, words: Sequence[str]) -> str:
+    """An option of a preset's field as it is called now: --model.width was one up to version 0.1."""
+    option = re.fullmatch(r"--(model|train|decode|codec)\.([\w-]+)(=.*)?", word)
+    if option is None:
+        return word
+    part, field, value = option.groups()
+    kind = {
+        "model": "ModelConfig",
+        "train": "TrainConfig",
+        "decode": "DecodeConfig",
+        "codec": "TinyCodecConfig",
+    }
+    foleygen = {"steps": 0} if words and words[0].startswith("foleygen") else {}  # see current_names
+    (*_, current) = current_names(kind[part], {**foleygen, field.replace("-", "_"): None})
+    return f"--{part}.{current.replace('_', '-')}{value or ''}"
 
 
 def _help(names: Sequence[str] = tuple(VERBS)) -> str:

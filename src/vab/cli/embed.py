@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vab.cli.options import Device, Files, Model, Place, load_understanding
+from vab.cli.options import Device, Files, Model, Place, load_embedder
 from vab.cli.output import show, table, tell
 from vab.errors import SettingError
 
@@ -44,9 +44,9 @@ def embed(
     files, failed = _files(inputs)
     from vab.inference.embeddings import collect, write_embeddings
 
-    source = load_understanding(model, device, codec_path, vision_path)
+    source = load_embedder(model, device, codec_path, vision_path)
     done, found = [], []
-    dim = source.contrastive.trunk.config.width
+    dim = source.contrastive.trunk.config.hidden_dim
     for path, result in _watched(source.embed_files(files), len(files), "embed"):
         if isinstance(result, str):
             failed[str(path)] = result
@@ -102,7 +102,7 @@ def classify(
         raise SettingError("-k must be 1 or more")
     files, failed = _files(inputs)
 
-    source = load_understanding(model, device, codec_path, vision_path)
+    source = load_embedder(model, device, codec_path, vision_path)
     done: list[dict] = []
     classes = source.classifier[1].classes
     for path, result in _watched(source.classify_files(files, by), len(files), "classify"):

@@ -19,9 +19,9 @@ def folds(
     """Cross-validate: test on each fold of a store after learning from the others; the mean accuracy.
 
     vab evaluate folds PRESET --store STORE --run DIR [--init DIR]: fine-tuned from a contrastive or a
-    pre-trained model, or without --init from scratch; --train.frozen is a linear probe. Folds are splits
-    called fold1, fold2 ..., as vab data esc50 makes them, however many there are. Each is measured after
-    every epoch, and one epoch is chosen for all, by the mean. Called again, it goes on where it was.
+    pre-trained model, or without --init from scratch; --train.freeze-trunk is a linear probe. Folds are
+    splits called fold1, fold2 ..., as vab data esc50 makes them, however many there are. Each is measured
+    after every epoch, and one epoch is chosen for all, by the mean. Called again, it goes on where it was.
 
     Args:
         benchmark: whose column of the paper's Tables 4 and 5 to print beside.

@@ -116,8 +116,8 @@ def generation(
         tell(f"not measured with {name}: {reason}")
     if found.unwritten:
         tell(found.unwritten)
-    if found.foreign:
-        tell(f"features made elsewhere were taken as they are: {', '.join(found.foreign)}")
+    if found.external:
+        tell(f"features made elsewhere were taken as they are: {', '.join(found.external)}")
     show(found.document(), found.markdown(), json)
     return 1 if found.faults else 0
 

@@ -67,7 +67,7 @@ def presets(
         (
             one.name,
             f"{document['parameters'] / 1e6:.1f} M",
-            f"{one.model.layers} x {one.model.width}",
+            f"{one.model.num_layers} x {one.model.hidden_dim}",
             one.model.codec,
             one.model.vision,
             one.note,
@@ -94,7 +94,7 @@ def doctor(json: bool = False) -> int:
 
 
 def _fields(document: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """``model.width``, 192 for each field, named as the options of ``vab pretrain`` are."""
+    """``model.hidden_dim``, 192 for each field, named as the options of ``vab pretrain`` are."""
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _fields(value, f"{prefix}{key}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vab.cli.options import Device, Files, Model, Place, load_understanding
+from vab.cli.options import Device, Files, Model, Place, load_embedder
 from vab.cli.output import show, table, tell
 from vab.errors import SettingError
 
@@ -56,7 +56,7 @@ def add(
     entries = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
     library = Library.create(db)
     source = _source(library, model)
-    network = load_understanding(source or None, device, codec_path, vision_path)
+    network = load_embedder(source or None, device, codec_path, vision_path)
     files = []
     for path, reason in entries:
         if reason is None:
@@ -169,7 +169,7 @@ def search(
     filters.sql()  # a filter that makes no sense is told before anything is loaded
     vector, file, stream = None, video or audio, kind
     if file is not None:
-        network = load_understanding(_source(library, model) or None, device, codec_path, vision_path)
+        network = load_embedder(_source(library, model) or None, device, codec_path, vision_path)
         library.check(network.fingerprint())
         vector = _query(network.embed_file(file), file, "video" if video else "audio")
         stream = kind or "audio"

@@ -50,7 +50,7 @@ def reconstruct(
                 tell(str(result.error))
             elif not json:
                 print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
-    kept = codebooks or loaded.codebooks
+    kept = codebooks or loaded.num_codebooks
     document = {"codec": codec, "codebooks": kept, "results": [asdict(result) for result in results]}
     if json:
         show(document, "", True)

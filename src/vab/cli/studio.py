@@ -42,10 +42,10 @@ def studio(
     from vab.inference.pipeline import VABPipeline
     from vab.library.library import Library
     from vab.models.hub import BUNDLED
-    from vab.studio.desk import Desk
+    from vab.studio.library_view import LibraryView
     from vab.studio.server import LOCAL, make_app
-    from vab.studio.shelf import Shelf
-    from vab.studio.takes import Maker
+    from vab.studio.service import StudioService
+    from vab.studio.takes import TakeMaker
 
     check_link(link)
     place = listen(host, port)
@@ -53,10 +53,10 @@ def studio(
     shelf = None
     if library is not None:
         opened = Library.open(library)
-        opened.check(pipeline.understanding.fingerprint())
-        shelf = Shelf(opened)
+        opened.check(pipeline.embedder.fingerprint())
+        shelf = LibraryView(opened)
     shown = address(host, place, link)
     show({"link": shown}, shown, json)
     tell("serving until Ctrl-C")
-    serve(make_app(Desk(Maker(pipeline), shelf), model or BUNDLED, host in LOCAL, link), place)
+    serve(make_app(StudioService(TakeMaker(pipeline), shelf), model or BUNDLED, host in LOCAL, link), place)
     return 0

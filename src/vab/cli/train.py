@@ -144,7 +144,7 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
     """Teach the first layers and a linear head the classes of a store (section 3.5).
 
     vab finetune classify PRESET --store STORE --run DIR [--init DIR]: from a contrastive or a pre-trained
-    model, or fresh. --train.inputs audio|video|both (or several); --train.frozen is a linear probe.
+    model, or fresh. --train.inputs audio|video|both (or several); --train.freeze-trunk is a linear probe.
     """
     return _train(chosen)
 

@@ -41,8 +41,8 @@ class Codec(Protocol):
     """What every codec offers. Nothing here has state: the same input gives the same output."""
 
     name: str
-    codebooks: int  # K
-    vocabulary: int  # V
+    num_codebooks: int  # K
+    codebook_size: int  # V
     dim: int  # C
     hop: int  # samples per frame
     sample_rate: int  # Hz
@@ -73,15 +73,15 @@ class EnCodec:
         if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
             raise CodecError("this EnCodec works on stereo, loudness or chunks; VAB needs the plain mono one")
         self.model = model.eval()
-        self.codebooks: int = config.num_quantizers
-        self.vocabulary: int = config.codebook_size
+        self.num_codebooks: int = config.num_quantizers
+        self.codebook_size: int = config.codebook_size
         self.dim: int = config.codebook_dim or config.hidden_size
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
         """Tokens int64 [B, K, ceil(S / 320)] of a waveform [B, S]."""
         if waveform.shape[-1] == 0:
-            return waveform.new_zeros(len(waveform), self.codebooks, 0, dtype=torch.int64)
+            return waveform.new_zeros(len(waveform), self.num_codebooks, 0, dtype=torch.int64)
         # Without a bandwidth transformers takes the smallest, which may be fewer codebooks.
         bandwidth = self.model.config.target_bandwidths[-1]
         return self.model.encode(waveform[:, None], bandwidth=bandwidth).audio_codes[0]
@@ -89,7 +89,7 @@ class EnCodec:
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Waveform [B, 320 * T] of tokens [B, k, T], k <= K."""
-        _check_tokens(tokens, self.codebooks, self.vocabulary)
+        _check_tokens(tokens, self.num_codebooks, self.codebook_size)
         if tokens.shape[-1] == 0:
             return torch.zeros(len(tokens), 0, device=tokens.device)
         return self.model.decode(tokens[None], [None]).audio_values[:, 0]
@@ -118,8 +118,8 @@ class DAC:
         # config.hop_length is not to be trusted: the Hub's file says 512.
         _check_rates(config.sampling_rate, config.downsampling_ratios)
         self.model = model.eval()  # in train mode the quantizer may drop codebooks
-        self.codebooks: int = config.n_codebooks
-        self.vocabulary: int = config.codebook_size
+        self.num_codebooks: int = config.n_codebooks
+        self.codebook_size: int = config.codebook_size
         self.dim: int = config.codebook_dim
 
     @torch.no_grad()
@@ -127,7 +127,7 @@ class DAC:
         """Tokens int64 [B, K, ceil(S / 320)] of a waveform [B, S]; the last frame is filled with silence."""
         samples = waveform.shape[-1]
         if samples == 0:
-            return waveform.new_zeros(len(waveform), self.codebooks, 0, dtype=torch.int64)
+            return waveform.new_zeros(len(waveform), self.num_codebooks, 0, dtype=torch.int64)
         filled = F.pad(waveform, (0, samples_to_frames(samples) * HOP - samples))
         return self.model.encode(filled[:, None]).audio_codes
 
@@ -138,7 +138,7 @@ class DAC:
         The network itself returns 8 samples fewer (its transposed convolution of stride 5 trims one
         too many), so the end is filled with zeros.
         """
-        _check_tokens(tokens, self.codebooks, self.vocabulary)
+        _check_tokens(tokens, self.num_codebooks, self.codebook_size)
         frames = tokens.shape[-1]
         if frames == 0:
             return torch.zeros(len(tokens), 0, device=tokens.device)
@@ -397,8 +397,8 @@ def _check_rates(sample_rate: int, ratios: list[int] | tuple[int, ...]) -> None:
         )
 
 
-def _check_tokens(tokens: Tensor, codebooks: int, vocabulary: int) -> None:
-    if tokens.ndim != 3 or not 1 <= tokens.shape[1] <= codebooks:
-        raise ValueError(f"tokens must be [B, 1..{codebooks}, T], not {list(tokens.shape)}")
-    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= vocabulary):
-        raise ValueError(f"tokens must lie in 0..{vocabulary - 1}; is a [MASK] left?")
+def _check_tokens(tokens: Tensor, num_codebooks: int, codebook_size: int) -> None:
+    if tokens.ndim != 3 or not 1 <= tokens.shape[1] <= num_codebooks:
+        raise ValueError(f"tokens must be [B, 1..{num_codebooks}, T], not {list(tokens.shape)}")
+    if tokens.numel() and (tokens.min() < 0 or tokens.max() >= codebook_size):
+        raise ValueError(f"tokens must lie in 0..{codebook_size - 1}; is a [MASK] left?")

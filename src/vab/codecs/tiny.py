@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vab.config import HOP, SAMPLE_RATE, samples_to_frames
+from vab.config import HOP, SAMPLE_RATE, current_names, samples_to_frames
 from vab.utils.files import save_tensors, write_whole
 
 FLOOR = 0.008  # of mel magnitudes, about 90 dB below full scale
@@ -32,8 +32,8 @@ SPREAD = 4.0  # brings a frame's components to a size networks like
 class TinyCodecConfig:
     """Sizes of the small codec. The spectrogram runs at twice the token rate, for sharper onsets."""
 
-    codebooks: int = 12  # K; VAB models the first four, as with DAC
-    vocabulary: int = 1024  # V
+    num_codebooks: int = 12  # K; VAB models the first four, as with DAC
+    codebook_size: int = 1024  # V
     dim: int = 64  # C, principal components of a frame
     bands: int = 100  # mel bands
     window: int = 1024  # samples of one spectrogram frame, hop 160
@@ -137,7 +137,7 @@ class TinyCodec(nn.Module):
     def __init__(self, config: TinyCodecConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or TinyCodecConfig()
-        self.codebooks, self.vocabulary, self.dim = c.codebooks, c.vocabulary, c.dim
+        self.num_codebooks, self.codebook_size, self.dim = c.num_codebooks, c.codebook_size, c.dim
         self.register_buffer("hann", torch.hann_window(c.window), persistent=False)
         filters = mel_filters(c.bands, c.window)
         self.register_buffer("filters", filters, persistent=False)
@@ -147,7 +147,7 @@ class TinyCodec(nn.Module):
 
         self.register_buffer("mean", torch.zeros(2 * c.bands))  # of the two log-mel frames of a token
         self.register_buffer("basis", torch.eye(2 * c.bands, c.dim))  # their principal components
-        self.register_buffer("vectors", torch.zeros(c.codebooks, c.vocabulary, c.dim))
+        self.register_buffer("vectors", torch.zeros(c.num_codebooks, c.codebook_size, c.dim))
 
         self.from_code = nn.Conv1d(c.dim, c.decoder_width, 7, padding=3)
         self.decoder = _blocks(c.decoder_width, c.decoder_layers)
@@ -192,7 +192,7 @@ class TinyCodec(nn.Module):
             [table[codes[:, k]] for k, table in enumerate(self.vectors[: codes.shape[1]])]
         ).sum(0)
 
-    def outline(self, frames: Tensor) -> Tensor:
+    def spectral_envelope(self, frames: Tensor) -> Tensor:
         """Quantised frames [B, T, C] -> the log magnitudes [B, 2 T, bins] they stand for, unsharpened."""
         mel = (frames @ self.basis.T + self.mean).reshape(len(frames), -1, self.config.bands)
         return torch.log((mel.clamp(max=8.0).exp() - FLOOR).clamp_min(0.0) @ self.spread + 1e-3)
@@ -214,12 +214,12 @@ class TinyCodec(nn.Module):
         noise = torch.randn(batch, 2 * length, c.noise, generator=generator, device=where).to(x)
         hiss = self.spectrogram(hiss)
         x = self.detail((x + self.add_noise(noise)).transpose(1, 2)).transpose(1, 2)
-        outline = self.outline(frames).repeat(draws, 1, 1)
+        spectral_envelope = self.spectral_envelope(frames).repeat(draws, 1, 1)
         tone, envelope = self.to_spectrum(self.norm(x)).chunk(2, dim=-1)
-        tone, envelope = ((outline + change).clamp(max=8.0).exp() for change in (tone, envelope))
+        tone, envelope = ((spectral_envelope + change).clamp(max=8.0).exp() for change in (tone, envelope))
         return tone, envelope * hiss / self.hann.norm()
 
-    def with_phases(self, tone: Tensor, noise: Tensor) -> Tensor:
+    def griffin_lim(self, tone: Tensor, noise: Tensor) -> Tensor:
         """Tone and noise [B, 2 T, bins] -> waveform [B, 320 T], by fast Griffin-Lim (Perraudin et al., 2013).
 
         It starts from tones whose phases run on from frame to frame, and from the noise's own phases.
@@ -253,7 +253,7 @@ class TinyCodec(nn.Module):
         pieces = []
         # each draws the same noise, so a clip's sound is its own affair
         for clip in self.dequantise(tokens)[:, None]:
-            pieces.append(self.with_phases(*self.synthesise(clip, torch.Generator().manual_seed(0))))
+            pieces.append(self.griffin_lim(*self.synthesise(clip, torch.Generator().manual_seed(0))))
         return torch.cat(pieces)
 
     def codebook_vectors(self) -> Tensor:
@@ -273,7 +273,8 @@ class TinyCodec(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> TinyCodec:
         """Read what ``save_pretrained`` wrote; ready to encode and decode."""
         folder = Path(folder)
-        codec = cls(TinyCodecConfig(**json.loads((folder / "codec.json").read_text())))
+        values = json.loads((folder / "codec.json").read_text())
+        codec = cls(TinyCodecConfig(**current_names("TinyCodecConfig", values)))
         weights = load_file(folder / "codec.safetensors")
         expected = codec.state_dict()
         if set(weights) != set(expected):

@@ -125,12 +125,12 @@ def latents_meta(
     codec: Codec, vision: VisionEncoder, seconds: float, fps: float, fill: Fill = "zero"
 ) -> StoreMeta:
     """What latents of these two for windows of ``seconds`` look like; without fingerprints."""
-    codebooks, vocabulary, dim = codec.codebook_vectors().shape
+    num_codebooks, codebook_size, dim = codec.codebook_vectors().shape
     return StoreMeta(
         codec=codec.name,
         vision=vision.name,
-        codebooks=codebooks,
-        vocabulary=vocabulary,
+        num_codebooks=num_codebooks,
+        codebook_size=codebook_size,
         codebook_dim=dim,
         vision_dim=vision.dim,
         seconds=float(seconds),

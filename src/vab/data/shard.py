@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vab.config import audio_frames, video_frames
+from vab.config import FORMER_NAMES, audio_frames, video_frames
 from vab.errors import VABError
 from vab.utils.files import atomic
 from vab.utils.provenance import sha256
@@ -45,8 +45,8 @@ class StoreMeta:
 
     codec: str
     vision: str
-    codebooks: int  # K
-    vocabulary: int  # V
+    num_codebooks: int  # K
+    codebook_size: int  # V
     codebook_dim: int  # C
     vision_dim: int
     seconds: float  # the window
@@ -55,10 +55,15 @@ class StoreMeta:
     codec_fingerprint: str = ""
     vision_fingerprint: str = ""
 
+    def hashed(self) -> str:
+        """The settings as they go into hashes: under the names of version 0.1, so that no hash changes."""
+        former = {new: old for old, new in FORMER_NAMES["StoreMeta"].items()}
+        return json.dumps({former.get(name, name): value for name, value in asdict(self).items()})
+
     @property
     def token_shape(self) -> tuple[int, int]:
         """K, T."""
-        return self.codebooks, audio_frames(self.seconds)
+        return self.num_codebooks, audio_frames(self.seconds)
 
     @property
     def feature_shape(self) -> tuple[int, int]:
@@ -251,7 +256,7 @@ def root_hash(
 ) -> str:
     """Hash of rows, through the hashes of their latents, and of the settings they were made with."""
     parts = (np.ascontiguousarray(part).tobytes() for part in (*has, *real, *hashes))
-    return sha256(json.dumps(asdict(meta)), json.dumps(texts), *parts)
+    return sha256(meta.hashed(), json.dumps(texts), *parts)
 
 
 def write_shard(directory: Path, meta: StoreMeta, rows: Sequence[Latents]) -> Path:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from vab.config import current_names
 from vab.data.shard import (
     KINDS,
     PATTERN,
@@ -60,7 +61,7 @@ class LatentStore:
         ``codebook_vectors`` [K, V, C] are kept for training.
         """
         directory = Path(directory)
-        if codebook_vectors.shape != (meta.codebooks, meta.vocabulary, meta.codebook_dim):
+        if codebook_vectors.shape != (meta.num_codebooks, meta.codebook_size, meta.codebook_dim):
             raise StoreError(f"codebook vectors are {codebook_vectors.shape}, the store says {meta}")
         if (directory / "store.json").exists():
             old, new = asdict(read_meta(directory)), asdict(meta)
@@ -287,7 +288,7 @@ class LatentStore:
         vectors = self.codebook_vectors().tobytes()
         numbered = [shard.whole for shard in self._shards if shard.whole is not None]
         if len(numbered) == len(self._shards):
-            return sha256(json.dumps(asdict(self.meta)), vectors, *sorted(numbered))
+            return sha256(self.meta.hashed(), vectors, *sorted(numbered))
         # labels and splits as they are on disk: those of the store may have been changed in memory
         texts = [self._texts(column) for column in ("ids", "labels", "splits")]
         has, real = [self._has[name] for name in STREAMS], [self._real[name] for name in STREAMS]
@@ -327,11 +328,11 @@ def read_meta(directory: str | Path) -> StoreMeta:
     """What made the store of that folder; ``StoreError`` if there is none, or it cannot be read."""
     path = Path(directory) / "store.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = current_names("StoreMeta", json.loads(path.read_text(encoding="utf-8")))
         unknown = set(values) ^ {field.name for field in fields(StoreMeta)}
     except FileNotFoundError:
         raise StoreError(f"{directory} holds no store (no store.json); make one with `vab extract`") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise StoreError(f"{path} is damaged ({error}); take that of a store made the same way") from None
     if unknown:
         raise StoreError(f"{path} comes from another version of vab: {', '.join(sorted(unknown))}")

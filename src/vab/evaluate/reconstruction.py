@@ -24,7 +24,7 @@ def reconstruct_files(
     names: Iterable[str | Path],
     out: Path,
     codec: Codec,
-    codebooks: int | None = None,
+    num_codebooks: int | None = None,
     skip_existing: bool = False,
     show: Show = lambda *_: None,
 ) -> Iterator[Result]:
@@ -34,9 +34,9 @@ def reconstruct_files(
     One result for each file as it is done; what is wrong with one is its result. Raises ``SettingError`` for
     codebooks that the codec does not have, or nothing to do, and ``OSError`` if ``out`` is no folder.
     """
-    kept = codec.codebooks if codebooks is None else codebooks
-    if not 1 <= kept <= codec.codebooks:
-        raise SettingError(f"{codec.name} has {codec.codebooks} codebooks, so not {kept}")
+    kept = codec.num_codebooks if num_codebooks is None else num_codebooks
+    if not 1 <= kept <= codec.num_codebooks:
+        raise SettingError(f"{codec.name} has {codec.num_codebooks} codebooks, so not {kept}")
     entries = expand(names, leave_out=out, kinds=AUDIO + VIDEOS)
     out.mkdir(parents=True, exist_ok=True)
     inputs = {path.resolve() for path, _ in entries}
@@ -57,14 +57,14 @@ def reconstruct_files(
 
 
 @torch.inference_mode()
-def _one(path: Path, wav: Path, codec: Codec, codebooks: int) -> Result:
+def _one(path: Path, wav: Path, codec: Codec, num_codebooks: int) -> Result:
     try:
         waveform = read_audio(path)
         if not np.isfinite(waveform).all():
             raise MediaError(f"{path}: holds NaN or infinity")
         frames = samples_to_frames(len(waveform))
         tokens = encode_long(codec, lambda begin, n: waveform[begin : begin + n], 0, frames, CONTEXT)
-        back = torch.cat(list(decode_long(codec, tokens[:codebooks])))[: len(waveform)]
+        back = torch.cat(list(decode_long(codec, tokens[:num_codebooks])))[: len(waveform)]
         write_wav(wav, back.cpu().numpy())
     except Exception as error:  # one bad file out of many must not end the others
         return Result(str(path), "failed", error=failure(path, error))

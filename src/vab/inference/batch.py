@@ -162,7 +162,7 @@ def _load(settings: Settings) -> VABPipeline:
         vision_path=settings.vision_path,
     )
     if (settings.rerank or 1) > 1:
-        _ = pipe.understanding.contrastive  # a model without embeddings says so before the first file
+        _ = pipe.embedder.contrastive  # a model without embeddings says so before the first file
     return pipe
 
 

@@ -33,7 +33,7 @@ SHORTEST = 1.0  # seconds; a shorter rest at the end of a long file is left out
 AT_ONCE = 16  # windows in one pass, and decoded ahead
 
 
-class Understanding:
+class Embedder:
     """A codec, an image encoder, and what fine-tuning made: files in, vectors or classes out.
 
     ``contrastive`` and ``classifier`` come with the presets they were taught with; a model may lack either.
@@ -226,7 +226,7 @@ def embed_latents(
     network: Contrastive, rows: Sequence[Latents], device: torch.device
 ) -> tuple[Scores, Scores]:
     """Unit vectors of sounds and pictures, float32 [n, D] each; NaN rows where a stream is absent."""
-    width = network.trunk.config.width
+    width = network.trunk.config.hidden_dim
     audio, video = (np.full((len(rows), width), np.nan, np.float32) for _ in range(2))
     for out, there, column in ((audio, has_sound, 0), (video, has_picture, 1)):
         chosen = [n for n, row in enumerate(rows) if there(row)]
@@ -239,7 +239,7 @@ def embed_latents(
 
 
 @torch.no_grad()
-def agreement(network: Contrastive, tokens: Tensor, features: Tensor) -> Tensor:
+def audio_video_similarity(network: Contrastive, tokens: Tensor, features: Tensor) -> Tensor:
     """How near each sound is to the picture: cosines [n], the mean over the windows.
 
     tokens [n,K,T] and features [F,dim] of one clip, which both start at its first moment.
@@ -251,7 +251,7 @@ def agreement(network: Contrastive, tokens: Tensor, features: Tensor) -> Tensor:
         seen = features[None, first : first + config.video_length]
         if not len(seen[0]):
             break
-        heard = network.embed(tokens[:, : config.codebooks, start : start + config.audio_length], None)
+        heard = network.embed(tokens[:, : config.num_codebooks, start : start + config.audio_length], None)
         found.append(heard @ network.embed(None, seen)[0])
     return torch.stack(found).mean(0)
 
@@ -294,12 +294,12 @@ def _tensors(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """tokens [n,K,T], features [n,F,dim] and their paddings; a stream that is absent is zeros."""
     frames, places = config.audio_length, config.video_length
-    tokens = np.zeros((len(rows), config.codebooks, frames), np.int64)
+    tokens = np.zeros((len(rows), config.num_codebooks, frames), np.int64)
     features = np.zeros((len(rows), places, config.vision_dim), np.float32)
     paddings = [np.zeros((len(rows), n), bool) for n in (frames, places)]
     for n, row in enumerate(rows):
         if row.tokens is not None:
-            tokens[n] = row.tokens[: config.codebooks]
+            tokens[n] = row.tokens[: config.num_codebooks]
             paddings[0][n, frames if row.real_tokens is None else row.real_tokens :] = True
         if row.features is not None:
             features[n] = row.features

@@ -66,7 +66,7 @@ def _decoding(settings: Settings) -> dict[str, Any]:
         chosen = asdict(decode_settings(read_config(find_model(settings.model)).decode, *given))
     except (ModelError, ValueError):  # no input came as far as the model
         return {}
-    return chosen | {"rerank": chosen.pop("candidates"), "model": settings.model or BUNDLED}
+    return chosen | {"rerank": chosen.pop("num_candidates"), "model": settings.model or BUNDLED}
 
 
 def _input(result: Result) -> Iterator[str]:

@@ -23,9 +23,9 @@ from torch import Tensor
 from vab.codecs.codec import Codec, decode_long, encode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as video_places
-from vab.inference.embedder import Understanding, agreement
+from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
-from vab.inference.splice import Own, Span, kept_samples, own_sound, part_of, paste
+from vab.inference.splice import AudioSource, Span, crossfade_into, kept_samples, read_original, slice_audio
 from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
@@ -172,10 +172,10 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         return Stage(self.network, self.config)
 
     @property
-    def understanding(self) -> Understanding:
+    def embedder(self) -> Embedder:
         """The part that embeds and classifies, with this pipeline's codec and image encoder."""
         own = self.finetuned
-        return Understanding(
+        return Embedder(
             self.config.model, self.codec, self.vision, own.contrastive, own.classifier, self.device.type
         )
 
@@ -184,7 +184,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         Raises ``MediaError`` for a file that cannot be used, ``ModelError`` if the model gives no embeddings.
         """
-        embedded = self.understanding.embed_file(path)
+        embedded = self.embedder.embed_file(path)
         kinds: tuple[Kind, ...] = ("audio", "video")
         means = {kind: embedded.mean(kind) for kind in kinds}
         return {kind: mean for kind, mean in means.items() if mean is not None}
@@ -235,9 +235,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         timings: dict[str, float] = {}
         config = self.config.model
         chosen = decode or self.config.decode
-        count = chosen.candidates
+        count = chosen.num_candidates
         if count > 1:
-            _ = self.understanding.contrastive  # or say now that there is none
+            _ = self.embedder.contrastive  # or say now that there is none
 
         with as_media_file(path) as file:
             # 1. Refuse what its header shows to be of no use, before anything is decoded.
@@ -252,28 +252,30 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             features = _fit(shown, video_places(total / FRAME_RATE, config.fps))
 
             # 3. Tokens [K, T] of the sound that is kept, and where [K, T] they are given.
-            own: Own = partial(own_sound, file)
+            own: AudioSource = partial(read_original, file)
             if sound is not None:
                 info = replace(info, has_audio=True)
-                own = partial(part_of, sound)
+                own = partial(slice_audio, sound)
             kept = kept_samples(info, keep, length)
-            codebooks = (self.fine or self.first).preset.model.codebooks
-            tokens = torch.zeros(codebooks, total, dtype=torch.int64, device=self.device)
-            given = torch.zeros_like(tokens, dtype=torch.bool)
+            num_codebooks = (self.fine or self.first).preset.model.num_codebooks
+            tokens = torch.zeros(num_codebooks, total, dtype=torch.int64, device=self.device)
+            known = torch.zeros_like(tokens, dtype=torch.bool)
             with _timed(timings, "codec"):
                 for start, stop in kept:
                     first, last = -(-start // HOP), stop // HOP
                     if first < last:
-                        tokens[:, first:last] = encode_long(self.codec, own, first, last, CONTEXT)[:codebooks]
-                        given[:, first:last] = True
+                        tokens[:, first:last] = encode_long(self.codec, own, first, last, CONTEXT)[
+                            :num_codebooks
+                        ]
+                        known[:, first:last] = True
 
             for number in range(samples):
                 # 4. The first stage: one sound, or the nearest to the picture of several.
                 with _timed(timings, "sampling"):
                     drawn = [
                         self.first.fill(
-                            tokens[: config.codebooks],
-                            given[: config.codebooks],
+                            tokens[: config.num_codebooks],
+                            known[: config.num_codebooks],
                             features,
                             chosen,
                             _generator(seed, number, candidate),
@@ -288,19 +290,19 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     with _timed(timings, "refining"):
                         noise = _generator(seed, number, 0, stage=1)
                         report = partial(_tell, tell, "refining", number, samples)
-                        result = self.fine.refine(result, tokens, given, features, noise, report)
+                        result = self.fine.refine(result, tokens, known, features, noise, report)
 
                 # 6. Tokens -> waveform [length]; what is kept goes back in as it was.
                 with _timed(timings, "codec"):
                     waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                     for start, stop in kept:
-                        paste(waveform, own, start, stop)
+                        crossfade_into(waveform, own, start, stop)
                 yield Audio(waveform, SAMPLE_RATE, dict(timings), result, features)
                 timings.clear()
 
     def _nearest(self, drawn: Tensor, features: Tensor) -> Tensor:
         """The one [K, T] of several sounds [n, K, T] that fits the picture best."""
-        return drawn[agreement(self.understanding.contrastive, drawn, features).argmax()]
+        return drawn[audio_video_similarity(self.embedder.contrastive, drawn, features).argmax()]
 
     def _features(self, file: MediaFile, seed: int, timings: dict[str, float], tell: Progress) -> Tensor:
         """Features [F, dim] of a whole file at the model's rate (section 3.1)."""
@@ -402,10 +404,10 @@ def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
 
 def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:
     """``ModelError`` if the parts were not made for each other, which would give noise in silence."""
-    if config.given_codebooks:
+    if config.num_conditioning_codebooks:
         raise ModelError(
-            f"this model refines {config.given_codebooks} codebooks of another model, in whose folder "
-            f"{FINE!r} it belongs; it makes no sound from a picture alone"
+            f"this model refines {config.num_conditioning_codebooks} codebooks of another model, in "
+            f"whose folder {FINE!r} it belongs; it makes no sound from a picture alone"
         )
     if vision.dim != config.vision_dim:
         raise ModelError(
@@ -415,7 +417,7 @@ def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: Vision
 
 
 def _check_codec(config: ModelConfig, network: VAB, codec: Codec) -> None:
-    own = codec.codebook_vectors()[: config.codebooks].float().cpu()
+    own = codec.codebook_vectors()[: config.num_codebooks].float().cpu()
     learned = network.audio_embedding.vectors.float().cpu()
     if own.shape != learned.shape or (own - learned).norm() > 0.01 * learned.norm():
         raise ModelError(

@@ -14,7 +14,9 @@ from vab.media.file import MediaFile, MediaInfo
 FADE = round(0.02 * SAMPLE_RATE)  # samples of cross-fade, outside of what is kept
 
 Span = tuple[float, float]  # seconds; the end may be infinite
-Own = Callable[[int, int], np.ndarray]  # first sample, how many -> float32 [S] of the sound that is there
+AudioSource = Callable[
+    [int, int], np.ndarray
+]  # first sample, how many -> float32 [S] of the sound that is there
 
 
 def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tuple[int, int]]:
@@ -40,7 +42,7 @@ def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tup
     return kept
 
 
-def paste(waveform: np.ndarray, sound: Own, start: int, stop: int) -> None:
+def crossfade_into(waveform: np.ndarray, sound: AudioSource, start: int, stop: int) -> None:
     """Put samples ``start`` to ``stop`` of ``sound`` into ``waveform`` [S], with a fade on either side."""
     begin, end = max(0, start - FADE), min(len(waveform), stop + FADE)
     own = sound(begin, end - begin)
@@ -51,7 +53,7 @@ def paste(waveform: np.ndarray, sound: Own, start: int, stop: int) -> None:
     waveform[start:stop] = own[start - begin : stop - begin]
 
 
-def own_sound(file: MediaFile, begin: int, samples: int) -> np.ndarray:
+def read_original(file: MediaFile, begin: int, samples: int) -> np.ndarray:
     """Samples of a file's own sound, float32 [samples]; ``MediaError`` if they are not all numbers."""
     sound = file.audio(begin / SAMPLE_RATE, samples / SAMPLE_RATE)
     if not np.isfinite(sound).all():
@@ -59,7 +61,7 @@ def own_sound(file: MediaFile, begin: int, samples: int) -> np.ndarray:
     return sound
 
 
-def part_of(sound: np.ndarray, begin: int, samples: int) -> np.ndarray:
+def slice_audio(sound: np.ndarray, begin: int, samples: int) -> np.ndarray:
     """Samples of a sound [S] at hand, float32 [samples]; silence after its end."""
     part = sound[begin : begin + samples].astype(np.float32)
     return np.pad(part, (0, samples - len(part)))

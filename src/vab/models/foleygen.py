@@ -22,23 +22,23 @@ from vab.models.vab import VAB, alibi_bias
 
 def delay(x: Tensor, fill: int | bool) -> Tensor:
     """x [B,K,T] -> [B,K,S]: row k begins k steps late. ``fill`` stands where there is nothing."""
-    codebooks = x.shape[1]
-    rows = [functional.pad(x[:, k], (k, codebooks - 1 - k), value=fill) for k in range(codebooks)]
+    num_codebooks = x.shape[1]
+    rows = [functional.pad(x[:, k], (k, num_codebooks - 1 - k), value=fill) for k in range(num_codebooks)]
     return torch.stack(rows, dim=1)
 
 
 def undelay(x: Tensor) -> Tensor:
     """What :func:`delay` made of x, back again: [B,K,S] -> [B,K,T], or [B,K,S,V] -> [B,K,T,V]."""
-    codebooks = x.shape[1]
-    frames = x.shape[2] - codebooks + 1
-    return torch.stack([x[:, k, k : k + frames] for k in range(codebooks)], dim=1)
+    num_codebooks = x.shape[1]
+    frames = x.shape[2] - num_codebooks + 1
+    return torch.stack([x[:, k, k : k + frames] for k in range(num_codebooks)], dim=1)
 
 
 class FoleyGen(VAB):
     """The decoder. ``ValueError`` for a model with experts or given codebooks: it has neither."""
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
-        if config.expert_layers or config.given_codebooks:
+        if config.num_expert_layers or config.num_conditioning_codebooks:
             raise SettingError("FoleyGen has no layers of experts and predicts all of its codebooks")
         super().__init__(config, codebook_vectors)
 
@@ -58,8 +58,8 @@ class FoleyGen(VAB):
         """
         if features is None:
             features, feature_padding = self._no_features(tokens, token_padding)
-        steps = delay(tokens, self.config.vocabulary)
-        before = functional.pad(steps[:, :, :-1], (1, 0), value=self.config.vocabulary)
+        steps = delay(tokens, self.config.codebook_size)
+        before = functional.pad(steps[:, :, :-1], (1, 0), value=self.config.codebook_size)
         logits = super().forward(
             before, features, feature_padding=feature_padding, drop_features=drop_features
         )
@@ -69,7 +69,7 @@ class FoleyGen(VAB):
         return _causal(super()._bias(x, video, padding))
 
 
-class Continuation:
+class IncrementalDecoder:
     """The same decoder step by step, with a key-value cache: what :meth:`FoleyGen.forward` would say.
 
     Called with further steps, int64 [B,K,n], it gives the logits [B,K,V] of the one that follows. The first
@@ -80,7 +80,7 @@ class Continuation:
 
     def __init__(self, network: FoleyGen, frames: int) -> None:
         self.network = network
-        self.steps = frames + network.config.codebooks - 1
+        self.steps = frames + network.config.num_codebooks - 1
         self.done = 0  # places so far, video included
         self.caches: list[_Cache] = []
         self.bias: Tensor | None = None  # [1,H,L,L]
@@ -90,7 +90,7 @@ class Continuation:
         network, config = self.network, self.network.config
         if self.bias is None:
             x, video = network._embed(steps, features, drop_features=drop_features)
-            places = (config.heads, video, self.steps, config.positions, config.fps)
+            places = (config.num_heads, video, self.steps, config.positions, config.fps)
             self.bias = _causal(alibi_bias(*places, x.device, x.dtype))
             self.caches = [_Cache(video + self.steps) for _ in network.blocks]
         else:

@@ -57,7 +57,7 @@ class Classifier(nn.Module):
     def __init__(self, config: ModelConfig, classes: int, codebook_vectors: Tensor | None = None) -> None:
         super().__init__()
         self.trunk = Trunk(config, codebook_vectors)
-        self.head = nn.Linear(config.width, classes)
+        self.head = nn.Linear(config.hidden_dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.head.bias)
 

@@ -24,7 +24,7 @@ from vab.errors import SettingError
 
 INIT_STD = 0.02  # of every weight matrix and learned vector
 
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys, values -> those of earlier places too
+KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys, values -> those of earlier places too
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -80,15 +80,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, bias: Tensor, remember: Remember | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """x [B,L,D], bias [1 or B,H,L,L] -> [B,L,D].
 
-        ``remember`` takes keys and values [B,H,L,D/H] and gives those of all places to attend to; then the
+        ``kv_cache`` takes keys and values [B,H,L,D/H] and gives those of all places to attend to; then the
         bias is that of the L places to all of these.
         """
         query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if remember is not None:
-            key, value = remember(key, value)
+        if kv_cache is not None:
+            key, value = kv_cache(key, value)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
@@ -129,13 +129,13 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, experts: bool) -> None:
         super().__init__()
-        self.attention = Attention(config.width, config.heads)
-        self.feed_forward = Experts(config.width) if experts else FeedForward(config.width)
+        self.attention = Attention(config.hidden_dim, config.num_heads)
+        self.feed_forward = Experts(config.hidden_dim) if experts else FeedForward(config.hidden_dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, video: int, bias: Tensor, remember: Remember | None = None) -> Tensor:
-        """x [B,L,D] -> [B,L,D]; the first ``video`` places are video. ``remember`` is the attention's."""
-        x = x + self.dropout(self.attention(x, bias, remember))
+    def forward(self, x: Tensor, video: int, bias: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+        """x [B,L,D] -> [B,L,D]; the first ``video`` places are video. ``kv_cache`` is the attention's."""
+        x = x + self.dropout(self.attention(x, bias, kv_cache))
         net = self.feed_forward
         return x + self.dropout(net(x, video) if isinstance(net, Experts) else net(x))
 
@@ -153,17 +153,17 @@ class AudioEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None) -> None:
         super().__init__()
-        shape = (config.codebooks, config.vocabulary, config.codebook_dim)
-        vectors = torch.randn(shape) if codebook_vectors is None else codebook_vectors[: config.codebooks]
+        shape = (config.num_codebooks, config.codebook_size, config.codebook_dim)
+        vectors = torch.randn(shape) if codebook_vectors is None else codebook_vectors[: config.num_codebooks]
         if vectors.shape != shape:
             raise SettingError(
                 f"codebook vectors are {tuple(vectors.shape)}, the model needs [K,V,C] = {shape}"
             )
         self.side_by_side = config.codec != "encodec"
         self.register_buffer("vectors", vectors.detach().clone().float())
-        self.mask = nn.Parameter(torch.zeros(config.codebooks, config.codebook_dim))
-        inputs = config.codebook_dim * (config.codebooks if self.side_by_side else 1)
-        self.projection = nn.Linear(inputs, config.width)
+        self.mask = nn.Parameter(torch.zeros(config.num_codebooks, config.codebook_dim))
+        inputs = config.codebook_dim * (config.num_codebooks if self.side_by_side else 1)
+        self.projection = nn.Linear(inputs, config.hidden_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         tables = torch.cat([self.vectors.to(self.mask.dtype), self.mask[:, None]], dim=1)  # [K,V+1,C]
@@ -187,15 +187,15 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         super().__init__()
-        if config.width % config.heads:
-            raise SettingError(f"width {config.width} is not a multiple of {config.heads} heads")
+        if config.hidden_dim % config.num_heads:
+            raise SettingError(f"width {config.hidden_dim} is not a multiple of {config.num_heads} heads")
         self.config = config
         self.audio_embedding = AudioEmbedding(config, codebook_vectors)
         self.register_buffer("feature_mean", torch.zeros(config.vision_dim))
         self.register_buffer("feature_std", torch.ones(config.vision_dim))
-        self.video_projection = nn.Linear(config.vision_dim, config.width)
-        self.modality = nn.Parameter(torch.zeros(2, config.width))  # video, audio
-        self.blocks = nn.ModuleList(Block(config, config.experts) for _ in range(config.expert_layers))
+        self.video_projection = nn.Linear(config.vision_dim, config.hidden_dim)
+        self.modality = nn.Parameter(torch.zeros(2, config.hidden_dim))  # video, audio
+        self.blocks = nn.ModuleList(Block(config, config.experts) for _ in range(config.num_expert_layers))
         initialise(self)
 
     def encode(
@@ -210,11 +210,11 @@ class Trunk(nn.Module):
         Unlike in :meth:`forward`, ``None`` means that the modality is absent: it takes no places.
         ``ValueError`` if both are absent, or if the model has no such layers (L1 = 0).
         """
-        if not self.config.expert_layers:
+        if not self.config.num_expert_layers:
             raise SettingError("this model has no layers that give embeddings")
         x, video = self._embed(tokens, features, feature_padding)
         bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
-        for block in self.blocks[: self.config.expert_layers]:
+        for block in self.blocks[: self.config.num_expert_layers]:
             x = block(x, video, bias)
         return x
 
@@ -258,9 +258,9 @@ class Trunk(nn.Module):
             features = features.masked_fill(absent[:, :, None], 0.0).to(self.video_projection.weight.dtype)
             parts.append(self.video_projection(features) + self.modality[0])
         if tokens is not None:
-            if tokens.ndim != 3 or tokens.shape[1] != config.codebooks:
+            if tokens.ndim != 3 or tokens.shape[1] != config.num_codebooks:
                 raise ValueError(
-                    f"tokens are {tuple(tokens.shape)}, the model needs [B,{config.codebooks},T]"
+                    f"tokens are {tuple(tokens.shape)}, the model needs [B,{config.num_codebooks},T]"
                 )
             parts.append(self.audio_embedding(tokens) + self.modality[1])
         if not parts:
@@ -276,12 +276,14 @@ class Trunk(nn.Module):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         length = x.shape[1]
-        bias = alibi_bias(config.heads, video, length - video, config.positions, config.fps, x.device, dtype)
+        bias = alibi_bias(
+            config.num_heads, video, length - video, config.positions, config.fps, x.device, dtype
+        )
         if padding is None:
             return bias
         if config.positions == "sequence":  # padding takes no place, or it would move the audio away
             place = (~padding).cumsum(1).float() - 1
-            bias = _distance_bias(place, config.heads).to(dtype)
+            bias = _distance_bias(place, config.num_heads).to(dtype)
         return bias.masked_fill(padding[:, None, None, :], -torch.inf)
 
 
@@ -290,10 +292,10 @@ class VAB(Trunk):
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         super().__init__(config, codebook_vectors)
-        above = config.layers - config.expert_layers
+        above = config.num_layers - config.num_expert_layers
         self.blocks.extend(Block(config, experts=False) for _ in range(above))
-        self.norm = nn.LayerNorm(config.width)
-        self.heads = nn.Linear(config.width, config.predicted_codebooks * config.vocabulary)
+        self.norm = nn.LayerNorm(config.hidden_dim)
+        self.heads = nn.Linear(config.hidden_dim, config.num_predicted_codebooks * config.codebook_size)
         initialise(self)
 
     def forward(
@@ -324,7 +326,7 @@ class VAB(Trunk):
     def logits(self, x: Tensor) -> Tensor:
         """Logits [B,Kp,T,V] of the top layer's output [B,T,D] at the audio's places."""
         logits = self.heads(self.norm(x))
-        return logits.unflatten(-1, (self.config.predicted_codebooks, -1)).transpose(1, 2)
+        return logits.unflatten(-1, (self.config.num_predicted_codebooks, -1)).transpose(1, 2)
 
     def parameter_counts(self) -> dict[str, int]:
         """Learned numbers. The paper counts without prediction heads, and so does ``parameters``.
@@ -334,7 +336,7 @@ class VAB(Trunk):
         heads = _size(self.heads.parameters())
         total = _size(self.parameters())
         embeddings = total - heads - _size(self.blocks.parameters()) - _size(self.norm.parameters())
-        first = self.blocks[: self.config.expert_layers]
+        first = self.blocks[: self.config.num_expert_layers]
         return {
             "parameters": total - heads,
             "expert_parameters": embeddings + _size(first.parameters()),

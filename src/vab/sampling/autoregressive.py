@@ -15,22 +15,22 @@ from torch.nn import functional
 
 from vab.config import DecodeConfig
 from vab.models.foleygen import delay, undelay
-from vab.sampling.parallel import DecodeError, LogitsFn, Progress, check_arguments, in_windows, sample
+from vab.sampling.parallel import DecodeError, LogitsFn, Progress, check_arguments, draw, in_windows
 
 
 @torch.no_grad()
 def generate(
     step_fn: LogitsFn,
     tokens: Tensor,
-    given: Tensor,
-    vocabulary: int,
+    known: Tensor,
+    codebook_size: int,
     config: DecodeConfig,
     generators: Sequence[torch.Generator],
     progress: Progress | None = None,
 ) -> Tensor:
     """Fill in every token that is not given, in S = T + K - 1 steps at most.
 
-    ``tokens``, ``given`` and ``generators`` as for ``vab.sampling.parallel.generate``. A given token stays,
+    ``tokens``, ``known`` and ``generators`` as for ``vab.sampling.parallel.generate``. A given token stays,
     and is known to those after it alone. Sampled is from the ``config.top_k`` likeliest of softmax(logits /
     temperature); a temperature of 0 takes the likeliest. ``config.steps`` does not count. All that is given
     before the first token to generate goes to ``step_fn`` at once, behind the step before the first, which
@@ -39,15 +39,15 @@ def generate(
     Returns new tokens [B,K,T]. Raises ``DecodeError`` when logits are not finite, ``ValueError`` when the
     arguments do not fit each other.
     """
-    check_arguments(tokens, given, vocabulary, config, generators)
-    line = delay(tokens.masked_fill(~given, vocabulary), vocabulary)
-    wanted = delay(~given, False)
+    check_arguments(tokens, known, codebook_size, config, generators)
+    line = delay(tokens.masked_fill(~known, codebook_size), codebook_size)
+    wanted = delay(~known, False)
     busy = wanted.any(1).any(0).nonzero()[:, 0].tolist()
     if not busy:
         return tokens.clone()
     noise = torch.stack([_noise(w, g) for w, g in zip(wanted.cpu(), generators, strict=True)])
     noise = noise.to(tokens.device)
-    new = functional.pad(line[:, :, : busy[0]], (1, 0), value=vocabulary)
+    new = functional.pad(line[:, :, : busy[0]], (1, 0), value=codebook_size)
     for step in range(busy[0], busy[-1] + 1):
         logits = step_fn(new)
         if logits.shape[:2] != line.shape[:2]:
@@ -66,8 +66,8 @@ def generate(
 def generate_long(
     step_fn_for: Callable[[int, int], LogitsFn],
     tokens: Tensor,
-    given: Tensor,
-    vocabulary: int,
+    known: Tensor,
+    codebook_size: int,
     config: DecodeConfig,
     generators: torch.Generator | Sequence[torch.Generator],
     window: int,
@@ -80,14 +80,14 @@ def generate_long(
     fresh ``step_fn`` for these audio frames.
     """
     if isinstance(generators, torch.Generator):
-        one = (vocabulary, config, [generators], window, overlap, progress)
-        return generate_long(step_fn_for, tokens[None], given[None], *one)[0]
+        one = (codebook_size, config, [generators], window, overlap, progress)
+        return generate_long(step_fn_for, tokens[None], known[None], *one)[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, given: Tensor, report: Progress) -> Tensor:
-        return generate(step_fn_for(start, stop), tokens, given, vocabulary, config, generators, report)
+    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, report: Progress) -> Tensor:
+        return generate(step_fn_for(start, stop), tokens, known, codebook_size, config, generators, report)
 
     steps = min(window, tokens.shape[2]) + tokens.shape[1] - 1
-    return in_windows(fill, tokens, given, steps, window, overlap, progress)
+    return in_windows(fill, tokens, known, steps, window, overlap, progress)
 
 
 def _noise(wanted: Tensor, generator: torch.Generator) -> Tensor:
@@ -103,6 +103,4 @@ def _pick(logits: Tensor, here: Tensor, uniform: Tensor, config: DecodeConfig, s
     if not rows.isfinite().all():
         clips = (here & ~logits.isfinite().all(-1)).any(1).nonzero()[:, 0].tolist()
         raise DecodeError(f"clip {clips[0]} of the batch: logits are NaN or infinite at step {step + 1}")
-    if config.temperature == 0:
-        return rows.argmax(-1)
-    return sample(rows / config.temperature, uniform[here], config.top_k)[0]
+    return draw(rows, uniform[here], config)[0]

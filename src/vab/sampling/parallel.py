@@ -1,8 +1,8 @@
 """Parallel decoding of masked tokens, with guidance, for any length (section 3.3, eq. 2, appendix D).
 
 Everything here is a pure function over ``logits_fn``: tokens [B,K,T], whose hidden places hold [MASK]
-(the id ``vocabulary``), give logits [B,Kp,T,V] of the last Kp = K - ``given_codebooks`` codebooks.
-Which tokens are ``given`` says what the task is. None: a new sound. The first four codebooks: coarse to
+(the id ``codebook_size``), give logits [B,Kp,T,V] of the last Kp codebooks, those that do not condition.
+Which tokens are ``known`` says what the task is. None: a new sound. The first four codebooks: coarse to
 fine. All but a span: inpainting. The beginning: continuation, and the next window of a long sound.
 
 Randomness is one CPU generator per clip. Every number drawn for a clip depends on that generator and on
@@ -35,7 +35,7 @@ class DecodeError(VABError, ValueError):
     """The model's logits cannot be sampled from; the message says which clip of the batch."""
 
 
-def guided(model_fn: ModelFn, features: Tensor, scale: float) -> LogitsFn:
+def classifier_free_guidance(model_fn: ModelFn, features: Tensor, scale: float) -> LogitsFn:
     """Classifier-free guidance, u + scale (c - u): c sees the features [B,F,dim], u does not (section 3.3).
 
     One forward does both: ``model_fn(tokens, features, drop_features)`` gets 2B rows, first the B that
@@ -60,21 +60,21 @@ def guided(model_fn: ModelFn, features: Tensor, scale: float) -> LogitsFn:
 def generate(
     logits_fn: LogitsFn,
     tokens: Tensor,
-    given: Tensor,
-    vocabulary: int,
+    known: Tensor,
+    codebook_size: int,
     config: DecodeConfig,
     generators: Sequence[torch.Generator],
-    given_codebooks: int = 0,
+    num_conditioning_codebooks: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
     """Fill in every token that is not given, in ``config.steps`` parallel steps (section 3.3).
 
-    ``tokens`` int64 [B,K,T] counts where ``given``, bool [B,K,T], is True; these values never change.
+    ``tokens`` int64 [B,K,T] counts where ``known``, bool [B,K,T], is True; these values never change.
     Mark padded places as given too. All other values are ignored and start as [MASK]. ``generators`` are
-    B CPU generators, one per clip. Guidance belongs to ``logits_fn``: see ``guided``.
+    B CPU generators, one per clip. Guidance belongs to ``logits_fn``: see ``classifier_free_guidance``.
 
     Step n = 1..N samples each token still hidden, with probability p after top-k, and scores it with
-    log p + tau_n g, g standard Gumbel noise, tau_n = temperature (1 - n/N) (eq. 2): zero at the last
+    log p + tau_n g, g standard Gumbel noise, tau_n = mask_temperature (1 - n/N) (eq. 2): zero at the last
     step. Of the clip's M tokens to generate, the floor(cos(pi/2 n/N) M) worst are hidden again, and the
     others are decided for good. With small M and many steps a step may have nothing to decide; then it
     draws nothing, and costs no forward if that is so for the whole batch.
@@ -82,17 +82,17 @@ def generate(
     Returns new tokens [B,K,T] without any [MASK]. Raises ``DecodeError`` when logits are not finite,
     ``ValueError`` when the arguments do not fit each other.
     """
-    if config.steps < 1:
+    if config.num_steps < 1:
         raise SettingError(f"decoding needs steps >= 1, not {config}")
-    check_arguments(tokens, given, vocabulary, config, generators, given_codebooks)
-    batch, codebooks, frames = tokens.shape
-    predicted = (batch, codebooks - given_codebooks, frames)
-    skipped = given_codebooks * frames  # places before the first one that has logits
-    result = tokens.masked_fill(~given, vocabulary)
-    hidden = [(~clip).flatten().nonzero()[:, 0] for clip in given]  # per clip: places in K*T, ascending
+    check_arguments(tokens, known, codebook_size, config, generators, num_conditioning_codebooks)
+    batch, num_codebooks, frames = tokens.shape
+    predicted = (batch, num_codebooks - num_conditioning_codebooks, frames)
+    skipped = num_conditioning_codebooks * frames  # places before the first one that has logits
+    result = tokens.masked_fill(~known, codebook_size)
+    hidden = [(~clip).flatten().nonzero()[:, 0] for clip in known]  # per clip: places in K*T, ascending
     totals = [len(places) for places in hidden]
-    for step in range(1, config.steps + 1):
-        left = [cosine_schedule(step, config.steps, total) for total in totals]
+    for step in range(1, config.num_steps + 1):
+        left = [num_masked_after(step, config.num_steps, total) for total in totals]
         busy = [b for b, places in enumerate(hidden) if len(places) > left[b]]
         if busy:
             logits = logits_fn(result.clone())
@@ -104,14 +104,14 @@ def generate(
             if not torch.stack(rows.aminmax()).isfinite().all():
                 raise DecodeError(f"clip {b} of the batch: logits are NaN or infinite at step {step}")
             uniform, gumbel = _noise(len(places), generators[b], rows.device)
-            sampled, log_p = sample(rows, uniform, config.top_k)
-            confidence = log_p + config.temperature * (1 - step / config.steps) * gumbel
+            sampled, log_p = draw(rows, uniform, config)
+            confidence = log_p + config.mask_temperature * (1 - step / config.num_steps) * gumbel
             ascending = confidence.argsort(stable=True)
             decided = ascending[left[b] :]
             result[b].view(-1)[places[decided]] = sampled[decided]
             hidden[b] = places[ascending[: left[b]].sort().values]
         if progress is not None:
-            progress(step, config.steps)
+            progress(step, config.num_steps)
     assert not any(len(places) for places in hidden)  # the schedule ends at zero
     return result
 
@@ -134,38 +134,40 @@ def windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:
 def generate_long(
     logits_fn_for: Callable[[int, int], LogitsFn],
     tokens: Tensor,
-    given: Tensor,
-    vocabulary: int,
+    known: Tensor,
+    codebook_size: int,
     config: DecodeConfig,
     generators: torch.Generator | Sequence[torch.Generator],
     window: int,
     overlap: int,
-    given_codebooks: int = 0,
+    num_conditioning_codebooks: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
     """``generate`` for any length: one window after another, which keeps the tokens it shares with the last.
 
-    Takes one clip (``tokens`` and ``given`` [K,T] and its generator) or several of one length ([B,K,T] and
+    Takes one clip (``tokens`` and ``known`` [K,T] and its generator) or several of one length ([B,K,T] and
     a list of B). ``logits_fn_for(start, stop)`` gives the ``logits_fn`` of these audio frames; it is asked
     for just before the window is done, and not for a window without a token to generate. Nothing but the
     tokens is held for longer than a window. With T <= ``window`` the result is ``generate``'s, bit for bit.
     ``progress`` counts the steps of all windows. Returns tokens shaped like ``tokens``.
     """
     if isinstance(generators, torch.Generator):
-        one = (vocabulary, config, [generators], window, overlap, given_codebooks, progress)
-        return generate_long(logits_fn_for, tokens[None], given[None], *one)[0]
+        one = (codebook_size, config, [generators], window, overlap, num_conditioning_codebooks, progress)
+        return generate_long(logits_fn_for, tokens[None], known[None], *one)[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, given: Tensor, report: Progress) -> Tensor:
+    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, report: Progress) -> Tensor:
         logits_fn = logits_fn_for(start, stop)
-        return generate(logits_fn, tokens, given, vocabulary, config, generators, given_codebooks, report)
+        return generate(
+            logits_fn, tokens, known, codebook_size, config, generators, num_conditioning_codebooks, report
+        )
 
-    return in_windows(fill, tokens, given, config.steps, window, overlap, progress)
+    return in_windows(fill, tokens, known, config.num_steps, window, overlap, progress)
 
 
 def in_windows(
     fill: Fill,
     tokens: Tensor,
-    given: Tensor,
+    known: Tensor,
     steps: int,
     window: int,
     overlap: int,
@@ -173,11 +175,11 @@ def in_windows(
 ) -> Tensor:
     """``fill`` one window after another: each keeps the tokens it shares with the one before.
 
-    ``tokens`` and ``given`` [B,K,T]. A window without a token to generate is passed over. ``progress`` counts
+    ``tokens`` and ``known`` [B,K,T]. A window without a token to generate is passed over. ``progress`` counts
     ``steps`` for each window. Returns new tokens [B,K,T].
     """
     spans = windows(tokens.shape[2], window, overlap)
-    result, known = tokens.clone(), given.clone()
+    result, known = tokens.clone(), known.clone()
     for index, (start, stop) in enumerate(spans):
 
         def report(step: int, steps: int, before: int = index * steps) -> None:
@@ -195,26 +197,28 @@ def in_windows(
 
 def check_arguments(
     tokens: Tensor,
-    given: Tensor,
-    vocabulary: int,
+    known: Tensor,
+    codebook_size: int,
     config: DecodeConfig,
     generators: Sequence[torch.Generator],
-    given_codebooks: int = 0,
+    num_conditioning_codebooks: int = 0,
 ) -> None:
     """Raise ``ValueError`` for arguments of ``generate`` that would spoil its result in silence."""
-    if tokens.dim() != 3 or tokens.shape != given.shape or given.dtype != torch.bool:
-        shapes = f"{list(tokens.shape)} and {given.dtype} {list(given.shape)}"
+    if tokens.dim() != 3 or tokens.shape != known.shape or known.dtype != torch.bool:
+        shapes = f"{list(tokens.shape)} and {known.dtype} {list(known.shape)}"
         raise ValueError(f"tokens [B,K,T] and a bool mask of the same shape are needed, not {shapes}")
     if len(generators) != len(tokens) or len({id(generator) for generator in generators}) != len(tokens):
         raise ValueError(f"each of the {len(tokens)} clips needs a generator of its own")
     if any(generator.device.type != "cpu" for generator in generators):
         raise ValueError("generators must be on the CPU, so that every device draws the same noise")
-    if config.top_k < 0 or config.temperature < 0:
-        raise SettingError(f"decoding needs top_k >= 0 and temperature >= 0, not {config}")
-    if not given[:, :given_codebooks].all():
-        raise ValueError(f"the first {given_codebooks} codebooks are not predicted, so they must be given")
-    if (given & ((tokens < 0) | (tokens >= vocabulary))).any():
-        raise ValueError(f"a given token is not in 0..{vocabulary - 1}")
+    if config.top_k < 0 or config.mask_temperature < 0 or config.sampling_temperature < 0:
+        raise SettingError(f"decoding needs top_k >= 0 and temperatures >= 0, not {config}")
+    if not known[:, :num_conditioning_codebooks].all():
+        raise ValueError(
+            f"the first {num_conditioning_codebooks} codebooks are not predicted, so they must be given"
+        )
+    if (known & ((tokens < 0) | (tokens >= codebook_size))).any():
+        raise ValueError(f"a given token is not in 0..{codebook_size - 1}")
 
 
 def _noise(count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -222,6 +226,17 @@ def _noise(count: int, generator: torch.Generator, device: torch.device) -> tupl
     uniform, other = torch.rand(2, count, generator=generator)
     gumbel = -(-other.clamp_min(torch.finfo(other.dtype).tiny).log()).log()
     return uniform.to(device), gumbel.to(device)
+
+
+def draw(logits: Tensor, uniform: Tensor, config: DecodeConfig) -> tuple[Tensor, Tensor]:
+    """One token per row of ``logits`` [n,V] at the sampling temperature, and its log-probability, [n].
+
+    Of the ``config.top_k`` likeliest of softmax(logits / temperature); at 0 it is the likeliest token.
+    """
+    if config.sampling_temperature == 0:
+        token = logits.argmax(-1)
+        return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+    return sample(logits / config.sampling_temperature, uniform, config.top_k)
 
 
 def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -281,27 +296,31 @@ def decode_settings(
     temperature: float | None = None,
     rerank: int | None = None,
 ) -> DecodeConfig:
-    """``default`` with what is given in its place; ``ValueError`` names a value that makes no sense."""
-    given: dict[str, Any] = {
-        "steps": steps,
-        "guidance": guidance,
-        "temperature": temperature,
-        "candidates": rerank,
+    """``default`` with what is given in its place; ``SettingError`` names a value that makes no sense.
+
+    ``temperature`` is that of the masks for VAB, that of the tokens for FoleyGen, which masks nothing.
+    """
+    named = "sampling_temperature" if default.num_steps == 0 else "mask_temperature"
+    known: dict[str, Any] = {
+        "num_steps": steps,
+        "guidance_scale": guidance,
+        named: temperature,
+        "num_candidates": rerank,
     }
-    chosen = replace(default, **{name: value for name, value in given.items() if value is not None})
-    if default.steps == 0 and steps is not None:
+    chosen = replace(default, **{name: value for name, value in known.items() if value is not None})
+    if default.num_steps == 0 and steps is not None:
         raise SettingError("steps cannot be chosen: this model makes one audio frame after another")
-    if chosen.steps < min(1, default.steps):
-        raise SettingError(f"steps must be 1 or more, not {chosen.steps}")
-    if chosen.candidates < 1:
-        raise SettingError(f"rerank must be 1 or more, not {chosen.candidates}")
-    if not math.isfinite(chosen.guidance):
-        raise SettingError(f"guidance must be a number, not {chosen.guidance}")
-    if not (math.isfinite(chosen.temperature) and chosen.temperature >= 0):
-        raise SettingError(f"temperature must be 0 or more, not {chosen.temperature}")
+    if chosen.num_steps < min(1, default.num_steps):
+        raise SettingError(f"steps must be 1 or more, not {chosen.num_steps}")
+    if chosen.num_candidates < 1:
+        raise SettingError(f"rerank must be 1 or more, not {chosen.num_candidates}")
+    if not math.isfinite(chosen.guidance_scale):
+        raise SettingError(f"guidance must be a number, not {chosen.guidance_scale}")
+    if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
+        raise SettingError(f"temperature must be 0 or more, not {temperature}")
     return chosen
 
 
-def cosine_schedule(n: int, steps: int, total: int) -> int:
-    """How many of ``total`` tokens are still hidden after step ``n`` of ``steps`` (section 3.3)."""
-    return math.floor(math.cos(math.pi / 2 * (n / steps)) * total)
+def num_masked_after(n: int, num_steps: int, total: int) -> int:
+    """How many of ``total`` tokens are still hidden after step ``n`` of ``num_steps`` (section 3.3)."""
+    return math.floor(math.cos(math.pi / 2 * (n / num_steps)) * total)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
-from vab.models.foleygen import Continuation, FoleyGen
+from vab.models.foleygen import FoleyGen, IncrementalDecoder
 from vab.models.heads import load_network, save_network
 from vab.models.hub import CONFIG, FINE, FOLDERS, ModelError, read_config
 from vab.models.vab import VAB
 from vab.sampling import autoregressive
-from vab.sampling.parallel import LogitsFn, Progress, generate_long, guided
+from vab.sampling.parallel import LogitsFn, Progress, classifier_free_guidance, generate_long
 
 OVERLAP = 1.0  # seconds that neighbouring windows share
 
@@ -36,13 +36,13 @@ class Stage:
     def fill(
         self,
         tokens: Tensor,
-        given: Tensor,
+        known: Tensor,
         features: Tensor,
         decode: DecodeConfig,
         generators: torch.Generator | Sequence[torch.Generator],
         progress: Progress | None = None,
     ) -> Tensor:
-        """``tokens`` int64 [K,T] of any length, with new ones where ``given`` bool [K,T] is False.
+        """``tokens`` int64 [K,T] of any length, with new ones where ``known`` bool [K,T] is False.
 
         ``features`` [F,dim] are those of the T audio frames. Windows are as long as in training. Or B clips
         of one length: [B,K,T], [B,K,T], [B,F,dim] and a generator for each.
@@ -51,32 +51,32 @@ class Stage:
         batch = features if features.dim() == 3 else features[None]
 
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
-            return self._logits_fn(batch, start, stop, decode.guidance)
+            return self._logits_fn(batch, start, stop, decode.guidance_scale)
 
-        what = (logits_fn_for, tokens, given, config.vocabulary, decode, generators)
+        what = (logits_fn_for, tokens, known, config.codebook_size, decode, generators)
         lengths = (config.audio_length, window_overlap(config))
         if isinstance(self.network, FoleyGen):
             return autoregressive.generate_long(*what, *lengths, progress)
-        return generate_long(*what, *lengths, config.given_codebooks, progress)
+        return generate_long(*what, *lengths, config.num_conditioning_codebooks, progress)
 
     def refine(
         self,
         coarse: Tensor,
         tokens: Tensor,
-        given: Tensor,
+        known: Tensor,
         features: Tensor,
         generators: torch.Generator | Sequence[torch.Generator],
         progress: Progress | None = None,
     ) -> Tensor:
         """The finer codebooks for ``coarse`` [K1,T], with the stage's own settings: tokens [K,T] (eq. 3).
 
-        ``tokens`` and ``given`` [K,T] hold what is known of them; their first K1 rows do not count. Or B
+        ``tokens`` and ``known`` [K,T] hold what is known of them; their first K1 rows do not count. Or B
         clips, as in :meth:`fill`.
         """
-        tokens, given = tokens.clone(), given.clone()
+        tokens, known = tokens.clone(), known.clone()
         tokens[..., : coarse.shape[-2], :] = coarse
-        given[..., : coarse.shape[-2], :] = True
-        return self.fill(tokens, given, features, self.preset.decode, generators, progress)
+        known[..., : coarse.shape[-2], :] = True
+        return self.fill(tokens, known, features, self.preset.decode, generators, progress)
 
     def _logits_fn(self, features: Tensor, start: int, stop: int, guidance: float) -> LogitsFn:
         """Guided logits of the audio frames ``start`` to ``stop``, or of the next step of them."""
@@ -84,12 +84,12 @@ class Stage:
         first = math.floor(start / FRAME_RATE * fps + 1e-6)
         seen = features[:, first : first + video_frames((stop - start) / FRAME_RATE, fps)]
         if isinstance(network, FoleyGen):
-            return guided(Continuation(network, stop - start), seen, guidance)
+            return classifier_free_guidance(IncrementalDecoder(network, stop - start), seen, guidance)
 
         def model(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
             return network(tokens, features, drop_features=drop)
 
-        return guided(model, seen, guidance)
+        return classifier_free_guidance(model, seen, guidance)
 
 
 def load_stage(folder: Path) -> Stage:
@@ -113,14 +113,17 @@ def save_stage(folder: Path, stage: Stage) -> None:
 
 def check_fine(fine: ModelConfig, first: ModelConfig) -> None:
     """``ModelError`` that says what keeps a second stage from working on a first one's tokens."""
-    same = ("codec", "vocabulary", "codebook_dim", "vision", "vision_dim", "fps")
+    same = ("codec", "codebook_size", "codebook_dim", "vision", "vision_dim", "fps")
     wrong = [
         f"{name} is {getattr(fine, name)}, not {getattr(first, name)}"
         for name in same
         if getattr(fine, name) != getattr(first, name)
     ]
-    if fine.given_codebooks != first.codebooks:
-        wrong.append(f"it refines {fine.given_codebooks} codebooks, the first stage makes {first.codebooks}")
+    if fine.num_conditioning_codebooks != first.num_codebooks:
+        wrong.append(
+            f"it refines {fine.num_conditioning_codebooks} codebooks, "
+            f"the first stage makes {first.num_codebooks}"
+        )
     if wrong:
         raise ModelError(f"the second stage does not fit the first: {'; '.join(wrong)}")
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from vab.config import SAMPLE_RATE
 from vab.media.container import MediaError
-from vab.studio.desk import GONE, MOST_TRACKS, WORDS, Desk
-from vab.studio.line import Job, Refused
-from vab.studio.rooms import TOO_MANY, Room
+from vab.studio.queue import Job, UserError
+from vab.studio.service import GONE, MOST_TRACKS, STAGE_LABELS, StudioService
+from vab.studio.sessions import TOO_MANY, Session
 from vab.studio.takes import MOST_TAKES, Take
 from vab.studio.uploads import MOST_BYTES, MOST_SECONDS, UploadError, prepare
 from vab.web import HEADERS as COMMON
@@ -48,7 +48,7 @@ HEADERS = COMMON | {
 MEDIA = {"mp4": "video/mp4", "wav": "audio/wav", "png": "image/png"}
 
 
-def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None) -> Any:
+def make_app(desk: StudioService, model: str, local: bool = True, link: str | None = None) -> Any:
     """The web application (ASGI). ``local``: only answer to names of this machine. Needs starlette.
 
     ``link`` is the address of a web server in front, whose name is answered to as well. When the application
@@ -82,7 +82,7 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
             answer.headers.setdefault(name, value)
         return answer
 
-    def room_of(request: Request) -> Room | None:
+    def room_of(request: Request) -> Session | None:
         return desk.rooms.find(request.cookies.get(COOKIE.format(request.url.port)))
 
     def page(request: Request) -> Response:
@@ -98,9 +98,9 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
         if int(request.headers.get("content-length") or 0) > MOST_BYTES:
             return error(_too_large(), 413)
         async with bodies:
-            return await take_in(request)
+            return await receive_upload(request)
 
-    async def take_in(request: Request) -> Response:
+    async def receive_upload(request: Request) -> Response:
         """The body is the file; its name is not even sent."""
         if room_of(request) is None and desk.rooms.full:
             return error(TOO_MANY, 503)
@@ -117,7 +117,7 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
             desk.rooms.clear(room, clip)
         except UploadError as refused:
             return error(str(refused), 422)
-        except Refused as refused:
+        except UserError as refused:
             return error(str(refused), 503)
         finally:
             left.set()
@@ -153,7 +153,7 @@ def make_app(desk: Desk, model: str, local: bool = True, link: str | None = None
             return error("The request arrived broken.", 400)
         try:
             verb(room, values)
-        except Refused as refused:
+        except UserError as refused:
             return error(str(refused), 409)
         return JSONResponse(_state(desk, room))
 
@@ -270,16 +270,20 @@ def _too_large() -> str:
     return f"It is too large: {MOST_BYTES >> 20} MB are the most here."
 
 
-def _about(desk: Desk, model: str) -> dict[str, Any]:
+def _about(desk: StudioService, model: str) -> dict[str, Any]:
     """What is the same for everybody."""
     decode = desk.maker.pipeline.config.decode
-    defaults = {"steps": decode.steps, "guidance": decode.guidance, "temperature": decode.temperature}
+    defaults = {
+        "steps": decode.num_steps,
+        "guidance": decode.guidance_scale,
+        "temperature": decode.mask_temperature if decode.num_steps else decode.sampling_temperature,
+    }
     limits = {"bytes": MOST_BYTES, "seconds": MOST_SECONDS, "takes": MOST_TAKES, "tracks": MOST_TRACKS}
     sounds = None if desk.shelf is None else len(desk.shelf.paths)
     return {"model": model, "defaults": defaults, "limits": limits, "sounds": sounds}
 
 
-def _state(desk: Desk, room: Room | None) -> dict[str, Any]:
+def _state(desk: StudioService, room: Session | None) -> dict[str, Any]:
     """All of a room that its page shows."""
     if room is None or room.clip is None:
         return {"clip": None, "tracks": [], "jobs": {}, "answers": {}}
@@ -306,13 +310,13 @@ def _state(desk: Desk, room: Room | None) -> dict[str, Any]:
 
 def _take(take: Take) -> dict[str, Any]:
     score = None if take.score is None else round(take.score, 3)
-    timings = {WORDS.get(stage, stage): round(seconds, 2) for stage, seconds in take.timings.items()}
+    timings = {STAGE_LABELS.get(stage, stage): round(seconds, 2) for stage, seconds in take.timings.items()}
     shown = {"title": take.title, "seconds": take.seconds, "score": score, "timings": timings}
     return {"take": take.id, **shown, "again": take.again, "url": f"takes/{take.id}"}
 
 
-def _job(desk: Desk, job: Job) -> dict[str, Any]:
-    stage = WORDS.get(job.stage, job.stage)
+def _job(desk: StudioService, job: Job) -> dict[str, Any]:
+    stage = STAGE_LABELS.get(job.stage, job.stage)
     told = {"state": job.state, "stage": stage, "share": round(job.share, 3), "error": job.error}
     return told | {"ahead": desk.line.ahead(job) if job.active else 0}
 

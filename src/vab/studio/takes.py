@@ -15,7 +15,7 @@ from PIL import Image
 
 from vab.config import SAMPLE_RATE, DecodeConfig
 from vab.errors import SettingError
-from vab.inference.embedder import agreement
+from vab.inference.embedder import audio_video_similarity
 from vab.inference.html_report import mel_picture, outline
 from vab.inference.pipeline import Audio, Progress, VABPipeline
 from vab.inference.splice import Span
@@ -71,7 +71,7 @@ class Take:
             path.unlink(missing_ok=True)
 
 
-class Maker:
+class TakeMaker:
     """Makes takes with one model. Not for several threads at once."""
 
     def __init__(self, pipeline: VABPipeline) -> None:
@@ -138,7 +138,9 @@ class Maker:
 
     def place(self, clip: Clip, sound: NDArray[np.float32], title: str, tell: Progress | None = None) -> Take:
         """A take of a sound [S] that is there already, cut or filled with silence to the clip's length."""
-        once = DecodeConfig(steps=min(1, self.pipeline.config.decode.steps))  # nothing is left to decide
+        once = DecodeConfig(
+            num_steps=min(1, self.pipeline.config.decode.num_steps)
+        )  # nothing is left to decide
         with MediaFile(clip.source) as source:
             audio = self._from(source, sound, [WHOLE], clip.seconds, 0, once, tell)
             return self._take(clip, source, audio, title, tell)
@@ -196,10 +198,10 @@ class Maker:
     def _score(self, audio: Audio) -> float | None:
         assert audio.tokens is not None and audio.features is not None
         try:
-            network = self.pipeline.understanding.contrastive
+            network = self.pipeline.embedder.contrastive
         except ModelError:
             return None
-        return float(agreement(network, audio.tokens[None], audio.features)[0])
+        return float(audio_video_similarity(network, audio.tokens[None], audio.features)[0])
 
 
 def _picture(clip: Clip, source: MediaFile, seconds: float) -> Path | MediaFile:

@@ -19,10 +19,10 @@ def augment(
     tokens: Tensor, features: Tensor | None, config: TrainConfig, fps: float, generator: torch.Generator
 ) -> Latents:
     """A random crop if ``config`` asks for one, temporal mixup, then temporal roll."""
-    if config.crop:
-        tokens, features = random_crop(tokens, features, config.crop, fps, generator)
-    tokens, features = temporal_mixup(tokens, features, config.mixup, fps, generator)
-    return temporal_roll(tokens, features, config.roll, fps, generator)
+    if config.crop_seconds:
+        tokens, features = random_crop(tokens, features, config.crop_seconds, fps, generator)
+    tokens, features = temporal_mixup(tokens, features, config.mixup_prob, fps, generator)
+    return temporal_roll(tokens, features, config.roll_prob, fps, generator)
 
 
 def random_crop(

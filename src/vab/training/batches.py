@@ -22,7 +22,7 @@ from vab.data.manifest import labels_of
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.training.augment import augment, drop_features
-from vab.training.masking import ratio_law, token_mask
+from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
 
 DEV_CLIPS = 1000  # clips of the split dev that a validation pass looks at, spread evenly over it
@@ -55,7 +55,7 @@ class Batch:
         return [getattr(self, field.name) for field in fields(self)[1:]]
 
 
-def seeded(*parts: int | str) -> torch.Generator:
+def make_generator(*parts: int | str) -> torch.Generator:
     """A CPU generator whose stream depends on ``parts`` alone."""
     digest = sha256(*(str(part) for part in parts))
     return torch.Generator().manual_seed(int(digest[:15], 16))
@@ -64,14 +64,14 @@ def seeded(*parts: int | str) -> torch.Generator:
 def check_fits(store: LatentStore, preset: Preset) -> None:
     """``StoreError`` that lists every difference if the latents are not those the model works on."""
     meta, model = store.meta, preset.model
-    same = ("codec", "vision", "vocabulary", "codebook_dim", "vision_dim", "seconds")
+    same = ("codec", "vision", "codebook_size", "codebook_dim", "vision_dim", "seconds")
     wrong = [
         f"{name} is {getattr(meta, name)!r}, the model's is {getattr(model, name)!r}"
         for name in same
         if getattr(meta, name) != getattr(model, name)
     ]
-    if meta.codebooks < model.codebooks:
-        wrong.append(f"it has {meta.codebooks} codebooks, the model needs {model.codebooks}")
+    if meta.num_codebooks < model.num_codebooks:
+        wrong.append(f"it has {meta.num_codebooks} codebooks, the model needs {model.num_codebooks}")
     ratio = meta.fps / model.fps
     if abs(ratio - round(ratio)) > 1e-6 or ratio < 1:
         wrong.append(f"its {meta.fps} features a second are no multiple of the model's {model.fps}")
@@ -129,7 +129,7 @@ class ClipBatches:
     def train_batch(self, step: int) -> Batch:
         """The whole augmented batch of a training step (section 3.2, appendix B.3)."""
         config, model = self.preset.train, self.preset.model
-        generator = seeded(config.seed, "step", step)
+        generator = make_generator(config.seed, "step", step)
         rows = self.clips_of(step)
         frames = torch.randint(self.ratio, (len(rows), model.video_length), generator=generator).numpy()
         tokens, features = self._latents(rows, frames, generator)
@@ -141,7 +141,7 @@ class ClipBatches:
         parts = torch.stack([(whose == n + 1).sum(1) for n in range(len(rows))], dim=1).float()
         parts[parts.sum(1) == 0] = torch.eye(len(rows))[parts.sum(1) == 0]  # nothing is left
         targets = parts @ self._targets(rows) / parts.sum(1, keepdim=True)
-        drop = drop_features(len(rows), config.drop_features, generator)
+        drop = drop_features(len(rows), config.cond_drop_prob, generator)
         return self._batch(rows, tokens, features, targets, drop, generator)
 
     def dev_batches(self, most: int = DEV_CLIPS) -> list[NDArray[np.int64]]:
@@ -153,7 +153,7 @@ class ClipBatches:
 
     def dev_batch(self, rows: NDArray[np.int64]) -> Batch:
         """Those clips as they are, with the middle frame of each step and masks that never change."""
-        generator = seeded("dev", *(self.store.ids[row] for row in rows))
+        generator = make_generator("dev", *(self.store.ids[row] for row in rows))
         frames = np.full((len(rows), self.preset.model.video_length), self.ratio // 2)
         tokens, features = self._latents(rows, frames, generator)
         drop = torch.zeros(len(rows), dtype=torch.bool)
@@ -161,8 +161,8 @@ class ClipBatches:
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """Places of the clips in an epoch: a shuffle, or draws weighted by how rare their label is."""
-        generator = seeded(self.preset.train.seed, "epoch", epoch)
-        if not self.preset.train.balanced:
+        generator = make_generator(self.preset.train.seed, "epoch", epoch)
+        if not self.preset.train.class_balanced:
             return torch.randperm(len(self), generator=generator).numpy()
         labels = [labels_of(self.store.labels[row]) for row in self.rows]
         counts = Counter(label for several in labels for label in several)
@@ -179,7 +179,7 @@ class ClipBatches:
         ``rows``, 2 for the second, 0 where it is filled up.
         """
         model = self.preset.model
-        tokens = self.store.gather("tokens", rows)[:, : model.codebooks]
+        tokens = self.store.gather("tokens", rows)[:, : model.num_codebooks]
         draws = torch.rand(len(rows), generator=generator, dtype=torch.float64).tolist()
         sources = rows.copy()
         if self.preset.train.pair_by_label:
@@ -216,8 +216,10 @@ class ClipBatches:
         generator: torch.Generator,
     ) -> Batch:
         model = self.preset.model
-        ratio = ratio_law(len(rows), self.preset.train, generator)
-        mask = token_mask(ratio, model.codebooks, tokens.shape[2], generator, model.given_codebooks)
+        ratio = sample_mask_ratio(len(rows), self.preset.train, generator)
+        mask = sample_token_mask(
+            ratio, model.num_codebooks, tokens.shape[2], generator, model.num_conditioning_codebooks
+        )
         return Batch(
             ids=[self.store.ids[row] for row in rows],
             tokens=tokens[:, :-1],

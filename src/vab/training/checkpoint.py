@@ -112,7 +112,7 @@ def ship(run: Path, out: Path) -> None:
     """
     out.mkdir(parents=True, exist_ok=True)
     weights = load_file(run / MODEL)
-    if read_config(run).train.frozen:
+    if read_config(run).train.freeze_trunk:
         weights = {name: tensor for name, tensor in weights.items() if name.startswith("head.")}
     # the codebooks stand in the codec's file as halves too: both must be the same numbers
     save_tensors(out / MODEL, {name: tensor.half() for name, tensor in weights.items()})

@@ -57,7 +57,7 @@ class CodecTrainConfig:
     log_every: int = 20
 
 
-class Pictures(nn.Module):
+class MultiScaleLogSpectrogram(nn.Module):
     """What two magnitude spectrograms are compared on: bins, and mel bands at several blurs."""
 
     fine: Tensor  # [bins, 64]
@@ -174,7 +174,7 @@ def _train(
     average = AveragedModel(codec, avg_fn=_averaging(config.ema))
     averaged = cast(TinyCodec, average.module)
     judges = discriminators().to(device)
-    pictures = Pictures(codec.config).to(device)
+    pictures = MultiScaleLogSpectrogram(codec.config).to(device)
     betas = (0.8, 0.99)
     optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas, weight_decay=1e-3)
     judge_optimizer = torch.optim.AdamW(judges.parameters(), config.learning_rate / 2, betas)
@@ -318,7 +318,7 @@ def fit_codes(
     The first ``given`` codebooks and, if there are any, the components stay as they are.
     """
     c = codec.config
-    if given >= c.codebooks:
+    if given >= c.num_codebooks:
         return
     batches = math.ceil(config.code_seconds / (config.batch_size * config.seconds))
     batch = (excerpts(sounds, config, config.steps + n).to(codec.mean.device) for n in range(batches))
@@ -327,26 +327,26 @@ def fit_codes(
     if not given:
         codec.mean.copy_(pairs.mean(0))
         codec.basis.copy_(torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim])
-    if len(pairs) < c.vocabulary:
+    if len(pairs) < c.codebook_size:
         raise SettingError(
-            f"{len(pairs)} frames are too few to fit {c.vocabulary} codes on; raise code_seconds"
+            f"{len(pairs)} frames are too few to fit {c.codebook_size} codes on; raise code_seconds"
         )
     rest = (pairs - codec.mean) @ codec.basis
     for k, table in enumerate(codec.vectors):
         if k >= given:
-            table.copy_(_k_means(rest, c.vocabulary, config.code_rounds))
+            table.copy_(_k_means(rest, c.codebook_size, config.code_rounds))
         rest = rest - table[nearest(rest, table)]
 
 
 def _start_from(codec: TinyCodec, first: TinyCodec) -> int:
     """Take over a codec with as many codebooks or fewer; returns how many."""
-    own = replace(codec.config, codebooks=first.codebooks, hold=first.config.hold)
-    if first.config != own or first.codebooks > codec.codebooks:
+    own = replace(codec.config, num_codebooks=first.num_codebooks, hold=first.config.hold)
+    if first.config != own or first.num_codebooks > codec.num_codebooks:
         raise SettingError(f"the codec to start from has other sizes: {first.config}, not {codec.config}")
     weights = first.state_dict()
-    weights["vectors"] = torch.cat((first.vectors, codec.vectors[first.codebooks :]))
+    weights["vectors"] = torch.cat((first.vectors, codec.vectors[first.num_codebooks :]))
     codec.load_state_dict(weights)
-    return first.codebooks
+    return first.num_codebooks
 
 
 def _k_means(points: Tensor, count: int, rounds: int) -> Tensor:

@@ -21,18 +21,20 @@ def masked_prediction(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: 
     return loss / max(1, len(chosen))
 
 
-def contrastive(audio: Tensor, video: Tensor, scale: Tensor | float, alike: Tensor | None = None) -> Tensor:
+def contrastive(
+    audio: Tensor, video: Tensor, scale: Tensor | float, positive_mask: Tensor | None = None
+) -> Tensor:
     """Symmetric InfoNCE (eq. 4): row b of each belongs to row b of the other -> scalar.
 
     audio, video [B,D], of any length: they are normalised here. ``scale`` is one over the temperature.
-    ``alike`` bool [B,B] marks rows that might as well belong to each other: they do not count as wrong.
+    ``positive_mask`` bool [B,B] marks rows that might as well belong to each other: these are not wrong.
     """
     audio = functional.normalize(audio.float(), dim=-1)
     video = functional.normalize(video.float(), dim=-1)
     logits = scale * audio @ video.T
     pairs = torch.arange(len(logits), device=logits.device)
-    if alike is not None:
-        logits = logits.masked_fill(alike & (pairs[:, None] != pairs), -torch.inf)
+    if positive_mask is not None:
+        logits = logits.masked_fill(positive_mask & (pairs[:, None] != pairs), -torch.inf)
     return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
 
 

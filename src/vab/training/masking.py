@@ -10,7 +10,7 @@ from torch import Tensor
 from vab.config import TrainConfig
 
 
-def ratio_law(n: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
+def sample_mask_ratio(n: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
     """Masking ratios [n], one per clip: a normal law cut off at both ends (section 3.2).
 
     Drawn by the inverse of its distribution function, so each draw uses one random number. Normal(0.55,
@@ -28,21 +28,25 @@ def ratio_law(n: int, config: TrainConfig, generator: torch.Generator) -> Tensor
     return ratio.clamp(config.mask_min, config.mask_max).float()
 
 
-def token_mask(
-    ratio: Tensor, codebooks: int, frames: int, generator: torch.Generator, given_codebooks: int = 0
+def sample_token_mask(
+    ratio: Tensor,
+    num_codebooks: int,
+    frames: int,
+    generator: torch.Generator,
+    num_conditioning_codebooks: int = 0,
 ) -> Tensor:
     """True where a token is hidden, bool [B,K,T]: each one with chance ``ratio`` [B], on its own.
 
-    The first ``given_codebooks`` are never hidden (eq. 3); at least one token of each clip always is.
+    The first ``num_conditioning_codebooks`` are never hidden (eq. 3); one token of each clip always is.
     """
-    shape = (len(ratio), codebooks - given_codebooks, frames)
+    shape = (len(ratio), num_codebooks - num_conditioning_codebooks, frames)
     uniform = torch.rand(shape, generator=generator, device=generator.device)
     lowest = uniform.flatten(1).argmin(1, keepdim=True)
     mask = (uniform < ratio.to(uniform.device)[:, None, None]).flatten(1)
     mask = mask.scatter(1, lowest, True).view(shape)
-    return torch.nn.functional.pad(mask, (0, 0, given_codebooks, 0), value=False)
+    return torch.nn.functional.pad(mask, (0, 0, num_conditioning_codebooks, 0), value=False)
 
 
-def apply_mask(tokens: Tensor, mask: Tensor, vocabulary: int) -> Tensor:
-    """tokens [B,K,T] with [MASK], whose id is ``vocabulary``, where ``mask`` [B,K,T] is True."""
-    return tokens.masked_fill(mask, vocabulary)
+def apply_mask(tokens: Tensor, mask: Tensor, codebook_size: int) -> Tensor:
+    """tokens [B,K,T] with [MASK], whose id is ``codebook_size``, where ``mask`` [B,K,T] is True."""
+    return tokens.masked_fill(mask, codebook_size)

@@ -19,7 +19,7 @@ from vab.training.masking import apply_mask
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LossOutput:
     """What an objective makes of a process's share of a batch."""
 
     loss: Tensor  # mean over ``weight`` things; gradients flow from here
@@ -27,7 +27,7 @@ class Outcome:
     measures: Callable[[], dict[str, Tensor]]  # name -> [sum, count]; called when there is something to log
 
 
-Objective = Callable[[nn.Module, Batch, Preset], Outcome]
+Objective = Callable[[nn.Module, Batch, Preset], LossOutput]
 
 
 def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
@@ -42,26 +42,29 @@ def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
     unused = {"audio": "video", "video": "audio"}
     for name, parameter in network.trunk.named_parameters():
         idle = len(preset.train.inputs) == 1 and unused.get(preset.train.inputs[0], "-") in name
-        parameter.requires_grad_(not (idle or preset.train.frozen))
+        parameter.requires_grad_(not (idle or preset.train.freeze_trunk))
     return network
 
 
-def masked_tokens(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
+def masked_prediction_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
     """Masked audio token prediction (eq. 1): the pre-training objective. Measures accuracy per codebook."""
     model = preset.model
-    tokens = apply_mask(batch.tokens, batch.mask, model.vocabulary)
+    tokens = apply_mask(batch.tokens, batch.mask, model.codebook_size)
     logits = network(tokens, batch.features, drop_features=batch.drop_features)
-    targets, mask = batch.tokens[:, model.given_codebooks :], batch.mask[:, model.given_codebooks :]
+    targets, mask = (
+        batch.tokens[:, model.num_conditioning_codebooks :],
+        batch.mask[:, model.num_conditioning_codebooks :],
+    )
     return _prediction(logits, targets, mask, preset)
 
 
-def next_tokens(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
+def next_token_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
     """Each token from those before it: FoleyGen's objective (appendix E). Measures accuracy per codebook."""
     logits = network(batch.tokens, batch.features, drop_features=batch.drop_features)
     return _prediction(logits, batch.tokens, torch.ones_like(batch.mask), preset)
 
 
-def sound_and_picture(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
+def contrastive_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
     """Contrast of the batch's clips over all processes (eq. 4). Measures R@1 both ways within the batch.
 
     Clips without a picture take no part. With ``pair_by_label`` any picture of a label fits any sound of it,
@@ -69,31 +72,33 @@ def sound_and_picture(network: nn.Module, batch: Batch, preset: Preset) -> Outco
     """
     seen, padding = _seen(batch)
     audio, video, scale = network(batch.tokens, batch.features, batch.token_padding, padding)
-    there = _gathered(seen)
-    audio, video, targets = (_gathered(x)[there] for x in (audio, video, batch.targets))
-    alike = targets @ targets.T > 0 if preset.train.pair_by_label else None
+    there = _all_gather_with_grad(seen)
+    audio, video, targets = (_all_gather_with_grad(x)[there] for x in (audio, video, batch.targets))
+    positive_mask = targets @ targets.T > 0 if preset.train.pair_by_label else None
     if len(audio):
         # each process holds the gradient of its own clips: wanted is the sum, DDP takes the mean
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        loss = _steeper(contrastive(audio, video, _steeper(scale, 1 / world), alike), world)
+        loss = _scale_gradient(
+            contrastive(audio, video, _scale_gradient(scale, 1 / world), positive_mask), world
+        )
     else:
         loss = (audio.sum() + video.sum() + scale) * 0.0
 
     def measures() -> dict[str, Tensor]:
         similar = (audio @ video.T).detach()
         own, count = similar.diagonal(), similar.new_tensor(float(len(similar)))
-        if alike is not None:
-            similar = similar.masked_fill(alike, -torch.inf)
+        if positive_mask is not None:
+            similar = similar.masked_fill(positive_mask, -torch.inf)
         right = {
             "R@1/video to audio": (similar > own).sum(0) == 0,
             "R@1/audio to video": (similar > own[:, None]).sum(1) == 0,
         }
         return {name: torch.stack([found.sum().float(), count]) for name, found in right.items()}
 
-    return Outcome(loss, there.sum().float(), measures)
+    return LossOutput(loss, there.sum().float(), measures)
 
 
-def clip_classes(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
+def classification_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
     """Classes of clips from each of the preset's inputs (section 3.5). Measures accuracy for each.
 
     A clip without a picture does not count where the picture alone would have to do.
@@ -116,27 +121,29 @@ def clip_classes(network: nn.Module, batch: Batch, preset: Preset) -> Outcome:
         weight = weight + count
         best = targets.gather(1, logits[rows].detach().argmax(1, keepdim=True))
         found[f"accuracy/{kind}"] = torch.stack([(best > 0.5).sum().float(), count])
-    return Outcome(loss / weight.clamp(min=1), weight, lambda: found)
+    return LossOutput(loss / weight.clamp(min=1), weight, lambda: found)
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "masked": masked_tokens,
-    "causal": next_tokens,
-    "contrastive": sound_and_picture,
-    "classification": clip_classes,
+    "masked": masked_prediction_step,
+    "causal": next_token_step,
+    "contrastive": contrastive_step,
+    "classification": classification_step,
 }
 
 
-def _prediction(logits: Tensor, targets: Tensor, mask: Tensor, preset: Preset) -> Outcome:
+def _prediction(logits: Tensor, targets: Tensor, mask: Tensor, preset: Preset) -> LossOutput:
     """Cross entropy of logits [B,Kp,T,V] where ``mask`` [B,Kp,T] is True; accuracy per codebook."""
     loss = masked_prediction(logits, targets, mask, preset.train.label_smoothing)
 
     def measures() -> dict[str, Tensor]:
         right = ((logits.detach().argmax(-1) == targets) & mask).sum((0, 2))
         counts = torch.stack([right, mask.sum((0, 2))], dim=1).float()
-        return {f"accuracy/{preset.model.given_codebooks + k}": count for k, count in enumerate(counts)}
+        return {
+            f"accuracy/{preset.model.num_conditioning_codebooks + k}": count for k, count in enumerate(counts)
+        }
 
-    return Outcome(loss, mask.sum().float(), measures)
+    return LossOutput(loss, mask.sum().float(), measures)
 
 
 def _seen(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -148,7 +155,7 @@ def _seen(batch: Batch) -> tuple[Tensor, Tensor]:
     return seen, batch.feature_padding & seen[:, None]
 
 
-def _gathered(x: Tensor) -> Tensor:
+def _all_gather_with_grad(x: Tensor) -> Tensor:
     """x [B,...] of all processes, one after another; gradients flow into this process's own."""
     if not torch.distributed.is_initialized():
         return x
@@ -164,6 +171,6 @@ def _gathered(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _steeper(x: Tensor, factor: float) -> Tensor:
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
     """x, with its gradient times ``factor``."""
     return x if factor == 1 else x.detach() + (x - x.detach()) * factor

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from vab.config import Preset, TrainConfig, check_preset
+from vab.config import Preset, TrainConfig, check_preset, current_names
 from vab.data.store import LatentStore
 from vab.errors import TrainError, first_line
 from vab.models.heads import start_from
@@ -183,7 +183,11 @@ class _Run:
             if about is None:
                 self.log(f"{path} is damaged; trying the one before")
                 continue
-            other = sorted(differences(about["identity"], self.identity))
+            saved = about["identity"] | {
+                "model": current_names("ModelConfig", about["identity"]["model"]),
+                "train": current_names("TrainConfig", about["identity"]["train"]),
+            }
+            other = sorted(differences(saved, self.identity))
             if other:
                 raise TrainError(f"{self.folder} holds another run: {'; '.join(other)}. Use another folder.")
             self.step = load_checkpoint(path, self.model, self._optimizers(), self.ema)
@@ -243,7 +247,7 @@ class _Run:
         total = fabric.all_reduce(sums, reduce_op="sum")
         # processes average their gradients; what is wanted is the mean over all things of all processes
         fabric.backward(outcome.loss * (outcome.weight * fabric.world_size / total[1]))
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_gradient)
+        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         values = {"loss": float(total[0] / total[1]), "learning_rate": rate, "gradient_norm": float(norm)}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
             raise TrainError(

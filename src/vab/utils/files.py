@@ -9,13 +9,13 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from vab.errors import naming
 from vab.utils.locks import lock
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -106,6 +106,9 @@ def sync_folder(folder: Path) -> None:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that stands under its name whole or not at all; ``OSError`` if it cannot."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     with atomic(path) as temporary:
         try:
             save_file(

@@ -36,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     if machine.status != "done":
         print(f"{options.device} cannot be used: {machine.error}", file=sys.stderr)
         return 1
-    given = sys.argv[1:] if arguments is None else arguments
+    known = sys.argv[1:] if arguments is None else arguments
     about = machine.rows[0] | {"size": "small" if options.small else "full"}
-    about["command"] = f"python -m vab.bench.gpu {shlex.join(given)}"
+    about["command"] = f"python -m vab.bench.gpu {shlex.join(known)}"
     kind, parts = ("gpu", GPU_PARTS) if options.what == "gpu" else ("gpu-train", TRAIN_PARTS)
     page = run(kind, about, parts, options.pages, options.device, options.small, TOTAL - machine.seconds)
     print("\n".join(str(path) for path in page.paths))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, synthetic_store, tf32, vision_of
 from vab.bench.timing import fill_in, unknown
 from vab.config import DecodeConfig, ModelConfig, Preset
-from vab.models.foleygen import Continuation, FoleyGen, delay
+from vab.models.foleygen import FoleyGen, IncrementalDecoder, delay
 from vab.presets import PRESETS
 from vab.sampling import autoregressive
 from vab.sampling.parallel import generate
@@ -68,21 +68,21 @@ def equal_logits(device: torch.device, small: bool) -> list[Row]:
     """Equal logits give the CPU's tokens, in parallel decoding and step by step."""
     config = preset_of("vab-encodec", small).model
     batch, rows = 2, []
-    shape = (batch, config.codebooks, config.audio_length)
-    logits = 3 * torch.randn(*shape, config.vocabulary, generator=torch.Generator().manual_seed(0))
+    shape = (batch, config.num_codebooks, config.audio_length)
+    logits = 3 * torch.randn(*shape, config.codebook_size, generator=torch.Generator().manual_seed(0))
     for name, decode in (
-        ("parallel", DecodeConfig(steps=16, temperature=25.5)),
-        ("parallel, of the 256 likeliest", DecodeConfig(steps=16, temperature=25.5, top_k=256)),
-        ("step by step", DecodeConfig(steps=0, temperature=1.0, top_k=256)),
+        ("parallel", DecodeConfig(num_steps=16, mask_temperature=25.5)),
+        ("parallel, of the 256 likeliest", DecodeConfig(num_steps=16, mask_temperature=25.5, top_k=256)),
+        ("step by step", DecodeConfig(num_steps=0, top_k=256)),
     ):
         found = []
         for where in (CPU, device):
             noise = [torch.Generator().manual_seed(n) for n in range(batch)]
             tokens = torch.zeros(shape, dtype=torch.int64, device=where)
-            given = torch.zeros_like(tokens, dtype=torch.bool)
-            what = (tokens, given, config.vocabulary, decode, noise)
+            known = torch.zeros_like(tokens, dtype=torch.bool)
+            what = (tokens, known, config.codebook_size, decode, noise)
             here = logits.to(where)
-            if decode.steps:
+            if decode.num_steps:
                 found.append(generate(partial(_same, here), *what))
             else:
                 found.append(autoregressive.generate(partial(_same, here[:, :, 0]), *what))
@@ -118,8 +118,8 @@ def _cached(network: nn.Module, tokens: Tensor, features: Tensor) -> Tensor:
     """Logits [8,B,K,V] of eight steps, one at a time, after a quarter of the window at once."""
     assert isinstance(network, FoleyGen)
     first = tokens.shape[2] // 4
-    steps = delay(tokens.clamp(max=network.config.vocabulary - 1), network.config.vocabulary)
-    continuation = Continuation(network, tokens.shape[2])
+    steps = delay(tokens.clamp(max=network.config.codebook_size - 1), network.config.codebook_size)
+    continuation = IncrementalDecoder(network, tokens.shape[2])
     found = [continuation(steps[:, :, :first], features)]
     found += [continuation(steps[:, :, n : n + 1], features) for n in range(first, first + 7)]
     return torch.stack(found)
@@ -145,7 +145,7 @@ def codecs(device: torch.device, small: bool) -> list[Row]:
     waveform = 0.1 * torch.randn(1, 16_000 if small else 32_000, generator=draw)
     for name in ("encodec", "dac"):
         codec: Any = codec_of(name, small)
-        tokens = torch.randint(codec.vocabulary, (1, codec.codebooks, 100), generator=draw)
+        tokens = torch.randint(codec.codebook_size, (1, codec.num_codebooks, 100), generator=draw)
         places = codec.model.encoder(waveform[:, None])
         sound, own = codec.decode(tokens), codec.encode(waveform)
         for numbers, (dtype, limit) in TYPES.items():
@@ -163,10 +163,16 @@ def codecs(device: torch.device, small: bool) -> list[Row]:
 def _taught(objective: Objective) -> tuple[Preset, ModelConfig]:
     """A preset of that objective which any processor trains in seconds."""
     model = replace(
-        PRESETS["vab-tiny"].model, seconds=1.0, width=64, layers=2, expert_layers=1, heads=2, vocabulary=64
+        PRESETS["vab-tiny"].model,
+        seconds=1.0,
+        hidden_dim=64,
+        num_layers=2,
+        num_expert_layers=1,
+        num_heads=2,
+        codebook_size=64,
     )
     if objective == "causal":
-        model = replace(model, expert_layers=0)
+        model = replace(model, num_expert_layers=0)
     config = replace(
         PRESETS["vab-tiny"].train,
         objective=objective,
@@ -174,7 +180,7 @@ def _taught(objective: Objective) -> tuple[Preset, ModelConfig]:
         learning_rate=1e-3,
         warmup_steps=0,
         batch_size=8,
-        crop=0.0,
+        crop_seconds=0.0,
         ema=0.9,
         precision="32-true",
         save_every=STEPS // 2,
@@ -287,9 +293,9 @@ def in_batches(device: torch.device, small: bool) -> list[Row]:
         network = network_of(preset)
         for numbers, (dtype, _) in TYPES.items():
             stage = Stage(network.to(device, dtype), preset)
-            tokens, given, features = unknown(stage, 4, preset.model.audio_length)
-            together = fill_in(stage, tokens, given, features)
-            alone, again = (fill_in(stage, tokens[:1], given[:1], features[:1]) for _ in range(2))
+            tokens, known, features = unknown(stage, 4, preset.model.audio_length)
+            together = fill_in(stage, tokens, known, features)
+            alone, again = (fill_in(stage, tokens[:1], known[:1], features[:1]) for _ in range(2))
             note = "share that differs"
             rows.append(row(f"{name}, a clip alone twice", numbers, differing(again, alone), 0.0, note))
             where = first_difference(network, *inputs(preset.model, 4, device))

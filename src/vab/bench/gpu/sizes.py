@@ -26,7 +26,13 @@ from vab.vision import RECIPES, TimmEncoder, VisionEncoder
 SMALL_VISION = replace(
     RECIPES["eva02-clip-l"], architecture="eva02_tiny_patch14_224", dim=192, size=56, short_side=56
 )
-SMALL_MODEL = {"seconds": 1.0, "width": 64, "layers": 2, "heads": 2, "vision_dim": SMALL_VISION.dim}
+SMALL_MODEL = {
+    "seconds": 1.0,
+    "hidden_dim": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "vision_dim": SMALL_VISION.dim,
+}
 SMALL_CODECS: dict[str, dict[str, int]] = {
     "encodec": {"num_filters": 8},
     "dac": {"encoder_hidden_size": 8, "decoder_hidden_size": 64},
@@ -51,8 +57,8 @@ def preset_of(name: str, small: bool) -> Preset:
     preset = PRESETS[name]
     if not small:
         return preset
-    sizes: dict[str, Any] = SMALL_MODEL | {"expert_layers": min(1, preset.model.expert_layers)}
-    decode = replace(preset.decode, steps=min(2, preset.decode.steps))
+    sizes: dict[str, Any] = SMALL_MODEL | {"num_expert_layers": min(1, preset.model.num_expert_layers)}
+    decode = replace(preset.decode, num_steps=min(2, preset.decode.num_steps))
     train = replace(preset.train, batch_size=min(4, preset.train.batch_size))
     return replace(preset, model=replace(preset.model, **sizes), decode=decode, train=train)
 
@@ -95,12 +101,12 @@ def system_of(name: str, small: bool, device: torch.device) -> System:
 def inputs(config: ModelConfig, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [B,K,T] of a window, half of them [MASK] where a codebook is predicted; features [B,F,dim]."""
     draw = torch.Generator().manual_seed(0)
-    shape = (batch, config.codebooks, config.audio_length)
-    tokens = torch.randint(config.vocabulary, shape, generator=draw)
+    shape = (batch, config.num_codebooks, config.audio_length)
+    tokens = torch.randint(config.codebook_size, shape, generator=draw)
     hidden = torch.rand(shape, generator=draw) < 0.5
-    hidden[:, : config.given_codebooks] = False
+    hidden[:, : config.num_conditioning_codebooks] = False
     features = torch.randn(batch, config.video_length, config.vision_dim, generator=draw)
-    return tokens.masked_fill(hidden, config.vocabulary).to(device), features.to(device)
+    return tokens.masked_fill(hidden, config.codebook_size).to(device), features.to(device)
 
 
 def synthetic_store(folder: Path, model: ModelConfig, clips: int) -> LatentStore:
@@ -109,18 +115,18 @@ def synthetic_store(folder: Path, model: ModelConfig, clips: int) -> LatentStore
     meta = StoreMeta(
         model.codec,
         model.vision,
-        model.codebooks,
-        model.vocabulary,
+        model.num_codebooks,
+        model.codebook_size,
         model.codebook_dim,
         model.vision_dim,
         model.seconds,
         model.fps,
     )
-    vectors = draw.standard_normal((model.codebooks, model.vocabulary, model.codebook_dim), np.float32)
+    vectors = draw.standard_normal((model.num_codebooks, model.codebook_size, model.codebook_dim), np.float32)
     store = LatentStore.create(folder, meta, vectors)
     rows = []
     for n in range(clips):
-        tokens = draw.integers(model.vocabulary, size=meta.token_shape).astype(np.uint16)
+        tokens = draw.integers(model.codebook_size, size=meta.token_shape).astype(np.uint16)
         if n % 2:
             tokens[:] = n % 7
         features = draw.standard_normal(meta.feature_shape, np.float32).astype(np.float16)

@@ -130,8 +130,8 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
     dtype = KINDS[kind][0]
     size = (batch * config.video_length, 3, vision.size, vision.size)
     pictures = torch.randn(size, device=device, dtype=dtype)
-    codebooks = (system.fine or system.first).preset.model.codebooks
-    tokens = torch.randint(config.vocabulary, (batch, codebooks, frames), device=device)
+    num_codebooks = (system.fine or system.first).preset.model.num_codebooks
+    tokens = torch.randint(config.codebook_size, (batch, num_codebooks, frames), device=device)
     jobs: dict[str, Callable[[], Any]] = {"features": partial(vision.model, pictures)}
     flops = {}
     for name, stage in stages.items():
@@ -163,9 +163,9 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
     return row
 
 
-def _but_some(given: torch.Tensor) -> torch.Tensor:
+def _but_some(known: torch.Tensor) -> torch.Tensor:
     """All known but the last sixteen frames of what is not."""
-    known = given.clone()
+    known = known.clone()
     known[:, :, :-16] = True
     return known
 
@@ -176,10 +176,10 @@ def profile(stage: Stage, device: torch.device, most: int = 8) -> list[str]:
     from torch.profiler import profile as record
 
     cuda = device.type == "cuda"
-    tokens, given, features = unknown(stage, 1, padded_length(1, stage.preset.model))
+    tokens, known, features = unknown(stage, 1, padded_length(1, stage.preset.model))
     if isinstance(stage.network, FoleyGen):
-        given = _but_some(given)
-    work = partial(fill_in, stage, tokens, given, features, steps=1)
+        known = _but_some(known)
+    work = partial(fill_in, stage, tokens, known, features, steps=1)
     work()
     finish(device)
     with record(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as seen:

@@ -73,7 +73,7 @@ def classes(device: str, small: bool, folder: Path) -> dict[str, Any]:
     """vab-tiny's classes, a linear probe in its space of sound and picture."""
     begin = time.perf_counter()
     chosen, place = preset("vab-tiny-classes"), Path(FOLDERS["classification"])
-    chosen = replace(chosen, train=replace(chosen.train, frozen=True, learning_rate=1e-2))
+    chosen = replace(chosen, train=replace(chosen.train, freeze_trunk=True, learning_rate=1e-2))
     return _trained("classes", chosen, Path(FOLDERS["contrastive"]), place, begin, device, small, folder)
 
 
@@ -258,13 +258,13 @@ def read_sounds(manifest: Path) -> dict[str, list[NDArray[np.int16]]]:
 def write_noise(store: Path, manifest: Path, clips: int = 16) -> None:
     """A store of random latents with two labels, and a few tones: enough to see that everything runs."""
     random, model = np.random.default_rng(0), preset("vab-tiny").model
-    vectors = TinyCodec.from_pretrained(find_model()).codebook_vectors()[: model.codebooks].numpy()
-    sizes = (model.codebooks, model.vocabulary, model.codebook_dim, model.vision_dim)
+    vectors = TinyCodec.from_pretrained(find_model()).codebook_vectors()[: model.num_codebooks].numpy()
+    sizes = (model.num_codebooks, model.codebook_size, model.codebook_dim, model.vision_dim)
     meta = StoreMeta(model.codec, model.vision, *sizes, model.seconds, model.fps)
     target = LatentStore.create(store, meta, vectors)
     rows = []
     for n in range(clips):
-        tokens = random.integers(model.vocabulary, size=meta.token_shape, dtype=np.uint16)
+        tokens = random.integers(model.codebook_size, size=meta.token_shape, dtype=np.uint16)
         features = random.random(meta.feature_shape, np.float32).astype(np.float16)
         split = "dev" if n % 4 == 3 else "train"
         rows.append(Latents(f"clip{n}", ("high", "low")[n // 4 % 2], split, tokens, features))

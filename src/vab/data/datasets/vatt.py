@@ -58,8 +58,8 @@ def vatt_store(
     meta = StoreMeta(
         codec="encodec",
         vision="eva02-clip-l-336",
-        codebooks=CODEBOOKS,
-        vocabulary=VOCABULARY,
+        num_codebooks=CODEBOOKS,
+        codebook_size=VOCABULARY,
         codebook_dim=vectors.shape[2],
         vision_dim=VISION_DIM,
         seconds=SECONDS,

@@ -17,14 +17,14 @@ from vab.data.store import LatentStore
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
 from vab.evaluate.embedding import classify_store, embed_store
 from vab.evaluate.generation import protocol
-from vab.evaluate.generation.clips import Fault
+from vab.evaluate.generation.clips import ClipError
 from vab.evaluate.generation.synthesis import (
-    Maker,
     Progress,
+    Synthesizer,
     chosen_rows,
     file_name,
-    made_sounds,
-    true_sounds,
+    reconstruct_true,
+    synthesize,
 )
 from vab.evaluate.metrics.classification import classification, targets_of
 from vab.evaluate.metrics.retrieval import retrieval
@@ -69,7 +69,7 @@ class Outcome:
     measures: dict[str, Interval] = field(default_factory=dict)
     clips: dict[str, int] = field(default_factory=dict)  # N of each measure
     made_with: dict[str, Any] = field(default_factory=dict)
-    left_out: list[Fault] = field(default_factory=list)  # sounds that could not be measured
+    left_out: list[ClipError] = field(default_factory=list)  # sounds that could not be measured
     absent: dict[str, str] = field(default_factory=dict)  # backbones that could not be had, and why
     heard: tuple[Path, Path, protocol.Settings] | None = None  # what was measured against what, and how
     reason: str = ""
@@ -149,7 +149,7 @@ def ablate(
     own = read_config(folder)
     if own.train.objective == "causal" and name != "guidance":
         raise EvaluationError(f"{folder}: FoleyGen has no {name} to vary")
-    maker = Maker.load(folder, settings.codec_path, settings.device, _fine(own, settings))
+    maker = Synthesizer.load(folder, settings.codec_path, settings.device, _fine(own, settings))
     decoded, place = own, settings.run
     if name == "fine":
         if maker.fine is None:
@@ -202,7 +202,7 @@ def _trained(
             if objective not in measured:
                 continue
             if objective == "masked":
-                maker = Maker.load(place, settings.codec_path, settings.device, _fine(taught, settings))
+                maker = Synthesizer.load(place, settings.codec_path, settings.device, _fine(taught, settings))
                 _generated(outcome, maker, taught, taught.decode, [store], place, settings, progress)
                 continue
             found = _measured(place, objective, store, settings)
@@ -310,7 +310,7 @@ def _measured(
 
 def _generated(
     outcome: Outcome,
-    maker: Maker,
+    maker: Synthesizer,
     preset: Preset,
     decode: DecodeConfig,
     stores: list[LatentStore],
@@ -324,10 +324,10 @@ def _generated(
     rows = chosen_rows(clips, settings.clips)
     reference = settings.reference
     if reference is None:
-        reference = true_sounds(store, rows, maker, settings.run, progress)
-    values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "candidates")
+        reference = reconstruct_true(store, rows, maker, settings.run, progress)
+    values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "num_candidates")
     sounds = folder / "sounds" / "_".join(values)
-    made_sounds(maker, clips, rows, decode, settings.seed, sounds, progress)
+    synthesize(maker, clips, rows, decode, settings.seed, sounds, progress)
     chosen = protocol.Settings(
         seconds=preset.model.seconds,
         weights=settings.weights,
@@ -341,7 +341,7 @@ def _generated(
     outcome.left_out = _compare(outcome, progress)
 
 
-def _compare(outcome: Outcome, progress: Progress) -> list[Fault]:
+def _compare(outcome: Outcome, progress: Progress) -> list[ClipError]:
     """Measure a row's sounds, and say which could not be."""
     assert outcome.heard is not None
     found = protocol.evaluate(*outcome.heard, progress)

@@ -27,7 +27,7 @@ class Row:
     """One row (or column) of a table."""
 
     name: str
-    changes: Mapping[str, Any] = field(default_factory=dict)  # "decode.steps": 8
+    changes: Mapping[str, Any] = field(default_factory=dict)  # "decode.num_steps": 8
     paper: Mapping[str, float] = field(default_factory=dict)  # measure -> the paper's number
     chain: tuple[Objective, ...] = ()
 
@@ -83,7 +83,7 @@ def _decoding(name: str, values: Mapping[float, tuple[float, float]], **others: 
     same = {f"decode.{key}": value for key, value in others.items()}
     return tuple(
         Row(
-            "none" if (name, value) == ("guidance", 1.0) else f"{value:g}",
+            "none" if (name, value) == ("guidance_scale", 1.0) else f"{value:g}",
             {f"decode.{name}": value, **same},
             dict(zip((FAD, KLD), numbers, strict=True)),
         )
@@ -207,9 +207,9 @@ ABLATIONS = {
             "Decoding steps of the second stage, on the true coarse codebooks",
             "Table 15, VAB-DAC-Coarse2Fine",
             (
-                Row("coarse alone", {"decode.steps": 0}),
-                Row("24", {"decode.steps": 24}, {FAD: 1.32}),
-                Row("36", {"decode.steps": 36}, {FAD: 1.28}),
+                Row("coarse alone", {"decode.num_steps": 0}),
+                Row("24", {"decode.num_steps": 24}, {FAD: 1.32}),
+                Row("36", {"decode.num_steps": 36}, {FAD: 1.28}),
             ),
         ),
         Ablation(
@@ -217,7 +217,7 @@ ABLATIONS = {
             "Scale of classifier-free guidance",
             "Table 16, VAB-DAC",
             _decoding(
-                "guidance",
+                "guidance_scale",
                 {
                     1.0: (5.93, 3.45),
                     3.0: (3.50, 2.90),
@@ -232,7 +232,7 @@ ABLATIONS = {
             "Temperature of the noise in the confidence",
             "Table 17, VAB-Encodec",
             _decoding(
-                "temperature",
+                "mask_temperature",
                 {
                     4.5: (5.75, 3.08),
                     10.5: (3.1, 2.69),
@@ -248,9 +248,9 @@ ABLATIONS = {
             "Decoding steps",
             "Table 18, VAB-Encodec",
             _decoding(  # its 16 steps have the FAD of temperature 10.5 in Table 17
-                "steps",
+                "num_steps",
                 {8: (3.52, 2.67), 16: (3.1, 2.65), 36: (3.25, 2.69), 48: (3.32, 2.71)},
-                temperature=10.5,
+                mask_temperature=10.5,
             ),
         ),
     )

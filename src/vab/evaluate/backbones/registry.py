@@ -36,7 +36,7 @@ class PictureBackbone(Protocol):
 
 
 @dataclass(frozen=True)
-class Kind:
+class FeatureSpec:
     """Features that a backbone makes, and where it leaves them in the cache."""
 
     name: str
@@ -49,7 +49,7 @@ class Kind:
     whole: bool = False  # made of the whole file, however many seconds are measured
 
 
-VGGISH = Kind(
+VGGISH = FeatureSpec(
     "vggish",
     16_000,
     ("vggish_features",),
@@ -57,7 +57,7 @@ VGGISH = Kind(
     source="https://github.com/harritaylor/torchvggish/releases/tag/v0.1",
     made_by="vggish:VGGishBackbone",
 )
-PANNS = Kind(
+PANNS = FeatureSpec(
     "panns",
     16_000,
     ("pann_features",),
@@ -65,7 +65,7 @@ PANNS = Kind(
     source="https://zenodo.org/records/3987831",
     made_by="panns:PANNsBackbone",
 )
-PASST = Kind(
+PASST = FeatureSpec(
     "passt",
     32_000,
     ("passt_features_embed", "passt_logits"),
@@ -73,7 +73,7 @@ PASST = Kind(
     source="https://github.com/kkoutini/PaSST/releases/tag/v0.0.1-audioset",
     made_by="passt:PaSSTBackbone",
 )
-YAMNET = Kind(
+YAMNET = FeatureSpec(
     "yamnet",
     16_000,
     ("yamnet_features", "yamnet_logits"),
@@ -81,7 +81,7 @@ YAMNET = Kind(
     source="https://github.com/google-coral/coralmicro/tree/main/models",
     made_by="yamnet:YamnetBackbone",
 )
-IMAGEBIND_SOUND = Kind(
+IMAGEBIND_SOUND = FeatureSpec(
     "imagebind_audio",
     16_000,
     ("imagebind_audio",),
@@ -97,7 +97,7 @@ IMAGEBIND_PICTURE = replace(
     tables=("imagebind_video",),
     made_by="imagebind:ImageBindPicture",
 )
-SYNCHFORMER_SOUND = Kind(
+SYNCHFORMER_SOUND = FeatureSpec(
     "synchformer_audio",
     16_000,
     ("synchformer_audio",),
@@ -122,7 +122,7 @@ BACKBONES = {  # what is made of the reference, and of what was generated
 }
 
 
-def find(kind: Kind, weights: Path | None) -> tuple[Path, str]:
+def find(kind: FeatureSpec, weights: Path | None) -> tuple[Path, str]:
     """The weights of a kind and the start of their sha256. ``EvaluationError`` if they are not there."""
     from vab.evaluate.backbones.weights import find_weights
 
@@ -133,7 +133,7 @@ def find(kind: Kind, weights: Path | None) -> tuple[Path, str]:
         raise EvaluationError(f"{path}: {first_line(error)}") from None
 
 
-def load(kind: Kind, path: Path, device: str) -> Any:
+def load(kind: FeatureSpec, path: Path, device: str) -> Any:
     """The backbone of a kind with its weights on a device (``auto``: the best there is); a ``Backbone`` for
     sounds, a ``PictureBackbone`` for pictures.
 

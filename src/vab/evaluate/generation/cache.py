@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vab.errors import first_line
-from vab.evaluate.backbones.registry import Features, Kind
+from vab.evaluate.backbones.registry import Features, FeatureSpec
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.files import atomic, write_whole
 from vab.utils.provenance import sha256
@@ -33,14 +33,14 @@ def cache_folder(folder: Path, seconds: float, base: Path | None) -> Path:
     return base / f"{place.name}-{sha256(str(place))[:8]}" / name
 
 
-class Shelf:
+class FeatureCache:
     """Features of one kind for the clips of one folder.
 
     Tables that have no record were made by av-benchmark: they count for whatever file has their name.
     Raises ``EvaluationError`` for a file that cannot be read, or a folder that cannot be written.
     """
 
-    def __init__(self, folder: Path, kind: Kind, weights: str | None) -> None:
+    def __init__(self, folder: Path, kind: FeatureSpec, weights: str | None) -> None:
         """``weights`` is their hash; None: not known, so what is here is taken whatever it was made with."""
         self.folder, self.kind = folder, kind
         self.features: dict[str, tuple[Features, ...]] = {}
@@ -51,7 +51,7 @@ class Shelf:
         self._read()
 
     @property
-    def foreign(self) -> bool:
+    def external(self) -> bool:
         """Whether it holds anything that somebody else made."""
         return any(stamp is None for stamp in self.stamps.values())
 
@@ -152,6 +152,6 @@ def _save(content: dict[str, Any], path: Path) -> None:
         torch.save(content, temporary)
 
 
-def tables_in(folder: Path, kinds: Iterable[Kind]) -> list[Kind]:
+def tables_in(folder: Path, kinds: Iterable[FeatureSpec]) -> list[FeatureSpec]:
     """The kinds whose tables lie in a folder."""
     return [kind for kind in kinds if all((folder / f"{table}.pth").is_file() for table in kind.tables)]

@@ -19,7 +19,7 @@ SILENT = 1e-4  # -80 dB below full scale: no sample is louder
 
 
 @dataclass(frozen=True)
-class Fault:
+class ClipError:
     """A clip that cannot be measured, and why."""
 
     id: str
@@ -33,7 +33,7 @@ class Folder:
     path: Path
     sounds: dict[str, Path]  # what is measured; a video's own sound where no sound file has its name
     videos: dict[str, Path]
-    faults: list[Fault] = field(default_factory=list)  # two files of one name, or with the same bytes
+    faults: list[ClipError] = field(default_factory=list)  # two files of one name, or with the same bytes
 
     def stamp(self, name: str, picture: bool = False) -> str | None:
         """What tells that a file has changed: size and time. None for a clip that is only in the cache."""
@@ -68,9 +68,9 @@ def open_folder(path: Path) -> Folder:
         if len(several) == 1:
             found.sounds[name] = sounds.get(name, several)[0]
         else:
-            found.faults.append(Fault(name, f"{several[1]}: has the name of {several[0]}"))
+            found.faults.append(ClipError(name, f"{several[1]}: has the name of {several[0]}"))
     for copy, first in copies(found.sounds.values()).items():
-        found.faults.append(Fault(copy.stem, f"{copy}: is a copy of {first}"))
+        found.faults.append(ClipError(copy.stem, f"{copy}: is a copy of {first}"))
         del found.sounds[copy.stem]
     return found
 

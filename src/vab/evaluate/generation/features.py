@@ -12,25 +12,25 @@ import torch
 from numpy.typing import NDArray
 
 from vab.errors import first_line
-from vab.evaluate.backbones.registry import Features, Kind
-from vab.evaluate.generation.cache import Shelf
-from vab.evaluate.generation.clips import SLACK, Fault, Folder, check_clip, read_clip
+from vab.evaluate.backbones.registry import Features, FeatureSpec
+from vab.evaluate.generation.cache import FeatureCache
+from vab.evaluate.generation.clips import SLACK, ClipError, Folder, check_clip, read_clip
 from vab.evaluate.metrics import signal
 from vab.media.container import MediaError
 
 Progress = Callable[[int, int, Path, str, int, int], None]  # clip n, of, file, stage, done, in all
 RATE = 16_000
-SOUND = Kind("sound", RATE, ("vab_sound",), version="1")  # what needs no network, by clip
-PAIRS = Kind("pairs", RATE, ("vab_pairs",), version="1")  # and by pair
+SOUND = FeatureSpec("sound", RATE, ("vab_sound",), version="1")  # what needs no network, by clip
+PAIRS = FeatureSpec("pairs", RATE, ("vab_pairs",), version="1")  # and by pair
 
 
 @dataclass
-class Side:
+class ClipSet:
     """A folder and the shelves of its features, by the name of their kind."""
 
     folder: Folder
     cache: Path
-    shelves: dict[str, Shelf] = field(default_factory=dict)
+    shelves: dict[str, FeatureCache] = field(default_factory=dict)
 
     @property
     def ids(self) -> set[str]:
@@ -38,21 +38,21 @@ class Side:
         names = set(self.folder.sounds) | {fault.id for fault in self.folder.faults}
         return names or {name for shelf in self.shelves.values() for name in shelf.features}
 
-    def shelf(self, kind: Kind, weights: str | None) -> Shelf:
+    def shelf(self, kind: FeatureSpec, weights: str | None) -> FeatureCache:
         """The shelf of a kind whose weights have this hash, read from disk the first time."""
         if kind.name not in self.shelves:
-            self.shelves[kind.name] = Shelf(self.cache, kind, weights)
+            self.shelves[kind.name] = FeatureCache(self.cache, kind, weights)
             if self.folder.sounds:
                 self.shelves[kind.name].keep(self.folder.sounds)
         return self.shelves[kind.name]
 
-    def lacking(self, kind: Kind, ids: Sequence[str]) -> list[str]:
+    def lacking(self, kind: FeatureSpec, ids: Sequence[str]) -> list[str]:
         """Those of the clips that have no features of a kind, or of another state of their file."""
         shelf = self.shelves[kind.name]
         return [name for name in ids if not shelf.has(name, self.folder.stamp(name, kind.rate == 0))]
 
 
-def look(side: Side, ids: Sequence[str], seconds: float, progress: Progress) -> list[Fault]:
+def look(side: ClipSet, ids: Sequence[str], seconds: float, progress: Progress) -> list[ClipError]:
     """Read every clip, keep what needs no network, and say which cannot be measured: unreadable, too short,
     silent."""
     shelf = side.shelf(SOUND, SOUND.version)
@@ -66,7 +66,7 @@ def look(side: Side, ids: Sequence[str], seconds: float, progress: Progress) -> 
                 waveform = read_clip(path, RATE, seconds)
                 check_clip(path, waveform, RATE)
             except MediaError as error:
-                faults.append(Fault(name, first_line(error)))
+                faults.append(ClipError(name, first_line(error)))
                 continue
             shelf.put(name, stamp or "", (_without_network(waveform),))
     return faults
@@ -80,7 +80,7 @@ def _without_network(waveform: NDArray[np.float32]) -> Features:
     }
 
 
-def ends_early(reference: Side, generated: Side, ids: Sequence[str]) -> list[Fault]:
+def ends_early(reference: ClipSet, generated: ClipSet, ids: Sequence[str]) -> list[ClipError]:
     """Generated sounds that end before their reference does."""
     faults = []
     shelves = [side.shelves[SOUND.name] for side in (reference, generated)]
@@ -88,12 +88,12 @@ def ends_early(reference: Side, generated: Side, ids: Sequence[str]) -> list[Fau
         long, short = (float(shelf.features[name][0]["seconds"]) for shelf in shelves)
         if short < long - SLACK:
             reason = f"too short, {short:.2f} s, where the reference has {long:.2f} s"
-            faults.append(Fault(name, f"{generated.folder.sounds[name]}: {reason}"))
+            faults.append(ClipError(name, f"{generated.folder.sounds[name]}: {reason}"))
     return faults
 
 
 def compare(
-    reference: Side, generated: Side, ids: Sequence[str], seconds: float, progress: Progress
+    reference: ClipSet, generated: ClipSet, ids: Sequence[str], seconds: float, progress: Progress
 ) -> list[float]:
     """The mel distance of each pair; kept with the features of the generated sounds."""
     shelf = generated.shelf(PAIRS, PAIRS.version)
@@ -108,7 +108,7 @@ def compare(
 
 
 def extract(
-    side: Side, ids: Sequence[str], networks: Mapping[Kind, Any], seconds: float, progress: Progress
+    side: ClipSet, ids: Sequence[str], networks: Mapping[FeatureSpec, Any], seconds: float, progress: Progress
 ) -> dict[tuple[str, str], str]:
     """Fill the shelves of these kinds; what could not be made, as kind and clip, and why."""
     lacking = {kind: set(side.lacking(kind, ids)) for kind in networks}
@@ -138,7 +138,7 @@ def extract(
 class _saving:
     """Saves shelves at the end: whole if all went well, else as something to go on from."""
 
-    def __init__(self, shelves: Sequence[Shelf]) -> None:
+    def __init__(self, shelves: Sequence[FeatureCache]) -> None:
         self.shelves = shelves
 
     def __enter__(self) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from vab.data.store import LatentStore
 from vab.evaluate.generation.protocol import Generation, Settings, evaluate
 from vab.evaluate.generation.synthesis import (
-    Maker,
     Progress,
+    Synthesizer,
     chosen_rows,
     file_name,
-    made_sounds,
-    true_sounds,
+    reconstruct_true,
+    synthesize,
 )
 from vab.models.hub import find_model, read_config
 from vab.training.batches import ClipBatches
@@ -43,10 +43,10 @@ def evaluate_model(task: Task, settings: Settings, progress: Progress = lambda *
     preset = read_config(folder)
     clips = ClipBatches(LatentStore.open(task.store), preset, task.split)
     rows = chosen_rows(clips, task.clips)
-    maker = Maker.load(folder, task.codec_path, settings.device)
-    reference = task.reference or true_sounds(clips.store, rows, maker, task.run, progress)
+    maker = Synthesizer.load(folder, task.codec_path, settings.device)
+    reference = task.reference or reconstruct_true(clips.store, rows, maker, task.run, progress)
     sounds = task.run / "sounds" / folder.name
-    made_sounds(maker, clips, rows, preset.decode, task.seed, sounds, progress)
+    synthesize(maker, clips, rows, preset.decode, task.seed, sounds, progress)
     chosen = frozenset(file_name(clips.store.ids[row]) for row in rows)
     settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds), clips=chosen)
     found = evaluate(reference, sounds, settings, progress)

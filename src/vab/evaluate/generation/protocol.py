@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vab.evaluate.backbones.registry import BACKBONES, Kind, find, load
+from vab.evaluate.backbones.registry import BACKBONES, FeatureSpec, find, load
 from vab.evaluate.generation.cache import cache_folder, tables_in
-from vab.evaluate.generation.clips import Fault, open_folder
-from vab.evaluate.generation.features import SOUND, Progress, Side, compare, ends_early, extract, look
+from vab.evaluate.generation.clips import ClipError, open_folder
+from vab.evaluate.generation.features import SOUND, ClipSet, Progress, compare, ends_early, extract, look
 from vab.evaluate.generation.scores import (
     AV_BENCHMARK,
     PICTURES,
@@ -35,7 +35,7 @@ from vab.utils.files import write_whole
 class Incomplete(EvaluationError):
     """Clips that cannot be measured, where all must be."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, faults: Sequence[ClipError]) -> None:
         clips = "1 clip" if len(faults) == 1 else f"{len(faults)} clips"
         super().__init__(f"{clips} cannot be measured; --allow-missing leaves them out")
         self.faults = list(faults)
@@ -64,10 +64,10 @@ class Generation:
     seconds: float | None  # of each clip; None: not known, for features were all there was
     ids: list[str] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[ClipError] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     weights: dict[str, str | None] = field(default_factory=dict)  # backbone -> start of the sha256
-    foreign: list[str] = field(default_factory=list)  # backbones with features that somebody else made
+    external: list[str] = field(default_factory=list)  # backbones with features that somebody else made
     unwritten: str = ""  # why av-benchmark's results could not be written
 
     def get(self, key: str) -> Measure | None:
@@ -90,7 +90,7 @@ class Generation:
             "left_out": [vars(fault) for fault in self.faults],
             "not_measured": self.absent,
             "weights": self.weights,
-            "features_of_others": self.foreign,
+            "features_of_others": self.external,
         }
 
     def markdown(self) -> str:
@@ -173,7 +173,7 @@ def _check(settings: Settings) -> None:
         raise EvaluationError("the number of resamples cannot be negative")
 
 
-def _side(path: Path, settings: Settings) -> Side:
+def _side(path: Path, settings: Settings) -> ClipSet:
     """A folder and where its features are: a folder without sounds may hold them itself."""
     folder = open_folder(path)
     cache = cache_folder(path, settings.seconds, settings.cache)
@@ -183,10 +183,10 @@ def _side(path: Path, settings: Settings) -> Side:
         if not places:
             raise EvaluationError(f"{path}: has neither sounds nor videos nor features in it")
         cache = places[0]
-    return Side(folder, cache)
+    return ClipSet(folder, cache)
 
 
-def _weights(sides: Sequence[Side], settings: Settings, found: Generation) -> dict[str, Path | None]:
+def _weights(sides: Sequence[ClipSet], settings: Settings, found: Generation) -> dict[str, Path | None]:
     """The backbones to measure with and the files of their weights; None where features must do."""
     wanted: dict[str, Path | None] = {}
     for name in settings.backbones or BACKBONES:
@@ -214,17 +214,19 @@ def _give_up(name: str, error: EvaluationError, settings: Settings, found: Gener
     found.absent[name] = str(error)
 
 
-def _pairs(sides: Sequence[Side], wanted: frozenset[str] | None) -> tuple[list[str], list[Fault]]:
+def _pairs(sides: Sequence[ClipSet], wanted: frozenset[str] | None) -> tuple[list[str], list[ClipError]]:
     """Clips that both sides have, and those that only one has or that are there twice."""
     there = [side.ids if wanted is None else side.ids & wanted for side in sides]
     faults = [fault for side in sides for fault in side.folder.faults if fault.id in there[0] | there[1]]
     twice = {fault.id for fault in faults}
     for here, other, side in ((there[0], there[1], sides[1]), (there[1], there[0], sides[0])):
-        faults += [Fault(name, f"missing from {side.folder.path}") for name in sorted(here - other - twice)]
+        faults += [
+            ClipError(name, f"missing from {side.folder.path}") for name in sorted(here - other - twice)
+        ]
     return sorted((there[0] & there[1]) - twice), faults
 
 
-def _judge(faults: list[Fault], settings: Settings, found: Generation) -> None:
+def _judge(faults: list[ClipError], settings: Settings, found: Generation) -> None:
     """Note what is left out, or refuse."""
     found.faults = sorted([*found.faults, *faults], key=lambda fault: (fault.id, fault.reason))
     if faults and not settings.allow_missing:
@@ -232,14 +234,14 @@ def _judge(faults: list[Fault], settings: Settings, found: Generation) -> None:
 
 
 def _features(
-    sides: Sequence[Side],
+    sides: Sequence[ClipSet],
     weights: dict[str, Path | None],
     settings: Settings,
     found: Generation,
     progress: Progress,
 ) -> dict[tuple[str, str], str]:
     """Make the features that are not there; what could not be made, as kind and clip, and why."""
-    networks: list[dict[Kind, Any]] = [{}, {}]
+    networks: list[dict[FeatureSpec, Any]] = [{}, {}]
     for name, path in weights.items():
         for side, kind, loaded in zip(sides, BACKBONES[name], networks, strict=True):
             if path is None or not side.folder.sounds or not side.lacking(kind, found.ids):
@@ -259,7 +261,7 @@ def _features(
 def _measure(
     name: str,
     path: Path | None,
-    sides: Sequence[Side],
+    sides: Sequence[ClipSet],
     failed: dict[tuple[str, str], str],
     settings: Settings,
     found: Generation,
@@ -267,7 +269,9 @@ def _measure(
     """What a backbone says about the clips that have its features; the others are left out, or refused."""
     both = list(zip(sides, BACKBONES[name], strict=True))
     faults = [
-        Fault(clip, failed.get((kind.name, clip), f"no {kind.name} among the features of {side.folder.path}"))
+        ClipError(
+            clip, failed.get((kind.name, clip), f"no {kind.name} among the features of {side.folder.path}")
+        )
         for side, kind in both
         for clip in side.lacking(kind, found.ids)
     ]
@@ -279,10 +283,10 @@ def _measure(
             made = side.shelves[kind.name].features
             counts = {clip: len(made[clip][0]) for clip in found.ids if clip not in lacking}
             reason = f"too short for DeSync: {{}} segments among the features of {side.folder.path}, {need}"
-            faults += [Fault(clip, reason.format(n)) for clip, n in counts.items() if n < SEGMENTS]
+            faults += [ClipError(clip, reason.format(n)) for clip, n in counts.items() if n < SEGMENTS]
     _judge(faults, settings, found)
-    if any(side.shelves[kind.name].foreign for side, kind in both):
-        found.foreign.append(name)
+    if any(side.shelves[kind.name].external for side, kind in both):
+        found.external.append(name)
     ids = [clip for clip in found.ids if clip not in {fault.id for fault in faults}]
     if len(ids) < 2:
         found.absent[name] = f"{len(ids)} clips have its features; two are the least"

@@ -26,7 +26,7 @@ from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.media.reader import write_wav
 from vab.models.hub import CODEC
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
-from vab.training.batches import Batch, ClipBatches, seeded
+from vab.training.batches import Batch, ClipBatches, make_generator
 from vab.utils.device import pick_device
 from vab.utils.files import write_whole
 from vab.utils.provenance import sha256
@@ -37,7 +37,7 @@ Progress = Callable[[int, int, Path, str, int, int], None]  # clip n, of, file, 
 
 
 @dataclass(frozen=True)
-class Maker:
+class Synthesizer:
     """What makes sound from features: the stages of a model directory, and its codec."""
 
     first: Stage
@@ -56,7 +56,7 @@ class Maker:
         codec_path: str | Path | None = None,
         device: str = "auto",
         fine: Path | None = None,
-    ) -> Maker:
+    ) -> Synthesizer:
         """A model directory, with the second stage of another one if ``fine`` names it.
 
         Raises ``ModelError`` or ``CodecError``.
@@ -81,17 +81,17 @@ class Maker:
     @torch.no_grad()
     def tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
         """Tokens [B,K,T] of one window for a batch's features; each clip's noise depends on its id."""
-        coarse = self.first.preset.model.codebooks
-        codebooks = (self.fine or self.first).preset.model.codebooks
-        shape = (len(batch.ids), codebooks, self.first.preset.model.audio_length)
+        coarse = self.first.preset.model.num_codebooks
+        num_codebooks = (self.fine or self.first).preset.model.num_codebooks
+        shape = (len(batch.ids), num_codebooks, self.first.preset.model.audio_length)
         empty = torch.zeros(shape, dtype=torch.int64, device=self.device)
         none = torch.zeros_like(empty, dtype=torch.bool)
         features = batch.features.to(self.device)
-        noise = {use: [seeded(seed, use, name) for name in batch.ids] for use in ("sound", "fine")}
+        noise = {use: [make_generator(seed, use, name) for name in batch.ids] for use in ("sound", "fine")}
         fine = self.fine
         if self.true_coarse:
             assert fine is not None
-            fine = Stage(fine.network, replace(fine.preset, decode=decode)) if decode.steps else None
+            fine = Stage(fine.network, replace(fine.preset, decode=decode)) if decode.num_steps else None
             first = batch.tokens[:, :coarse].to(self.device)
         else:
             first = self.first.fill(empty[:, :coarse], none[:, :coarse], features, decode, noise["sound"])
@@ -125,10 +125,10 @@ def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def true_sounds(
+def reconstruct_true(
     store: LatentStore,
     rows: NDArray[np.int64],
-    maker: Maker,
+    maker: Synthesizer,
     run: Path,
     progress: Progress = lambda *_: None,
 ) -> Path:
@@ -138,7 +138,7 @@ def true_sounds(
     """
     codec = maker.codec
     device = codec.codebook_vectors().device
-    own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.codebooks]
+    own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.num_codebooks]
     if own.shape != store.codebook_vectors().shape or not np.allclose(
         own, store.codebook_vectors(), atol=1e-3
     ):
@@ -155,8 +155,8 @@ def true_sounds(
     return folder
 
 
-def made_sounds(
-    maker: Maker,
+def synthesize(
+    maker: Synthesizer,
     clips: ClipBatches,
     rows: NDArray[np.int64],
     decode: DecodeConfig,

@@ -28,7 +28,7 @@ class Found:
     score: float
 
 
-class Shelf:
+class LibraryView:
     """The sounds of a library. Its numbers stay as they are while files are added."""
 
     def __init__(self, library: Library) -> None:

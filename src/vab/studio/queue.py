@@ -10,12 +10,12 @@ from typing import Literal
 
 from vab.errors import VABError
 
-Tell = Callable[[str, int, int], None]  # stage, done, in all
+ProgressFn = Callable[[str, int, int], None]  # stage, done, in all
 State = Literal["waiting", "working", "done", "failed", "cancelled"]
-SENTENCE = "This did not work; what it was is in the log of the server. The rest of the studio goes on."
+INTERNAL_ERROR = "This did not work; what it was is in the log of the server. The rest of the studio goes on."
 
 
-class Refused(VABError):
+class UserError(VABError):
     """What was asked for cannot be; the message is a sentence for the visitor."""
 
 
@@ -28,7 +28,7 @@ class Job:
     """Something to be done, and how far it is. ``work`` is called in the queue's thread."""
 
     kind: str
-    work: Callable[[Tell], None]
+    work: Callable[[ProgressFn], None]
     state: State = "waiting"
     stage: str = ""
     share: float = 0.0  # of that stage, 0..1
@@ -47,7 +47,7 @@ class Job:
         self.stage, self.share = stage, done / max(1, total)
 
 
-class Line:
+class JobQueue:
     """Jobs of all visitors and the thread that does them."""
 
     def __init__(self) -> None:
@@ -95,14 +95,14 @@ class Line:
                 job.state = "done"  # also if it was cancelled too late
             except Cancelled:
                 job.state = "cancelled"
-            except Refused as error:
+            except UserError as error:
                 job.error, job.state = str(error), "failed"
             except Exception:  # one visitor's trouble must not end the others' work
                 if job.stop.is_set():  # its files are gone: the visitor left
                     job.state = "cancelled"
                 else:
                     logging.getLogger(__name__).exception("a job of the kind %r failed", job.kind)
-                    job.error, job.state = SENTENCE, "failed"
+                    job.error, job.state = INTERNAL_ERROR, "failed"
 
     def _next(self) -> Iterator[Job]:
         while True:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vab.studio.line import Job, Line, Refused
+from vab.studio.queue import Job, JobQueue, UserError
 from vab.studio.takes import Take
 from vab.studio.uploads import Clip
 from vab.utils.locks import lock
@@ -26,7 +26,7 @@ BEGINNING = 60.0  # seconds in which the folder of a server that begins gets its
 
 
 @dataclass(eq=False)
-class Track:
+class TakeHistory:
     """A take and those it came from, the newest last."""
 
     id: str
@@ -35,40 +35,40 @@ class Track:
 
 
 @dataclass(eq=False)
-class Room:
+class Session:
     """One visitor's clip, takes and jobs. ``lock`` is held while any of it changes."""
 
     id: str  # cannot be guessed; whoever has it is this visitor
     clip: Clip | None = None
-    tracks: list[Track] = field(default_factory=list)
+    tracks: list[TakeHistory] = field(default_factory=list)
     jobs: dict[str, Job] = field(default_factory=dict)  # the newest of each kind
     answers: dict[str, Any] = field(default_factory=dict)  # what was found and understood
     until: float = 0.0  # monotonic seconds
     lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def track(self, name: object) -> Track:
-        """The track of that id; ``Refused`` if there is none."""
+    def track(self, name: object) -> TakeHistory:
+        """The track of that id; ``UserError`` if there is none."""
         for track in self.tracks:
             if track.id == name:
                 return track
-        raise Refused("This take is not here any more.")
+        raise UserError("This take is not here any more.")
 
     def take(self, name: str) -> Take | None:
         """The take of that id, also one that was redone since."""
         return next((take for track in self.tracks for take in track.takes if take.id == name), None)
 
 
-class Rooms:
+class SessionStore:
     """All rooms, and the temporary folder that holds the folder of each one's clip."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: JobQueue) -> None:
         self.line = line
         _clear_leftovers()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._held = (self.folder / LOCK).open("w")
         with suppress(OSError):  # where there are no locks nobody clears up after others
             lock(self._held)
-        self._rooms: dict[str, Room] = {}
+        self._rooms: dict[str, Session] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
         threading.Thread(target=self._tidy, name="rooms", daemon=True).start()
@@ -78,7 +78,7 @@ class Rooms:
         """Whether there can be no more rooms."""
         return len(self._rooms) >= MOST_ROOMS
 
-    def find(self, name: str | None) -> Room | None:
+    def find(self, name: str | None) -> Session | None:
         """The room of that id, which lives on; None if there is none."""
         with self._lock:
             room = self._rooms.get(name or "")
@@ -86,21 +86,21 @@ class Rooms:
                 room.until = time.monotonic() + IDLE
             return room
 
-    def open(self) -> Room:
-        """A new room; ``Refused`` if there are too many."""
+    def open(self) -> Session:
+        """A new room; ``UserError`` if there are too many."""
         with self._lock:
             if self.full:
-                raise Refused(TOO_MANY)
+                raise UserError(TOO_MANY)
             name = secrets.token_urlsafe(32)
-            room = self._rooms[name] = Room(name, until=time.monotonic() + IDLE)
+            room = self._rooms[name] = Session(name, until=time.monotonic() + IDLE)
             return room
 
-    def leave(self, room: Room) -> None:
+    def leave(self, room: Session) -> None:
         """The page was closed: the room goes soon, unless it is opened again."""
         with self._lock:
             room.until = min(room.until, time.monotonic() + LEFT)
 
-    def clear(self, room: Room, clip: Clip | None = None) -> None:
+    def clear(self, room: Session, clip: Clip | None = None) -> None:
         """Cancel and delete everything in a room; ``clip`` is what it holds from now on."""
         with room.lock:
             old, jobs = room.clip, list(room.jobs.values())
