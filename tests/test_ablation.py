@@ -148,7 +148,7 @@ def test_the_second_stage_refines_the_true_coarse_tokens(
 
     monkeypatch.setattr(Synthesizer, "tokens", tokens)
     found = ablate("fine", settings(latents, tmp_path / "run", both), silent)
-    assert [each.made_with["decode"]["steps"] for each in found.outcomes] == [0, 24, 36]
+    assert [each.made_with["decode"]["num_steps"] for each in found.outcomes] == [0, 24, 36]
     assert all("FD-LOGMEL" in each.measures for each in found.outcomes)
     assert [tokens.shape[1] for tokens in made] == [2, 5, 5] and (made[1] != made[2]).any()
     with pytest.raises(EvaluationError, match="has no second stage"):
@@ -171,7 +171,7 @@ def test_another_codec_or_second_stage_is_another_maker(store: Path, model: Path
     )
     shutil.copytree(both / FINE, tmp_path / FINE)
     config = json.loads((tmp_path / FINE / "config.json").read_text())
-    config["decode"]["steps"] += 1
+    config["decode"]["num_steps"] += 1
     (tmp_path / FINE / "config.json").write_text(json.dumps(config))
     longer = Synthesizer.load(both, device="cpu", fine=tmp_path / FINE)
     assert longer.weights != a.weights and longer.codec_weights == a.codec_weights

@@ -243,7 +243,7 @@ def test_another_codec_run_in_the_folder_is_refused(tmp_path: Path) -> None:
             tones(),
             r"training\.seed was 0, is 9; training\.st",
         ),
-        (config, replace(SMALL, codebook_size=16), tones(), r"codec\.vocabulary was 32, is 16"),
+        (config, replace(SMALL, codebook_size=16), tones(), r"codec\.codebook_size was 32, is 16"),
         (config, SMALL, tones(0.5), "sounds was"),
     ):
         with pytest.raises(TrainError, match=f"holds another run: {difference}"):

@@ -127,7 +127,7 @@ def test_one_network_for_all_inputs(latents: Path, tmp_path: Path) -> None:
 
 def test_a_linear_probe_moves_the_head_alone(latents: Path, pretrained: Path, tmp_path: Path) -> None:
     run = train(
-        preset("classification", frozen=True), latents, tmp_path / "run", init=pretrained, max_steps=30
+        preset("classification", freeze_trunk=True), latents, tmp_path / "run", init=pretrained, max_steps=30
     )
     before, after = load_file(pretrained / "model.safetensors"), load_file(run / "model.safetensors")
     trunk = {name.removeprefix("trunk."): value for name, value in after.items() if name.startswith("trunk.")}
@@ -142,7 +142,7 @@ def test_a_probe_without_a_trunk_stands_on_the_contrastive_one(
 
     model = tmp_path / "model"
     train(preset("contrastive"), latents, model / "contrastive", init=pretrained, max_steps=3)
-    probe = preset("classification", frozen=True)
+    probe = preset("classification", freeze_trunk=True)
     train(probe, latents, model / "classes", init=model / "contrastive", max_steps=3)
     for name in ("config.json", "model.safetensors"):
         (model / name).write_bytes((pretrained / name).read_bytes())
@@ -204,7 +204,9 @@ def test_several_labels_balance_and_mixup(tmp_path: Path) -> None:
             for n, label in enumerate(labels)
         ]
     )
-    clips = ClipBatches(store, preset("classification", balanced=True, batch_size=200, mixup=1.0), "train")
+    clips = ClipBatches(
+        store, preset("classification", class_balanced=True, batch_size=200, mixup_prob=1.0), "train"
+    )
     assert clips.classes == {"often": 0, "rare": 1}
     drawn = [store.labels[row] for row in clips.clips_of(0)]
     weights = {"often": 18 * 1000 / 19.01, "rare;often": 1000 / 19.01 + 1000 / 2.01, "rare": 1000 / 2.01}
@@ -238,7 +240,7 @@ def test_short_clips_are_padded_and_stay_so_through_augmentation(tmp_path: Path)
     store.add([Latents(f"c{n}", "x", "train", tokens, features, real, 1) for n in range(8)])
     again = LatentStore.open(tmp_path / "store")
     assert again.real("tokens").tolist() == [real] * 8 and again[3].real_features == 1
-    clips = ClipBatches(again, preset("classification", mixup=0.5, roll=1.0), "train")
+    clips = ClipBatches(again, preset("classification", mixup_prob=0.5, roll_prob=1.0), "train")
     batch = clips.train_batch(0)
     assert torch.equal(batch.token_padding, batch.tokens[:, 0] == 0)
     assert batch.token_padding.any() and batch.feature_padding.any()
@@ -257,7 +259,7 @@ def test_the_classes_of_mixed_short_clips_are_those_of_what_is_left_of_them(
         pictures = np.full(META.feature_shape, n, np.float16)
         clips.append(Latents(f"c{n}", f"l{n}", "train", tokens, pictures, heard, seen))
     store.add(clips)
-    taught = preset("classification", mixup=1.0, roll=1.0, batch_size=64, inputs=inputs)
+    taught = preset("classification", mixup_prob=1.0, roll_prob=1.0, batch_size=64, inputs=inputs)
     batch = ClipBatches(store, taught, "train").train_batch(0)
     shown = inputs == ("video",)
     owners = batch.features[:, :, 0].long() if shown else batch.tokens[:, 0]

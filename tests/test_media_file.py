@@ -20,7 +20,7 @@ from vab.inference.pipeline import VABPipeline
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.reader import mux, probe, read_audio, read_frames
-from vab.studio.takes import Maker
+from vab.studio.takes import TakeMaker
 from vab.studio.uploads import make_clip
 
 
@@ -156,7 +156,7 @@ def test_the_studio_opens_an_upload_four_times_at_most(
     folder.mkdir()
     clip = make_clip(upload, folder)
     assert reads.video_packets[upload] <= 2 * packets_in(upload)
-    takes = Maker(pipeline).new(clip, 2, 0, pipeline.config.decode)
+    takes = TakeMaker(pipeline).new(clip, 2, 0, pipeline.config.decode)
     for more in (2, 0):  # the second take reads nothing anew but the packets that it copies
         before = reads.opened[clip.picture]
         assert next(takes).video.is_file()

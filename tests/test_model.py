@@ -227,8 +227,8 @@ def plain_forward(model: VAB, tokens: Tensor, features: Tensor) -> Tensor:
             grown.append(row + net.out(gelu(net.up(normed))))
         x = torch.stack(grown)
     x = model.norm(x[len(features) :])
-    weights = model.num_heads.weight.split(config.codebook_size)
-    biases = model.num_heads.bias.split(config.codebook_size)
+    weights = model.heads.weight.split(config.codebook_size)
+    biases = model.heads.bias.split(config.codebook_size)
     return torch.stack([x @ w.T + b for w, b in zip(weights, biases, strict=True)])
 
 
@@ -370,11 +370,11 @@ def test_encode_uses_the_first_layers_and_each_modality_its_own_expert() -> None
     model = formula_model(TINY)
     tokens, features = formula_inputs(TINY)
     audio, video = model.encode(tokens, None), model.encode(None, features)
-    assert audio.shape == (2, 20, TINY.width)
-    assert video.shape == (2, 4, TINY.width)
-    assert model.encode(tokens, features).shape == (2, 24, TINY.width)
+    assert audio.shape == (2, 20, TINY.hidden_dim)
+    assert video.shape == (2, 4, TINY.hidden_dim)
+    assert model.encode(tokens, features).shape == (2, 24, TINY.hidden_dim)
     torch.testing.assert_close(model.pooled(tokens, None), audio.mean(1))
-    for parameter in [*model.blocks[2].parameters(), *model.norm.parameters(), *model.num_heads.parameters()]:
+    for parameter in [*model.blocks[2].parameters(), *model.norm.parameters(), *model.heads.parameters()]:
         parameter.fill_(math.nan)
     for block in model.blocks[:2]:
         for name, parameter in block.named_parameters():

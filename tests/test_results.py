@@ -62,8 +62,8 @@ def test_table_8_is_the_papers() -> None:
         "Warm-up steps": "warmup_steps",
         "Epochs": "epochs",
         "Batch size": "batch_size",
-        "Temporal Rolling Prob.": "roll",
-        "Class Balanced Sampling": "balanced",
+        "Temporal Rolling Prob.": "roll_prob",
+        "Class Balanced Sampling": "class_balanced",
         "Loss Function": "loss",
     }
     columns = ("", "-contrastive", "-as2m", "-as20k", "-vggsound", "-esc50", "-spc1")

@@ -188,7 +188,7 @@ def test_many_files_on_the_command_line_s_path(model: Path, clip: Path, tmp_path
 def test_stages_that_do_not_fit_are_refused_in_one_line(model: Path, tmp_path: Path) -> None:
     fine = load_stage(model / FINE)
     cases = {
-        "refines 1 codebooks, the first stage makes 2": {"given_codebooks": 1},
+        "refines 1 codebooks, the first stage makes 2": {"num_conditioning_codebooks": 1},
         "fps is 5": {"fps": 5.0},
     }
     for words, change in cases.items():

@@ -34,7 +34,7 @@ from vab.errors import TrainError
 from vab.models.vab import VAB
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
-from vab.training.objectives import OBJECTIVES, Outcome, masked_prediction_step
+from vab.training.objectives import OBJECTIVES, LossOutput, masked_prediction_step
 from vab.training.trainer import learning_rate, optimizers, train
 from vab.utils.locks import LockedError
 
@@ -154,7 +154,7 @@ def test_not_a_number_stops_and_names_the_clips(
 ) -> None:
     steps = 0
 
-    def masked_tokens_then_nan(network: torch.nn.Module, batch: object, preset: Preset) -> Outcome:
+    def masked_tokens_then_nan(network: torch.nn.Module, batch: object, preset: Preset) -> LossOutput:
         nonlocal steps
         steps += network.training
         outcome = masked_prediction_step(network, batch, preset)
@@ -194,7 +194,7 @@ def test_muon_has_the_matrices_of_the_layers() -> None:
 
 def test_latents_that_do_not_fit_are_refused(latents: Path, tmp_path: Path) -> None:
     wrong = replace(PRESET, model=replace(MODEL, num_codebooks=3, codebook_size=17, fps=3.0))
-    with pytest.raises(StoreError, match="vocabulary is 16, the model's is 17; it has 2 codebooks"):
+    with pytest.raises(StoreError, match="codebook_size is 16, the model's is 17; it has 2 codebooks"):
         train(wrong, latents, tmp_path / "run")
 
 
@@ -230,7 +230,7 @@ def test_features_are_standardised_by_the_training_pictures(latents: Path, tmp_p
 
 
 def test_one_of_n_frames_per_step(latents: Path) -> None:
-    plain = with_train(mixup=0.0, roll=0.0, drop_features=0.0)
+    plain = with_train(mixup_prob=0.0, roll_prob=0.0, cond_drop_prob=0.0)
     store = LatentStore.open(latents)
     clips = ClipBatches(store, plain, "train")
     drawn = set()
@@ -250,7 +250,7 @@ def test_one_of_n_frames_per_step(latents: Path) -> None:
 
 
 def test_pictures_of_the_same_label(tmp_path: Path) -> None:
-    paired = with_train(pair_by_label=True, mixup=0.0, roll=0.0)
+    paired = with_train(pair_by_label=True, mixup_prob=0.0, roll_prob=0.0)
     store = LatentStore.open(fill(tmp_path / "store", replace(META, fps=5.0), pictures="other"))
     clips = ClipBatches(store, paired, "train")
     pictures = {

@@ -50,7 +50,7 @@ def test_clips_without_a_picture_are_trained_as_guidance_needs_them(latents: Pat
     store = LatentStore.open(latents)
     losses = {}
     for share in (0.0, 1.0):
-        chosen = with_train(drop_features=share, mixup=0.0, roll=0.0)
+        chosen = with_train(cond_drop_prob=share, mixup_prob=0.0, roll_prob=0.0)
         batch = ClipBatches(store, chosen, "train").train_batch(0)
         assert batch.drop_features.float().mean() == share
         torch.manual_seed(0)
@@ -160,7 +160,7 @@ def test_a_run_uses_the_optimizer_s_settings(latents: Path, tmp_path: Path) -> N
         "plain": {},
         "betas": {"betas": (0.5, 0.6)},
         "decay": {"weight_decay": 10.0},
-        "clipped": {"clip_gradient": 1e-9},
+        "clipped": {"max_grad_norm": 1e-9},
         "rate": {"learning_rate": 1e-4},
     }.items():
         run = train(with_train(ema=0.0, **changes), latents, tmp_path / name, max_steps=5)
@@ -176,12 +176,12 @@ def test_a_run_hands_out_its_averaged_weights(latents: Path, tmp_path: Path) -> 
     learned = [name for name, p in VAB(MODEL).named_parameters() if p.requires_grad]
     for n, name in enumerate(learned):
         assert torch.equal(exported[name], kept[f"ema.{n}"])
-    assert not torch.equal(exported["heads.weight"], kept["model.num_heads.weight"])
+    assert not torch.equal(exported["heads.weight"], kept["model.heads.weight"])
 
 
 def test_a_frozen_trunk_stays_and_its_head_learns(latents: Path, tmp_path: Path) -> None:
     """Table 6's linear probe."""
-    chosen = replace(preset("classification", frozen=True, loss="ce"), classes=tuple("0123"))
+    chosen = replace(preset("classification", freeze_trunk=True, loss="ce"), classes=tuple("0123"))
     first = train(PRESET, latents, tmp_path / "vab", max_steps=2)
     start = load_file(first / "model.safetensors")
     ends = {}

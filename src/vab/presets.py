@@ -175,9 +175,9 @@ def table_8(name: str) -> dict[str, str]:
     column = name.rpartition("-")[2]
     if column not in TABLE_8:
         column = "pre-training"
-    fields = ("learning_rate", "warmup_steps", "epochs", "batch_size", "roll", "balanced", "loss")
+    fields = ("learning_rate", "warmup_steps", "epochs", "batch_size", "roll_prob", "class_balanced", "loss")
     said = dict(zip(fields, TABLE_8[column], strict=True))
-    said |= {"optimizer": "AdamW", "weight_decay": "1e-5", "mixup": "0.5", "label_smoothing": "0.1"}
+    said |= {"optimizer": "AdamW", "weight_decay": "1e-5", "mixup_prob": "0.5", "label_smoothing": "0.1"}
     return {f"train.{field}": value for field, value in said.items()}
 
 

@@ -101,7 +101,7 @@ def command(script: Path, preset: Preset, store: Path, run: Path, devices: int =
     return [sys.executable, str(script), json.dumps(asdict(preset)), str(store), str(run), str(devices)]
 
 
-QUIET = {"mixup": 0.0, "roll": 0.0, "drop_features": 0.0}
+QUIET = {"mixup_prob": 0.0, "roll_prob": 0.0, "cond_drop_prob": 0.0}
 
 
 def preset(objective: str, **changes: object) -> Preset:
