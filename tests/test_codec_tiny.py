@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from helpers.codecs import BRIEF, SMALL, tones
 from vab.codecs.codec import load_codec
-from vab.codecs.tiny import TinyCodec, lasting, mel_filters
+from vab.codecs.tiny import TinyCodec, hertz_mel_filters, lasting
 from vab.config import HOP, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
 from vab.errors import TrainError
@@ -149,7 +149,7 @@ def test_weights_of_another_shape_are_refused(codec: TinyCodec, tmp_path: Path) 
 
 
 def test_mel_filters_are_triangles_that_cover_everything() -> None:
-    filters = mel_filters(40, 1024)
+    filters = hertz_mel_filters(40, 1024)
     assert filters.shape == (513, 40) and filters.min() == 0 and filters.max() <= 1
     inside = filters[4:-40].sum(1)
     assert (inside > 0.5).all() and (inside < 1.01).all()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vab.config import HOP, SAMPLE_RATE, current_names, samples_to_frames
 from vab.utils.files import save_tensors, write_whole
+from vab.utils.mel import mel_filters
 
 FLOOR = 0.008  # of mel magnitudes, about 90 dB below full scale
 SPREAD = 4.0  # brings a frame's components to a size networks like
@@ -57,18 +58,10 @@ class TinyCodecConfig:
         return self.window // 2 + 1
 
 
-def mel_filters(bands: int, fft: int, low: float = 20.0, high: float = SAMPLE_RATE / 2) -> Tensor:
-    """Triangular mel filters [fft // 2 + 1, bands] (HTK scale), each with a peak of one."""
-
-    def mel(hertz: float) -> float:
-        return 2595.0 * math.log10(1.0 + hertz / 700.0)
-
-    points = torch.linspace(mel(low), mel(high), bands + 2, dtype=torch.float64)
-    edges = 700.0 * (10.0 ** (points / 2595.0) - 1.0)
-    hertz = torch.linspace(0.0, SAMPLE_RATE / 2, fft // 2 + 1, dtype=torch.float64)[:, None]
-    rise = (hertz - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    fall = (edges[2:] - hertz) / (edges[2:] - edges[1:-1])
-    return torch.minimum(rise, fall).clamp_min(0.0).float()
+def hertz_mel_filters(bands: int, fft: int) -> Tensor:
+    """Mel filters float32 [fft // 2 + 1, bands] from 20 Hz up, triangles straight over hertz."""
+    filters = mel_filters(bands, fft, SAMPLE_RATE, 20.0, SAMPLE_RATE / 2, straight_in="hertz")
+    return torch.from_numpy(filters).float()
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
@@ -139,7 +132,7 @@ class TinyCodec(nn.Module):
         self.config = c = config or TinyCodecConfig()
         self.num_codebooks, self.codebook_size, self.dim = c.num_codebooks, c.codebook_size, c.dim
         self.register_buffer("hann", torch.hann_window(c.window), persistent=False)
-        filters = mel_filters(c.bands, c.window)
+        filters = hertz_mel_filters(c.bands, c.window)
         self.register_buffer("filters", filters, persistent=False)
         # bands back to bins: each bin is the mean of the bands it is in, each band spread over its bins
         spread = filters / filters.sum(1, keepdim=True).clamp_min(1e-6) / (filters.sum(0) + 1e-2)

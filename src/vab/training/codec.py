@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vab.codecs.codec import load_codec
-from vab.codecs.tiny import TinyCodec, TinyCodecConfig, mel_filters, nearest
+from vab.codecs.tiny import TinyCodec, TinyCodecConfig, hertz_mel_filters, nearest
 from vab.config import FRAME_RATE, HOP, within
 from vab.errors import SettingError, TrainError, first_line
 from vab.training.checkpoint import cut_metrics, differences
@@ -66,8 +66,8 @@ class MultiScaleLogSpectrogram(nn.Module):
     def __init__(self, config: TinyCodecConfig) -> None:
         super().__init__()
         self.scale = 4.0 / config.window  # a sine of amplitude one has a peak near one
-        self.register_buffer("fine", mel_filters(64, config.window))
-        self.register_buffer("coarse", mel_filters(16, config.window))
+        self.register_buffer("fine", hertz_mel_filters(64, config.window))
+        self.register_buffer("coarse", hertz_mel_filters(16, config.window))
 
     def forward(self, magnitude: Tensor) -> list[Tensor]:
         """Magnitudes [B, 2 T, bins] -> log pictures: bins, 64 bands, 16 bands, 64 bands over 40 ms."""

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vab.codecs.tiny import mel_filters
 from vab.errors import first_line
 from vab.evaluate.backbones.frames import normalised, resized
 from vab.evaluate.backbones.weights import load_weights
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.media.container import MediaError
 from vab.utils.device import pick_device
+from vab.utils.mel import mel_filters
 
 WIDTH, HEADS, LAYERS = 768, 8, 3
 SEGMENTS = 14  # of 0.64 s, one every 0.32 s: 4.8 s are compared at once
@@ -115,7 +115,8 @@ def sound_input(waveform: NDArray[np.float32]) -> Tensor:
     segments = torch.from_numpy(waveform).unfold(0, SEGMENT, SEGMENT // 2)
     window = F.pad(torch.hann_window(400), (312, 312))
     spectrum = torch.stft(segments, 1024, 160, window=window, return_complex=True).abs().square()
-    mel = torch.einsum("nft,fm->nmt", spectrum, mel_filters(BANDS, 1024, low=0.0))
+    filters = torch.from_numpy(mel_filters(BANDS, 1024, RATE, 0.0, RATE / 2, straight_in="hertz")).float()
+    mel = torch.einsum("nft,fm->nmt", spectrum, filters)
     mel = F.pad(torch.log(mel + 1e-6), (0, FRAMES - mel.shape[-1]))
     return ((mel + 4.2677393) / (2 * 4.5689974))[None, :, None]
 
