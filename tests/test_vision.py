@@ -16,8 +16,8 @@ from torch import Tensor
 
 from helpers.encoders import VIT_TINY, random_network, save
 from vab.vision import (
-    BATCH,
-    BATCH_CPU,
+    BATCH_SIZE,
+    BATCH_SIZE_CPU,
     RECIPES,
     Recipe,
     TimmEncoder,
@@ -124,14 +124,14 @@ class Mean(torch.nn.Module):
         return x.mean((2, 3))
 
 
-@pytest.mark.parametrize("count", [0, 1, BATCH_CPU, BATCH_CPU + 1, 2 * BATCH + 5])
+@pytest.mark.parametrize("count", [0, 1, BATCH_SIZE_CPU, BATCH_SIZE_CPU + 1, 2 * BATCH_SIZE + 5])
 def test_any_number_of_frames_in_order(count: int) -> None:
     network = Mean()
     encoder = TimmEncoder("mean", replace(RECIPES["mae-vit-l"], dim=3), network)
     frames = [np.full((40 + n % 3, 50, 3), n, np.uint8) for n in range(count)]
     features = encoder.encode(frame for frame in frames)  # a stream, of mixed sizes
     assert features.shape == (count, 3) and features.dtype == torch.float32
-    assert network.largest == min(count, BATCH_CPU)
+    assert network.largest == min(count, BATCH_SIZE_CPU)
     mean, std = (torch.tensor(v) for v in (encoder.recipe.mean, encoder.recipe.std))
     assert torch.allclose(features * std + mean, torch.arange(count)[:, None] / 255, atol=1e-5)
 

@@ -1,7 +1,7 @@
-"""Frozen image encoders: video frames to features (section 3.1; MAE for the ablation).
+"""Frozen image encoders: video frames to features (section 3.1; MAE for ablation C.6).
 
-All three networks come from timm. Each frame is resized and cropped by Pillow, as the encoders'
-own authors do, so that the features equal theirs.
+All networks come from timm. Each frame is resized and cropped by Pillow, as the encoders' own authors do, so
+that the features equal theirs.
 
 Shapes: N frames, H height, W width.
 """
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from vab.config import VisionName
 from vab.errors import VABError, first_line
 
-BATCH, BATCH_CPU = 32, 4  # frames per forward pass; on a CPU 32 take twice the time, most of it for memory
-WEIGHT_FILES = (  # in a folder, the first one there is
+BATCH_SIZE = 32  # frames per forward pass on a GPU
+BATCH_SIZE_CPU = 4  # 32 would take twice the time there, most of it for memory
+WEIGHT_FILES = (  # of a folder the first one that exists is read
     "model.safetensors",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
@@ -41,6 +42,10 @@ class VisionEncoder(Protocol):
     dim: int  # numbers per frame
     size: int  # pixels of the square the network sees
 
+    @property
+    def decode_size(self) -> int:
+        """Pixels of a frame's short side when decoded: a little more than ``size``, as encoders crop."""
+
     def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
         """Features float32 [N, dim] of N frames, each uint8 [H, W, 3] RGB of any size."""
 
@@ -50,7 +55,7 @@ class VisionEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network of timm and how a frame is prepared for it."""
+    """A timm network and how frames are prepared for it."""
 
     architecture: str  # timm's name, with the tag of the weights
     dim: int
@@ -70,7 +75,7 @@ RECIPES = {
         mean=(0.48145466, 0.4578275, 0.40821073),
         std=(0.26862954, 0.26130258, 0.27577711),
     ),
-    # The same for 336 pixels: whose features VATT published.
+    # The same network at 336 pixels, whose features VATT published.
     "eva02-clip-l-336": Recipe(
         architecture="eva02_large_patch14_clip_336.merged2b",
         dim=768,
@@ -87,7 +92,7 @@ RECIPES = {
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     ),
-    # The feature is the mean over the picture before the classifier.
+    # The feature is the mean over all positions of the image, before the classifier.
     "efficientnet-lite0": Recipe(
         architecture="tf_efficientnet_lite0.in1k",
         dim=1280,
@@ -99,7 +104,7 @@ RECIPES = {
 
 
 class TimmEncoder:
-    """A network of timm with its recipe."""
+    """A timm network with its recipe: a ``VisionEncoder``."""
 
     def __init__(self, name: str, recipe: Recipe, model: nn.Module) -> None:
         self.name = name
@@ -109,12 +114,20 @@ class TimmEncoder:
         self.model = model.eval().requires_grad_(False)
         self.device = torch.device("cpu")
 
+    @property
+    def decode_size(self) -> int:
+        """Pixels of a frame's short side when decoded: 256 for a network that sees 224."""
+        return self.size * 8 // 7
+
     @torch.no_grad()
     def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
         """Features float32 [N, dim] of N frames, each uint8 [H, W, 3]; memory holds 32 frames at a time."""
-        stream, size = iter(frames), BATCH_CPU if self.device.type == "cpu" else BATCH
+        batch_size = BATCH_SIZE_CPU if self.device.type == "cpu" else BATCH_SIZE
+        remaining = iter(frames)
+        # Begin with no rows, so that no frames at all give [0, dim].
         features = [torch.empty(0, self.dim, device=self.device)]
-        while batch := [prepare(frame, self.recipe) for frame in islice(stream, size)]:
+        while batch := [prepare(frame, self.recipe) for frame in islice(remaining, batch_size)]:
+            # n x [3, size, size] -> [n, 3, size, size] -> [n, dim]
             features.append(self.model(torch.stack(batch).to(self.device)))
         return torch.cat(features)
 
@@ -131,9 +144,11 @@ def prepare(frame: np.ndarray, recipe: Recipe) -> Tensor:
 
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
         raise ValueError(f"a frame must be uint8 [H, W, 3], not {frame.dtype} {list(frame.shape)}")
-    picture: Image.Image = Image.fromarray(frame)
-    picture = functional.resize(picture, [recipe.short_side], InterpolationMode.BICUBIC)
-    pixels = functional.pil_to_tensor(functional.center_crop(picture, [recipe.size, recipe.size]))
+
+    # Resize on Pillow's image: on tensors torchvision rounds otherwise than the encoders' authors did.
+    image: Image.Image = Image.fromarray(frame)
+    image = functional.resize(image, [recipe.short_side], InterpolationMode.BICUBIC)
+    pixels = functional.pil_to_tensor(functional.center_crop(image, [recipe.size, recipe.size]))  # [3, H, W]
     return functional.normalize(pixels.float() / 255, list(recipe.mean), list(recipe.std))
 
 
@@ -142,7 +157,7 @@ def load_vision(
     source: str | Path | None = None,
     device: str | torch.device = "cpu",
 ) -> VisionEncoder:
-    """The image encoder of that name, on ``device``.
+    """Load the image encoder called ``name`` onto ``device``.
 
     ``source`` is a weight file, a folder that holds one (timm's, open_clip's), or a Hub id. Without
     one: timm's weights from the Hub, or, for EfficientNet-Lite0, the package
@@ -156,24 +171,25 @@ def load_vision(
 
 
 def build(recipe: Recipe, source: str | Path | None) -> nn.Module:
-    """The recipe's network with weights from ``source`` (as for ``load_vision``); all must fit."""
+    """Build the recipe's network with weights from ``source`` (as for ``load_vision``); all must fit."""
     import timm
 
-    place = {} if source is None else _place(source)
+    overlay = {} if source is None else _pretrained_overlay(source)
     try:
-        model: Any = timm.create_model(recipe.architecture, pretrained=True, pretrained_cfg_overlay=place)
+        model: Any = timm.create_model(recipe.architecture, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # timm, the Hub and the network each raise their own kinds
         raise VisionError(
             f"no weights for {recipe.architecture} from {source or 'the Hub'} ({first_line(error)}); "
             "download them elsewhere and pass the file with --vision-path"
         ) from error
+    # A CLIP network ends in its projection of ``dim`` outputs; of any other the last layer is a classifier.
     if model.num_classes != recipe.dim:
-        model.reset_classifier(0)  # the features before the classifier
+        model.reset_classifier(0)
     return model
 
 
-def _place(source: str | Path) -> dict[str, str]:
-    """timm's words for a weight file, for the one in a folder, or for a Hub id."""
+def _pretrained_overlay(source: str | Path) -> dict[str, str]:
+    """timm's ``pretrained_cfg_overlay`` for a weight file, a folder that holds one, or a Hub id."""
     path = Path(source).expanduser()
     if path.is_dir():
         files = [path / file for file in WEIGHT_FILES if (path / file).is_file()]
@@ -184,7 +200,7 @@ def _place(source: str | Path) -> dict[str, str]:
 
 
 def _lite0() -> nn.Module:
-    """EfficientNet-Lite0 with the weights of its pip package, up to the pooled features."""
+    """Build EfficientNet-Lite0 up to its pooled features, with the weights of its pip package."""
     import timm
 
     try:

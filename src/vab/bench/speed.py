@@ -138,10 +138,11 @@ def measure(
     model = system.first.preset.model
     num_codebooks = (system.fine or system.first).preset.model.num_codebooks
     costs = {name: token_cost(stage.preset, frames) for name, stage in stages.items()}
-    side = system.vision.size * 8 // 7
 
     def pictures() -> list[Any]:
-        return list(read_frames(clip, model.fps, seconds=samples / SAMPLE_RATE, size=side))
+        return list(
+            read_frames(clip, model.fps, seconds=samples / SAMPLE_RATE, size=system.vision.decode_size)
+        )
 
     def write() -> None:
         write_wav(folder / "sound.wav", silence, SAMPLE_RATE)

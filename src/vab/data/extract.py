@@ -100,9 +100,8 @@ def extract(
         failed: dict[str, str] = {}
         pending: list[Decoded] = []
         rows: list[Latents] = []
-        side = vision.size * 8 // 7  # a little more than the network sees; encoders crop and resize
         with _progress(len(clips), len(clips) - len(wanted)) as advance:
-            for clip, result in read_ahead(wanted, meta, side, batch_clips):
+            for clip, result in read_ahead(wanted, meta, vision.decode_size, batch_clips):
                 if isinstance(result, Decoded):
                     pending.append(result)
                 else:

@@ -152,8 +152,7 @@ class Embedder:
         seconds, fps = self.config.seconds, self.config.fps
         meta = latents_meta(self.codec, self.vision, seconds, fps)
         clips = (clip for path in paths for clip in windows(Path(path), seconds))
-        side = self.vision.size * 8 // 7  # as in extraction
-        decoded = read_ahead(clips, meta, side, AT_ONCE)
+        decoded = read_ahead(clips, meta, self.vision.decode_size, AT_ONCE)
         size = 1 if self.device.type == "cpu" else AT_ONCE  # a CPU gains nothing from many at once
 
         def encoded() -> Iterator[tuple[Clip, Latents | str]]:

@@ -307,7 +307,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     def _features(self, file: MediaFile, seed: int, timings: dict[str, float], tell: Progress) -> Tensor:
         """Features [F, dim] of a whole file at the model's rate (section 3.1)."""
         fps = self.config.model.fps
-        side = self.vision.size * 8 // 7  # as in extraction: a little more than the network sees
+        side = self.vision.decode_size
         if file.is_image:
             expected = video_places(IMAGE_SECONDS, fps)
             frames = _moving(file, expected, seed, side)
