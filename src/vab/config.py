@@ -1,7 +1,8 @@
-"""Every size and every training choice, typed: the paper's Tables 7 and 8 as named presets.
+"""Configurations of network, training and decoding, and the lengths that follow from their rates.
 
-Lengths are never written down twice: they follow from the window's seconds and the two rates.
-Nothing here imports torch, so that the command line stays quick.
+The fields are those of the paper's Tables 7 and 8, which are named presets in ``vab.presets``. Lengths are
+never written down twice: they follow from the window's seconds and the two rates. Nothing here imports torch,
+so that the command line stays quick.
 
 Legend used by the whole package: B batch, K codebooks, T audio frames, F video frames, L = F + T,
 D width, V codebook size, C codebook vector size, S samples.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from vab.errors import SettingError
@@ -31,7 +32,7 @@ class ModelConfig:
     vision: VisionName = "eva02-clip-l"
     seconds: float = 10.0  # the window the model is trained on
     fps: float = 1.0  # video features per second
-    num_codebooks: int = 4  # K: levels of audio tokens that go in
+    num_codebooks: int = 4  # K: levels of audio tokens in the input
     num_conditioning_codebooks: int = 0  # the first so many are never masked (coarse to fine: 4)
     codebook_size: int = 2048  # V
     codebook_dim: int = 128  # C
@@ -80,12 +81,12 @@ class TrainConfig:
     crop_seconds: float = 0.0  # seconds of each clip that a step sees; 0 is the whole window
     mixup_prob: float = 0.5  # chance of temporal mixup (B.3)
     roll_prob: float = 0.1  # chance of temporal rolling (B.3)
-    cond_drop_prob: float = 0.1  # chance of no picture at all, for guidance (B.3)
-    pair_by_label: bool = False  # draw the picture from any clip of the same label
+    cond_drop_prob: float = 0.1  # chance that all video features are dropped, for guidance (B.3)
+    pair_by_label: bool = False  # draw the video from any clip of the same label
     class_balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
     # eq. 1, FoleyGen (appendix E), eq. 4, section 3.5
     objective: Literal["masked", "causal", "contrastive", "classification"] = "masked"
-    inputs: tuple[Literal["audio", "video", "both"], ...] = ("both",)  # what a classifier is taught to use
+    inputs: tuple[Literal["audio", "video", "both"], ...] = ("both",)  # what a classifier is trained on
     loss: Literal["bce", "ce"] = "bce"  # of a classifier
     freeze_trunk: bool = False  # only the classifier's head learns (linear probe, Table 6)
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
@@ -104,75 +105,40 @@ class DecodeConfig:
     mask_temperature: float = 25.5  # tau of VAB: Gumbel noise of the confidence at the first step (eq. 2)
     sampling_temperature: float = 1.0  # the logits are divided by it; 0 takes the likeliest token
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
-    num_candidates: int = 1  # drawn for each sound; the one nearest to the picture (section 3.4) is kept
+    num_candidates: int = 1  # drawn for each sound; the one most similar to the video (section 3.4) is kept
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A name of a table's row: network, training and decoding together."""
+    """A named configuration: network, training and decoding together."""
 
     name: str
     note: str
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    classes: tuple[str, ...] = ()  # of a classifier, in the order of its logits; empty: those of the store
+    classes: tuple[str, ...] = ()  # of a classifier, in the order of its logits; empty: the store's own
 
 
 def audio_frames(seconds: float) -> int:
-    """Audio frames T that cover ``seconds``."""
+    """Number of audio frames T that cover ``seconds``."""
     return samples_to_frames(round(seconds * SAMPLE_RATE))
 
 
 def samples_to_frames(samples: int) -> int:
-    """Audio frames T that cover ``samples``."""
+    """Number of audio frames T that cover ``samples``."""
     return math.ceil(samples / HOP)
 
 
 def video_frames(seconds: float, fps: float) -> int:
-    """Video frames F that cover ``seconds``; at least one."""
+    """Number of video frames F that cover ``seconds``; at least one."""
+    # Rounded first: 1.1 s at 10 frames/s are 11.000000000000002 as a float, which would count as 12.
     return max(1, math.ceil(round(seconds * fps, 6)))
 
 
-_encodec = ModelConfig()
-_dac = replace(_encodec, codec="dac", codebook_size=1024, codebook_dim=8)
-_dac_test = replace(_dac, hidden_dim=768, num_layers=20, num_heads=12)
-_dac_decode = DecodeConfig(mask_temperature=10.5)
-_stepwise = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
-_tiny = ModelConfig(
-    codec="tiny",
-    vision="efficientnet-lite0",
-    seconds=5.0,
-    num_codebooks=4,
-    codebook_size=1024,
-    codebook_dim=64,
-    vision_dim=1280,
-    hidden_dim=192,
-    num_layers=6,
-    num_expert_layers=3,
-    num_heads=6,
-    positions="time",
-)
-
-# the other columns of Table 8; a pair is VAB-EnCodec / VAB-DAC
-_contrastive = TrainConfig(objective="contrastive", batch_size=108, cond_drop_prob=0.0)
-_classes = TrainConfig(
-    objective="classification", learning_rate=1e-4, warmup_steps=0, batch_size=60, cond_drop_prob=0.0
-)
-TABLE_8 = {  # the paper's words for each field of the columns; a pair is VAB-EnCodec / VAB-DAC
-    "pre-training": ("2e-4", "100K", "17/9", "60", "0.1", "N/A", "CE"),
-    "contrastive": ("2e-4", "100K", "14/15", "108", "0.1", "N/A", "CE"),
-    "as2m": ("1e-4", "0", "2", "60", "0.1", "True", "BCE"),
-    "as20k": ("1e-4", "0", "10", "60", "0.1", "False", "BCE"),
-    "vggsound": ("1e-4", "0", "5", "48", "0.1", "True", "BCE"),
-    "esc50": ("1e-4", "0", "50", "60", "1.0", "False", "BCE"),
-    "spc1": ("1e-4", "0", "10/5", "60", "1.0", "False", "BCE"),
-}
-
-
-SOME = 1e-6  # the least of what must be more than nothing
-# (least, most) of a field that a network or a training run can do with: the fields of each part
-LIMITS = {
+_MIN_POSITIVE = 1e-6  # stands for "more than 0" in the ranges below
+# (lowest, highest) -> the fields of each part that a network or a run can work with only in that range
+_RANGES = {
     (1, math.inf): {
         "model": "num_codebooks codebook_size codebook_dim vision_dim hidden_dim num_layers num_heads",
         "train": "batch_size save_every log_every",
@@ -187,36 +153,41 @@ LIMITS = {
         "model": "dropout",
         "train": "label_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
     },
-    (SOME, math.inf): {"model": "fps", "train": "epochs mask_std"},
+    (_MIN_POSITIVE, math.inf): {"model": "fps", "train": "epochs mask_std"},
     (HOP / SAMPLE_RATE, math.inf): {"model": "seconds"},
     (-math.inf, math.inf): {"train": "mask_mean", "decode": "guidance_scale"},
 }
 
 
-def within(name: str, value: float, least: float, most: float) -> None:
-    """``SettingError`` that says what ``name`` may be, if ``value`` is not from ``least`` to ``most``."""
-    if not least <= value <= most:
-        if least == -math.inf:
+def within(name: str, value: float, minimum: float, maximum: float) -> None:
+    """Raise ``SettingError`` that names the allowed range, unless ``minimum <= value <= maximum``."""
+    # Written so that NaN, which compares as false, is refused too.
+    if not minimum <= value <= maximum:
+        if minimum == -math.inf:
             allowed = "a number"
-        elif most < math.inf:
-            allowed = f"from {least:g} to {most:g}"
+        elif maximum < math.inf:
+            allowed = f"from {minimum:g} to {maximum:g}"
         else:
-            allowed = "more than 0" if least == SOME else f"{least:g} or more"
+            allowed = "more than 0" if minimum == _MIN_POSITIVE else f"{minimum:g} or more"
         raise SettingError(f"{name} must be {allowed}, not {value}")
 
 
 def check_preset(preset: Preset) -> None:
-    """``SettingError`` for a field that no network and no training run can do with, named as its option."""
-    for (least, most), parts in LIMITS.items():
+    """Raise ``SettingError`` that names the option of a field which no network or run can work with."""
+    # 1. Each field by itself.
+    for (minimum, maximum), parts in _RANGES.items():
         for part, names in parts.items():
             for name in names.split():
-                within(f"{part}.{name}", getattr(getattr(preset, part), name), least, most)
-    model, training = preset.model, preset.train
+                within(f"{part}.{name}", getattr(getattr(preset, part), name), minimum, maximum)
+
+    # 2. Fields beside one another.
+    model = preset.model
+    training = preset.train
     within("model.num_conditioning_codebooks", model.num_conditioning_codebooks, 0, model.num_codebooks - 1)
     within("model.num_expert_layers", model.num_expert_layers, 0, model.num_layers)
     within("train.mask_min", training.mask_min, 0, training.mask_max)
     for beta in training.betas:
-        within("train.betas", beta, 0, 1 - SOME)
+        within("train.betas", beta, 0, 1 - _MIN_POSITIVE)
     if model.hidden_dim % model.num_heads:
         raise SettingError(
             f"model.hidden_dim {model.hidden_dim} is not a multiple of {model.num_heads} heads"
@@ -225,7 +196,7 @@ def check_preset(preset: Preset) -> None:
         raise SettingError("train.inputs must name one or more of audio, video, both")
 
 
-# What fields were called up to version 0.1: in files, and as options such as --model.width.
+# Former name -> present one, of fields up to version 0.1: in files, and as options such as --model.width.
 FORMER_NAMES: dict[str, dict[str, str]] = {
     "ModelConfig": {
         "codebooks": "num_codebooks",
@@ -257,15 +228,16 @@ FORMER_NAMES: dict[str, dict[str, str]] = {
 
 
 def current_names(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a configuration of that class, as they are called now."""
+    """The values of a configuration of class ``kind`` by the present names of its fields."""
     former = FORMER_NAMES.get(kind, {})
-    if kind == "DecodeConfig" and values.get("steps") == 0:  # FoleyGen divided its logits by this one
+    # One field had two meanings: FoleyGen, which has no steps, divided its logits by it.
+    if kind == "DecodeConfig" and values.get("steps") == 0:
         former = former | {"temperature": "sampling_temperature"}
     return {former.get(name, name): value for name, value in values.items()}
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """A config of type ``kind`` (and the configs inside it) from plain values, as read from JSON.
+    """Build a config of type ``kind`` (and the configs inside it) from plain values, as read from JSON.
 
     Unknown keys raise ``SettingError``: a config written by a newer version must not be half read. Names of
     version 0.1 are understood.
@@ -276,11 +248,11 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     if unknown:
         raise SettingError(f"{kind.__name__} has no field {', '.join(unknown)}")
     nested = {"model": ModelConfig, "train": TrainConfig, "decode": DecodeConfig}
-    read = {}
+    arguments = {}
     for name, value in values.items():
         if name in nested and not is_dataclass(value):
             value = from_dict(nested[name], value)
-        elif isinstance(value, list):
+        elif isinstance(value, list):  # JSON knows no tuples
             value = tuple(value)
-        read[name] = value
-    return kind(**read)
+        arguments[name] = value
+    return kind(**arguments)

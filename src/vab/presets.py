@@ -4,185 +4,232 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vab.config import (
-    TABLE_8,
-    DecodeConfig,
-    Preset,
-    TrainConfig,
-    _classes,
-    _contrastive,
-    _dac,
-    _dac_decode,
-    _dac_test,
-    _encodec,
-    _stepwise,
-    _tiny,
-)
+from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig
 from vab.errors import SettingError
 
+# The networks (Table 7).
+_ENCODEC = ModelConfig()
+_DAC = replace(_ENCODEC, codec="dac", codebook_size=1024, codebook_dim=8)
+_DAC_TEST = replace(_DAC, hidden_dim=768, num_layers=20, num_heads=12)
+_DAC_FINE = replace(
+    _DAC,
+    num_codebooks=12,
+    num_conditioning_codebooks=4,
+    hidden_dim=1280,
+    num_layers=16,
+    num_expert_layers=0,
+    num_heads=20,
+)
+_TINY = ModelConfig(
+    codec="tiny",
+    vision="efficientnet-lite0",
+    seconds=5.0,
+    num_codebooks=4,
+    codebook_size=1024,
+    codebook_dim=64,
+    vision_dim=1280,
+    hidden_dim=192,
+    num_layers=6,
+    num_expert_layers=3,
+    num_heads=6,
+    positions="time",
+)
+
+# Training (Table 8). Pre-training on EnCodec's tokens is the default, on DAC's it is shorter.
+_DAC_TRAIN = TrainConfig(epochs=9.0)
+_CONTRASTIVE = TrainConfig(objective="contrastive", batch_size=108, cond_drop_prob=0.0)
+_CLASSIFICATION = TrainConfig(
+    objective="classification", learning_rate=1e-4, warmup_steps=0, batch_size=60, cond_drop_prob=0.0
+)
+_FOLEYGEN_TRAIN = TrainConfig(
+    objective="causal",
+    learning_rate=1e-4,
+    weight_decay=0.1,
+    warmup_steps=4000,
+    label_smoothing=0.0,
+    mixup_prob=0.0,
+    roll_prob=0.0,
+)
+_TINY_TRAIN = TrainConfig(
+    optimizer="muon",
+    learning_rate=3e-3,
+    warmup_steps=100,
+    epochs=35.0,
+    batch_size=20,
+    label_smoothing=0.0,
+    crop_seconds=2.0,
+    mixup_prob=0.0,
+    mask_mean=1.0,
+    pair_by_label=True,
+    class_balanced=True,
+    ema=0.995,
+    save_every=500,
+)
+_TINY_CONTRASTIVE = TrainConfig(
+    objective="contrastive",
+    learning_rate=1e-3,
+    warmup_steps=50,
+    epochs=15.0,
+    batch_size=64,
+    crop_seconds=2.0,
+    cond_drop_prob=0.0,
+    pair_by_label=True,
+    class_balanced=True,
+    ema=0.99,
+    save_every=250,
+)
+
+# Decoding (appendices D and E). That of EnCodec is the default.
+_DAC_DECODE = DecodeConfig(mask_temperature=10.5)
+_TINY_DECODE = DecodeConfig(guidance_scale=4.0, mask_temperature=4.5)
+_FOLEYGEN_DECODE = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
+
+# The paper's words for each column of Table 8; a pair is VAB-EnCodec / VAB-DAC.
+_TABLE_8_FIELDS = (
+    "learning_rate",
+    "warmup_steps",
+    "epochs",
+    "batch_size",
+    "roll_prob",
+    "class_balanced",
+    "loss",
+)
+_TABLE_8 = {
+    "pre-training": ("2e-4", "100K", "17/9", "60", "0.1", "N/A", "CE"),
+    "contrastive": ("2e-4", "100K", "14/15", "108", "0.1", "N/A", "CE"),
+    "as2m": ("1e-4", "0", "2", "60", "0.1", "True", "BCE"),
+    "as20k": ("1e-4", "0", "10", "60", "0.1", "False", "BCE"),
+    "vggsound": ("1e-4", "0", "5", "48", "0.1", "True", "BCE"),
+    "esc50": ("1e-4", "0", "50", "60", "1.0", "False", "BCE"),
+    "spc1": ("1e-4", "0", "10/5", "60", "1.0", "False", "BCE"),
+}
+
+# Column of Table 8 -> note, training, and epochs on EnCodec's and on DAC's tokens.
 _FINETUNED: dict[str, tuple[str, TrainConfig, tuple[float, float]]] = {
-    "contrastive": ("sound and picture in one space", _contrastive, (14.0, 15.0)),
-    "as2m": ("classes of AudioSet-2M", replace(_classes, class_balanced=True), (2.0, 2.0)),
-    "as20k": ("classes of AudioSet-20K", _classes, (10.0, 10.0)),
-    "vggsound": ("classes of VGGSound", replace(_classes, batch_size=48, class_balanced=True), (5.0, 5.0)),
-    "esc50": ("classes of ESC-50", replace(_classes, roll_prob=1.0, inputs=("audio",)), (50.0, 50.0)),
+    "contrastive": ("sound and picture in one space", _CONTRASTIVE, (14.0, 15.0)),
+    "as2m": ("classes of AudioSet-2M", replace(_CLASSIFICATION, class_balanced=True), (2.0, 2.0)),
+    "as20k": ("classes of AudioSet-20K", _CLASSIFICATION, (10.0, 10.0)),
+    "vggsound": (
+        "classes of VGGSound",
+        replace(_CLASSIFICATION, batch_size=48, class_balanced=True),
+        (5.0, 5.0),
+    ),
+    "esc50": ("classes of ESC-50", replace(_CLASSIFICATION, roll_prob=1.0, inputs=("audio",)), (50.0, 50.0)),
     "spc1": (
         "classes of Speech Commands v1",
-        replace(_classes, roll_prob=1.0, inputs=("audio",)),
+        replace(_CLASSIFICATION, roll_prob=1.0, inputs=("audio",)),
         (10.0, 5.0),
     ),
 }
 
+_PRETRAINED = (
+    Preset("vab-encodec", "the paper's best model: EnCodec 16 kHz, 4 codebooks of 2048", _ENCODEC),
+    Preset(
+        "vab-dac",
+        "the paper's model on DAC 16 kHz, the first 4 of 12 codebooks of 1024",
+        _DAC,
+        _DAC_TRAIN,
+        _DAC_DECODE,
+    ),
+    Preset(
+        "vab-dac-test",
+        "the smaller model of the paper's ablations (12 heads as the text says; Table 7 says 8)",
+        _DAC_TEST,
+        _DAC_TRAIN,
+        _DAC_DECODE,
+    ),
+    Preset(
+        "vab-dac-test-no-experts",
+        "vab-dac-test whose first layers share their feed-forward networks (ablation C.2)",
+        replace(_DAC_TEST, experts=False),
+        _DAC_TRAIN,
+        _DAC_DECODE,
+    ),
+)
 
-def _presets() -> list[Preset]:
-    found = [
-        Preset("vab-encodec", "the paper's best model: EnCodec 16 kHz, 4 codebooks of 2048", _encodec),
-        Preset(
-            "vab-dac",
-            "the paper's model on DAC 16 kHz, the first 4 of 12 codebooks of 1024",
-            _dac,
-            TrainConfig(epochs=9.0),
-            _dac_decode,
-        ),
-        Preset(
-            "vab-dac-test",
-            "the smaller model of the paper's ablations (12 heads as the text says; Table 7 says 8)",
-            _dac_test,
-            TrainConfig(epochs=9.0),
-            _dac_decode,
-        ),
-        Preset(
-            "vab-dac-test-no-experts",
-            "vab-dac-test whose first layers share their feed-forward networks (ablation C.2)",
-            replace(_dac_test, experts=False),
-            TrainConfig(epochs=9.0),
-            _dac_decode,
-        ),
-    ]
-    for base in list(found):
+
+def _finetuned() -> list[Preset]:
+    """The other columns of Table 8, for each pre-trained model."""
+    presets = []
+    for base in _PRETRAINED:
         for column, (note, train, epochs) in _FINETUNED.items():
-            chosen = replace(train, epochs=epochs[base.model.codec == "dac"])
-            found.append(Preset(f"{base.name}-{column}", f"{base.name}: {note}", base.model, chosen))
-    found += [
-        Preset(
-            "vab-dac-coarse2fine",
-            "second stage: the fine 8 codebooks of DAC from the coarse 4",
-            replace(
-                _dac,
-                num_codebooks=12,
-                num_conditioning_codebooks=4,
-                hidden_dim=1280,
-                num_layers=16,
-                num_expert_layers=0,
-                num_heads=20,
-            ),
-            TrainConfig(epochs=9.0),
-            replace(_dac_decode, num_steps=36),
-        ),
-        Preset(
-            "vab-tiny",
-            "the model inside the package: small enough to ship and for a laptop",
-            _tiny,
-            TrainConfig(
-                optimizer="muon",
-                learning_rate=3e-3,
-                warmup_steps=100,
-                epochs=35.0,
-                batch_size=20,
-                label_smoothing=0.0,
-                crop_seconds=2.0,
-                mixup_prob=0.0,
-                mask_mean=1.0,
-                pair_by_label=True,
-                class_balanced=True,
-                ema=0.995,
-                save_every=500,
-            ),
-            DecodeConfig(guidance_scale=4.0, mask_temperature=4.5),
-        ),
-    ]
-    tiny, tiny_decode = found[-1].train, found[-1].decode
-    found += [
-        Preset(
-            "vab-tiny-coarse",
-            "the first of two stages at vab-tiny's size: the first 2 codebooks of the small codec",
-            replace(_tiny, num_codebooks=2),
-            tiny,
-            tiny_decode,
-        ),
-        Preset(
-            "vab-tiny-fine",
-            "the second of two stages: the next 2 codebooks from the first 2",
-            replace(_tiny, num_conditioning_codebooks=2, num_expert_layers=0),
-            tiny,
-            DecodeConfig(num_steps=36, guidance_scale=1.0, mask_temperature=4.5),
-        ),
-        Preset(
-            "foleygen-encodec",
-            "the baseline FoleyGen as the paper rebuilt it: a decoder on the tokens of vab-encodec",
-            replace(_encodec, num_expert_layers=0),
-            TrainConfig(
-                objective="causal",
-                learning_rate=1e-4,
-                weight_decay=0.1,
-                warmup_steps=4000,
-                label_smoothing=0.0,
-                mixup_prob=0.0,
-                roll_prob=0.0,
-            ),
-            _stepwise,
-        ),
-        Preset(
-            "foleygen-tiny",
-            "FoleyGen at the size and with the training of vab-tiny",
-            replace(_tiny, num_expert_layers=0),
-            replace(tiny, objective="causal"),
-            _stepwise,
-        ),
-    ]
-    tiny = TrainConfig(
-        objective="contrastive",
-        learning_rate=1e-3,
-        warmup_steps=50,
-        epochs=15.0,
-        batch_size=64,
-        crop_seconds=2.0,
-        cond_drop_prob=0.0,
-        pair_by_label=True,
-        class_balanced=True,
-        ema=0.99,
-        save_every=250,
-    )
-    found += [
-        Preset("vab-tiny-contrastive", "vab-tiny: sound and picture in one space", _tiny, tiny),
-        Preset(
-            "vab-tiny-classes",
-            "vab-tiny: classes from sound, picture or both",
-            _tiny,
-            replace(tiny, objective="classification", inputs=("audio", "video", "both"), loss="ce"),
-        ),
-    ]
-    return found
+            train = replace(train, epochs=epochs[base.model.codec == "dac"])
+            presets.append(Preset(f"{base.name}-{column}", f"{base.name}: {note}", base.model, train))
+    return presets
 
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in _presets()}
+_OTHERS = (
+    Preset(
+        "vab-dac-coarse2fine",
+        "second stage: the fine 8 codebooks of DAC from the coarse 4",
+        _DAC_FINE,
+        _DAC_TRAIN,
+        replace(_DAC_DECODE, num_steps=36),
+    ),
+    Preset(
+        "vab-tiny",
+        "the model inside the package: small enough to ship and for a laptop",
+        _TINY,
+        _TINY_TRAIN,
+        _TINY_DECODE,
+    ),
+    Preset(
+        "vab-tiny-coarse",
+        "the first of two stages at vab-tiny's size: the first 2 codebooks of the small codec",
+        replace(_TINY, num_codebooks=2),
+        _TINY_TRAIN,
+        _TINY_DECODE,
+    ),
+    Preset(
+        "vab-tiny-fine",
+        "the second of two stages: the next 2 codebooks from the first 2",
+        replace(_TINY, num_conditioning_codebooks=2, num_expert_layers=0),
+        _TINY_TRAIN,
+        DecodeConfig(num_steps=36, guidance_scale=1.0, mask_temperature=4.5),
+    ),
+    Preset(
+        "foleygen-encodec",
+        "the baseline FoleyGen as the paper rebuilt it: a decoder on the tokens of vab-encodec",
+        replace(_ENCODEC, num_expert_layers=0),
+        _FOLEYGEN_TRAIN,
+        _FOLEYGEN_DECODE,
+    ),
+    Preset(
+        "foleygen-tiny",
+        "FoleyGen at the size and with the training of vab-tiny",
+        replace(_TINY, num_expert_layers=0),
+        replace(_TINY_TRAIN, objective="causal"),
+        _FOLEYGEN_DECODE,
+    ),
+    Preset("vab-tiny-contrastive", "vab-tiny: sound and picture in one space", _TINY, _TINY_CONTRASTIVE),
+    Preset(
+        "vab-tiny-classes",
+        "vab-tiny: classes from sound, picture or both",
+        _TINY,
+        replace(_TINY_CONTRASTIVE, objective="classification", inputs=("audio", "video", "both"), loss="ce"),
+    ),
+)
+
+PRESETS: dict[str, Preset] = {one.name: one for one in (*_PRETRAINED, *_finetuned(), *_OTHERS)}
 
 
 def table_8(name: str) -> dict[str, str]:
-    """What the paper's Table 8 says of a preset's training, by field; empty for a preset that is ours."""
+    """The paper's own words on a preset's training (Table 8), by field; empty for a preset of this project.
+
+    A pair such as ``17/9`` is VAB-EnCodec / VAB-DAC.
+    """
     if not name.startswith(("vab-encodec", "vab-dac")) or name.endswith("coarse2fine"):
         return {}
     column = name.rpartition("-")[2]
-    if column not in TABLE_8:
+    if column not in _TABLE_8:
         column = "pre-training"
-    fields = ("learning_rate", "warmup_steps", "epochs", "batch_size", "roll_prob", "class_balanced", "loss")
-    said = dict(zip(fields, TABLE_8[column], strict=True))
-    said |= {"optimizer": "AdamW", "weight_decay": "1e-5", "mixup_prob": "0.5", "label_smoothing": "0.1"}
-    return {f"train.{field}": value for field, value in said.items()}
+    cells = dict(zip(_TABLE_8_FIELDS, _TABLE_8[column], strict=True))
+    cells |= {"optimizer": "AdamW", "weight_decay": "1e-5", "mixup_prob": "0.5", "label_smoothing": "0.1"}
+    return {f"train.{field}": cell for field, cell in cells.items()}
 
 
 def preset(name: str) -> Preset:
-    """The preset of that name; ``SettingError`` names the ones there are."""
+    """Look up a preset by name; ``SettingError`` lists the names there are."""
     if name not in PRESETS:
         raise SettingError(f"no preset is called {name!r}; there are: {', '.join(PRESETS)}")
     return PRESETS[name]
