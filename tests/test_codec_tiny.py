@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from helpers.codecs import BRIEF, SMALL, tones
 from vab.codecs.codec import load_codec
-from vab.codecs.tiny import TinyCodec, hertz_mel_filters, lasting
+from vab.codecs.tiny import TinyCodec, hertz_mel_filters, viterbi_quantize
 from vab.config import HOP, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
 from vab.errors import TrainError
@@ -79,7 +79,7 @@ def test_lasting_codes_are_the_cheapest_of_all(seed: int, hold: float, frames: i
         changes = (way[1:] != way[:-1]).sum()
         return float((clip - centres[way]).square().sum() + hold * changes)
 
-    for clip, found in zip(points, lasting(points, centres, hold), strict=True):
+    for clip, found in zip(points, viterbi_quantize(points, centres, hold), strict=True):
         ways = torch.cartesian_prod(*[torch.arange(3)] * frames).view(-1, frames)
         assert cost(found, clip) == pytest.approx(min(cost(way, clip) for way in ways), abs=1e-4)
 
@@ -88,9 +88,11 @@ def test_hold_makes_codes_last(codec: TinyCodec) -> None:
     noise = torch.from_numpy(tones()["noise"][0][None, : 45 * HOP] / 32768.0).float()
     frames = codec.analyse(noise)
     first = codec.vectors[0]
-    changes = [int((c := lasting(frames, first, hold))[:, 1:].ne(c[:, :-1]).sum()) for hold in (0, 10, 1000)]
+    changes = [
+        int((c := viterbi_quantize(frames, first, hold))[:, 1:].ne(c[:, :-1]).sum()) for hold in (0, 10, 1000)
+    ]
     assert changes[0] > 2 * changes[1] and changes[1] >= changes[2]
-    assert lasting(frames, first, 1e9).unique().numel() == 1
+    assert viterbi_quantize(frames, first, 1e9).unique().numel() == 1
 
 
 def test_tokens_of_another_hold_are_other_latents(codec: TinyCodec) -> None:

@@ -1,4 +1,4 @@
-"""Neural audio codecs: waveform to tokens and back (section 3.1).
+"""Neural audio codecs: waveform <-> tokens (section 3.1).
 
 EnCodec (AudioGen's, 4 codebooks of 2048) and DAC (12 codebooks of 1024) stand behind one protocol.
 Both run at 16 kHz with 320 samples per frame, which is 50 frames per second.
@@ -38,7 +38,7 @@ class CodecError(VABError):
 
 
 class Codec(Protocol):
-    """What every codec offers. Nothing here has state: the same input gives the same output."""
+    """The interface of every codec. It has no state: the same input gives the same output."""
 
     name: str
     num_codebooks: int  # K
@@ -84,6 +84,7 @@ class EnCodec:
             return waveform.new_zeros(len(waveform), self.num_codebooks, 0, dtype=torch.int64)
         # Without a bandwidth transformers takes the smallest, which may be fewer codebooks.
         bandwidth = self.model.config.target_bandwidths[-1]
+        # [B, S] -> [B, 1, S] -> codes [chunks, B, K, T], of which there is one chunk
         return self.model.encode(waveform[:, None], bandwidth=bandwidth).audio_codes[0]
 
     @torch.no_grad()
@@ -92,6 +93,7 @@ class EnCodec:
         _check_tokens(tokens, self.num_codebooks, self.codebook_size)
         if tokens.shape[-1] == 0:
             return torch.zeros(len(tokens), 0, device=tokens.device)
+        # [1 chunk, B, k, T], and no scale for it -> [B, 1, S]
         return self.model.decode(tokens[None], [None]).audio_values[:, 0]
 
     def codebook_vectors(self) -> Tensor:
@@ -128,8 +130,8 @@ class DAC:
         samples = waveform.shape[-1]
         if samples == 0:
             return waveform.new_zeros(len(waveform), self.num_codebooks, 0, dtype=torch.int64)
-        filled = F.pad(waveform, (0, samples_to_frames(samples) * HOP - samples))
-        return self.model.encode(filled[:, None]).audio_codes
+        padded = F.pad(waveform, (0, samples_to_frames(samples) * HOP - samples))
+        return self.model.encode(padded[:, None]).audio_codes  # [B, 1, S] -> [B, K, T]
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ def load_codec(
     source: str | Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Codec:
-    """The codec of that name, on ``device``.
+    """Load the codec called ``name`` onto ``device``.
 
     ``source`` is a local file or folder, or a Hub id. Without one: AudioGen's EnCodec
     (``compression_state_dict.bin`` of facebook/audiogen-medium), descript/dac_16khz, or the small
@@ -187,32 +189,36 @@ def load_codec(
 
 def encode_long(
     codec: Codec,
-    sound: Callable[[int, int], np.ndarray],
+    read_audio: Callable[[int, int], np.ndarray],
     first: int,
     last: int,
     context: int,
     chunk: int = 1500,
 ) -> Tensor:
-    """Tokens int64 [K, last - first] of the frames ``first`` to ``last`` of a sound of any length.
+    """Encode frames ``first`` to ``last`` of audio of any length: tokens int64 [K, last - first].
 
-    ``sound(begin, samples)`` gives float32 [samples] of it, or fewer at its end. Chunks of ``chunk`` frames
-    are encoded with ``context`` frames of the sound on either side, whose own tokens are dropped: what lies
-    beyond a chunk's edge counts as in one piece, and no more than one chunk is held.
+    ``read_audio(begin, samples)`` returns float32 [samples] of it, or fewer at its end. Chunks of ``chunk``
+    frames are encoded with ``context`` frames of the audio on either side, whose own tokens are dropped: what
+    lies beyond a chunk's edge counts as in one piece, and no more than one chunk is held.
     """
     device = codec.codebook_vectors().device
     parts = []
     for start in range(first, last, chunk):
+        # 1. Read the chunk with its context on both sides, in samples.
         stop = min(start + chunk, last)
-        before = min(start, context)  # the beginning of the sound has nothing before it
-        begin, end = (start - before) * codec.hop, (stop + context) * codec.hop
-        waveform = torch.from_numpy(sound(begin, end - begin)).to(device)
+        before = min(start, context)  # the beginning has nothing before it
+        begin = (start - before) * codec.hop
+        end = (stop + context) * codec.hop
+        waveform = torch.from_numpy(read_audio(begin, end - begin)).to(device)
+
+        # 2. Encode it, and keep the chunk's own tokens.
         tokens = codec.encode(waveform[None])[0]  # [K, before + chunk + what follows]
         parts.append(tokens[:, before : before + stop - start])
     return torch.cat(parts, dim=1)
 
 
 def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 50) -> Iterator[Tensor]:
-    """Decodes tokens [K, T] of any length piece by piece: waveforms [S_i], 320 * T samples in all.
+    """Decode tokens [K, T] of any length piece by piece: waveforms [S_i], 320 * T samples in all.
 
     Chunks of ``chunk`` frames share ``overlap`` frames with the next; no more than one chunk is held.
     The seam is a linear cross-fade (both sides are the same sound, so their amplitudes add) over the
@@ -228,6 +234,8 @@ def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 
     while True:
         stop = min(start + chunk, total)
         waveform = codec.decode(tokens[None, :, start:stop])[0]
+
+        # Fade over what is shared with the chunk before: 0 for the first quarter, then up, 1 for the last.
         if tail is not None:
             steps = torch.arange(shared, device=waveform.device, dtype=waveform.dtype) + 0.5
             fade = (2 * steps / max(shared, 1) - 0.5).clamp(0, 1)
@@ -235,6 +243,8 @@ def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 
         if stop == total:
             yield waveform
             return
+
+        # Hold back what is shared with the next chunk.
         cut = len(waveform) - shared
         yield waveform[:cut]
         tail = waveform[cut:].clone()  # so that the rest of the chunk can be freed
@@ -242,13 +252,14 @@ def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 
 
 
 def read_audiocraft(path: Path) -> EncodecModel:
-    """An EnCodec from audiocraft's exported file, as a transformers model with the same numbers.
+    """Read an EnCodec that audiocraft exported into a transformers model, which computes the same.
 
     The file holds ``best_state`` (tensors) and ``xp.cfg`` (YAML). It is read without running any
     code from it. ``seanet.pad_mode`` comes from the file: the wrong one changes the clip's edges.
     """
     from transformers import EncodecModel
 
+    # 1. Read the file, and refuse others that audiocraft writes under the same name.
     package = _unpickle(path)
     if "pretrained" in package:
         raise CodecError(
@@ -257,20 +268,25 @@ def read_audiocraft(path: Path) -> EncodecModel:
         )
     if not {"best_state", "xp.cfg"} <= set(package):
         raise CodecError(f"{path} is not an exported audiocraft codec: it has no best_state and xp.cfg")
+
+    # 2. Build the network that its configuration describes, and fill it with the renamed tensors.
     model = EncodecModel(_audiocraft_config(package["xp.cfg"], path))
     state = {_rename(key): value for key, value in package["best_state"].items()}
     try:
-        found = model.load_state_dict(state, strict=False)
+        report = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise CodecError(f"{path} does not fit its own xp.cfg: {first_line(error)}") from error
-    if found.missing_keys or found.unexpected_keys:
+
+    # 3. Every tensor must have found its place.
+    if report.missing_keys or report.unexpected_keys:
         raise CodecError(
-            f"{path} does not fit EnCodec: {len(found.missing_keys)} missing {found.missing_keys[:3]}, "
-            f"{len(found.unexpected_keys)} unexpected {found.unexpected_keys[:3]}"
+            f"{path} does not fit EnCodec: {len(report.missing_keys)} missing {report.missing_keys[:3]}, "
+            f"{len(report.unexpected_keys)} unexpected {report.unexpected_keys[:3]}"
         )
     return model
 
 
+# audiocraft's names of tensors -> transformers'; torch itself maps weight_g and weight_v.
 _RENAMES = (
     (r"^(encoder|decoder)\.model\.", r"\1.layers."),
     (r"\.(conv|convtr)\.\1\.", ".conv."),
@@ -280,14 +296,14 @@ _RENAMES = (
 
 
 def _rename(key: str) -> str:
-    """audiocraft's name of a tensor -> transformers' (torch itself maps ``weight_g``, ``weight_v``)."""
+    """Rename a tensor from audiocraft's to transformers' naming."""
     for pattern, new in _RENAMES:
         key = re.sub(pattern, new, key)
     return key
 
 
 def _audiocraft_config(text: str, path: Path) -> Any:
-    """``EncodecConfig`` of an ``xp.cfg``."""
+    """Translate an ``xp.cfg`` (YAML) into transformers' ``EncodecConfig``."""
     import yaml
     from transformers import EncodecConfig
 
@@ -298,17 +314,20 @@ def _audiocraft_config(text: str, path: Path) -> Any:
             node = root
             for part in name.split("."):
                 node = node[part]
-            # the exporter keeps references such as ${sample_rate} unresolved
+            # The exporter leaves references such as ${sample_rate} unresolved.
             reference = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
             return value(reference[1]) if reference else node
 
-        ratios, rate, bins = value("seanet.ratios"), value("sample_rate"), value("rvq.bins")
-        frame_rate, bits = math.ceil(rate / math.prod(ratios)), math.ceil(math.log2(bins))
+        # transformers counts codebooks by the bandwidth in kbit/s: each takes log2(bins) bits per frame.
+        ratios = value("seanet.ratios")
+        sample_rate = value("sample_rate")
+        bins = value("rvq.bins")
+        bits_per_second = math.ceil(math.log2(bins)) * math.ceil(sample_rate / math.prod(ratios))
         return EncodecConfig(
-            sampling_rate=rate,
+            sampling_rate=sample_rate,
             audio_channels=value("channels"),
             normalize=value("encodec.renormalize"),
-            target_bandwidths=[value("rvq.n_q") * frame_rate * bits / 1000],
+            target_bandwidths=[value("rvq.n_q") * bits_per_second / 1000],
             codebook_size=bins,
             hidden_size=value("seanet.dimension"),
             num_filters=value("seanet.n_filters"),
@@ -333,7 +352,7 @@ def _audiocraft_config(text: str, path: Path) -> Any:
 
 
 def _unpickle(path: Path) -> Mapping[str, Any]:
-    """A file of ``torch.save`` that holds tensors and plain values only."""
+    """Read a file of ``torch.save`` that holds tensors and plain values only; no code from it runs."""
     try:
         package = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of another kind can fail anywhere in the reader
@@ -347,18 +366,18 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
 
 
 def _read_transformers(folder: Path, kind: Literal["encodec", "dac"]) -> Any:
-    """A transformers model of that kind from a folder of ``save_pretrained``; every weight must be there."""
+    """Read a transformers model from a folder of ``save_pretrained``; every weight must be there."""
     from transformers import DacModel, EncodecModel
 
     config = folder / "config.json"
     if not config.is_file():
         raise CodecError(f"{folder} has no config.json; pass the codec's own folder with --codec-path")
     try:
-        found = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise CodecError(f"{config}: is no configuration of a codec ({first_line(error)})") from error
-    if found != kind:
-        raise CodecError(f"{folder} holds a model of type {found!r}, not {kind!r}")
+    if model_type != kind:
+        raise CodecError(f"{folder} holds a model of type {model_type!r}, not {kind!r}")
     network: Any = {"encodec": EncodecModel, "dac": DacModel}[kind]
     try:
         model, report = network.from_pretrained(folder, output_loading_info=True, local_files_only=True)
@@ -371,7 +390,7 @@ def _read_transformers(folder: Path, kind: Literal["encodec", "dac"]) -> Any:
 
 
 def _find(source: str | Path) -> Path:
-    """A local file or folder as it is; otherwise the Hub repository of that name, downloaded."""
+    """Resolve ``source`` to a local file or folder; if there is none, download the Hub repository."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

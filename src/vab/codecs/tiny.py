@@ -3,10 +3,10 @@
 The encoder is not learned by gradients: the principal components of log-mel frames are quantised by K
 codebooks every 20 ms, so tokens do not depend on the decoder. A code lasts until another one saves more
 error than a change is worth (``hold``): what a sound's texture does from frame to frame would be noise in
-the tokens, and nobody could predict it. The decoder turns the quantised frames
-into a magnitude spectrogram of two parts: tone, and noise under an envelope. Sea, rain and rotors are
-noise, and a decoder that can only predict a mean turns them into a hum. Phases come from Griffin-Lim
-iterations. The noise is drawn from a fixed seed, so the waveform is a function of the tokens alone.
+the tokens, and nobody could predict it. The decoder turns the quantised frames into a magnitude spectrogram
+of two parts: tone, and noise under an envelope. Sea, rain and rotors are noise, and a decoder that can only
+predict a mean turns them into a hum. Phases come from Griffin-Lim iterations. The noise is drawn from a fixed
+seed, so the waveform is a function of the tokens alone.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from vab.config import HOP, SAMPLE_RATE, current_names, samples_to_frames
 from vab.utils.files import save_tensors, write_whole
 from vab.utils.mel import mel_filters
 
-FLOOR = 0.008  # of mel magnitudes, about 90 dB below full scale
-SPREAD = 4.0  # brings a frame's components to a size networks like
+MIN_MEL_MAGNITUDE = 0.008  # about 90 dB below full scale
+MAX_LOG_MAGNITUDE = 8.0  # keeps the exponential finite for codes that no sound gives
+COMPONENT_SCALE = 4.0  # divides a frame's components, so that the decoder sees numbers near one
 
 
 @dataclass(frozen=True)
@@ -65,31 +66,38 @@ def hertz_mel_filters(bands: int, fft: int) -> Tensor:
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """The index [n] of the nearest of the centres [V, C] for each point [n, C]."""
+    """Index [n] of the nearest of the centres [V, C] for each point [n, C]."""
+    # argmin |p - c|^2 = argmin |c|^2 / 2 - p.c; in pieces, for [n, V] would not fit into memory.
     half = centres.square().sum(1) / 2
     return torch.cat([(half - part @ centres.T).argmin(1) for part in points.split(8192)])
 
 
-def lasting(frames: Tensor, centres: Tensor, hold: float) -> Tensor:
-    """The index [B, T] of a centre [V, C] for each of the frames [B, T, C], such that indices last.
+def viterbi_quantize(frames: Tensor, centres: Tensor, switch_cost: float) -> Tensor:
+    """Index [B, T] of a centre [V, C] for each of the frames [B, T, C], with a penalty for switching.
 
-    Least is the sum of squared errors plus ``hold`` for each place where the index changes: Viterbi's
-    algorithm finds it. With a ``hold`` of 0 that is the nearest centre.
+    It minimises the sum of squared errors plus ``switch_cost`` for each frame whose index differs from that
+    of the frame before, by Viterbi's algorithm. Without a ``switch_cost`` that is the nearest centre.
     """
-    error = centres.square().sum(1) - 2 * frames @ centres.T  # [B, T, V], less what a frame adds to all
-    if not hold:
+    # Squared errors [B, T, V], less |frame|^2, which is the same for every centre.
+    error = centres.square().sum(1) - 2 * frames @ centres.T
+    if not switch_cost:
         return error.argmin(2)
+
+    # 1. Forward: the cost [B, V] of the best path that ends at each centre, and the centre it comes from.
     own = torch.arange(len(centres), device=frames.device)
-    cost, moves = error[:, 0], []  # of the best way to each centre, and where that way comes from
-    for now in error.unbind(1)[1:]:
-        least, best = cost.min(1, keepdim=True)
-        stays = cost <= least + hold
-        moves.append(torch.where(stays, own, best))
-        cost = torch.where(stays, cost, least + hold) + now
-    way = [cost.argmin(1, keepdim=True)]
-    for move in reversed(moves):
-        way.append(move.gather(1, way[-1]))
-    return torch.cat(way[::-1], dim=1)
+    cost = error[:, 0]
+    predecessors = []
+    for frame_error in error.unbind(1)[1:]:
+        lowest, best = cost.min(1, keepdim=True)
+        stays = cost <= lowest + switch_cost  # else it is cheaper to come from the best centre of all
+        predecessors.append(torch.where(stays, own, best))
+        cost = torch.where(stays, cost, lowest + switch_cost) + frame_error
+
+    # 2. Backward: follow the best path from its end.
+    path = [cost.argmin(1, keepdim=True)]
+    for predecessor in reversed(predecessors):
+        path.append(predecessor.gather(1, path[-1]))
+    return torch.cat(path[::-1], dim=1)
 
 
 class ConvNeXtBlock(nn.Module):
@@ -104,13 +112,13 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((width,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.depthwise(x).transpose(1, 2))
+        y = self.norm(self.depthwise(x).transpose(1, 2))  # [B, T, width]
         y = self.scale * self.fall(F.gelu(self.rise(y)))
         return x + y.transpose(1, 2)
 
 
-def _blocks(width: int, layers: int) -> nn.Sequential:
-    return nn.Sequential(*(ConvNeXtBlock(width, 1.0 / layers) for _ in range(layers)))
+def _blocks(width: int, num_layers: int) -> nn.Sequential:
+    return nn.Sequential(*(ConvNeXtBlock(width, 1.0 / num_layers) for _ in range(num_layers)))
 
 
 class TinyCodec(nn.Module):
@@ -130,18 +138,24 @@ class TinyCodec(nn.Module):
     def __init__(self, config: TinyCodecConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or TinyCodecConfig()
-        self.num_codebooks, self.codebook_size, self.dim = c.num_codebooks, c.codebook_size, c.dim
+        self.num_codebooks = c.num_codebooks
+        self.codebook_size = c.codebook_size
+        self.dim = c.dim
+
+        # Between waveforms and mel bands: computed, not stored.
         self.register_buffer("hann", torch.hann_window(c.window), persistent=False)
         filters = hertz_mel_filters(c.bands, c.window)
         self.register_buffer("filters", filters, persistent=False)
-        # bands back to bins: each bin is the mean of the bands it is in, each band spread over its bins
+        # Bands back to bins: each bin is the mean of the bands it is in, each band is spread over its bins.
         spread = filters / filters.sum(1, keepdim=True).clamp_min(1e-6) / (filters.sum(0) + 1e-2)
         self.register_buffer("spread", spread.T.contiguous(), persistent=False)
 
+        # Between mel bands and codes: found from data, without gradients.
         self.register_buffer("mean", torch.zeros(2 * c.bands))  # of the two log-mel frames of a token
         self.register_buffer("basis", torch.eye(2 * c.bands, c.dim))  # their principal components
         self.register_buffer("vectors", torch.zeros(c.num_codebooks, c.codebook_size, c.dim))
 
+        # The decoder: at the rate of tokens, then at that of spectrogram frames.
         self.from_code = nn.Conv1d(c.dim, c.decoder_width, 7, padding=3)
         self.decoder = _blocks(c.decoder_width, c.decoder_layers)
         self.to_detail = nn.Linear(c.decoder_width, 2 * c.detail_width)
@@ -150,9 +164,9 @@ class TinyCodec(nn.Module):
         self.norm = nn.LayerNorm(c.detail_width)
         self.to_spectrum = nn.Linear(c.detail_width, 2 * c.bins)
         nn.init.normal_(self.to_spectrum.weight, std=0.02)
-        nn.init.constant_(self.to_spectrum.bias, -0.7)  # begin with the outline, half tone and half noise
+        nn.init.constant_(self.to_spectrum.bias, -0.7)  # begin with the envelope, half tone and half noise
 
-    # --- between waveforms and continuous frames: what training needs ---
+    # ---- between waveforms and continuous frames, as training needs them
 
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """Waveform [B, 320 T] -> complex frames [B, 2 T, bins], centred on every 160th sample."""
@@ -160,35 +174,39 @@ class TinyCodec(nn.Module):
         spectrum = torch.stft(
             waveform, c.window, c.hop, window=self.hann, pad_mode="constant", return_complex=True
         )
-        return spectrum.transpose(1, 2)[:, :-1]
+        return spectrum.transpose(1, 2)[:, :-1]  # [B, bins, 2 T + 1] -> [B, 2 T, bins]
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Waveform [B, 320 T] -> log-mel frames [B, 2 T, bands]."""
-        return torch.log(self.spectrogram(waveform).abs() @ self.filters + FLOOR)
+        return torch.log(self.spectrogram(waveform).abs() @ self.filters + MIN_MEL_MAGNITUDE)
 
     def analyse(self, waveform: Tensor) -> Tensor:
         """Waveform [B, 320 T] -> frames [B, T, C], before quantising."""
+        # Two spectrogram frames are one token: [B, 2 T, bands] -> [B, T, 2 * bands] -> [B, T, C].
         pairs = self.log_mel(waveform).reshape(len(waveform), -1, 2 * self.config.bands)
         return (pairs - self.mean) @ self.basis
 
     def quantise(self, frames: Tensor) -> Tensor:
         """Frames [B, T, C] -> codes [B, K, T]: each codebook follows what those before it leave over."""
-        rest, codes = frames, []
+        residual = frames
+        codes = []
         for k, table in enumerate(self.vectors):
-            codes.append(lasting(rest, table, self.config.hold if k < self.config.lasting else 0.0))
-            rest = rest - table[codes[-1]]
+            switch_cost = self.config.hold if k < self.config.lasting else 0.0
+            codes.append(viterbi_quantize(residual, table, switch_cost))
+            residual = residual - table[codes[-1]]
         return torch.stack(codes, dim=1)
 
     def dequantise(self, codes: Tensor) -> Tensor:
         """Codes [B, K, T] -> frames [B, T, C]; fewer than K codebooks give a coarser frame."""
-        return torch.stack(
-            [table[codes[:, k]] for k, table in enumerate(self.vectors[: codes.shape[1]])]
-        ).sum(0)
+        tables = self.vectors[: codes.shape[1]]
+        return torch.stack([table[codes[:, k]] for k, table in enumerate(tables)]).sum(0)
 
     def spectral_envelope(self, frames: Tensor) -> Tensor:
         """Quantised frames [B, T, C] -> the log magnitudes [B, 2 T, bins] they stand for, unsharpened."""
+        # Undo ``analyse``: components -> log-mel pairs -> one frame each -> magnitudes spread over the bins.
         mel = (frames @ self.basis.T + self.mean).reshape(len(frames), -1, self.config.bands)
-        return torch.log((mel.clamp(max=8.0).exp() - FLOOR).clamp_min(0.0) @ self.spread + 1e-3)
+        bands = (mel.clamp(max=MAX_LOG_MAGNITUDE).exp() - MIN_MEL_MAGNITUDE).clamp_min(0.0)
+        return torch.log(bands @ self.spread + 1e-3)
 
     def synthesise(
         self, frames: Tensor, generator: torch.Generator | None = None, draws: int = 1
@@ -198,41 +216,56 @@ class TinyCodec(nn.Module):
         The magnitude of their sum is the spectrogram; several draws differ in their noise.
         """
         c = self.config
-        batch, length = draws * frames.shape[0], frames.shape[1]
-        x = self.decoder(self.from_code(frames.transpose(1, 2) / SPREAD)).transpose(1, 2)
+        batch = draws * frames.shape[0]
+        length = frames.shape[1]
+
+        # 1. At 50 Hz: [B, T, C] -> [B, T, decoder_width]; then two frames of detail each, for every draw.
+        x = self.decoder(self.from_code(frames.transpose(1, 2) / COMPONENT_SCALE)).transpose(1, 2)
         x = self.to_detail(x).repeat(draws, 1, 1).reshape(batch, 2 * length, c.detail_width)
-        # training draws where it computes; float32, as a GPU has no Fourier transform of less
+
+        # 2. White noise as a waveform, and as channels that the network may use. Training draws where it
+        #    computes. The waveform is float32, as a GPU has no Fourier transform of less.
         where = frames.device if generator is None else generator.device
-        hiss = torch.randn(batch, HOP * length, generator=generator, device=where).to(frames)
-        noise = torch.randn(batch, 2 * length, c.noise, generator=generator, device=where).to(x)
-        hiss = self.spectrogram(hiss)
-        x = self.detail((x + self.add_noise(noise)).transpose(1, 2)).transpose(1, 2)
-        spectral_envelope = self.spectral_envelope(frames).repeat(draws, 1, 1)
-        tone, envelope = self.to_spectrum(self.norm(x)).chunk(2, dim=-1)
-        tone, envelope = ((spectral_envelope + change).clamp(max=8.0).exp() for change in (tone, envelope))
-        return tone, envelope * hiss / self.hann.norm()
+        white = torch.randn(batch, HOP * length, generator=generator, device=where).to(frames)
+        channels = torch.randn(batch, 2 * length, c.noise, generator=generator, device=where).to(x)
+        white = self.spectrogram(white)  # [draws * B, 2 T, bins], complex
+
+        # 3. At 100 Hz: how tone and noise differ from the envelope that the codes stand for.
+        x = self.detail((x + self.add_noise(channels)).transpose(1, 2)).transpose(1, 2)
+        tone_change, noise_change = self.to_spectrum(self.norm(x)).chunk(2, dim=-1)
+        envelope = self.spectral_envelope(frames).repeat(draws, 1, 1)
+        tone = (envelope + tone_change).clamp(max=MAX_LOG_MAGNITUDE).exp()
+        noise = (envelope + noise_change).clamp(max=MAX_LOG_MAGNITUDE).exp()
+        return tone, noise * white / self.hann.norm()  # white noise has magnitudes near the window's norm
 
     def griffin_lim(self, tone: Tensor, noise: Tensor) -> Tensor:
         """Tone and noise [B, 2 T, bins] -> waveform [B, 320 T], by fast Griffin-Lim (Perraudin et al., 2013).
 
         It starts from tones whose phases run on from frame to frame, and from the noise's own phases.
         """
-        c, length = self.config, self.config.hop * tone.shape[1]
+        c = self.config
+        length = c.hop * tone.shape[1]
         magnitude = F.pad((tone + noise).abs().transpose(1, 2), (0, 1))  # and the frame at the very end
+
+        # Bin k turns by k * hop / window between two frames; whole turns are dropped while still integers.
         turns = torch.arange(c.bins)[:, None] * torch.arange(tone.shape[1]) * c.hop % c.window
         running = torch.polar(tone, (turns.T * (2.0 * math.pi / c.window)).to(tone).expand_as(tone))
-        spectrum = F.pad((running + noise).transpose(1, 2), (0, 1))
-        waveform, before = torch.empty(0), torch.zeros_like(spectrum)
+        spectrum = F.pad((running + noise).transpose(1, 2), (0, 1))  # [B, bins, 2 T + 1]
+
+        # Keep the magnitudes, take the phases of a signal that exists, and go a little beyond: momentum.
+        waveform = torch.empty(0)
+        before = torch.zeros_like(spectrum)
         for _ in range(c.iterations + 1):
             spectrum = magnitude * spectrum / (spectrum.abs() + 1e-9)
             waveform = torch.istft(spectrum, c.window, c.hop, window=self.hann, length=length)
             again = torch.stft(
                 waveform, c.window, c.hop, window=self.hann, pad_mode="constant", return_complex=True
             )
-            spectrum, before = again - 0.5 * before, again
+            spectrum = again - 0.5 * before
+            before = again
         return waveform
 
-    # --- the codec interface ---
+    # ---- the codec interface
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
@@ -243,17 +276,18 @@ class TinyCodec(nn.Module):
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens [B, K, T] -> waveform [B, 320 T], the same for the same tokens. The first few will do."""
-        pieces = []
-        # each draws the same noise, so a clip's sound is its own affair
-        for clip in self.dequantise(tokens)[:, None]:
-            pieces.append(self.griffin_lim(*self.synthesise(clip, torch.Generator().manual_seed(0))))
-        return torch.cat(pieces)
+        # One by one, each with the same noise, so that a clip's sound depends on no other of its batch.
+        waveforms = []
+        for frames in self.dequantise(tokens)[:, None]:
+            tone, noise = self.synthesise(frames, torch.Generator().manual_seed(0))
+            waveforms.append(self.griffin_lim(tone, noise))
+        return torch.cat(waveforms)
 
     def codebook_vectors(self) -> Tensor:
-        """The quantiser's vectors [K, V, C]."""
+        """The quantiser's vectors [K, V, C], a copy."""
         return self.vectors.clone()
 
-    # --- on disk: codec.json and codec.safetensors, half precision ---
+    # ---- on disk: codec.json and codec.safetensors in half precision
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``codec.json`` and ``codec.safetensors`` (float16)."""
@@ -277,7 +311,7 @@ class TinyCodec(nn.Module):
         return codec.eval()
 
     def code_weights(self) -> dict[str, Tensor]:
-        """What tokens depend on; the decoder may be trained further without making them anew."""
-        codes = ("mean", "basis", "vectors")
-        weights = {k: v for k, v in self.state_dict().items() if k.startswith(codes)}
+        """The weights that tokens depend on; the others may be trained further and tokens stay the same."""
+        prefixes = ("mean", "basis", "vectors")
+        weights = {k: v for k, v in self.state_dict().items() if k.startswith(prefixes)}
         return weights | {"hold": torch.tensor([self.config.hold, self.config.lasting])}
