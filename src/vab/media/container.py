@@ -1,4 +1,4 @@
-"""Containers and packets: open a file, pick its streams, read packet times, write MP4 packet by packet.
+"""Containers and packets: open files, pick streams, read packet times, write MP4 packet by packet.
 
 No pixels or samples are made here; :mod:`vab.media.file` does that on top of this module. A file's clock
 starts at the first frame of its video stream that is shown.
@@ -30,6 +30,8 @@ _TEXT_FORMATS = {"tty", "concat", "hls", "dash"}  # text that FFmpeg would draw,
 _DEFAULT_TIME_BASE = Fraction(1, 90_000)  # seconds a tick, where the stream names none
 _DEFAULT_FRAME_INTERVAL = Fraction(1, 25)  # seconds, where the header names no frame rate
 _MAX_HEAD = 1000  # packets read in search of a stream's first shown frame; many more than any reordering
+_BEFORE_ALL = -(1 << 40)  # ticks: before the first packet of any file
+_MAX_DECODER_THREADS = 4
 _AUDIO_BLOCK = 1024  # samples of one AAC frame
 
 
@@ -38,7 +40,7 @@ class MediaError(VABError):
 
 
 def check_file(path: Path) -> None:
-    """``MediaError`` unless ``path`` is a readable file with something in it."""
+    """Raise ``MediaError`` unless ``path`` is a readable file that is not empty."""
     if path.is_dir():
         raise MediaError(f"{path}: is a folder, not a media file")
     if not path.exists():
@@ -79,8 +81,63 @@ def audio_stream(container: InputContainer) -> AudioStream | None:
     return max(streams, key=lambda s: bool(s.disposition & Disposition.default), default=None)
 
 
+class OpenFile:
+    """An open container with the streams that a player would use, and what has been done with it."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self.container = container
+        self.video: Any = video_stream(container)
+        self.audio: Any = audio_stream(container)
+        self.used = False
+        # The video of MP4 and MOV is read by an index that a seek just starts anew. Other demuxers keep more
+        # state, and so do audio decoders and MP4's own count of samples to skip: what they give after a seek
+        # may differ from what a file just opened gives.
+        self.can_rewind = "mp4" in container.format.name.split(",")
+        self._discards = [stream.discard for stream in container.streams]
+        for stream in filter(None, (self.video, self.audio)):
+            stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, os.cpu_count() or 1)
+            stream.codec_context.thread_type = "AUTO"
+
+    @property
+    def nominal_seconds(self) -> float:
+        """Duration of the video, or else of the whole file, by the header; 0 if it does not say."""
+        stream = self.video or self.audio
+        if stream is not None and stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        return (self.container.duration or 0) / av.time_base
+
+    def number_frames(self) -> None:
+        """Make the decoder, before its first packet, pass the packets' numbers on with the frames.
+
+        Without frame threads: they release the numbers, which are Python objects, and would wait for the
+        interpreter's lock while the thread that holds it waits for them.
+        """
+        if not self.video.codec_context.is_open:  # else an earlier pass without times has done so
+            self.video.codec_context.thread_type = "SLICE"
+            self.video.codec_context.copy_opaque = True
+
+    def reset(self, rewind: bool) -> bool:
+        """Prepare for another pass, from the beginning if ``rewind``; False if the demuxer cannot."""
+        # ``demux`` told the container to skip the other streams.
+        for stream, discard in zip(self.container.streams, self._discards, strict=True):
+            stream.discard = discard
+        if not rewind:
+            return True
+        with suppress(FFmpegError):
+            self.container.seek(_BEFORE_ALL, stream=self.video or self.audio)
+            return True
+        return False
+
+    def seek(self, stream: Any, seconds: Fraction) -> bool:
+        """Go to the last key frame at or before ``seconds``; False if the demuxer cannot."""
+        with suppress(FFmpegError):
+            self.container.seek(int(seconds / stream.time_base), stream=stream)
+            return True
+        return False
+
+
 def demux(container: InputContainer, stream: Any) -> Iterator[Any]:
-    """The packets of one stream that carry data; a file that breaks off just ends."""
+    """The packets of one stream that carry data; a truncated file just ends."""
     # The demuxer need not read the other streams at all.
     for other in container.streams:
         if other.index != stream.index:
@@ -96,7 +153,7 @@ def demux(container: InputContainer, stream: Any) -> Iterator[Any]:
 
 
 def decode(context: Any, packet: Any | None) -> list[Any]:
-    """The frames that a decoder hands out for a packet, in display order; none if it cannot be decoded.
+    """The frames that a decoder returns for a packet, in display order; none if it cannot be decoded.
 
     ``packet=None`` flushes the decoder: the frames that it still holds.
     """
@@ -119,7 +176,7 @@ def frame_interval(stream: VideoStream) -> Fraction:
 
 @dataclass(frozen=True)
 class VideoStart:
-    """Where the clock of a video stream begins, and whether its packets say when their frames are shown."""
+    """Start of a video stream's clock, and whether its packets carry presentation times."""
 
     seconds: Fraction  # presentation time of the first shown frame on the container's clock
     timed: bool  # False: raw streams, and AVI with reordered frames; times follow from the order alone
@@ -133,6 +190,7 @@ def find_start(
     Reads no further than needed: a packet that is decoded after the earliest presentation time so far cannot
     be shown before it. None if there is no packet whose frame is shown.
     """
+    # AVI numbers its frames in decoding order; with B-frames that is not the order on screen.
     counted = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
     earliest: int | None = None
     head: list[Any] = []
@@ -174,14 +232,16 @@ class PacketTimes:
 
 
 class PacketLog:
-    """Notes the times of video packets as they pass by; memory is a few dozen bytes a packet."""
+    """Record of the times of video packets as they are read; it takes a few dozen bytes a packet."""
 
     def __init__(self, stream: VideoStream) -> None:
         self.display_order: list[int] = []  # numbers of packets, as their frames came out of the decoder
         self._timed = True
         self.time_base = time_base(stream)
         self._interval = max(1, round(frame_interval(stream) / self.time_base))  # ticks
-        self._pts, self._dts, self._durations = array("q"), array("q"), array("q")
+        self._pts = array("q")
+        self._dts = array("q")
+        self._durations = array("q")
         self._shown = array("b")
         self._dts_missing = False
         self._earliest: int | None = None  # pts of shown frames
@@ -193,11 +253,13 @@ class PacketLog:
     def add(self, packet: Any, timed: bool) -> None:
         """Note one packet, in file order; number it if it is not ``timed`` (as in ``VideoStart``)."""
         self._timed = timed
-        if not timed:
+        if not timed:  # the decoder hands the number on with the frame
             packet.opaque = len(self)
         time = packet.pts if timed and packet.pts is not None else packet.dts
         if time is None:  # no clock at all: it follows the packet before it
             time = self._pts[-1] + (self._durations[-1] or self._interval) if self._pts else 0
+
+        # Keep what the packet says, and the range of times that are shown.
         self._dts_missing = self._dts_missing or packet.dts is None
         self._pts.append(time)
         self._dts.append(packet.dts if packet.dts is not None else time)
@@ -209,17 +271,17 @@ class PacketLog:
 
     @property
     def seconds(self) -> float:
-        """From the first shown frame to the last one, as far as packets have been noted."""
+        """Seconds from the first shown frame to the last one, as far as packets have been noted."""
         return 0.0 if self._earliest is None else float((self._latest - self._earliest) * self.time_base)
 
     def times(self) -> PacketTimes | None:
-        """What was noted, repaired where the container is silent; None if no frame is shown."""
-        pts, shown = np.array(self._pts, dtype=np.int64), np.array(self._shown, dtype=bool)
-        durations = self._durations
+        """The noted times, completed where the container has none; None if no frame is shown."""
+        pts = np.array(self._pts, dtype=np.int64)
+        shown = np.array(self._shown, dtype=bool)
         if not shown.any():
             return None
 
-        # Without times the k-th frame out of the decoder is shown at the k-th time. Frames that are broken
+        # 1. Without times the k-th frame out of the decoder is shown at the k-th time. Frames that are broken
         # do not come out; then the file's own order is all there is.
         if not self._timed:
             rank = np.arange(len(pts))
@@ -227,15 +289,15 @@ class PacketLog:
                 rank[self.display_order] = np.arange(len(pts))
             pts = np.sort(pts)[rank]
 
-        # A container without durations: the last frame stays as long as the frames before it on average.
+        # 2. A container without durations: the last frame stays as long as the frames before it on average.
         start = int(pts[shown].min())
         last = int(np.where(shown, pts, pts.min()).argmax())
         frames = int(shown.sum())
-        duration = durations[last]
+        duration = self._durations[last]
         if not duration:
             duration = round((int(pts[last]) - start) / (frames - 1)) if frames > 1 else self._interval
 
-        # Muxers want decoding times that rise and are never after the presentation times.
+        # 3. Muxers want decoding times that rise and are never after the presentation times.
         dts = np.array(self._dts, dtype=np.int64)
         if self._dts_missing or (np.diff(dts) <= 0).any() or (dts > pts).any():
             dts = np.sort(pts)
@@ -257,6 +319,7 @@ def write_mp4(
     """
     options = {"movflags": "+faststart", "movie_timescale": str(rate)}  # the sound's length to the sample
     with av.open(f"file:{out_path}", "w", format="mp4", container_options=options) as target:
+        # 1. A video stream that takes packets as they are, and an AAC encoder.
         video: Any = target.add_stream_from_template(stream, opaque=True)
         if stream.codec_context.codec.canonical_name == "hevc" and stream.codec_context.extradata:
             video.codec_context.codec_tag = "hvc1"  # the name Apple's players know it by
@@ -264,7 +327,7 @@ def write_mp4(
         audio.bit_rate = 6 * rate  # the most that mono AAC can use
         audio.time_base = Fraction(1, rate)
 
-        # Both streams in step, so that neither waits in memory for the other.
+        # 2. Both streams in step, so that neither waits in memory for the other.
         sent = 0
         for packet, pts, dts in zip(packets, times.pts.tolist(), times.dts.tolist(), strict=True):
             packet.pts, packet.dts = pts - times.start, dts - times.start
@@ -273,7 +336,7 @@ def write_mp4(
             target.mux(packet)
             sent = _encode_audio(samples, sent, round(decoded_at * rate), audio, target, rate)
 
-        # The rest of the audio, then what the encoder still holds.
+        # 3. The rest of the audio, then what the encoder still holds.
         _encode_audio(samples, sent, len(samples), audio, target, rate)
         target.mux(audio.encode())
 
@@ -292,7 +355,7 @@ def _encode_audio(
 
 
 def check_waveform(waveform: np.ndarray, path: Path) -> np.ndarray:
-    """``waveform`` as float32 [S]; ``MediaError`` naming ``path`` if it is empty or not finite."""
+    """Return ``waveform`` as float32 [S]; ``MediaError`` naming ``path`` if it is empty or not finite."""
     samples = np.asarray(waveform, dtype=np.float32)
     if samples.ndim != 1:
         raise ValueError(f"a waveform has one axis [S], not the shape {list(samples.shape)}")

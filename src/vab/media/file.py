@@ -1,21 +1,19 @@
-"""One open media file: its streams, packet times, frames, waveform, and its video copied beside new sound.
+"""One open media file: its streams, packet times, frames, waveform, and its video copied beside new audio.
 
-Time 0 of a file is its first shown frame, or the first sample if it has no video; sound that starts later
+Time 0 of a file is its first shown frame, or the first sample if it has no video; audio that starts later
 keeps its distance as silence. Memory follows the window that is read, never the file's length.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -25,17 +23,16 @@ from vab.config import SAMPLE_RATE, video_frames
 from vab.errors import first_line
 from vab.media.container import (
     MediaError,
+    OpenFile,
     PacketLog,
     PacketTimes,
     VideoStart,
-    audio_stream,
     check_waveform,
     decode,
     demux,
     find_start,
     frame_interval,
     open_media,
-    video_stream,
     write_mp4,
 )
 from vab.media.image import open_image, read_pixels
@@ -51,27 +48,25 @@ from vab.utils.files import atomic
 
 _ROUNDING_SECONDS = 0.0005 + 1e-6  # seconds; many containers keep whole milliseconds
 _SEEK_MARGINS = (Fraction(1, 2), Fraction(10))  # seconds before the wanted time; a seek may land too late
-_BEFORE_ALL = -(1 << 40)  # ticks: before the first packet of any file
-_MAX_DECODER_THREADS = 4
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a file holds. Sizes are as displayed: pixels made square, rotation applied."""
+    """Facts about a media file. Sizes are as displayed: pixels made square, rotation applied."""
 
     path: Path
     kind: Literal["video", "audio", "image"]
-    seconds: float  # of the video if there is one, else of the sound; 0 for an image
+    seconds: float  # of the video if there is one, else of the audio; 0 for an image
     has_audio: bool
-    width: int  # 0 for sound
+    width: int  # 0 for audio
     height: int
     fps: float  # mean frame rate of a video, else 0
 
 
 class MediaFile:
-    """A media file that is opened when something is asked of it, and whose facts are read once.
+    """A media file that is opened on first use, and whose facts are read once.
 
-    Whatever is read of it on the way is kept: a pass over all frames leaves the packet times behind, so that
+    Whatever is learned on the way is kept: a pass over all frames leaves the packet times behind, so that
     frames and a copy of the video take two passes over the file in all. ``close`` (or a ``with`` block) lets
     go of the open file; the facts stay, and a later question opens it again. What happens to the file
     meanwhile is not noticed.
@@ -84,7 +79,7 @@ class MediaFile:
     def __init__(self, path: str | Path, check: FrameCheck | None = None) -> None:
         self.path = Path(path)
         self._check = check
-        self._idle: list[_OpenFile] = []  # one at most: open, and in no pass now
+        self._idle: list[OpenFile] = []  # one at most: open, and in no pass now
         self._image: Image.Image | None = None  # open, its pixels not read yet
         # Facts, as far as they are known.
         self._is_image: bool | None = None
@@ -116,7 +111,7 @@ class MediaFile:
 
     @property
     def kind(self) -> Literal["video", "audio", "image"]:
-        """What it is, by its header alone. ``MediaError`` if it has neither a video nor an audio stream."""
+        """Type of the file, by its header alone. ``MediaError`` if it has neither video nor audio."""
         if self.is_image:
             return "image"
         if not self.has_video and not self.has_audio:
@@ -125,7 +120,7 @@ class MediaFile:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is a still image; a moving GIF is a video."""
+        """True for a still image; a moving GIF is a video."""
         if self._is_image is None:
             self._image = open_image(self.path)
             self._is_image = self._image is not None
@@ -135,17 +130,17 @@ class MediaFile:
 
     @property
     def has_video(self) -> bool:
-        """Whether it has a video stream that is no cover art."""
+        """True if there is a video stream other than cover art."""
         return self._header()[0]
 
     @property
     def has_audio(self) -> bool:
-        """Whether it has an audio stream."""
+        """True if there is an audio stream."""
         return self._header()[1]
 
     @property
     def nominal_seconds(self) -> float:
-        """How long the header says that it lasts; 0 if it does not say. Often wrong: good for estimates."""
+        """Duration by the header, 0 if it does not say; often wrong, so good for estimates only."""
         if self.is_image:
             return 0.0
         self._header()
@@ -153,14 +148,14 @@ class MediaFile:
 
     @property
     def nominal_size(self) -> tuple[int, int]:
-        """Width and height that the header of a video or an image claims, not turned upright; 0 for sound."""
+        """Width and height by the header of a video or an image, not turned upright; 0 for audio."""
         if not self.is_image:
             self._header()
         return self._nominal_size
 
     @property
     def times(self) -> PacketTimes:
-        """The packets' times of the video. Reads through the file if no pass has done so yet."""
+        """Packet times of the video. Reads through the file if no pass has done so yet."""
         if self._times is None:
             self._scan_video("none")
         assert self._times is not None
@@ -168,14 +163,14 @@ class MediaFile:
 
     @property
     def seconds(self) -> float:
-        """How long it lasts, by its packets: the video if there is one, else the sound; 0 for an image."""
+        """Duration by the packets of the video if there is one, else of the audio; 0 for an image."""
         if self.kind == "image":
             return 0.0
         return self.times.seconds if self.has_video else self._scan_audio()
 
     @property
     def seconds_read(self) -> float:
-        """How long the video lasts as far as its packets have been read by now."""
+        """Duration of the video as far as its packets have been read by now."""
         if self._times is not None:
             return self._times.seconds
         return self._log.seconds if self._log is not None else 0.0
@@ -196,7 +191,7 @@ class MediaFile:
             raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
         return MediaInfo(self.path, "video", self.times.seconds, self.has_audio, *self._size, self.times.fps)
 
-    # ---- what is in it
+    # ---- frames, waveform, copies
 
     def frames(
         self, fps: float, start: float = 0.0, seconds: float | None = None, size: int | None = None
@@ -250,7 +245,7 @@ class MediaFile:
             yield pixels_of_newest
 
     def audio(self, start: float = 0.0, seconds: float | None = None, rate: int = SAMPLE_RATE) -> np.ndarray:
-        """The sound from ``start`` on: float32 [S] mono at ``rate``.
+        """The waveform from ``start`` on: float32 [S] mono at ``rate``.
 
         S = round(seconds * rate), with zeros at the end; ``seconds=None`` reads to the end. Only what is
         needed is decoded. ``MediaError`` if there is no audio stream, or none of it can be decoded.
@@ -258,7 +253,8 @@ class MediaFile:
         if start < 0 or (seconds is not None and seconds < 0):
             raise ValueError("start and seconds must not be negative")
         count = None if seconds is None else round(seconds * rate)
-        blocks, read = [np.zeros(0, dtype=np.float32)], 0
+        blocks = [np.zeros(0, dtype=np.float32)]
+        read = 0
         for block in self.audio_blocks(start, rate):
             blocks.append(block)
             read += len(block)
@@ -268,7 +264,7 @@ class MediaFile:
         return waveform if count is None else np.pad(waveform, (0, count - len(waveform)))
 
     def audio_blocks(self, start: float = 0.0, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
-        """The sound from ``start`` on as blocks float32 [n], mono at ``rate``; silence fills gaps."""
+        """The waveform from ``start`` on as blocks float32 [n], mono at ``rate``; silence fills gaps."""
         if not self.has_audio:
             raise MediaError(f"{self.path}: has no audio stream")
         origin = self._video_start().seconds if self.has_video else None
@@ -301,7 +297,7 @@ class MediaFile:
     def mux(self, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:
         """Write an MP4: the video, copied packet by packet, and ``waveform`` [S] as AAC.
 
-        The video starts at time 0 and keeps its spacing and rotation; nothing is encoded again. The sound is
+        The video starts at time 0 and keeps its spacing and rotation; nothing is encoded again. The audio is
         cut, or filled with silence, to last as long as the video. The file gets its name when complete.
         ``MediaError``: no video, a codec that MP4 cannot hold, a waveform that is empty or not finite.
         """
@@ -309,6 +305,8 @@ class MediaFile:
         waveform = check_waveform(waveform, out_path)
         if not self.has_video:
             raise MediaError(f"{self.path}: has no video stream")
+
+        # Cut the waveform or fill it with silence to the length of the video.
         times = self.times
         samples = np.zeros(max(1, round(times.seconds * rate)), dtype=np.float32)
         samples[: len(waveform)] = np.clip(waveform[: len(samples)], -1, 1)
@@ -330,18 +328,21 @@ class MediaFile:
     # ---- opening, and passes over the file
 
     @contextmanager
-    def _opened(self, seek: bool = False, fresh: bool = False) -> Iterator[_OpenFile]:
-        """The open file for one pass, at its beginning unless the pass is going to ``seek``.
+    def _opened(self, seek: bool = False, fresh: bool = False) -> Iterator[OpenFile]:
+        """Lend the open file for one pass, at its beginning unless the pass is going to ``seek``.
 
         ``fresh``: no pass may have used it. Passes may overlap: while one has the open file, another opens
         it again.
         """
+        # 1. Take the idle file if it can be used again, else open another.
         file = self._idle.pop() if self._idle else None
         if file is not None and file.used and (fresh or not file.reset(rewind=not seek)):
             file.container.close()
             file = None
         if file is None:
-            file = _OpenFile(open_media(self.path))
+            file = OpenFile(open_media(self.path))
+
+        # 2. Keep it for the next pass, unless it cannot rewind or another pass has left one.
         file.used = True
         try:
             yield file
@@ -352,9 +353,9 @@ class MediaFile:
                 file.container.close()
 
     def _header(self) -> tuple[bool, bool]:
-        """Whether there is video, and whether there is audio. Opens the file the first time."""
+        """(has video, has audio) by the header. Opens the file the first time."""
         if self._streams is None:
-            file = _OpenFile(open_media(self.path))
+            file = OpenFile(open_media(self.path))
             self._streams = file.video is not None, file.audio is not None
             self._nominal_seconds = file.nominal_seconds
             if file.video is not None:
@@ -363,7 +364,7 @@ class MediaFile:
         return self._streams
 
     def _video_start(self) -> VideoStart:
-        """Where the video's clock begins; reads a few packets if no pass has done so yet."""
+        """Start of the video's clock; reads a few packets if no pass has done so yet."""
         if self._start is None:
             with self._opened() as file:
                 next(self._video_packets(file), None)
@@ -371,17 +372,17 @@ class MediaFile:
             raise MediaError(f"{self.path}: its video stream has no frames")
         return self._start
 
-    def _video_packets(self, file: _OpenFile) -> Iterator[Any]:
-        """All packets of the video. With the first one it is known where the clock begins."""
+    def _video_packets(self, file: OpenFile) -> Iterator[Any]:
+        """All packets of the video. From the first one on the start of the clock is known."""
         packets = demux(file.container, file.video)
         if self._start is None:
             self._start, head = find_start(file.container, file.video, packets)
             if self._start is None:
                 raise MediaError(f"{self.path}: its video stream has no frames")
-            packets = chain(head, packets)
+            packets = chain(head, packets)  # those that were read in search of it come first
         yield from packets
 
-    def _whole_video(self, file: _OpenFile, wanted: Literal["all", "first", "none"] = "all") -> Iterator[Any]:
+    def _whole_video(self, file: OpenFile, wanted: Literal["all", "first", "none"] = "all") -> Iterator[Any]:
         """The frames of the whole video in display order. After the last one the packet times are known.
 
         ``wanted``: which frames to decode. Packets without times need them all to be put in order.
@@ -464,16 +465,20 @@ class MediaFile:
         """
         margins = (None,) if position is None else (*_SEEK_MARGINS, None)
         for margin in margins:
+            # 1. Go there, if the demuxer can.
             with self._opened(seek=margin is not None, fresh=kind == "audio") as file:
                 stream = file.video if kind == "video" else file.audio
                 if margin is not None and position is not None and not file.seek(stream, position - margin):
                     continue
-                # From the beginning a pass over the video notes what it sees on the way.
+
+                # 2. Decode. From the beginning a pass over the video notes what it sees on the way.
                 if margin is None and kind == "video":
                     frames = self._whole_video(file)
                 else:
                     packets = chain(demux(file.container, stream), [None])
                     frames = (f for packet in packets for f in decode(stream.codec_context, packet))
+
+                # 3. Only the first frame can tell that the seek landed too late.
                 early_enough = margin is None
                 for frame in frames:
                     if not early_enough and (frame.pts is None or frame.pts * stream.time_base > position):
@@ -491,7 +496,7 @@ class MediaFile:
         return self._first_sample
 
     def _audio_frames(self, position: Fraction | None) -> Iterator[tuple[Any, Any]]:
-        """(frame, stream) as :meth:`_decode`; a pass from the beginning notes where the sound starts."""
+        """(frame, stream) as :meth:`_decode`; a pass from the beginning notes where the audio starts."""
         frames = self._decode("audio", position)
         if self._first_sample is None and position is None:
             for frame, stream in frames:
@@ -524,6 +529,8 @@ class MediaFile:
                     untimed += duration
         if self._first_sample is None:
             raise MediaError(f"{self.path}: its audio stream cannot be decoded")
+
+        # The last known time, and what follows it.
         end = (self._first_sample if timed_end is None else timed_end) + untimed
         self._audio_seconds = float(end - self._first_sample)
         return self._audio_seconds
@@ -538,57 +545,3 @@ class MediaFile:
         if size is None:
             self._size = pixels.shape[1], pixels.shape[0]
         return pixels
-
-
-class _OpenFile:
-    """An open container with the streams that a player would use, and what has been done with it."""
-
-    def __init__(self, container: InputContainer) -> None:
-        self.container = container
-        self.video: Any = video_stream(container)
-        self.audio: Any = audio_stream(container)
-        self.used = False
-        # The video of MP4 and MOV is read by an index that a seek just starts anew. Other demuxers keep more
-        # state, and so do audio decoders and MP4's own count of samples to skip: what they give after a seek
-        # may differ from what a file just opened gives.
-        self.can_rewind = "mp4" in container.format.name.split(",")
-        self._discards = [stream.discard for stream in container.streams]
-        for stream in filter(None, (self.video, self.audio)):
-            stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, os.cpu_count() or 1)
-            stream.codec_context.thread_type = "AUTO"
-
-    @property
-    def nominal_seconds(self) -> float:
-        """How long the header says that the video, or else the whole file, lasts; 0 if it does not say."""
-        stream = self.video or self.audio
-        if stream is not None and stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        return (self.container.duration or 0) / av.time_base
-
-    def number_frames(self) -> None:
-        """Let the decoder, before its first packet, hand on the packets' numbers with the frames.
-
-        Without frame threads: they release the numbers, which are Python objects, and would wait for the
-        interpreter's lock while the thread that holds it waits for them.
-        """
-        if not self.video.codec_context.is_open:  # else an earlier pass without times has done so
-            self.video.codec_context.thread_type = "SLICE"
-            self.video.codec_context.copy_opaque = True
-
-    def reset(self, rewind: bool) -> bool:
-        """Make ready for another pass, from the beginning if ``rewind``; False if it cannot be."""
-        for stream, discard in zip(self.container.streams, self._discards, strict=True):
-            stream.discard = discard
-        if not rewind:
-            return True
-        with suppress(FFmpegError):
-            self.container.seek(_BEFORE_ALL, stream=self.video or self.audio)
-            return True
-        return False
-
-    def seek(self, stream: Any, seconds: Fraction) -> bool:
-        """Go to the last key frame at or before ``seconds``; False if the demuxer cannot."""
-        with suppress(FFmpegError):
-            self.container.seek(int(seconds / stream.time_base), stream=stream)
-            return True
-        return False

@@ -14,7 +14,7 @@ _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 
 def open_image(path: Path) -> Image.Image | None:
-    """The still image at ``path``, not read yet; None if it is anything else (a moving GIF is a video)."""
+    """Open the still image at ``path``, unread; None for anything else (a moving GIF is a video)."""
     check_file(path)
     try:
         image = Image.open(path, formats=_IMAGE_FORMATS)
@@ -29,7 +29,7 @@ def open_image(path: Path) -> Image.Image | None:
 
 
 def read_pixels(path: Path, image: Image.Image, size: int | None) -> np.ndarray:
-    """An image as uint8 [H,W,3]: upright, transparency over white, 16 bits brought to 8."""
+    """Read an image as uint8 [H,W,3]: upright, transparency over white, 16 bits brought to 8."""
     try:
         with image:
             # A JPEG can be decoded at a fraction of its size; then stand it upright as its Exif data say.
@@ -43,12 +43,14 @@ def read_pixels(path: Path, image: Image.Image, size: int | None) -> np.ndarray:
                 values = values / (257 if top > 255 else 1 if top > 1 else 1 / 255)
                 upright = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
 
+            # Transparency goes over white, as in a video's frames.
             if upright.has_transparency_data:
                 upright = upright.convert("RGBA")
                 white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(white, upright)
             upright = upright.convert("RGB")
 
+            # Scale the short side down, never up.
             if size and min(upright.size) > size:
                 scale = size / min(upright.size)
                 width = max(1, round(upright.width * scale))
@@ -59,8 +61,8 @@ def read_pixels(path: Path, image: Image.Image, size: int | None) -> np.ndarray:
         raise MediaError(f"{path}: the image cannot be read ({first_line(error)})") from error
 
 
-def moving_crop(image: np.ndarray, frames: int, seed: int, size: int = 224) -> np.ndarray:
-    """A photo [H,W,3] as a short video uint8 [frames,size,size,3]: a square that slowly pans and zooms.
+def moving_crop(image: np.ndarray, num_frames: int, seed: int, size: int = 224) -> np.ndarray:
+    """Turn a photo [H,W,3] into a video uint8 [num_frames,size,size,3]: a square that pans and zooms slowly.
 
     Half of the seeds mirror the photo. The same seed gives the same video.
     """
@@ -74,7 +76,7 @@ def moving_crop(image: np.ndarray, frames: int, seed: int, size: int = 224) -> n
     sides = min(photo.size) * rng.uniform(0.6, 1.0, size=2)
     corners = rng.uniform(size=(2, 2)) * (np.array(photo.size) - sides[:, None])
     crops = []
-    for progress in np.linspace(0.0, 1.0, frames):
+    for progress in np.linspace(0.0, 1.0, num_frames):
         side = sides[0] + progress * (sides[1] - sides[0])
         left, top = corners[0] + progress * (corners[1] - corners[0])
         box = (left, top, min(left + side, photo.width), min(top + side, photo.height))

@@ -1,4 +1,4 @@
-"""What people name on the command line -> media files: files, folders, patterns, CSV lists."""
+"""Names on the command line -> media files: files, folders, patterns, CSV lists."""
 
 from __future__ import annotations
 
@@ -12,24 +12,18 @@ from pathlib import Path
 
 from vab.errors import VABError
 
-VIDEOS: tuple[str, ...] = (
-    ".3gp",
-    ".avi",
-    ".flv",
-    ".gif",
-    ".m2ts",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".mp4",
-    ".mpeg",
-    ".mpg",
-    ".mts",
+# Endings of files that a folder is searched for.
+# fmt: off
+VIDEOS = (
+    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
+    ".ogv", ".ts", ".vob", ".webm", ".wmv",
 )
-VIDEOS += (".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
 IMAGES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-AUDIO: tuple[str, ...] = (".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka")
-AUDIO += (".mp3", ".oga", ".ogg", ".opus", ".wav", ".wma", ".wv")
+AUDIO = (
+    ".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg",
+    ".opus", ".wav", ".wma", ".wv",
+)
+# fmt: on
 
 Entry = tuple[Path, str | None]  # a file, and why it cannot be used (None: it can be tried)
 
@@ -49,23 +43,25 @@ def expand(
     folder; its rows may be those of a manifest, if they start at 0. Anything else is a file and stays as it
     is. ``NoInputs`` if that is nothing at all.
     """
-    found: dict[tuple[str, str | None], Entry] = {}
+    # Keyed by absolute path, so that a file which is named twice comes once.
+    entries: dict[tuple[str, str | None], Entry] = {}
     empty: list[Entry] = []
     for name in names:
-        entries = list(_expand(Path(name), leave_out, kinds))
-        if not entries:
+        matches = list(_expand(Path(name), leave_out, kinds))
+        if not matches:
             wanted = "video or image" if kinds == VIDEOS + IMAGES else "media"
             reason = f"has no {wanted} in it" if Path(name).is_dir() else "no file matches"
             empty.append((Path(name), reason))
-        for entry in entries:
-            found.setdefault((os.path.abspath(entry[0]), entry[1]), entry)
-    if not found:
+        for entry in matches:
+            entries.setdefault((os.path.abspath(entry[0]), entry[1]), entry)
+    if not entries:
         reasons = "; ".join(f"{path}: {reason}" for path, reason in empty)
         raise NoInputs(reasons or "no input is given")
-    return [*found.values(), *empty]
+    return [*entries.values(), *empty]
 
 
 def _expand(path: Path, leave_out: Path | None, kinds: tuple[str, ...]) -> Iterator[Entry]:
+    """The files that one name stands for; none for an empty folder or a pattern without a match."""
     if path.is_dir():
         yield from ((file, None) for file in _media_below(path, leave_out, kinds))
     elif path.suffix.lower() == ".csv" and path.is_file():
@@ -78,11 +74,13 @@ def _expand(path: Path, leave_out: Path | None, kinds: tuple[str, ...]) -> Itera
 
 
 def _media_below(folder: Path, leave_out: Path | None, kinds: tuple[str, ...]) -> Iterator[Path]:
-    hidden = leave_out.resolve() if leave_out is not None else None
-    for place, folders, files in os.walk(folder):
-        here = Path(place)
+    """The files of these kinds in a folder and below, sorted, without hidden ones."""
+    excluded = leave_out.resolve() if leave_out is not None else None
+    for directory, folders, files in os.walk(folder):
+        here = Path(directory)
+        # os.walk goes only into the folders that are left in this list, in its order.
         folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and (here / name).resolve() != hidden
+            name for name in folders if not name.startswith(".") and (here / name).resolve() != excluded
         )
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in kinds:
@@ -90,6 +88,7 @@ def _media_below(folder: Path, leave_out: Path | None, kinds: tuple[str, ...]) -
 
 
 def _read_list(path: Path) -> Iterator[Entry]:
+    """The files in the column ``video`` of a CSV; a row that cannot be used comes with the reason."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
@@ -110,17 +109,20 @@ def _read_list(path: Path) -> Iterator[Entry]:
 
 
 def copies(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Files with the same bytes as one before them -> the first of these. What cannot be read is no copy."""
+    """Map each file with the same bytes as one before it to the first of these; unreadable ones are none."""
+    # Only files of the same size can be alike: hash no others.
     sizes: dict[int, list[Path]] = {}
     for path in dict.fromkeys(paths):
         with suppress(OSError):
             sizes.setdefault(path.stat().st_size, []).append(path)
-    found: dict[Path, Path] = {}
-    for alike in sizes.values():
-        first: dict[str, Path] = {}
-        for path in alike if len(alike) > 1 else ():
+    originals: dict[Path, Path] = {}
+    for candidates in sizes.values():
+        if len(candidates) < 2:
+            continue
+        first_of: dict[str, Path] = {}  # by hash
+        for path in candidates:
             with suppress(OSError), path.open("rb") as stream:
-                owner = first.setdefault(hashlib.file_digest(stream, "sha256").hexdigest(), path)
-                if owner != path:
-                    found[path] = owner
-    return found
+                original = first_of.setdefault(hashlib.file_digest(stream, "sha256").hexdigest(), path)
+                if original != path:
+                    originals[path] = original
+    return originals

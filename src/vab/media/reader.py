@@ -13,31 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from vab.config import SAMPLE_RATE
-from vab.media.container import MediaError, check_waveform
+from vab.media.container import check_waveform
 from vab.media.file import MediaFile, MediaInfo
-from vab.media.image import moving_crop
 from vab.media.streams import FrameCheck
 from vab.utils.files import atomic
-
-__all__ = [
-    "MediaError",
-    "MediaFile",
-    "MediaInfo",
-    "as_media_file",
-    "atomic",
-    "moving_crop",
-    "mux",
-    "probe",
-    "read_audio",
-    "read_frames",
-    "stream_audio",
-    "write_wav",
-]
 
 
 @contextmanager
 def as_media_file(source: str | Path | MediaFile) -> Iterator[MediaFile]:
-    """``source`` itself if it is a media file already, else the file of that path, closed at the end."""
+    """Yield ``source`` itself if it is a ``MediaFile``, else open the path and close it at the end."""
     if isinstance(source, MediaFile):
         yield source
     else:
@@ -46,7 +30,7 @@ def as_media_file(source: str | Path | MediaFile) -> Iterator[MediaFile]:
 
 
 def probe(path: str | Path, check: FrameCheck | None = None) -> MediaInfo:
-    """What ``path`` holds; the length comes from the packets' times, not from the header.
+    """Read the facts about ``path``; the length comes from the packets' times, not from the header.
 
     ``check`` as in ``MediaFile``. ``MediaError`` if it is missing, a folder, empty, not media, or has not one
     frame that can be decoded.
@@ -71,32 +55,33 @@ def read_frames(
 def read_audio(
     path: str | Path, start: float = 0.0, seconds: float | None = None, rate: int = SAMPLE_RATE
 ) -> np.ndarray:
-    """The sound from ``start`` on, float32 [S] mono at ``rate``: ``MediaFile.audio``."""
+    """The waveform from ``start`` on, float32 [S] mono at ``rate``: ``MediaFile.audio``."""
     with MediaFile(path) as file:
         return file.audio(start, seconds, rate)
 
 
 def stream_audio(path: str | Path, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
-    """The whole sound in blocks of ``block_seconds``: float32 [S] mono 16 kHz, the last one shorter.
+    """The whole waveform in blocks of ``block_seconds``: float32 [S] mono 16 kHz, the last one shorter.
 
     One resampler runs through the file. ``MediaError`` if there is no audio stream or none of it decodes.
     """
     size = round(block_seconds * SAMPLE_RATE)
     if size < 1:
         raise ValueError(f"block_seconds must be positive, not {block_seconds}")
-    waiting: list[np.ndarray] = []
+    # Collect the decoder's blocks of any length, and hand out pieces of ``size`` samples.
+    pending: list[np.ndarray] = []
     count = 0
     with MediaFile(path) as file:
         for block in file.audio_blocks():
-            waiting.append(block)
+            pending.append(block)
             count += len(block)
             while count >= size:
-                joined = np.concatenate(waiting)
-                yield joined[:size].copy()
-                waiting = [joined[size:]]
+                joined = np.concatenate(pending)
+                yield joined[:size].copy()  # a view would keep all of it in memory
+                pending = [joined[size:]]
                 count -= size
         if count:
-            yield np.concatenate(waiting)
+            yield np.concatenate(pending)
 
 
 def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:

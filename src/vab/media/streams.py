@@ -20,7 +20,7 @@ FrameCheck = Callable[[int, int], None]  # width, height of a frame as displayed
 
 
 class FrameConverter:
-    """Decoded frames of one stream -> pixels as displayed, with one scaler and one look at the orientation.
+    """Convert decoded frames of one stream to pixels as displayed; the orientation is read once.
 
     ``size``: the short side is scaled down to it. Asking a frame for its side data ties it into a reference
     cycle; done for each, frames would pile up.
@@ -33,7 +33,7 @@ class FrameConverter:
         self._orientation: tuple[bool, int, int] | None = None
 
     def __call__(self, frame: Any, stream: Any) -> np.ndarray:
-        """uint8 [H,W,3] RGB."""
+        """Convert one frame to uint8 [H,W,3] RGB."""
         if self._orientation is None:
             self._orientation = orientation(frame)
         width, height = square_pixels(frame, stream)
@@ -51,7 +51,7 @@ class FrameConverter:
             interpolation="BICUBIC",
             threads=1,
         ).to_ndarray()
-        if alpha:
+        if alpha:  # [H,W,4] -> [H,W,3], rounded to the nearest
             opacity = pixels[..., 3:].astype(np.uint16)
             pixels = ((pixels[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
 
@@ -63,7 +63,7 @@ class FrameConverter:
 
 
 def square_pixels(frame: Any, stream: Any) -> tuple[int, int]:
-    """Width and height with square pixels, not turned."""
+    """Width and height of a frame with its pixels made square, before rotation."""
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0
     return max(1, round(frame.width * aspect)), frame.height
 
@@ -73,6 +73,7 @@ def orientation(frame: Any) -> tuple[bool, int, int]:
     for data in frame.side_data:
         if data.type == SideDataType.DISPLAYMATRIX:  # x' = a x + c y, y' = b x + d y
             a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+            # A quarter turn has its weight off the diagonal; negative numbers flip an axis.
             swap = abs(b) + abs(c) > abs(a) + abs(d)
             across, along = (c, b) if swap else (a, d)
             return swap, -1 if along < 0 else 1, -1 if across < 0 else 1
@@ -114,11 +115,14 @@ def place_audio(
             shape, run_start = new_shape, time
             samples_in, place = 0, round(time * rate)
 
+        # Resample the frame; the resampler keeps some samples back.
         samples_in += frame.samples
         frame.pts = None
         for part in resampler.resample(frame):
             yield place, part.to_ndarray().mean(0)
             place += part.samples
+
+    # What the last resampler still holds.
     for part in resampler.resample(None) if resampler else ():
         yield place, part.to_ndarray().mean(0)
         place += part.samples
