@@ -23,7 +23,16 @@ from vab.codecs.codec import CodecError, load_codec
 from vab.config import check_preset
 from vab.data.datasets.synthetic import write_synthetic
 from vab.data.store import LatentStore, StoreError
-from vab.errors import LONGEST, SettingError, TrainError, VABError, failure, first_line, for_people, naming
+from vab.errors import (
+    MAX_LINE_LENGTH,
+    SettingError,
+    TrainError,
+    VABError,
+    failure,
+    first_line,
+    for_people,
+    naming,
+)
 from vab.inference.pipeline import VABPipeline
 from vab.models.heads import Finetuned
 from vab.models.hub import CONFIG, MODEL, ModelError, read_config
@@ -49,7 +58,7 @@ def vab(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, li
     [
         (ValueError("\n\n  first \nsecond"), "first"),
         (KeyError(), "KeyError"),
-        (RuntimeError("x" * 9999), "x" * LONGEST),
+        (RuntimeError("x" * 9999), "x" * MAX_LINE_LENGTH),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a"), "No such file or directory"),
         (RuntimeError("Error(s) in loading state_dict for VAB:\n\tMissing key(s): a"), "Missing key(s): a"),
         (MemoryError(), "not enough memory"),

@@ -1,9 +1,9 @@
-"""The errors that are meant for people, and what to say of any other one. Nothing here imports the package.
+"""Errors that are meant for people, and one-line messages for all others. Imports nothing of the package.
 
 Whatever a person can mend is a ``VABError``: a file, a setting, a model, a run. The command line turns it
 into one line (``for_people``) in one place; every other exception is a bug and shows with its traceback.
-Each child stands where its subject lives (``media``, ``codec``, ``store`` ...); here are those of no one
-subject.
+Each subclass is defined where its subject is (``media``, ``codecs``, ``data`` ...); those here belong to no
+single subject.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST = 200  # characters of a line that another library wrote
+MAX_LINE_LENGTH = 200  # characters quoted of another library's message
 
 
 class VABError(Exception):
@@ -28,22 +28,24 @@ class TrainError(VABError, RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's exception says, in one line: for the brackets of a message of our own.
+    """One line of another library's exception, for the brackets of a message of our own.
 
     The system's own words if it has them (``strerror``), else the first line with text, of at most
-    ``LONGEST`` characters; the name of the class if there is none. A line that ends in a colon with another
-    below it is a heading, as torch writes above the weights that do not fit, and is skipped.
+    ``MAX_LINE_LENGTH`` characters; the name of the class if there is none. A line that ends in a colon with
+    another below it is a heading, as torch writes above the weights that do not fit, and is skipped.
     """
     if _out_of_memory(error):
         return "not enough memory"
+    # Lines with text, without the indentation of libraries that print lists.
     text = getattr(error, "strerror", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     heading = lines[0].endswith(":") and len(lines) > 1
-    return lines[heading][:LONGEST]
+    return lines[heading][:MAX_LINE_LENGTH]
 
 
 def for_people(error: BaseException) -> str | None:
-    """The message to show a person; None for a bug."""
+    """The message to show a person; None if the error is a bug."""
+    # Ours is written for people already; the system's has its own words, and the file if it knows one.
     if isinstance(error, VABError):
         return str(error)
     if isinstance(error, OSError):
@@ -54,7 +56,7 @@ def for_people(error: BaseException) -> str | None:
 
 
 def failure(path: str | Path, error: BaseException) -> str:
-    """One line about an input that failed among many, which names it. A bug shows its class."""
+    """One line that names the one input that failed among many; for a bug it names the exception's class."""
     reason = for_people(error) or f"{type(error).__name__}: {first_line(error)}"
     line = " ".join(reason.split())
     return line if str(path) in line else f"{path}: {line}"
@@ -62,17 +64,19 @@ def failure(path: str | Path, error: BaseException) -> str:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Errors of the system in here name ``path``: a full disk names no file, and a temporary name no use."""
+    """Make ``OSError``s of the block name ``path``; those of a full disk or a temporary file do not."""
     try:
         yield
     except OSError as error:
         if error.errno is not None:
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            error.filename2 = None
         raise
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: of Python and numpy, of torch on a GPU, or of torch on the CPU."""
+    """True if memory ran out: in Python or numpy, in torch on a GPU, or in torch on the CPU."""
+    # By the class's name, so that torch need not be imported.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Compute devices: choose one, and what it is good at."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from vab.errors import SettingError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the best there is; ``SettingError`` for a device that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Look up a device by name; ``auto`` is the fastest. ``SettingError`` if it is not available."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, available in there.items() if available))
-    if not there.get(name):
-        have = ", ".join(kind for kind, available in there.items() if available)
-        raise SettingError(f"there is no device {name} here; there is: {have}")
+        return torch.device(next(kind for kind, usable in available.items() if usable))
+    if not available.get(name):
+        kinds = ", ".join(kind for kind, usable in available.items() if usable)
+        raise SettingError(f"there is no device {name} here; there is: {kinds}")
     return torch.device(name)
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether bfloat16 is quick here; without oneDNN's help a convolution in it takes 20 times as long."""
+    """True if bfloat16 is fast on this CPU; without oneDNN's help a convolution takes 20 times as long."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

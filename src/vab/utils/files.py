@@ -1,4 +1,4 @@
-"""Files that stand under their name whole or not at all, also after a crash or a loss of power."""
+"""Atomic writes: a file is there whole or not at all, even after a crash or a loss of power."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def atomic(path: str | Path, over: bool = True) -> Iterator[Path]:
-    """A temporary path beside ``path``: synced and renamed to it if the block succeeds, else removed.
+    """Yield a temporary path beside ``path``: synced and renamed to it if the block succeeds, else removed.
 
     The suffix stays the same; the folder is made if it is missing. What a killed process left half written is
-    taken over by the next one that writes the same file. ``over=False``: what stands under the name is kept
+    taken over by the next one that writes the same file. ``over=False``: an existing file is kept
     (``FileExistsError``).
     """
     path = Path(path)
@@ -32,6 +32,8 @@ def atomic(path: str | Path, over: bool = True) -> Iterator[Path]:
         try:
             with naming(path):
                 yield temporary
+
+                # Contents first, then the name: after a loss of power there is never a name without them.
                 with temporary.open("rb+") as written:
                     os.fsync(written.fileno())
                 if over:
@@ -46,21 +48,23 @@ def atomic(path: str | Path, over: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """The name to write under: always the same, so that leftovers of killed processes do not gather.
+    """Yield the name to write under: always the same, so that leftovers of killed processes do not gather.
 
     It is locked meanwhile, and whoever writes the same file at the same time gets another.
     """
-    stem = path.stem[:80]
+    # 1. Open the usual name, without cutting it short: another process may be writing it.
+    stem = path.stem[:80]  # file systems allow 255 bytes
     usual = path.with_name(f".{stem}.tmp{path.suffix}")
     try:
         file = usual.open("ab")
     except OSError as error:
         error.filename = str(path)
         raise
+
+    # 2. It is ours if it can be locked, and if nobody renamed or removed it before we had the lock.
     with file:
         try:
             lock(file)
-            # whoever held it before us may have renamed or removed it
             free = os.path.samestat(os.fstat(file.fileno()), usual.stat())
         except OSError:
             free = False
@@ -68,17 +72,20 @@ def _temporary(path: Path) -> Iterator[Path]:
             file.truncate(0)
             yield usual
             return
+
+    # 3. Else a name that nobody else has.
     yield path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that under its name stands either the old or the new content, never a part."""
+    """Write ``data`` to a file, which holds either the old or the new content at any time, never a part."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
 
 
 def move(file: Path, path: Path) -> None:
-    """Bring a file under another name on the same disk, never over what is there: ``FileExistsError``."""
+    """Rename a file on the same disk, never over an existing one: ``FileExistsError``."""
+    # A link fails if the name is taken; a rename would replace it.
     try:
         os.link(file, path)
     except FileExistsError:
@@ -105,7 +112,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that stands under its name whole or not at all; ``OSError`` if it cannot."""
+    """Write a safetensors file atomically; ``OSError`` if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -114,7 +121,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
             save_file(
                 {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata
             )
-        except SafetensorError as error:  # it hides what the system said in its text: a full disk, no folder
+        except SafetensorError as error:
+            # It hides the system's error (a full disk, no folder) in its text: make it an OSError again.
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise

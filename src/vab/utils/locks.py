@@ -1,4 +1,4 @@
-"""Locks on files, by which one process keeps others out of a folder; the system frees those of the dead."""
+"""File locks that keep other processes out of a folder; the system frees those of dead processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vab.errors import VABError
 
 
 class LockedError(VABError):
-    """Somebody else holds what was asked for. The message is one line that says who holds what."""
+    """Another process holds the lock. The message is one line that says which, and what it does."""
 
 
 def lock(file: IO[Any]) -> None:
@@ -41,12 +41,15 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         try:
             lock(file)
         except BlockingIOError:
+            # The holder wrote its process and host into the file.
             file.seek(0)
             about = file.read(200).strip()
             holder = f"another process {what}" + (f" ({about})" if about else "")
             raise LockedError(f"{holder}; wait until it has ended") from None
-        except OSError:
+        except OSError:  # no locks on this file system
             pass
+
+        # Say who holds it, for the message of others.
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -1,4 +1,4 @@
-"""What a result was made with: hashes and the exact version of the code."""
+"""Provenance of results: hashes, the exact version of the code; folders written as a whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def sha256(*parts: bytes | str) -> str:
-    """Hash of all parts, each one length-prefixed so that the borders count."""
+    """Hash all parts, each prefixed with its length, so that ("ab", "c") and ("a", "bc") differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -53,19 +53,19 @@ def _commit() -> str | None:
 
 @contextmanager
 def whole_folder(folder: Path, last: str) -> Iterator[Path]:
-    """A place to write files for ``folder``, which move there when the block succeeds, ``last`` at the end.
+    """Yield a temporary folder whose files move to ``folder`` when the block succeeds, ``last`` at the end.
 
-    If it fails ``folder`` stays as it was. ``last`` is the file that makes the folder what it is.
+    If it fails ``folder`` stays as it was. ``last`` is the file by which the folder is recognised.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with naming(folder), TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
-        place = Path(name)
-        yield place
-        files = sorted(
-            (path for path in place.rglob("*") if path.is_file()), key=lambda path: path.name == last
-        )
-        for path in files:
-            target = folder / path.relative_to(place)
+        staging = Path(name)
+        yield staging
+
+        # Each file is renamed, not copied; False sorts before True, so ``last`` is last.
+        files = [path for path in staging.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == last):
+            target = folder / path.relative_to(staging)
             target.parent.mkdir(exist_ok=True)
             path.replace(target)
         sync_folder(folder)
