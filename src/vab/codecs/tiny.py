@@ -170,11 +170,13 @@ class TinyCodec(nn.Module):
 
     def spectrogram(self, waveform: Tensor) -> Tensor:
         """Waveform [B, 320 T] -> complex frames [B, 2 T, bins], centred on every 160th sample."""
+        return self._stft(waveform).transpose(1, 2)[:, :-1]  # [B, bins, 2 T + 1] -> [B, 2 T, bins]
+
+    def _stft(self, waveform: Tensor) -> Tensor:
         c = self.config
-        spectrum = torch.stft(
+        return torch.stft(
             waveform, c.window, c.hop, window=self.hann, pad_mode="constant", return_complex=True
         )
-        return spectrum.transpose(1, 2)[:, :-1]  # [B, bins, 2 T + 1] -> [B, 2 T, bins]
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """Waveform [B, 320 T] -> log-mel frames [B, 2 T, bands]."""
@@ -254,15 +256,13 @@ class TinyCodec(nn.Module):
 
         # Keep the magnitudes, take the phases of a signal that exists, and go a little beyond: momentum.
         waveform = torch.empty(0)
-        before = torch.zeros_like(spectrum)
+        previous = torch.zeros_like(spectrum)
         for _ in range(c.iterations + 1):
             spectrum = magnitude * spectrum / (spectrum.abs() + 1e-9)
             waveform = torch.istft(spectrum, c.window, c.hop, window=self.hann, length=length)
-            again = torch.stft(
-                waveform, c.window, c.hop, window=self.hann, pad_mode="constant", return_complex=True
-            )
-            spectrum = again - 0.5 * before
-            before = again
+            rebuilt = self._stft(waveform)
+            spectrum = rebuilt - 0.5 * previous
+            previous = rebuilt
         return waveform
 
     # ---- the codec interface
@@ -275,7 +275,7 @@ class TinyCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, K, T] -> waveform [B, 320 T], the same for the same tokens. The first few will do."""
+        """Tokens [B, K, T] -> waveform [B, 320 T], always the same; the first k <= K codebooks suffice."""
         # One by one, each with the same noise, so that a clip's sound depends on no other of its batch.
         waveforms = []
         for frames in self.dequantise(tokens)[:, None]:

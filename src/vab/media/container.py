@@ -192,12 +192,14 @@ def find_start(
     """
     # AVI numbers its frames in decoding order; with B-frames that is not the order on screen.
     counted = container.format.name == "avi" and bool(stream.codec_context.has_b_frames)
-    earliest: int | None = None
+    earliest: int | None = None  # presentation time in ticks
     head: list[Any] = []
     for packet in packets:
         head.append(packet)
+        # Without times the clock starts at 0, and frames are counted.
         if packet.pts is None or counted:
             return VideoStart(Fraction(0), timed=False), head
+        # Whatever is decoded from here on is shown later.
         if earliest is not None and packet.dts is not None and packet.dts > earliest:
             break
         if earliest is not None and len(head) == _MAX_HEAD:  # packets without decoding times

@@ -232,7 +232,8 @@ class MediaFile:
                 done += 1
                 if done == count:
                     return
-            newest, pixels_of_newest = (frame, stream), None
+            newest = (frame, stream)
+            pixels_of_newest = None
         if newest is None:
             raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
 
@@ -252,6 +253,8 @@ class MediaFile:
         """
         if start < 0 or (seconds is not None and seconds < 0):
             raise ValueError("start and seconds must not be negative")
+
+        # Stop at the first block that has enough; decoding is lazy.
         count = None if seconds is None else round(seconds * rate)
         blocks = [np.zeros(0, dtype=np.float32)]
         read = 0
@@ -276,20 +279,22 @@ class MediaFile:
             wanted = (first_sample if origin is None else origin) + Fraction(start)
             position = wanted if wanted > first_sample else None
         frames = self._audio_frames(position)
-        if origin is None:  # without video the first sample is time 0
+
+        # Without video the first sample is time 0; it is known once the first frame is decoded.
+        if origin is None:
             if self._first_sample is None:
                 frames = chain([next(frames)], frames)
             origin = self._first_sample_time()
         zero = float(origin) + start
 
-        # Blocks say where they belong: fill what is missing before them, cut what has been given already.
+        # Blocks say where they belong: fill gaps before them with silence, cut what overlaps.
         written = 0  # samples since ``start``
-        for place, block in place_audio(frames, zero, rate):
-            while written < place:
-                silence = np.zeros(min(rate, place - written), dtype=np.float32)
+        for offset, block in place_audio(frames, zero, rate):
+            while written < offset:
+                silence = np.zeros(min(rate, offset - written), dtype=np.float32)
                 written += len(silence)
                 yield silence
-            rest = block[written - place :]
+            rest = block[written - offset :]
             written += len(rest)
             if len(rest):
                 yield rest
@@ -445,7 +450,8 @@ class MediaFile:
         first_dts: int | None = None
         for index, (frame, stream) in enumerate(self._decode("video", position)):
             # By the frame's own time, else by its packet's, else by its number.
-            video_start, base = self._video_start(), stream.time_base
+            video_start = self._video_start()
+            base = stream.time_base
             if video_start.timed and frame.pts is not None:
                 time = frame.pts * base - video_start.seconds
             elif frame.dts is not None:

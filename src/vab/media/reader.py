@@ -95,6 +95,7 @@ def write_wav(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -
 
     ``MediaError`` if it is empty or holds NaN or infinity.
     """
+    # float32 in [-1, 1] -> little-endian int16, symmetric about zero
     samples = check_waveform(waveform, Path(path)).clip(-1, 1)
     with atomic(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(1)

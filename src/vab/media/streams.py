@@ -83,46 +83,50 @@ def orientation(frame: Any) -> tuple[bool, int, int]:
 def place_audio(
     frames: Iterator[tuple[Any, Any]], zero: float, rate: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place of the first sample after ``zero`` seconds, block of mono float32 at ``rate``), in order.
+    """(offset in samples from ``zero`` seconds, block of mono float32 at ``rate``), in order.
 
     One resampler runs on until the clock leaps or the sample rate, the layout or the sample format changes.
     Mono is the mean of the channels; FFmpeg's own mixing would make equal channels 3 dB louder.
     """
     resampler: Any = None
     shape: tuple[int, str, str] = (SAMPLE_RATE, "", "")  # sample rate, layout, sample format
-    # Of the present run of the resampler: time of its first sample, samples in, place of the next sample out.
-    run_start = 0.0
-    samples_in, place = 0, 0
+    # Of the present run of the resampler:
+    run_start = 0.0  # seconds, its first sample
+    samples_in = 0
+    offset = 0  # of the next sample out
     clock_repair = 0.0  # seconds to add to the file's times
     for frame, stream in frames:
-        # When this frame should come by the samples so far, and when the file says that it does.
+        # 1. When this frame should come by the samples so far, and when the file says that it does.
         expected = run_start + samples_in / shape[0]
         time = expected
         if frame.pts is not None:
             time = float(frame.pts * stream.time_base) - zero + clock_repair
+        # A leap that can only be a fault of the clock moves all later times.
         jumped_back = resampler is not None and time - expected < -_MAX_BACKWARD_JUMP_SECONDS
         if time - expected > MAX_GAP_SECONDS or jumped_back:
             clock_repair += expected - time
             time = expected
 
-        # A new run where the samples do not follow the last ones, or are of another kind.
+        # 2. A new run where the samples do not follow the last ones, or are of another kind.
         new_shape = (frame.sample_rate, frame.layout.name, frame.format.name)
         if resampler is None or new_shape != shape or abs(time - expected) > _TIMESTAMP_TOLERANCE_SECONDS:
             for part in resampler.resample(None) if resampler else ():
-                yield place, part.to_ndarray().mean(0)
-                place += part.samples
+                yield offset, part.to_ndarray().mean(0)
+                offset += part.samples
             resampler = av.AudioResampler(format="fltp", rate=rate)
-            shape, run_start = new_shape, time
-            samples_in, place = 0, round(time * rate)
+            shape = new_shape
+            run_start = time
+            samples_in = 0
+            offset = round(time * rate)
 
-        # Resample the frame; the resampler keeps some samples back.
+        # 3. Resample the frame by the count of samples, not by its own time; channels [C, n] -> mean [n].
         samples_in += frame.samples
         frame.pts = None
         for part in resampler.resample(frame):
-            yield place, part.to_ndarray().mean(0)
-            place += part.samples
+            yield offset, part.to_ndarray().mean(0)
+            offset += part.samples
 
-    # What the last resampler still holds.
+    # 4. What the last resampler still holds.
     for part in resampler.resample(None) if resampler else ():
-        yield place, part.to_ndarray().mean(0)
-        place += part.samples
+        yield offset, part.to_ndarray().mean(0)
+        offset += part.samples
