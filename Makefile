@@ -30,7 +30,7 @@ demo: $(VENV)/installed
 	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
 	$(BIN)/vab classify "$(OUT)/$(STEM).mp4" --by video
 	@rm -rf "$(OUT)/vab-demo-library"
-	$(BIN)/vab index add "$(OUT)/vab-demo-library" examples/sounds
+	$(BIN)/vab library add "$(OUT)/vab-demo-library" examples/sounds
 	$(BIN)/vab search "$(OUT)/vab-demo-library" --video "$(CLIP)" -k 5
 	@echo "sound:            $(abspath $(OUT))/$(STEM).wav"
 	@echo "video with sound: $(abspath $(OUT))/$(STEM).mp4"

@@ -77,6 +77,17 @@ def test_every_verb_explains_itself_and_knows_json(capsys: pytest.CaptureFixture
     words = [*verb.split(), *presets.get(verb, [])]
     code, out, _ = vab(capsys, *words, "--help")
     assert code == 0 and "--json" in out
+    plain = " ".join(out.replace("│", " ").split())
+    assert not [empty for empty in ("default: None", "{None}", "default: )") if empty in plain]
+
+
+def test_older_spellings_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert vab(capsys, "index", "add", "--help") == vab(capsys, "library", "add", "--help")
+    assert "library prune" in vab(capsys, "index", "--help")[1]
+    assert "index" not in vab(capsys, "--help")[1]
+    for option in ("--rerank", "--candidates"):
+        code, _, err = vab(capsys, "generate", "a.mp4", "-o", "out", option, "none")
+        assert code == 2 and "--candidates/--rerank" in err and "Unrecognized" not in err
 
 
 def test_options_are_known_without_torch() -> None:

@@ -520,7 +520,7 @@ def bad_calls(folder: Path) -> dict[str, tuple[list[object], str]]:
         "other ids": ([*first, embeddings, "--ids", folder / "none.txt"], "e.npz: none of the wanted ids"),
         "no block": ([*first, embeddings, "--block", 0], "--block must be 1 or more"),
         "no predictions": ([*second, folder / "no.npz"], "no.npz: No such file"),
-        "video of esc50": ([*second, good, "--benchmark", "esc50", "--inputs", "v"], "from audio only"),
+        "video of esc50": ([*second, good, "--benchmark", "esc50", "--inputs", "video"], "from audio only"),
         "two labels": ([*second, folder / "several.npz", "--benchmark", "vggsound"], "40 clips have several"),
         "an id twice": ([*second, folder / "twice.npz"], "twice.npz: the id 'id0' stands there"),
     }

@@ -60,7 +60,7 @@ def test_one_photo_of_each_class_the_model_knows(tmp_path: Path) -> None:
 def test_the_demo_finds_sounds_for_its_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lancedb")
     lines = (ROOT / "Makefile").read_text().splitlines()
-    steps = [line.split()[1:] for line in lines if "/vab index add" in line or "/vab search" in line]
+    steps = [line.split()[1:] for line in lines if "/vab library add" in line or "/vab search" in line]
     places = {
         '"$(OUT)/vab-demo-library"': str(tmp_path / "db"),
         '"$(CLIP)"': str(ROOT / "examples" / "cat.mp4"),

@@ -11,6 +11,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import signature
+from typing import Annotated, get_type_hints
 
 from vab.cli.interrupt import remembering
 from vab.cli.output import fail
@@ -18,52 +20,69 @@ from vab.config import current_names
 from vab.errors import SettingError, for_people
 
 VERBS = {  # words: module, function, what it does
-    "generate": ("generate", "generate", "sound for videos and images: wav and, for video, mp4"),
-    "embed": ("embed", "embed", "sounds, videos and images -> vectors in one space"),
-    "classify": ("embed", "classify", "what sounds, videos and images are: labels with probabilities"),
-    "data folder": ("data", "folder", "a folder of media -> manifest"),
-    "data synthetic": ("data", "synthetic", "clips with known events -> manifest"),
-    "data vggsound": ("data", "vggsound", "VGGSound's official lists -> manifest of the clips there are"),
-    "data audioset": ("data", "audioset", "AudioSet's official lists -> manifest of the segments there are"),
-    "data msrvtt": ("data", "msrvtt", "MSR-VTT's test split, for retrieval -> manifest"),
-    "data esc50": ("data", "esc50", "ESC-50, with its folds or one to test on -> manifest"),
-    "data speech-commands": ("data", "speech_commands", "Speech Commands v0.01, 12 classes -> manifest"),
-    "data vatt": ("data", "vatt", "VATT's published latents of VGGSound -> store"),
-    "extract": ("train", "extract", "media of a manifest -> latents (tokens, features)"),
-    "store info": ("store", "info", "what is in a store of latents, and what made it"),
+    "generate": ("generate", "generate", "generate sound for videos and images (.wav, and .mp4 for a video)"),
+    "embed": ("embed", "embed", "embed sounds, videos and images in one vector space"),
+    "classify": ("embed", "classify", "classify sounds, videos and images: labels and probabilities"),
+    "data folder": ("data", "folder", "write the manifest of a folder of media"),
+    "data synthetic": ("data", "synthetic", "make clips with known sound events, and their manifest"),
+    "data vggsound": ("data", "vggsound", "write the manifest of VGGSound from its official lists"),
+    "data audioset": ("data", "audioset", "write the manifest of AudioSet from its official lists"),
+    "data msrvtt": ("data", "msrvtt", "write the manifest of MSR-VTT's test split, for retrieval"),
+    "data esc50": ("data", "esc50", "write the manifest of ESC-50, by fold or for one test fold"),
+    "data speech-commands": (
+        "data",
+        "speech_commands",
+        "write the manifest of Speech Commands v0.01, 12 classes",
+    ),
+    "data vatt": ("data", "vatt", "import VATT's published latents of VGGSound into a store"),
+    "extract": ("train", "extract", "encode the media of a manifest into a store of latents"),
+    "store info": ("store", "info", "describe a store of latents and what made it"),
     "store check": ("store", "check", "verify every checksum of a store"),
-    "store repair": ("store", "repair", "move what is damaged in a store aside"),
+    "store repair": ("store", "repair", "move damaged shards of a store aside"),
     "pretrain": ("train", "pretrain", "train by masked audio token prediction"),
-    "finetune contrastive": ("train", "contrastive", "bring sound and picture into one space"),
-    "finetune classify": ("train", "classify", "learn the classes of a store, or only a linear probe"),
+    "finetune contrastive": ("train", "contrastive", "align audio and video in one embedding space"),
+    "finetune classify": (
+        "train",
+        "classify",
+        "train a classifier, or a linear probe, on the labels of a store",
+    ),
     "codec train": ("codec", "train", "train the small codec"),
-    "codec reconstruct": ("reconstruct", "reconstruct", "sounds through a codec and back"),
+    "codec reconstruct": ("reconstruct", "reconstruct", "encode sounds with a codec and decode them again"),
     "evaluate generation": (
         "generation",
         "generation",
-        "sounds made and real ones -> FAD, KLD, IS, ...",
+        "compare generated with real sounds: FAD, KLD, IS, ...",
     ),
-    "evaluate retrieval": ("evaluate", "retrieval", "embeddings -> R@k, median rank, precision by class"),
-    "evaluate classification": ("evaluate", "classification", "scores -> accuracy, mAP, d'"),
-    "evaluate folds": ("folds", "folds", "a classifier for each fold of a store -> mean accuracy"),
+    "evaluate retrieval": (
+        "evaluate",
+        "retrieval",
+        "measure retrieval: R@k, median rank, precision by class",
+    ),
+    "evaluate classification": ("evaluate", "classification", "measure classification: accuracy, mAP, d'"),
+    "evaluate folds": ("folds", "folds", "cross-validate a classifier over the folds of a store"),
     "evaluate ablation": (
         "ablation",
         "ablation",
-        "one of the paper's ablations -> its table, with ours beside",
+        "run one of the paper's ablations and print its table beside ours",
     ),
-    "evaluate listening build": ("listening", "build", "results of systems -> a study that people answer"),
-    "evaluate listening serve": ("listening", "serve", "the page of a study, with a link for each rater"),
-    "evaluate listening results": ("listening", "results", "answers -> Figure 4, Table 2, agreement"),
-    "studio": ("studio", "studio", "a page: takes for a clip, redo parts of them, find real sounds"),
-    "bench": ("bench", "bench", "how long 10 s of sound take here, stage by stage"),
-    "models": ("info", "models", "the models there are, and where"),
-    "presets": ("info", "presets", "the named configurations, and every field of one"),
-    "index add": ("library", "add", "sounds and videos -> a library to search"),
-    "index prune": ("library", "prune", "take files that are gone out of a library"),
-    "index show": ("library", "show_library", "what is in a library"),
-    "search": ("library", "search", "find files of a library by picture, sound or label"),
-    "doctor": ("info", "doctor", "what is installed, what is missing, what to do"),
+    "evaluate listening build": ("listening", "build", "build a listening study from the results of systems"),
+    "evaluate listening serve": (
+        "listening",
+        "serve",
+        "serve the page of a study, with a link for each rater",
+    ),
+    "evaluate listening results": ("listening", "results", "summarize answers: Figure 4, Table 2, agreement"),
+    "studio": ("studio", "studio", "serve a page to generate, redo parts of, and compare sounds for a clip"),
+    "bench": ("bench", "bench", "time every stage of generating 10 s of sound on this machine"),
+    "models": ("info", "models", "list the available models and where they are"),
+    "presets": ("info", "presets", "list the named configurations, or show every field of one"),
+    "library add": ("library", "add", "add sounds and videos to a searchable library"),
+    "library prune": ("library", "prune", "remove files that no longer exist from a library"),
+    "library show": ("library", "show", "describe the contents of a library"),
+    "search": ("library", "search", "search a library by video, image, sound or label"),
+    "doctor": ("info", "doctor", "check the installation and say how to fix what is missing"),
 }
+ALIASES = {"index": "library"}  # the first word of verbs that were called otherwise up to version 0.1
 INTERRUPTED = 130
 
 
@@ -89,10 +108,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> int:
+    words = [*(ALIASES.get(word, word) for word in words[:1]), *words[1:]]
+
+    # 1. A verb: its words are the longest match.
     for length in (3, 2, 1):
         name = " ".join(words[:length])
         if name in VERBS:
             return _verb(name, words[length:])
+
+    # 2. Help and version.
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else 2
@@ -101,6 +125,8 @@ def _run(words: list[str]) -> int:
 
         print(f"vab {code_version()['version']}")
         return 0
+
+    # 3. The beginning of several verbs: list them.
     for length in (2, 1):
         begin = words[:length]
         group = [name for name in VERBS if name.split()[: len(begin)] == begin]
@@ -110,6 +136,8 @@ def _run(words: list[str]) -> int:
         if group:
             further = dict.fromkeys(name.split()[len(begin)] for name in group)
             raise SettingError(f"vab {' '.join(begin)} needs one of: {', '.join(further)}")
+
+    # 4. No verb at all: suggest the closest one.
     close = difflib.get_close_matches(words[0], VERBS, 1)
     hint = f"did you mean {close[0]}?" if close else "see vab --help"
     raise SettingError(f"there is no verb {words[0]!r}; {hint}")
@@ -121,6 +149,7 @@ def _verb(name: str, arguments: list[str]) -> int:
     arguments = [_current_name(word, arguments) for word in arguments]
     module, function, _ = VERBS[name]
     command: Callable[..., int] = getattr(import_module(f"vab.cli.{module}"), function)
+    _hide_empty_defaults(command)
     return tyro.cli(
         command,
         prog=f"vab {name}",
@@ -129,8 +158,23 @@ def _verb(name: str, arguments: list[str]) -> int:
     )
 
 
+def _hide_empty_defaults(command: Callable[..., int]) -> None:
+    """Annotate a verb so that its help has no "(default: None)", "(default: False)" or "(default: )".
+
+    What happens without such an option is said by its text in the docstring.
+    """
+    import tyro
+
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in signature(command).parameters.items():
+        if any(parameter.default is empty for empty in (None, False, ())):
+            # A second `arg` adds to what the first one set (metavar, aliases).
+            hints[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint="")]
+    command.__annotations__ = hints
+
+
 def _current_name(word: str, words: Sequence[str]) -> str:
-    """An option of a preset's field as it is called now: --model.width was one up to version 0.1."""
+    """Translate an option named after a field of version 0.1, such as --model.width, to its current name."""
     option = re.fullmatch(r"--(model|train|decode|codec)\.([\w-]+)(=.*)?", word)
     if option is None:
         return word
@@ -157,7 +201,7 @@ def _help(names: Sequence[str] = tuple(VERBS)) -> str:
             "",
             *lines,
             "",
-            "vab VERB --help explains each. Every verb takes --json: one document on standard output.",
-            "Exit code: 0 all done, 1 some inputs failed, 2 bad call.",
+            "Run vab VERB --help for its options. With --json a verb prints one JSON document.",
+            "Exit code: 0 success, 1 some inputs failed, 2 bad call, 130 interrupted.",
         ]
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from vab.cli.output import show, tell
+from vab.cli.options import Device, WeightsPath
+from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.evaluate.ablation.tables import ABLATIONS
 
@@ -23,42 +24,43 @@ def ablation(
     split: str = "dev",
     clips: int = 200,
     seed: int = 0,
-    max_steps: int | None = None,
+    max_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     reference: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     resamples: int = 200,
-    codec_path: str | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    codec_path: WeightsPath = None,
+    device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Run an ablation of the paper: a Markdown table with the paper's column beside ours, a JSON, a plot.
+    """Run an ablation of the paper: a Markdown table with the paper's column beside ours, JSON, a plot.
 
     guidance, temperature, steps and fine (of a second stage) decode a finished model; scratch, experts,
-    order, contrastive, masking, vision and positions train. What is in the folder already is not done again,
-    and ablations share it. All rows are measured on the same clips; those left out are named.
+    order, contrastive, masking, vision and positions train new ones. Results already in the folder are
+    reused, also by other ablations. All rows are measured on the same clips; clips left out are named.
 
     Args:
-        name: which.
-        store: latents made by vab extract. Several: each row takes the first that fits (vision needs two).
+        name: the ablation to run.
+        store: stores made by vab extract. Of several, each row takes the first that fits (vision needs two).
         run: folder for networks, sounds and results.
-        model: what is decoded: a model directory or a Hub id. Left out: the bundled vab-tiny.
-        preset: what is trained, with its -contrastive and -classes or -vggsound; the paper's is vab-dac-test.
-        pretraining: latents for masked prediction and contrast, if other than the store that is measured on
-            and whose classes are learned: in the paper AudioSet and VGGSound together.
-        fine: second stages (vab-dac-coarse2fine), to make sound with what is trained. Several: each row takes
-            the first that fits. Of a finished model, instead of its own.
-        split: of the store, to measure on.
-        clips: at most so many sounds are made for each row.
-        seed: of their noise.
-        max_steps: of each training, instead of the length that the presets' epochs give.
-        reference: real sounds, named by the clips' ids. Left out: the store's own, through the codec.
-        weights: the folder of weights for FAD, KLD ...; see vab evaluate generation.
-        cache: a folder for the features. Left out: in the folders of the sounds.
-        resamples: of the clips, for the 95 % intervals of whole sets.
-        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
-        device: where sounds are made.
-        json: one JSON document on standard output.
+        model: the model to decode: a model directory or a Hub id. Default: the bundled vab-tiny.
+        preset: the preset to train, with its -contrastive and -classes or -vggsound variants; the paper's is
+            vab-dac-test.
+        pretraining: stores for masked prediction and contrastive learning, if they differ from the store that
+            is classified and measured on (in the paper: AudioSet and VGGSound together).
+        fine: second-stage models (vab-dac-coarse2fine) that complete the tokens of trained models. With
+            several, each row takes the first that fits. For a finished model, they replace its own.
+        split: the split of the store to measure on.
+        clips: the largest number of sounds to generate for each row.
+        seed: the random seed of generation.
+        max_steps: training steps of each run, instead of the presets' number of epochs.
+        reference: folder of real sounds named by clip id. Default: the store's own, decoded by the codec.
+        weights: the folder of weights for FAD, KLD, ...; see vab evaluate generation.
+        cache: folder for the extracted features. Default: in the folders of the sounds.
+        resamples: bootstrap resamples for the 95 % intervals of whole-set metrics.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        device: the device to generate on.
+        json: print one JSON document to standard output.
     """
     from vab.evaluate.ablation import report
     from vab.evaluate.ablation.run import Settings, ablate
@@ -82,12 +84,12 @@ def ablation(
         cache=cache,
     )
     with file_progress() as move:
-        result = ablate(name, settings, tell, move)
-    written = report.write(result, run, tell)
+        result = ablate(name, settings, log, move)
+    written = report.write(result, run, log)
     for path in written:
-        tell(str(path))
-    show(result.document(), report.as_markdown(result), json)
+        log(str(path))
+    print_result(result.document(), report.as_markdown(result), json)
     absent = {name: reason for each in result.outcomes for name, reason in each.absent.items()}
     for name, reason in absent.items():
-        tell(f"not measured with {name}: {reason}")
+        log(f"not measured with {name}: {reason}")
     return 1 if any(each.reason or each.left_out for each in result.outcomes) else 0

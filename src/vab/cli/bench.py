@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from vab.cli.output import show, tell
+from vab.cli.options import Device
+from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 
 
@@ -19,25 +20,25 @@ def bench(
     clip: Annotated[Path | None, tyro.conf.arg(metavar="VIDEO")] = None,
     repeats: int = 3,
     largest_batch: int = 8,
-    threads: int | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Measure how long 10 s of sound take here, stage by stage, and what that costs.
+    """Time every stage of generating 10 s of sound on this machine, and count what it costs.
 
-    Presets without published weights are built at full size with random ones: time does not depend on them.
-    Where all passes of a network would take too long, some are timed and multiplied, which the table says.
-    Run it alone: it warns if the machine is busy.
+    Presets without published weights are built at full size with random ones, which does not change the time.
+    Where all passes of a network would take too long, a few are timed and scaled up; the table says so.
+    Run it on an idle machine: it warns if the machine is busy.
 
     Args:
-        names: presets, model directories or Hub ids. Left out: vab-tiny, the paper's models and FoleyGen.
-        out: write speed_<hardware>_<date>.md and .json into this folder.
-        clip: a video to use in place of 10 s made on the spot.
-        repeats: timings of which the median counts.
-        largest_batch: clips done at once, at most.
-        threads: of PyTorch. Left out: as PyTorch chooses.
-        device: cpu, cuda, mps, or auto.
-        json: one JSON document on standard output.
+        names: presets, model directories or Hub ids. Default: vab-tiny, the paper's models and FoleyGen.
+        out: also write speed_<hardware>_<date>.md and .json into this folder.
+        clip: a video to use instead of a generated one of 10 s.
+        repeats: the number of timings; the median is reported.
+        largest_batch: the largest number of clips to process at once.
+        threads: PyTorch threads. Default: chosen by PyTorch.
+        device: the device to compute on.
+        json: print one JSON document to standard output.
     """
     from vab.bench import report
     from vab.bench.speed import NAMES, Settings
@@ -48,8 +49,8 @@ def bench(
         document = run(settings, lambda n, of, name, stage: move(n, of, Path(name), stage, n, of))
     written = [] if out is None else report.write(out, document)
     if busy := report.busy(document):
-        tell(busy)
+        log(busy)
     for path in written:
-        tell(str(path))
-    show(document, report.as_markdown(document), json)
+        log(str(path))
+    print_result(document, report.as_markdown(document), json)
     return 0

@@ -1,4 +1,4 @@
-"""vab data: official files of a dataset -> a manifest."""
+"""vab data: manifests from the official files of datasets, or from a folder of media."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vab.cli.output import show, tell
+from vab.cli.options import WeightsPath
+from vab.cli.output import log, print_result
 from vab.errors import SettingError
 
 if TYPE_CHECKING:
@@ -27,18 +28,18 @@ def folder(
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
-    """Write the manifest of all media in a folder and below.
+    """Write the manifest of all media in a folder, searched recursively.
 
-    A file longer than the window becomes several clips. dog.wav and dog.mp4 in one folder are one clip. The
-    label is the name of the file's folder; a first folder called train, dev, val or test is the split.
+    A file longer than the window becomes several clips. dog.wav and dog.mp4 in one folder form one clip. The
+    label is the name of the file's folder; a top folder called train, dev, val or test gives the split.
 
     Args:
-        root: the folder with the media.
-        out: the csv file to write: id,audio,video,start,seconds,label,split.
-        seconds: the window of one clip.
-        dev_share: share of the files for the split dev, where no folder says otherwise.
-        drop_still: leave out clips of videos whose picture never moves (decodes a frame a second).
-        json: one JSON document on standard output.
+        root: the folder of media.
+        out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
+        seconds: the length of one clip.
+        dev_share: the share of files assigned to the split dev, where no folder gives the split.
+        drop_still: leave out clips whose image never changes (decodes one frame per second).
+        json: print one JSON document to standard output.
     """
     from vab.data.datasets.common import copied
     from vab.data.datasets.folder import folder_clips
@@ -49,7 +50,7 @@ def folder(
     clips, left_out, still = folder_clips(root, seconds, dev_share, drop_still)
     copies = copied(clips)
     for reason in left_out.values():
-        tell(reason)
+        log(reason)
     if not clips:
         raise SettingError(f"{root}: has no media in it")
     write_manifest(out, clips)
@@ -61,7 +62,7 @@ def folder(
         text += f", {len(still)} still clips left out"
     if copies:
         text += f"; {len(copies)} are copies of another's file"
-    show(document, text, json)
+    print_result(document, text, json)
     return 1 if failed else 0
 
 
@@ -72,14 +73,14 @@ def synthetic(
     seed: int = 0,
     json: bool = False,
 ) -> int:
-    """Write clips of bouncing balls that click at every hit, with their times, and the manifest.
+    """Make clips of bouncing balls that click at every bounce, with event times, and their manifest.
 
     Args:
-        out: the csv file to write, always called manifest.csv; the clips and events.json go beside it.
-        clips: how many.
-        seconds: the length of each.
-        seed: the same seed gives the same clips.
-        json: one JSON document on standard output.
+        out: the CSV file to write, always called manifest.csv; the clips and events.json go beside it.
+        clips: the number of clips.
+        seconds: the length of each clip.
+        seed: the random seed; the same seed gives the same clips.
+        json: print one JSON document to standard output.
     """
     from vab.data.datasets.synthetic import write_synthetic
 
@@ -88,7 +89,7 @@ def synthetic(
     if out.suffix == ".csv" and out.name != "manifest.csv":
         raise SettingError(f"{out}: the manifest is called manifest.csv, beside its clips")
     manifest = write_synthetic(out.parent if out.suffix == ".csv" else out, clips, seconds, seed)
-    show({"manifest": str(manifest), "clips": clips}, f"{manifest}: {clips} clips", json)
+    print_result({"manifest": str(manifest), "clips": clips}, f"{manifest}: {clips} clips", json)
     return 0
 
 
@@ -100,18 +101,18 @@ def vggsound(
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
-    """Write the manifest of VGGSound: the clips of an official list that are there.
+    """Write the manifest of VGGSound: the clips of an official list that are present in MEDIA.
 
-    Files are called <id>_<start>.mp4, the start in seconds (padded to six places or not) or milliseconds, in
-    MEDIA or any folder below.
+    Files are named <id>_<start>.mp4, the start in seconds (padded to six digits or not) or milliseconds, in
+    MEDIA or any folder below it.
 
     Args:
-        listing: vggsound.csv, or test.csv or train.csv.
-        media: the folder with the clips.
-        out: the csv file to write: id,audio,video,start,seconds,label,split.
-        subset: retrieval is the first 5 of each class in test.csv, 1,545 clips.
-        drop_still: leave out clips whose picture never moves (decodes a frame a second).
-        json: one JSON document on standard output.
+        listing: vggsound.csv, test.csv or train.csv.
+        media: the folder of clips.
+        out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
+        subset: all clips, or retrieval: the first 5 of each class in test.csv, 1,545 clips.
+        drop_still: leave out clips whose image never changes (decodes one frame per second).
+        json: print one JSON document to standard output.
     """
     from vab.data.datasets.vggsound import vggsound_clips
 
@@ -123,23 +124,23 @@ def audioset(
     media: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MEDIA")],
     out: Manifest,
     parts: tuple[Literal["2m", "20k", "eval"], ...],
-    subset: Path | None = None,
+    subset: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
-    """Write the manifest of AudioSet: the segments of the official lists that are there.
+    """Write the manifest of AudioSet: the segments of the official lists that are present in MEDIA.
 
-    A file is one segment, called <id>, <id>_<start> or <id>_<start>_<end> (seconds or milliseconds), also
-    with a Y before it, in MEDIA or any folder below. Labels are display names, joined by ";".
+    A file is one segment, named <id>, <id>_<start> or <id>_<start>_<end> (seconds or milliseconds), with or
+    without a leading Y, in MEDIA or any folder below it. Labels are display names, joined by ";".
 
     Args:
         lists: the folder with class_labels_indices.csv, eval_segments.csv, balanced_train_segments.csv, ...
-        media: the folder with the segments: videos, sounds, or both.
-        out: the csv file to write: id,audio,video,start,seconds,label,split.
-        parts: 2m is unbalanced and balanced, 20k balanced (both split train), eval the split test.
-        subset: json file {"data": [{"video_id": ...}]}; only these ids.
-        drop_still: leave out clips whose picture never moves (decodes a frame a second).
-        json: one JSON document on standard output.
+        media: the folder of segments: videos, sounds, or both.
+        out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
+        parts: 2m (unbalanced and balanced) and 20k (balanced) give the split train, eval the split test.
+        subset: only the ids in this JSON file, {"data": [{"video_id": ...}]}.
+        drop_still: leave out clips whose image never changes (decodes one frame per second).
+        json: print one JSON document to standard output.
     """
     from vab.data.datasets.audioset import audioset_clips
 
@@ -155,14 +156,14 @@ def msrvtt(
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
-    """Write the manifest of MSR-VTT's test split, of the clips that are there and have a sound.
+    """Write the manifest of MSR-VTT's test split: the clips that are present in MEDIA and have sound.
 
     Args:
         listing: test_videodatainfo.json.
-        media: the folder with video7010.mp4 ...
-        out: the csv file to write: id,audio,video,start,seconds,label,split.
-        drop_still: leave out clips whose picture never moves (decodes a frame a second).
-        json: one JSON document on standard output.
+        media: the folder with video7010.mp4, ...
+        out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
+        drop_still: leave out clips whose image never changes (decodes one frame per second).
+        json: print one JSON document to standard output.
     """
     from vab.data.datasets.msrvtt import msrvtt_clips
 
@@ -172,18 +173,18 @@ def msrvtt(
 def esc50(
     root: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     out: Manifest,
-    fold: int | None = None,
+    fold: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     esc10: bool = False,
     json: bool = False,
 ) -> int:
-    """Write the manifest of ESC-50, its folds as the splits fold1 to fold5 (for vab evaluate folds).
+    """Write the manifest of ESC-50, with its folds as the splits fold1 to fold5 (for vab evaluate folds).
 
     Args:
-        root: the unpacked set: meta/esc50.csv and audio/.
-        out: the csv file to write: id,audio,video,start,seconds,label,split.
-        fold: 1 to 5: this one is the split test, the others are train.
+        root: the unpacked dataset, with meta/esc50.csv and audio/.
+        out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
+        fold: the fold (1 to 5) to make the split test; the others become train.
         esc10: only the ten classes of ESC-10.
-        json: one JSON document on standard output.
+        json: print one JSON document to standard output.
     """
     from vab.data.datasets.esc50 import esc50_clips
 
@@ -199,10 +200,10 @@ def speech_commands(
     """Write the manifest of Speech Commands v0.01 with 12 classes: ten words, _unknown_ and _silence_.
 
     Args:
-        root: the unpacked speech_commands_v0.01: the splits train and dev, by the official rule.
-        test: the unpacked speech_commands_test_set_v0.01.
-        out: the csv file to write: id,audio,video,start,seconds,label,split.
-        json: one JSON document on standard output.
+        root: the unpacked speech_commands_v0.01, for the splits train and dev by the official rule.
+        test: the unpacked speech_commands_test_set_v0.01, for the split test.
+        out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
+        json: print one JSON document to standard output.
     """
     from vab.data.datasets.speech_commands import speech_commands_clips
 
@@ -214,45 +215,45 @@ def vatt(
     features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
     listing: Annotated[Path, tyro.conf.arg(name="list", metavar="LIST")],
-    codebooks: str | None = None,
+    codebooks: WeightsPath = None,
     json: bool = False,
 ) -> int:
-    """Bring VATT's published latents of VGGSound into a store. Called again, it goes on where it was.
+    """Import VATT's published latents of VGGSound into a store. Run again, it resumes.
 
-    Their features come from EVA02-CLIP-L for 336 pixels (the presets': 224): train a model on them with
+    Their features come from EVA02-CLIP-L at 336 pixels (the presets use 224): to train on them, set
     --model.vision eva02-clip-l-336.
 
     Args:
-        tokens: the folder with EnCodec tokens, one npy (500, 4) a clip.
-        features: the folder with EVA-CLIP features at 5 frames a second, one npy (about 50, 768) a clip.
-        out: the store's folder.
-        listing: vggsound.csv, which has each clip's label and split.
-        codebooks: file, folder or Hub id of the EnCodec of AudioGen, if not the usual one.
-        json: one JSON document on standard output.
+        tokens: the folder of EnCodec tokens, one npy (500, 4) per clip.
+        features: the folder of EVA-CLIP features at 5 frames per second, one npy (about 50, 768) per clip.
+        out: the folder of the store.
+        listing: vggsound.csv, with the label and split of each clip.
+        codebooks: file, folder or Hub id of the EnCodec of AudioGen, instead of the default one.
+        json: print one JSON document to standard output.
     """
     from vab.codecs.codec import load_codec
     from vab.data.datasets.vatt import vatt_store
 
     vectors = load_codec("encodec", codebooks).codebook_vectors().cpu().numpy()
     report = vatt_store(listing, tokens, features, out, vectors)
-    return _tell("store", out, report, json)
+    return _print_report("store", out, report, json)
 
 
 def _write(out: Path, gather: Callable[[], tuple[list[Clip], Report]], json: bool) -> int:
-    """Gather the clips, write the manifest and say what is left."""
+    """Gather the clips, write the manifest and print the report."""
     from vab.data.manifest import write_manifest
 
     clips, report = gather()
     if clips:
         write_manifest(out, clips)
-    return _tell("manifest", out, report, json)
+    return _print_report("manifest", out, report, json)
 
 
-def _tell(kind: str, out: Path, report: Report, json: bool) -> int:
-    """Print the report; the exit code. Clips that are gone are normal, unreadable ones are not."""
+def _print_report(kind: str, out: Path, report: Report, json: bool) -> int:
+    """Print the report; returns the exit code. Missing clips are normal, unreadable ones are failures."""
     for reason in report.unreadable.values():
-        tell(reason)
+        log(reason)
     if not report.left:
         raise SettingError(f"{out}: not written, there would be {report.text()}")
-    show({kind: str(out), **asdict(report)}, f"{out}: {report.text()}", json)
+    print_result({kind: str(out), **asdict(report)}, f"{out}: {report.text()}", json)
     return 1 if report.unreadable else 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from vab.cli.options import Device, Model
-from vab.cli.output import show, tell
+from vab.cli.output import log, print_result
 from vab.errors import SettingError
 from vab.evaluate.paper import (
     AUDIO_ONLY,
@@ -26,8 +26,16 @@ if TYPE_CHECKING:
     from vab.training.batches import ClipBatches
 
 Store = Annotated[Path | None, tyro.conf.arg(metavar="STORE")]
+InputsOption = Annotated[
+    Literal["audio", "video", "both", "a", "v", "av"] | None, tyro.conf.arg(metavar="audio|video|both")
+]
+SHORT_INPUTS: dict[Literal["audio", "video", "both"], Inputs] = {
+    "audio": "a",
+    "video": "v",
+    "both": "av",
+}  # as in the paper's tables
 Ids = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
-NAMED = 10  # ids named in one line for people
+MAX_IDS_NAMED = 10  # in one log line
 
 
 def retrieval(
@@ -41,24 +49,25 @@ def retrieval(
     device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Measure which sound belongs to a picture and which picture to a sound: R@1, R@5, R@10, median rank.
+    """Measure retrieval of audio by video and of video by audio: R@1, R@5, R@10, median rank.
 
-    With labels also precision by class: the share of the first k results that share a label with the query.
-    Intervals are 95 %, by 1000 resamples of the clips.
+    With labels, also precision by class: the share of the first k results that share a label with the query.
+    Intervals are 95 % bootstrap intervals, from 1000 resamples of the clips.
 
-    What is measured is a model on the clips of a store, or embeddings made by any means (--embeddings).
+    Evaluates a model on the clips of a store (--store, --model), or embeddings from any source
+    (--embeddings).
 
     Args:
-        embeddings: npz or parquet with id, audio [N, D], video [N, D] and, if known, label.
-        store: latents made by vab extract; the clips of the split that have both sound and picture count.
-        model: a directory made by vab finetune contrastive, a model that holds one, or a Hub id. Left out:
+        embeddings: .npz or .parquet file with id, audio [N, D], video [N, D] and, optionally, label.
+        store: store made by vab extract; clips of the split that have both audio and video are used.
+        model: a directory made by vab finetune contrastive, a model that holds one, or a Hub id. Default:
             the bundled vab-tiny.
-        split: of the store.
-        benchmark: whose column of the paper's Table 3 to print beside.
-        ids: keep only these: one per line, a JSON list, or a list of CAV-MAE's.
-        block: queries compared at once; the result does not depend on it.
-        device: where a model computes.
-        json: one JSON document on standard output.
+        split: the split of the store to evaluate.
+        benchmark: the column of the paper's Table 3 to print beside the results.
+        ids: evaluate only these ids: a file with one per line, a JSON list, or a list from CAV-MAE.
+        block: the number of queries compared at once; it does not change the result.
+        device: the device the model runs on.
+        json: print one JSON document to standard output.
     """
     from vab.inference.embeddings import read_embeddings
 
@@ -88,38 +97,40 @@ def classification(
     model: Model = None,
     split: str = "test",
     benchmark: ClassificationBenchmark | None = None,
-    inputs: Inputs | None = None,
+    inputs: InputsOption = None,
     ids: Ids = None,
     device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Measure a classifier: accuracy where clips have one label, mean average precision, d', each class.
+    """Measure a classifier: accuracy (for single-label clips), mean average precision, d', each class.
 
-    What is measured is a model on the clips of a store, or scores made by any means (--predictions).
-    Intervals are 95 %, by 1000 resamples of the clips.
+    Evaluates a model on the clips of a store (--store, --model), or scores from any source (--predictions).
+    Intervals are 95 % bootstrap intervals, from 1000 resamples of the clips.
 
     Args:
-        store: latents made by vab extract.
-        model: a directory made by vab finetune classify, a model that holds one, or a Hub id. Left out: the
+        store: store made by vab extract.
+        model: a directory made by vab finetune classify, a model that holds one, or a Hub id. Default: the
             bundled vab-tiny.
-        split: of the store.
-        predictions: npz with id [N], label [N] (several joined by ";"), scores [N, C] and classes [C].
-        benchmark: whose column of the paper's Tables 4 to 6 to print beside.
-        inputs: from what the scores are made: a, v or av, and so which column of the paper's. Left out: what
-            the classifier was taught, or of the paper's columns av (a for esc50 and spc1).
-        ids: keep only these: one per line, a JSON list, or a list of CAV-MAE's.
-        device: where a model computes.
-        json: one JSON document on standard output.
+        split: the split of the store to evaluate.
+        predictions: .npz file with id [N], label [N] (several joined by ";"), scores [N, C] and classes [C].
+        benchmark: the column of the paper's Tables 4 to 6 to print beside the results.
+        inputs: the modalities that are classified (a, v or av for short), which also select the column of the
+            paper. Default: those the classifier was trained on; for --predictions both (audio for esc50 and
+            spc1).
+        ids: evaluate only these ids: a file with one per line, a JSON list, or a list from CAV-MAE.
+        device: the device the model runs on.
+        json: print one JSON document to standard output.
     """
     from vab.evaluate.predictions import read_predictions
 
-    if benchmark in AUDIO_ONLY and inputs not in (None, "a"):
+    short = SHORT_INPUTS[inputs] if inputs == "audio" or inputs == "video" or inputs == "both" else inputs
+    if benchmark in AUDIO_ONLY and short not in (None, "a"):
         raise SettingError(
             f"--inputs {inputs}: the paper has {CLASSIFICATION_TITLES[benchmark]} from audio only"
         )
     if predictions is not None and store is None:
         found = read_predictions(predictions)
-        return _classification(found, predictions, benchmark, inputs, ids, json)
+        return _classification(found, predictions, benchmark, short, ids, json)
     if store is None or predictions is not None:
         raise SettingError("what to measure: --predictions FILE, or --store STORE with --model DIR")
     from vab.evaluate.embedding import classify_store
@@ -133,25 +144,22 @@ def classification(
     if classifier is None:
         raise ModelError(f"{folder}: knows no classes; teach it some with `vab finetune classify`")
     network, learned = classifier
-    taught = {"audio": "a", "video": "v", "both": "av"}
-    chosen = next(
-        (kind for kind in ("both", "audio", "video") if taught[kind] == inputs), learned.train.inputs[-1]
-    )
+    chosen = next((kind for kind in SHORT_INPUTS if SHORT_INPUTS[kind] == short), learned.train.inputs[-1])
     clips = _clips(store, folder, split)
     names, scores = classify_store(network.to(pick_device(device)), clips, chosen, learned.train.loss)
     found = Predictions(names, scores, clips.labels(), list(learned.classes))
-    return _classification(found, Path(folder.name), benchmark, cast(Inputs, taught[chosen]), ids, json)
+    return _classification(found, Path(folder.name), benchmark, SHORT_INPUTS[chosen], ids, json)
 
 
 def _folder(model: str | None) -> Path:
-    """The directory of a model."""
+    """Resolve a model name, directory or Hub id to a directory."""
     from vab.models.hub import find_model
 
     return find_model(model)
 
 
 def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
-    """The clips of a store's split as the model of a directory takes them."""
+    """Load the split of a store in batches, cropped as the model of a directory expects."""
     from vab.data.shard import StoreError
     from vab.data.store import LatentStore
     from vab.models.hub import read_config
@@ -179,13 +187,14 @@ def _retrieval(
     wanted = _wanted(ids)
     try:
         rows, missing = choose(found.ids, wanted)
-        names, labels = ([texts[row] for row in rows] for texts in (found.ids, found.labels))
+        names = [found.ids[row] for row in rows]
+        labels = [found.labels[row] for row in rows]
         result = measure(found.audio[rows], found.video[rows], labels, block)
     except EvaluationError as error:
         raise SettingError(f"{source}: {error}") from error
     left_out = [names[row] for row in result.left_out]
-    _name("left out, without sound or picture", left_out)
-    _name(f"missing from {source}", missing)
+    _log_ids("left out, without sound or picture", left_out)
+    _log_ids(f"missing from {source}", missing)
     recall = {way: list(direction.recall.values()) for way, direction in result.ways.items()}
     digest = list_hash([names[row] for row in result.kept])
     parts = [_heading("Retrieval", source, len(result.kept), left_out, missing, digest), result.markdown()]
@@ -197,7 +206,7 @@ def _retrieval(
         parts.append(retrieval_beside_paper(benchmark, source.stem, len(result.kept), recall))
     document: dict[str, Any] = {"source": str(source), "benchmark": benchmark, **result.document()}
     document |= {"ids_sha256": digest, "left_out": left_out, "missing": missing}
-    show(document, "\n\n".join(parts), json)
+    print_result(document, "\n\n".join(parts), json)
     return 1 if left_out or missing else 0
 
 
@@ -225,9 +234,9 @@ def _classification(
     except EvaluationError as error:
         raise SettingError(f"{source}: {error}") from error
     left_out = [found.ids[row] for row in result.left_out]
-    _name("left out, without scores or a label among the classes", left_out)
-    _name("labels that are no class of the scores", unknown)
-    _name(f"missing from {source}", missing)
+    _log_ids("left out, without scores or a label among the classes", left_out)
+    _log_ids("labels that are no class of the scores", unknown)
+    _log_ids(f"missing from {source}", missing)
     digest = list_hash([found.ids[row] for row in result.kept])
     parts = [
         _heading("Classification", source, len(result.kept), left_out, missing, digest),
@@ -240,12 +249,12 @@ def _classification(
     document: dict[str, Any] = {"source": str(source), "benchmark": benchmark, "inputs": inputs}
     document |= result.document()
     document |= {"ids_sha256": digest, "left_out": left_out, "missing": missing, "unknown_labels": unknown}
-    show(document, "\n\n".join(parts), json)
+    print_result(document, "\n\n".join(parts), json)
     return 1 if left_out or missing else 0
 
 
 def _wanted(ids: Path | None) -> list[str] | None:
-    """The ids of a list; None without one."""
+    """Read a list of ids; None without a list."""
     from vab.evaluate.metrics.statistics import read_ids
 
     return None if ids is None else read_ids(ids)
@@ -254,14 +263,14 @@ def _wanted(ids: Path | None) -> list[str] | None:
 def _heading(
     task: str, source: Path, clips: int, left_out: Sequence[str], missing: Sequence[str], digest: str
 ) -> str:
-    """What was measured, on how many clips, and the hash of their ids."""
+    """Heading of a report: source, number of clips and the hash of their ids."""
     counts = f"N = {clips:,}, {len(left_out):,} left out, {len(missing):,} missing"
     note = f"sha256 of the ids {digest[:16]}. Brackets: 95 % bootstrap intervals."
     return f"{task}: {source}\n\n{counts}; {note}"
 
 
-def _name(reason: str, ids: Sequence[str]) -> None:
-    """Name some ids on standard error, if there are any."""
+def _log_ids(reason: str, ids: Sequence[str]) -> None:
+    """Log the first of some ids, if there are any."""
     if ids:
-        more = f" and {len(ids) - NAMED:,} more" if len(ids) > NAMED else ""
-        tell(f"{len(ids):,} {reason}: {', '.join(ids[:NAMED])}{more}")
+        more = f" and {len(ids) - MAX_IDS_NAMED:,} more" if len(ids) > MAX_IDS_NAMED else ""
+        log(f"{len(ids):,} {reason}: {', '.join(ids[:MAX_IDS_NAMED])}{more}")

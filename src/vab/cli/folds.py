@@ -6,27 +6,27 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.output import show
+from vab.cli.evaluate import SHORT_INPUTS
+from vab.cli.output import print_result
 from vab.cli.train import Classifying, carry_out
 from vab.errors import SettingError
-from vab.evaluate.paper import AUDIO_ONLY, ClassificationBenchmark, Inputs
+from vab.evaluate.paper import AUDIO_ONLY, ClassificationBenchmark
 
 
 def folds(
     chosen: Annotated[Classifying, tyro.conf.arg(name="")],
     benchmark: ClassificationBenchmark | None = None,
 ) -> int:
-    """Cross-validate: test on each fold of a store after learning from the others; the mean accuracy.
+    """Cross-validate a classifier: test on each fold of a store after training on the others.
 
-    vab evaluate folds PRESET --store STORE --run DIR [--init DIR]: fine-tuned from a contrastive or a
-    pre-trained model, or without --init from scratch; --train.freeze-trunk is a linear probe. Folds are
-    splits called fold1, fold2 ..., as vab data esc50 makes them, however many there are. Each is measured
-    after every epoch, and one epoch is chosen for all, by the mean. Called again, it goes on where it was.
+    vab evaluate folds PRESET --store STORE --run DIR [--init DIR]: from a contrastive or a pre-trained model
+    with --init, else from scratch; --train.freeze-trunk trains a linear probe. Folds are the splits fold1,
+    fold2, ... that vab data esc50 writes, any number of them. Each is measured after every epoch, and one
+    epoch is chosen for all folds by the mean accuracy. Run again, it resumes.
 
     Args:
-        benchmark: whose column of the paper's Tables 4 and 5 to print beside.
+        benchmark: the column of the paper's Tables 4 and 5 to print beside the results.
     """
-    inputs: dict[str, Inputs] = {"audio": "a", "video": "v", "both": "av"}
     if benchmark in AUDIO_ONLY and chosen.train.inputs != ("audio",):
         raise SettingError(f"the paper has {benchmark} from audio only: --train.inputs audio")
 
@@ -44,9 +44,9 @@ def folds(
     for kind, each in found.accuracy.items():
         if benchmark is not None:
             parts.append(
-                classification_beside_paper(benchmark, inputs[kind], chosen.run.name, clips, each.mean)
+                classification_beside_paper(benchmark, SHORT_INPUTS[kind], chosen.run.name, clips, each.mean)
             )
-    show(
+    print_result(
         {"run": str(chosen.run), "benchmark": benchmark, **found.document()}, "\n\n".join(parts), chosen.json
     )
     return 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vab.cli.options import Device, Files, Model, Place
-from vab.cli.output import show, tell
+from vab.cli.options import Device, Files, Model, WeightsPath
+from vab.cli.output import log, print_result
 from vab.errors import SettingError, first_line
 
 if TYPE_CHECKING:
@@ -28,40 +28,41 @@ def generate(
     steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     guidance: Number = None,
     temperature: Number = None,
-    rerank: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    rerank: Annotated[int | None, tyro.conf.arg(aliases=["--candidates"], metavar="N")] = None,
     samples: int = 1,
     keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
     skip_existing: bool = False,
     report: bool = False,
     device: Device = "auto",
-    codec_path: Place = None,
-    vision_path: Place = None,
+    codec_path: WeightsPath = None,
+    vision_path: WeightsPath = None,
     json: bool = False,
 ) -> int:
-    """Make the sound of videos and images.
+    """Generate sound for videos and images.
 
-    Results are FOLDER/<input stem>.wav and, for a video, .mp4 with its picture copied as it is; further
-    samples end in _2, _3 ... The sound is as long as the video, to the sample; an image gets 10 s.
-    If two inputs have the same stem, the later one fails: give it another folder.
+    Results are FOLDER/<input stem>.wav and, for a video, .mp4 with its video stream copied unchanged; further
+    samples end in _2, _3, ... The sound is exactly as long as the video; an image gets 10 s.
+    If two inputs have the same stem, the later one fails: write it to another folder.
 
     Args:
-        inputs: videos, images, folders (all in them and below), quoted patterns, or CSV lists with a
-            column "video" (a manifest will do; whole files are used).
-        out: the folder for the results; made if it is missing.
-        model: a name (see vab models), a model directory or a Hub id. Left out: the bundled vab-tiny.
-        seed: the same seed gives the same sound for the same file and settings, whatever else is done.
-        steps: steps of decoding. Left out: the model's own, as for the next three. Not for FoleyGen.
-        guidance: how strongly the sound follows the picture; 1 is not at all stronger than learned.
-        temperature: randomness of the order in which tokens are decided; for FoleyGen, of the tokens.
-        rerank: how many sounds to draw for each, of which the one nearest to the picture is kept.
-        samples: how many different sounds for each input.
-        keep: seconds of the video's own sound that stay, such as 2.0:5.5, :3 or 7: (may be repeated).
-        skip_existing: leave out inputs whose results all exist.
-        report: also write FOLDER/report.html: this run's pictures, sounds, settings and timings in one file.
-        device: where to compute.
-        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
-        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
-        json: one JSON document on standard output: settings, and result and timings of each input.
+        inputs: videos, images, folders (searched recursively), quoted glob patterns, or CSV files with a
+            column "video", such as a manifest (whole files are used).
+        out: the folder for the results, created if needed.
+        model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
+        seed: the random seed; the same seed, file and settings give the same sound.
+        steps: decoding steps (not for FoleyGen). Default: the model's own, as for the next three options.
+        guidance: scale of classifier-free guidance: how closely the sound follows the video; 1 is none.
+        temperature: randomness of the order in which tokens are decoded; for FoleyGen, of the tokens.
+        rerank: number of candidates for each sound, of which the one that fits the video best is kept.
+        samples: number of different sounds for each input.
+        keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: .
+        skip_existing: skip inputs whose results all exist.
+        report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
+        device: the device to compute on.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
+        json: print one JSON document to standard output with the settings, and
+            the results and timings of each input.
     """
     from vab.cli.progress import file_progress
     from vab.inference.batch import Settings, generate_files, summary
@@ -88,24 +89,24 @@ def generate(
         for result in generate_files(inputs, out, settings, watch):
             results.append(result)
             if result.status == "failed":
-                tell(str(result.error))
+                log(str(result.error))
             elif not json:
                 print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
     document = summary(results, settings)
     written = not report or _report(page, results, settings, json)
     if json:
-        show(document | ({"report": str(page) if written else None} if report else {}), "", True)
+        print_result(document | ({"report": str(page) if written else None} if report else {}), "", True)
     return 1 if document["failed"] or not written else 0
 
 
 def _report(page: Path, results: Sequence[Result], settings: Settings, json: bool) -> bool:
-    """Write the report; whether that worked, which is said."""
+    """Write the HTML report; False, with a log line, if that fails."""
     from vab.inference.html_report import write_report
 
     try:
         write_report(page, results, settings)
     except OSError as error:
-        tell(f"{page}: the report cannot be written ({first_line(error)}); the sounds are there")
+        log(f"{page}: the report cannot be written ({first_line(error)}); the sounds are there")
         return False
     if not json:
         print(page)
@@ -113,7 +114,7 @@ def _report(page: Path, results: Sequence[Result], settings: Settings, json: boo
 
 
 def _span(text: str) -> tuple[float, float]:
-    """``2.0:5.5`` in seconds; either end may be left out."""
+    """Parse a span of seconds such as ``2.0:5.5``; either end may be left out."""
     start, colon, stop = text.partition(":")
     try:
         span = (float(start or 0), float(stop or math.inf))

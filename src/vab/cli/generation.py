@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from vab.cli.options import Device, Model, Place
-from vab.cli.output import show, tell
+from vab.cli.options import Device, Model, WeightsPath
+from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.errors import SettingError
 
-NAMED = 10  # clips named for people
+MAX_CLIPS_NAMED = 10  # in the log
 
 
 def generation(
@@ -25,7 +25,7 @@ def generation(
     clips: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: int = 0,
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    codec_path: Place = None,
+    codec_path: WeightsPath = None,
     seconds: float = 10.0,
     backbones: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME ...")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
@@ -35,39 +35,40 @@ def generation(
     device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Measure generated sounds against real ones: FAD, KLD, IS, and what needs no network.
+    """Compare generated sounds with real ones: FAD, KLD, IS, and metrics that need no network.
 
-    What is measured is GENERATED, a folder, or what a model makes for the pictures of a store (--store,
-    --model), against REFERENCE, or without it against the store's own sounds.
+    Evaluates the folder GENERATED, or the sounds a model generates for the videos of a store (--store,
+    --model), against the folder REFERENCE, or, without it, against the store's own sounds.
 
-    Sounds belong together that have the same name without its ending; a video's own sound counts where no
-    sound file has its name. A clip that is missing, unreadable, silent, too short or there twice is named,
-    and nothing is measured. The features are kept and used again, in av-benchmark's own files.
+    Files are paired by name without extension; the audio of a video is used where no sound file has its name.
+    If a clip is missing, unreadable, silent, too short or present twice, it is named and nothing is measured.
+    Extracted features are cached in the file format of av-benchmark and reused.
 
-    Always there: FD of log-mel statistics, multi-scale mel distance, agreement of onsets. With the weights of
-    vggish: FAD; of passt: KLD, FD, IS; of panns: FD, KL, IS; of yamnet: FD, KL, IS. Where REFERENCE holds
+    Always measured: FD of log-mel statistics, multi-scale mel distance, onset agreement. With weights of
+    vggish: FAD; of passt: KLD, FD, IS; of panns: FD, KL, IS; of yamnet: FD, KL, IS. If REFERENCE holds
     videos, with imagebind: IB-Score; with synchformer: DeSync.
 
     Args:
-        reference: a folder of sounds or videos, or of av-benchmark's features.
-        generated: the same of what was generated.
-        store: latents made by vab extract. Its sounds went through the codec, so without REFERENCE what the
-            codec loses is not counted.
-        model: a model directory or a Hub id, decoded as its preset says. Left out: the bundled vab-tiny.
-        split: of the store.
-        clips: at most so many, spread over the split. Left out: all that have sound and picture.
-        seed: of the model's noise.
-        run: folder for the sounds, where a call that was cut goes on. Left out: they are not kept.
-        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
-        seconds: of each clip, from its beginning: 10 as in the paper, 8 as in av-benchmark. Of a model that
-            makes less at once, that.
-        backbones: vggish, panns, passt, yamnet, imagebind, synchformer. Left out: those with weights here.
-        weights: the folder of their weights. Left out: $VAB_WEIGHTS and where other tools keep them.
-        cache: a folder for the features. Left out: in the two folders.
-        allow_missing: leave out clips that cannot be measured, and say how many.
-        resamples: of the clips, for the 95 % intervals of FD and IS; 0: no such intervals.
-        device: cpu, cuda, mps, or auto.
-        json: one JSON document on standard output.
+        reference: folder of real sounds or videos, or of features from av-benchmark.
+        generated: the same for the generated sounds.
+        store: store made by vab extract. Its sounds have passed through the codec, so without REFERENCE the
+            losses of the codec do not count.
+        model: a model directory or a Hub id, decoded with its own settings. Default: the bundled vab-tiny.
+        split: the split of the store to evaluate.
+        clips: the largest number of clips, spread over the split. Default: all with audio and video.
+        seed: the random seed of generation.
+        run: folder for the generated sounds, to resume an interrupted call. Default: they are deleted.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        seconds: the length measured of each clip, from its start: 10 in the paper, 8 in av-benchmark. A model
+            that generates less at once is measured on that length.
+        backbones: any of vggish, panns, passt, yamnet, imagebind, synchformer. Default: those whose weights
+            are found.
+        weights: the folder of their weights. Default: $VAB_WEIGHTS and the caches of other tools.
+        cache: folder for the extracted features. Default: inside the two folders.
+        allow_missing: leave out clips that cannot be measured, and report how many.
+        resamples: bootstrap resamples for the 95 % intervals of FD and IS; 0 computes none.
+        device: the device to compute on.
+        json: print one JSON document to standard output.
     """
     if clips is not None and clips < 2:
         raise SettingError("--clips must be 2 or more")
@@ -106,25 +107,25 @@ def generation(
             else:
                 raise SettingError("what to measure: REFERENCE GENERATED, or --store STORE with --model DIR")
     except Incomplete as error:
-        _name(error.faults)
-        tell(f"vab: {error}")
+        _log_faults(error.faults)
+        log(f"vab: {error}")
         if json:
-            show({"error": str(error), "left_out": [vars(fault) for fault in error.faults]}, "", json)
+            print_result({"error": str(error), "left_out": [vars(fault) for fault in error.faults]}, "", json)
         return 1
-    _name(found.faults)
+    _log_faults(found.faults)
     for name, reason in found.absent.items():
-        tell(f"not measured with {name}: {reason}")
+        log(f"not measured with {name}: {reason}")
     if found.unwritten:
-        tell(found.unwritten)
+        log(found.unwritten)
     if found.external:
-        tell(f"features made elsewhere were taken as they are: {', '.join(found.external)}")
-    show(found.document(), found.markdown(), json)
+        log(f"features made elsewhere were taken as they are: {', '.join(found.external)}")
+    print_result(found.document(), found.markdown(), json)
     return 1 if found.faults else 0
 
 
-def _name(faults: Any) -> None:
-    """The first clips that cannot be measured, and why, on standard error."""
-    for fault in faults[:NAMED]:
-        tell(f"{fault.id}: {fault.reason}")
-    if len(faults) > NAMED:
-        tell(f"and {len(faults) - NAMED:,} more: --json has them all")
+def _log_faults(faults: Any) -> None:
+    """Log the first clips that cannot be measured, and why."""
+    for fault in faults[:MAX_CLIPS_NAMED]:
+        log(f"{fault.id}: {fault.reason}")
+    if len(faults) > MAX_CLIPS_NAMED:
+        log(f"and {len(faults) - MAX_CLIPS_NAMED:,} more: --json has them all")

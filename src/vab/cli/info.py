@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.output import show, table
+from vab.cli.output import print_result, table
 
 
 def models(
@@ -18,18 +18,18 @@ def models(
     ),
     json: bool = False,
 ) -> int:
-    """Show the models there are: bundled, in folders, in the Hub's cache, and those nobody has published.
+    """List the models: bundled, in folders, in the Hub cache, and those without published weights.
 
     Args:
-        folders: where to look for model directories, up to two levels down.
-        json: one JSON document on standard output.
+        folders: folders to search for model directories, up to two levels deep.
+        json: print one JSON document to standard output.
     """
     from vab.models.hub import known_models
 
     known = known_models(folders)
     rows = [(m.name, m.state, f"{m.bytes / 1e6:.1f} MB" if m.bytes else "", m.note) for m in known]
     document = [asdict(model) | {"path": model.path and str(model.path)} for model in known]
-    show({"models": document}, table(("model", "state", "size", "note"), rows), json)
+    print_result({"models": document}, table(("model", "state", "size", "note"), rows), json)
     return 0
 
 
@@ -37,14 +37,14 @@ def presets(
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None,
     json: bool = False,
 ) -> int:
-    """Show the named configurations, or every field of one.
+    """List the named configurations, or show every field of one.
 
-    ``parameters`` are the learned numbers without prediction heads, as the paper counts;
-    ``expert_parameters`` those of the first L1 layers.
+    The number of parameters excludes prediction heads, as in the paper; expert_parameters counts the first
+    L1 layers.
 
     Args:
-        name: the preset to show in full. Left out: a table of all.
-        json: one JSON document on standard output.
+        name: the preset to show in full. Default: a table of all presets.
+        json: print one JSON document to standard output.
     """
     from vab.presets import PRESETS, preset, table_8
 
@@ -61,7 +61,7 @@ def presets(
             if paper
             else table(("field", ""), [line[:2] for line in lines])
         )
-        show(documents[0] | {"table_8": paper}, text, json)
+        print_result(documents[0] | {"table_8": paper}, text, json)
         return 0
     rows = [
         (
@@ -75,26 +75,28 @@ def presets(
         for one, document in zip(chosen, documents, strict=True)
     ]
     header = ("preset", "parameters", "layers", "codec", "image encoder", "note")
-    show({"presets": documents}, table(header, rows), json)
+    print_result({"presets": documents}, table(header, rows), json)
     return 0
 
 
 def doctor(json: bool = False) -> int:
-    """Show what is installed, which device and weights are at hand, and what to do about what is missing.
+    """Check the installation, the device and available weights, and say how to fix what is missing.
 
     Args:
-        json: one JSON document on standard output.
+        json: print one JSON document to standard output.
     """
     from vab.cli.diagnostics import examine
 
     findings = examine()
     rows = [(f.part, f.state, f.found + (f"; {f.advice}" if f.advice else "")) for f in findings]
-    show({"findings": [asdict(finding) for finding in findings]}, table(("part", "state", ""), rows), json)
+    print_result(
+        {"findings": [asdict(finding) for finding in findings]}, table(("part", "state", ""), rows), json
+    )
     return 0
 
 
 def _fields(document: dict[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """``model.hidden_dim``, 192 for each field, named as the options of ``vab pretrain`` are."""
+    """Yield (name, value) of each field, named like the options of vab pretrain: model.hidden_dim, 192."""
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _fields(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Ctrl-C that is never lost.
+"""Ctrl-C that is never lost: remembered by a signal handler and raised again at safe points.
 
 Python turns Ctrl-C into ``KeyboardInterrupt`` wherever it happens to be. Inside PyAV, while that raises an
 error of its own (the end of a file is one), the exception is dropped: 2 of 100 were. So it is kept in mind

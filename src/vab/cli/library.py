@@ -1,4 +1,4 @@
-"""vab index, vab search."""
+"""vab library, vab search."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vab.cli.options import Device, Files, Model, Place, load_embedder
-from vab.cli.output import show, table, tell
+from vab.cli.options import Device, Files, Model, WeightsPath, load_embedder
+from vab.cli.output import log, print_result, table
 from vab.errors import SettingError
 
 if TYPE_CHECKING:
@@ -26,26 +26,26 @@ def add(
     inputs: Files,
     model: Model = None,
     device: Device = "auto",
-    codec_path: Place = None,
-    vision_path: Place = None,
+    codec_path: WeightsPath = None,
+    vision_path: WeightsPath = None,
     json: bool = False,
 ) -> int:
-    """Add sounds, videos and images to a library that vab search looks through.
+    """Add sounds, videos and images to a library for vab search; the folder is made if it is new.
 
-    Called again, it embeds only what is new or has changed (path, size, time); stopped at any moment, it
-    goes on from there. The label of a file is the name of its folder. From 100,000 vectors on, an index is
-    built and the share of the exact answer that it finds is told.
+    Run again, it embeds only files that are new or have changed (path, size, time); interrupted at any
+    moment, it resumes from there. The label of a file is the name of its folder. From 100,000 vectors on, an
+    approximate index is built and its recall is reported.
 
     Args:
-        db: the library's folder; made if it is missing.
-        inputs: sounds, videos, images, folders (all in them and below), quoted patterns, or CSV lists with a
-            column "video".
-        model: a name (see vab models), a model directory or a Hub id. Left out: the library's own; the
+        db: the folder of the library.
+        inputs: sounds, videos, images, folders (searched recursively), quoted glob patterns, or CSV files
+            with a column "video".
+        model: a name (see vab models), a model directory or a Hub id. Default: the library's own; the
             bundled vab-tiny for a new one.
-        device: where to compute.
-        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
-        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
-        json: one JSON document on standard output.
+        device: the device to compute on.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
+        json: print one JSON document to standard output.
     """
     from vab.cli.progress import file_progress
     from vab.library.library import Library
@@ -64,26 +64,26 @@ def add(
         else:
             counts["failed"] += 1
             failed[str(path)] = f"{path}: {reason}"
-            tell(failed[str(path)])
+            log(failed[str(path)])
     with file_progress() as watch:
         for result in library.add(files, network.embed_files, network.fingerprint(), source, watch):
             counts[result.status] += 1
             if result.error is not None:
                 failed[result.path] = result.error
-                tell(result.error)
+                log(result.error)
     document = {"library": str(db), **counts, "failed_files": failed, **_state(library)}
-    told = ", ".join(f"{number} {status}" for status, number in counts.items())
-    show(document, "\n".join([f"{db}: {told}", *_lines(document)]), json)
+    summary = ", ".join(f"{number} {status}" for status, number in counts.items())
+    print_result(document, "\n".join([f"{db}: {summary}", *_lines(document)]), json)
     return 1 if failed else 0
 
 
 def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
-    """Take the files that are no longer on disk out of a library.
+    """Remove files that are no longer on disk from a library.
 
     Args:
-        db: the library's folder.
-        dry_run: only say which they are.
-        json: one JSON document on standard output.
+        db: the folder of the library.
+        dry_run: only list them.
+        json: print one JSON document to standard output.
     """
     from vab.library.library import Library
 
@@ -92,23 +92,23 @@ def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
     document = {"library": str(db), "removed": [] if dry_run else gone, "gone": gone, **_state(library)}
     verb = "would be taken out" if dry_run else "taken out"
     lines = [_printable(path) for path in gone]
-    show(document, "\n".join([*lines, f"{db}: {len(gone)} files {verb}", *_lines(document)]), json)
+    print_result(document, "\n".join([*lines, f"{db}: {len(gone)} files {verb}", *_lines(document)]), json)
     return 0
 
 
-def show_library(db: Database, json: bool = False) -> int:
-    """Say what is in a library: files, windows, labels, the model, the indexes.
+def show(db: Database, json: bool = False) -> int:
+    """Describe the contents of a library: files, windows, labels, the model, the indexes.
 
     Args:
-        db: the library's folder.
-        json: one JSON document on standard output.
+        db: the folder of the library.
+        json: print one JSON document to standard output.
     """
     from vab.library.library import Library
 
     document = {"library": str(db), **_state(Library.open(db))}
     rows = [(_printable(label) or "(none)", str(files)) for label, files in document["labels"].items()]
     lines = _lines(document)
-    show(document, "\n".join([*lines, table(("label", "files"), rows)] if rows else lines), json)
+    print_result(document, "\n".join([*lines, table(("label", "files"), rows)] if rows else lines), json)
     return 0
 
 
@@ -125,31 +125,31 @@ def search(
     windows: bool = False,
     model: Model = None,
     device: Device = "auto",
-    codec_path: Place = None,
-    vision_path: Place = None,
+    codec_path: WeightsPath = None,
+    vision_path: WeightsPath = None,
     json: bool = False,
 ) -> int:
-    """Find the files of a library that sound like a file, fit its picture, or have a label.
+    """Search a library for files that match a sound, a video or image, or a label.
 
-    Each hit is a file with its best window in seconds, the stream that was compared, and the cosine
-    similarity. A query file is compared as a whole (the mean of its windows).
+    Each hit is a file of the library with its best window in seconds, the stream that was compared, and the
+    cosine similarity. The query is the mean embedding of the windows of a file.
 
     Args:
-        db: the library's folder, made by vab index add.
-        video: a video or image, compared by its picture.
-        audio: a sound, or a video, compared by its sound.
-        label: files whose label is this, upper or lower case; with --video or --audio, only among these.
-        k: how many hits at most.
-        kind: which stream of the library to look through. Left out: sounds; with --label alone, both.
-        under: only files in this folder and below.
+        db: the folder of the library, made by vab library add.
+        video: a video or image to search by.
+        audio: a sound to search by, or a video whose audio is used.
+        label: only files with this label, in upper or lower case. Alone, it lists them.
+        k: the largest number of hits.
+        kind: the stream of the library to compare with. Default: audio; with --label alone, both.
+        under: only files in this folder, at any depth.
         longer_than: only files that last longer than this.
-        shorter_than: only files that are shorter than this.
-        windows: every window is a hit of its own.
+        shorter_than: only files that last less than this.
+        windows: list every matching window, not only the best one of each file.
         model: the model that made the library, if it is no longer where it was.
-        device: where to compute.
-        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
-        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
-        json: one JSON document on standard output.
+        device: the device to compute on.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
+        json: print one JSON document to standard output.
     """
     if video is None and audio is None and label is None:
         raise SettingError("what to search for? give one of --video, --audio, --label")
@@ -167,7 +167,9 @@ def search(
     library = Library.open(db)
     filters = Filters(under, label, longer_than, shorter_than)
     filters.sql()  # a filter that makes no sense is told before anything is loaded
-    vector, file, stream = None, video or audio, kind
+    file = video or audio
+    vector: Any = None
+    stream = kind
     if file is not None:
         network = load_embedder(_source(library, model) or None, device, codec_path, vision_path)
         library.check(network.fingerprint())
@@ -176,12 +178,12 @@ def search(
     hits = library.search(vector, stream, k, filters, windows)
     query = {"video": _text(video), "audio": _text(audio), "label": label, "kind": stream}
     document = {"library": str(db), "query": query, "hits": [asdict(hit) for hit in hits]}
-    show(document, _table(hits) if hits else f"{db}: nothing found", json)
+    print_result(document, _table(hits) if hits else f"{db}: nothing found", json)
     return 0
 
 
 def _query(embedded: Embedded, file: Path, kind: Kind) -> Any:
-    """One vector [D] for a file; ``SettingError`` if it does not have that stream."""
+    """Mean embedding [D] of a query file; ``SettingError`` if it does not have that stream."""
     vector = embedded.mean(kind)
     if vector is None:
         raise SettingError(f"{file}: has no {'picture' if kind == 'video' else 'sound'} to search by")
@@ -189,7 +191,7 @@ def _query(embedded: Embedded, file: Path, kind: Kind) -> Any:
 
 
 def _source(library: Library, model: str | None) -> str:
-    """The model as named now, else as it was for the library; "" is the bundled one."""
+    """Name of the model: as given, else as recorded in the library; "" is the bundled one."""
     if model is None:
         return library.meta.source if library.meta is not None else ""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
@@ -201,7 +203,7 @@ def _state(library: Library) -> dict[str, Any]:
 
 
 def _lines(state: dict[str, Any]) -> list[str]:
-    """A library's state for people."""
+    """Lines that describe a library for people."""
     lines = [
         f"{state['files']} files of {state['seconds']:.0f} s in all: {state['windows']} windows, "
         f"{state['audio']} with sound, {state['video']} with a picture",
@@ -230,7 +232,7 @@ def _table(hits: list[Hit]) -> str:
 
 
 def _printable(text: str) -> str:
-    """A name with line breaks and the like must not break the table."""
+    """Escape a name with line breaks and the like, which would break the table."""
     return text if text.isprintable() else repr(text)
 
 

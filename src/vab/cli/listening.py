@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vab.cli.options import Link
-from vab.cli.output import show, tell
+from vab.cli.output import log, print_result
 from vab.errors import SettingError
 
 Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
@@ -16,7 +16,11 @@ StudyFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY
 
 
 def build(
-    folders: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER FOLDER ...")],
+    folders: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="FOLDER FOLDER ...", help_behavior_hint="(required)"),
+    ],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STUDY")],
     clips: Number = None,
     raters: int = 3,
@@ -25,23 +29,23 @@ def build(
     seed: int = 0,
     json: bool = False,
 ) -> int:
-    """Make a study of results of two or more systems: what people prefer, and how good they find each.
+    """Build a listening study of two or more systems: pairwise preference and mean opinion scores.
 
-    Each folder holds the videos of one system, with sound, under the same names as the others; the system is
-    called like its folder, which raters never see. The first is compared with every other (preference: five
-    grades, of overall quality and of fit to the picture), and every video gets a score of 1 to 5 (mos). After
-    about ten trials comes an attention check: a video with beeps for its sound. A video that is missing,
-    unreadable or nothing for a browser is named, and nothing is built.
+    Each folder holds the videos of one system, with sound, under the same file names as the others; a system
+    is named after its folder, which raters never see. The first system is compared with every other
+    (preference: five grades, for overall quality and for fit to the video), and every video is scored from 1
+    to 5 (mos). About every ten trials there is an attention check: a video with beeps for its sound. If a
+    video is missing, unreadable or cannot be played by a browser, it is named and nothing is built.
 
     Args:
-        folders: of results, the first one that of the system to compare with the others.
-        out: the folder of the study; videos are copied into it, so it can be moved to another machine.
-        clips: so many clips, drawn at random (the paper: 150). Left out: all.
-        raters: people who answer each trial.
-        per_person: most trials for one person. Left out: as many as there are.
+        folders: the result folders; the first belongs to the system that is compared with the others.
+        out: the folder of the study. Videos are copied into it, so that it can be moved to another machine.
+        clips: the number of clips to draw at random (150 in the paper). Default: all.
+        raters: the number of people who answer each trial.
+        per_person: the largest number of trials for one person. Default: all.
         surveys: preference (Figure 4), mos (Table 2), or both, one after the other.
-        seed: of the clips that are drawn, and of order and side.
-        json: one JSON document on standard output.
+        seed: the random seed for drawing clips and for order and side.
+        json: print one JSON document to standard output.
     """
     from vab.cli.progress import file_progress
     from vab.listening.study import SURVEYS, build_study
@@ -64,7 +68,7 @@ def build(
         f"{out}: {len(study.clips):,} clips of {', '.join(study.systems)}; {asked}, each for {raters}\n"
         f"next: vab evaluate listening serve {out}"
     )
-    show(document, text, json)
+    print_result(document, text, json)
     return 0
 
 
@@ -76,19 +80,19 @@ def serve(
     link: Link = None,
     json: bool = False,
 ) -> int:
-    """Serve the page of a study until Ctrl-C; prints a link for each person.
+    """Serve the page of a study until Ctrl-C, and print a link for each rater.
 
-    There are no accounts: who has a link answers as that person, now or later. Answers are on the disk before
-    the page goes on, so the server may be killed at any moment and started again.
+    There are no accounts: whoever has a link answers as that person, now or later. Each answer is on disk
+    before the page moves on, so the server may be killed at any moment and started again.
 
     Args:
         study: the folder of the study.
-        people: links for so many people; more than last time adds some, those there are stay.
-        host: the address to listen on. 127.0.0.1 is this machine alone; for others put a web server with
-            HTTPS in front, and say with --link where it is.
-        port: 0 takes any that is free.
-        link: the address that people are to use, such as https://study.example.org.
-        json: the links as one JSON document on standard output.
+        people: the number of links. Asking for more than last time adds some; existing ones stay valid.
+        host: the address to listen on. 127.0.0.1 serves this machine only; for others, put a web server with
+            HTTPS in front and give its address with --link.
+        port: the port to listen on; 0 picks a free one.
+        link: the public address of the page, such as https://study.example.org.
+        json: print the links as one JSON document to standard output.
     """
     from vab.listening.answers import Answers
     from vab.listening.server import make_app
@@ -108,8 +112,8 @@ def serve(
     links = [(f"{base}/{rater}", done) for rater, done in answers.progress()]
     lines = [f"{link}  {f'{done:,} answered' if done else ''}".rstrip() for link, done in links]
     document = {"links": [{"link": link, "answered": done} for link, done in links]}
-    show(document, "\n".join(["a link for each person:", *lines]), json)
-    tell("serving until Ctrl-C")
+    print_result(document, "\n".join(["a link for each person:", *lines]), json)
+    log("serving until Ctrl-C")
     run(app, place)
     return 0
 
@@ -119,15 +123,15 @@ def results(
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")] = None,
     json: bool = False,
 ) -> int:
-    """What a study has found so far: preferences as in Figure 4, scores as in Table 2, agreement of raters.
+    """Summarize a study so far: preferences as in Figure 4, scores as in Table 2, agreement of raters.
 
-    Intervals are 95 %, by 1000 resamples of the clips. Who failed half of their attention checks is left out,
-    and named. The server may run meanwhile.
+    Intervals are 95 % bootstrap intervals, from 1000 resamples of the clips. Raters who failed half of their
+    attention checks are left out, and named. The server may be running.
 
     Args:
         study: the folder of the study.
-        out: write answers.csv, answers.json, results.json and preference.png (Figure 4) into this folder.
-        json: one JSON document on standard output.
+        out: also write answers.csv, answers.json, results.json and preference.png (Figure 4) here.
+        json: print one JSON document to standard output.
     """
     from vab.listening.answers import Answers
     from vab.listening.export import export, export_answers
@@ -140,6 +144,6 @@ def results(
     found = find(opened, answers)
     written += [] if out is None else export(found, out)
     for path in written:
-        tell(str(path))
-    show(found.document(), found.markdown(), json)
+        log(str(path))
+    print_result(found.document(), found.markdown(), json)
     return 0

@@ -1,4 +1,4 @@
-"""What verbs print: a JSON document or text for people, and errors in one line."""
+"""Printing for the command line: results as JSON or text on standard output, log lines on standard error."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any
 
 
 def fail(message: str, as_json: bool) -> int:
-    """Say why nothing was done; returns the exit code."""
+    """Print the one-line error of a bad call; returns the exit code."""
     print(f"vab: {message}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": message}))
     return 2
 
 
-def show(document: Any, text: str, as_json: bool) -> None:
-    """Print the document for machines, or the text for people, at once: a server goes on after it."""
+def print_result(document: Any, text: str, as_json: bool) -> None:
+    """Print a JSON document for machines or ``text`` for people, flushed: a server goes on after it."""
     print(json.dumps(document, indent=1) if as_json else text, flush=True)
 
 
-def tell(line: str) -> None:
-    """One line for people, on standard error."""
+def log(line: str) -> None:
+    """Print one line for people to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text; the last one is as wide as it likes."""
+    """Align rows in columns of text; the last column is not padded."""
     lines = [header, *rows]
     widths = [max(len(line[n]) for line in lines) for n in range(len(header) - 1)]
     return "\n".join(

@@ -1,4 +1,4 @@
-"""A progress bar on standard error, for people."""
+"""Progress bar on standard error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vab.cli.interrupt import check
 
 @contextmanager
 def file_progress() -> Iterator[Callable[[int, int, Path, str, int, int], None]]:
-    """A function (file n, of, path, stage, done, in all) that moves a bar; silent where nobody looks."""
+    """Yield a callback (index, number of files, path, stage, done, total); no bar without a terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,9 +22,9 @@ def file_progress() -> Iterator[Callable[[int, int, Path, str, int, int], None]]
     with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("reading the list", total=None)
 
-        def move(number: int, of: int, path: Path, stage: str, done: int, total: int) -> None:
+        def move(number: int, num_files: int, path: Path, stage: str, done: int, total: int) -> None:
             check()
-            text = f"{number + 1}/{of} {escape(path.name)}: {stage}"
+            text = f"{number + 1}/{num_files} {escape(path.name)}: {stage}"
             bar.update(task, description=text, completed=done, total=total)
 
         yield move

@@ -8,33 +8,33 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vab.cli.output import show, tell
+from vab.cli.options import Device, Files, WeightsPath
+from vab.cli.output import log, print_result
 
 
 def reconstruct(
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...")],
+    inputs: Files,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
     codec: Literal["encodec", "dac", "tiny"] = "tiny",
     codebooks: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    codec_path: Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")] = None,
+    codec_path: WeightsPath = None,
     skip_existing: bool = False,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Send sounds through a codec and back: FOLDER/<input stem>.wav, as long as the input.
+    """Encode sounds with a codec and decode them again: FOLDER/<input stem>.wav, as long as the input.
 
-    What the codec loses, no model of its tokens can bring back. Measure it with
-    vab evaluate generation INPUT FOLDER.
+    This bounds the quality of any model of its tokens. Measure it with vab evaluate generation INPUT FOLDER.
 
     Args:
-        inputs: sounds, videos, folders (all in them and below), quoted patterns, or CSV lists.
-        out: the folder for the results; made if it is missing.
-        codec: which one; tiny is the small codec inside the package.
-        codebooks: how many of its codebooks, from the first. Left out: all.
-        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
-        skip_existing: leave out inputs whose result exists.
-        device: where to compute.
-        json: one JSON document on standard output.
+        inputs: sounds, videos, folders (searched recursively), quoted glob patterns, or CSV files.
+        out: the folder for the results, created if needed.
+        codec: the codec; tiny is the small codec bundled with the package.
+        codebooks: the number of codebooks to use, from the first. Default: all.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        skip_existing: skip inputs whose result exists.
+        device: the device to compute on.
+        json: print one JSON document to standard output.
     """
     from vab.cli.progress import file_progress
     from vab.codecs.codec import load_codec
@@ -47,11 +47,11 @@ def reconstruct(
         for result in reconstruct_files(inputs, out, loaded, codebooks, skip_existing, watch):
             results.append(result)
             if result.status == "failed":
-                tell(str(result.error))
+                log(str(result.error))
             elif not json:
                 print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
     kept = codebooks or loaded.num_codebooks
     document = {"codec": codec, "codebooks": kept, "results": [asdict(result) for result in results]}
     if json:
-        show(document, "", True)
+        print_result(document, "", True)
     return 1 if any(result.status == "failed" for result in results) else 0

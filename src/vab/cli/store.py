@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vab.cli.output import show, tell
+from vab.cli.output import log, print_result
 
 if TYPE_CHECKING:
     from vab.data.store import LatentStore
@@ -20,13 +20,13 @@ Store = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
 
 
 def info(store: Store, json: bool = False) -> int:
-    """Show what is in a store of latents, and what made it.
+    """Describe a store of latents and what made it.
 
-    Opening verifies the small columns of each shard; the latents are verified by vab store check.
+    The small columns of each shard are verified on opening; vab store check verifies the latents.
 
     Args:
-        store: its folder.
-        json: one JSON document on standard output.
+        store: the folder of the store.
+        json: print one JSON document to standard output.
     """
     latents = _open(store)
     fingerprint = None if latents.damaged else latents.fingerprint()
@@ -54,8 +54,8 @@ def info(store: Store, json: bool = False) -> int:
         f"fingerprint {fingerprint or 'none while a shard is damaged'}",
         f"made with {settings}",
     ]
-    _tell_damage(latents)
-    show(document, "\n".join(lines), json)
+    _log_damage(latents)
+    print_result(document, "\n".join(lines), json)
     return 1 if latents.damaged else 0
 
 
@@ -63,33 +63,33 @@ def check(store: Store, json: bool = False) -> int:
     """Verify every checksum of a store. Exit code 1 if something is damaged.
 
     Args:
-        store: its folder.
-        json: one JSON document on standard output.
+        store: the folder of the store.
+        json: print one JSON document to standard output.
     """
     with _progress("check") as advance:
         latents = _open(store)
         damaged = latents.check(advance)
-    _tell_damage(latents)
+    _log_damage(latents)
     text = f"{store}: {len(latents.shards)} shards with {len(latents)} clips are good, {len(damaged)} damaged"
     document = {"store": str(store), "clips": len(latents), "shards": latents.shards, "damaged": damaged}
-    show(document, text, json)
+    print_result(document, text, json)
     return 1 if damaged else 0
 
 
 def repair(store: Store, json: bool = False) -> int:
-    """Move what is damaged in a store aside, to its folder damaged; vab extract then makes what is missing.
+    """Move damaged shards of a store to its folder damaged; vab extract then makes their clips again.
 
-    Every checksum is verified first. Nothing is deleted, and shards that are good are not touched.
+    Every checksum is verified first. Nothing is deleted, and intact shards are not touched.
 
     Args:
-        store: its folder.
-        json: one JSON document on standard output.
+        store: the folder of the store.
+        json: print one JSON document to standard output.
     """
     with _progress("check") as advance:
         latents = _open(store)
         moved = latents.repair(advance)
     for name, path in moved.items():
-        tell(f"{name} was damaged and is now {path}")
+        log(f"{name} was damaged and is now {path}")
     text = f"{store}: {len(moved)} moved aside, {len(latents)} clips in {len(latents.shards)} shards are good"
     if moved:
         text += "; make what is missing with the `vab extract` that made the store"
@@ -99,25 +99,25 @@ def repair(store: Store, json: bool = False) -> int:
         "shards": latents.shards,
         "moved": {name: str(path) for name, path in moved.items()},
     }
-    show(document, text, json)
+    print_result(document, text, json)
     return 0
 
 
 def _open(folder: Path) -> LatentStore:
-    """Whatever of the store can be read."""
+    """Open a store, also a damaged one: what cannot be read is in ``damaged``."""
     from vab.data.store import LatentStore, read_meta
 
     return LatentStore(folder, read_meta(folder))
 
 
-def _tell_damage(latents: LatentStore) -> None:
+def _log_damage(latents: LatentStore) -> None:
     for reason in latents.damaged.values():
-        tell(reason)
+        log(reason)
 
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar of shards for people; silent where nobody looks."""
+    """Yield a callback (done, total) that moves a bar of shards; no bar without a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from vab.cli.options import Device, Link, Model
-from vab.cli.output import show, tell
+from vab.cli.output import log, print_result
 
 
 def studio(
@@ -20,21 +20,21 @@ def studio(
     device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Serve a page to make sound for a video or a picture, until Ctrl-C.
+    """Serve the studio, a page to make sound for a video or an image, until Ctrl-C.
 
-    Drop a clip, hear several takes, mark a part of one and redo that or the rest, look for real sounds in a
-    library, see what the model makes of it. Needs no network. Uploads and takes are deleted when their
-    visitor leaves, and at the end.
+    Drop a clip, listen to several takes, mark part of one and redo it or the rest, search a library for real
+    sounds, see how the model classifies it. Needs no network. Uploads and takes are deleted when their
+    visitor leaves, and when the server stops.
 
     Args:
-        model: a name (see vab models), a model directory or a Hub id. Left out: the bundled vab-tiny.
-        library: a library to search, made by vab index add with the same model.
-        host: the address to listen on. 127.0.0.1 is this machine alone; for others put a web server with
-            HTTPS in front, and say with --link where it is.
-        port: 0 takes any that is free.
-        link: the address that people are to use, such as https://studio.example.org.
-        device: where to compute.
-        json: the address as one JSON document on standard output.
+        model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
+        library: a library to search, made by vab library add with the same model.
+        host: the address to listen on. 127.0.0.1 serves this machine only; for others, put a web server with
+            HTTPS in front and give its address with --link.
+        port: the port to listen on; 0 picks a free one.
+        link: the public address of the page, such as https://studio.example.org.
+        device: the device to compute on.
+        json: print the address as one JSON document to standard output.
     """
     from vab.web import address, check_link, check_server, listen, serve
 
@@ -56,7 +56,7 @@ def studio(
         opened.check(pipeline.embedder.fingerprint())
         shelf = LibraryView(opened)
     shown = address(host, place, link)
-    show({"link": shown}, shown, json)
-    tell("serving until Ctrl-C")
+    print_result({"link": shown}, shown, json)
+    log("serving until Ctrl-C")
     serve(make_app(StudioService(TakeMaker(pipeline), shelf), model or BUNDLED, host in LOCAL, link), place)
     return 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from vab.cli.options import Device, Place
-from vab.cli.output import show, tell
+from vab.cli.options import Device, WeightsPath
+from vab.cli.output import log, print_result
 from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName
 from vab.errors import SettingError
 from vab.presets import PRESETS, preset
@@ -23,32 +23,32 @@ def extract(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
     preset_name: Annotated[str, tyro.conf.arg(name="preset")] = "vab-tiny",
     fill: Literal["zero", "repeat"] = "zero",
-    seconds: float | None = None,
-    fps: float | None = None,
+    seconds: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
+    fps: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
     vision: VisionName | None = None,
-    codec_path: Place = None,
-    vision_path: Place = None,
+    codec_path: WeightsPath = None,
+    vision_path: WeightsPath = None,
     device: Device = "auto",
     batch_clips: int = 16,
     shard_clips: int = 512,
     json: bool = False,
 ) -> int:
-    """Bring the clips of a manifest into a store of latents. Called again, it goes on where it was.
+    """Encode the clips of a manifest into a store of latents. Run again, it resumes.
 
     Args:
-        manifest: csv file: id,audio,video,start,seconds,label,split.
-        out: the store's folder.
-        preset_name: whose codec, image encoder, window and frame rate to use.
-        fill: what follows a sound shorter than the window: silence, or itself again (picture too).
-        seconds: the window, if not the preset's.
-        fps: image features per second, if not the preset's.
-        vision: the image encoder, if not the preset's (the paper's ablation C.6).
-        codec_path: file, folder or Hub id of the codec's weights, if not the usual ones.
-        vision_path: file, folder or Hub id of the image encoder's weights, if not the usual ones.
-        device: where to compute.
-        batch_clips: clips encoded at once.
-        shard_clips: clips in one file of the store.
-        json: one JSON document on standard output.
+        manifest: CSV file with the columns id,audio,video,start,seconds,label,split.
+        out: the folder of the store.
+        preset_name: the preset whose codec, image encoder, window and frame rate to use.
+        fill: how to fill the window after a shorter clip: with silence, or by repeating it (video too).
+        seconds: the length of the window, instead of the preset's.
+        fps: image features per second, instead of the preset's.
+        vision: the image encoder, instead of the preset's (the paper's ablation C.6).
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
+        device: the device to compute on.
+        batch_clips: the number of clips encoded at once.
+        shard_clips: the number of clips in one file of the store.
+        json: print one JSON document to standard output.
     """
     model = preset(preset_name).model
     if batch_clips < 1 or shard_clips < 1:
@@ -77,36 +77,41 @@ def extract(
         shard_clips=shard_clips,
     )
     for reason in result.failed.values():
-        tell(reason)
+        log(reason)
     text = f"{out}: {result.done} clips written, {result.present} were there, {len(result.failed)} failed"
-    show({"store": str(out), **asdict(result)}, text, json)
+    print_result({"store": str(out), **asdict(result)}, text, json)
     return 1 if result.failed else 0
+
+
+def _arg(metavar: str | None = None) -> Any:
+    """An option that may be left out: its help shows no default."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Train on a store; called again, it goes on from the newest checkpoint. Any field can be given."""
+    """Train on a store. Run again, it resumes from the newest checkpoint. Any setting can be overridden."""
 
     name: tyro.conf.Suppress[str]
     note: tyro.conf.Suppress[str]
-    store: Path  # made by vab extract
-    run: Path  # folder for checkpoints and, at the end, the model
+    store: Annotated[Path, tyro.conf.arg(metavar="STORE")]  # store of latents made by vab extract
+    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]  # folder for checkpoints and, at the end, the model
     model: ModelConfig
     train: TrainConfig
     decode: DecodeConfig
-    init: Path | None = None  # model directory whose weights to start from
-    devices: int = 1  # how many GPUs, or processes on a CPU
-    max_steps: int | None = None  # instead of the length that the epochs give
-    json: bool = False  # one JSON document on standard output
+    init: Annotated[Path | None, _arg("DIR")] = None  # model directory to take initial weights from
+    devices: int = 1  # number of GPUs, or of processes on a CPU
+    max_steps: Annotated[int | None, _arg("N")] = None  # training steps, instead of the number of epochs
+    json: Annotated[bool, _arg()] = False  # print one JSON document to standard output
 
     @property
     def settings(self) -> Preset:
-        """The preset with what the call changed."""
+        """The preset with the settings overridden on the command line."""
         return Preset(self.name, self.note, self.model, self.train, self.decode)
 
 
 def _runs(*objectives: str) -> Any:
-    """One subcommand per preset of these objectives, with its values as defaults."""
+    """A union type for tyro: one subcommand per preset of these objectives, with its values as defaults."""
     chosen = [p for p in PRESETS.values() if p.train.objective in objectives]
     return tyro.extras.subcommand_type_from_defaults(
         {p.name: Run(p.name, p.note, tyro.MISSING, tyro.MISSING, p.model, p.train, p.decode) for p in chosen},
@@ -127,30 +132,32 @@ else:
 def pretrain(chosen: Annotated[Pretraining, tyro.conf.arg(name="")]) -> int:
     """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --run DIR.
 
-    FoleyGen, the baseline, learns each token from those before it.
+    Presets of the baseline FoleyGen are trained to predict each token from those before it.
     """
     return _train(chosen)
 
 
 def contrastive(chosen: Annotated[Contrasting, tyro.conf.arg(name="")]) -> int:
-    """Teach the first layers one space for sound and picture (section 3.4).
+    """Train the first layers to embed audio and video in one space (section 3.4).
 
-    vab finetune contrastive PRESET --store STORE --run DIR [--init DIR]: from a pre-trained model, or fresh.
+    vab finetune contrastive PRESET --store STORE --run DIR [--init DIR]: from a pre-trained model with
+    --init, else from scratch.
     """
     return _train(chosen)
 
 
 def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
-    """Teach the first layers and a linear head the classes of a store (section 3.5).
+    """Train the first layers and a linear head to classify the clips of a store (section 3.5).
 
     vab finetune classify PRESET --store STORE --run DIR [--init DIR]: from a contrastive or a pre-trained
-    model, or fresh. --train.inputs audio|video|both (or several); --train.freeze-trunk is a linear probe.
+    model with --init, else from scratch. --train.inputs audio|video|both selects the modalities (also
+    several); --train.freeze-trunk trains a linear probe.
     """
     return _train(chosen)
 
 
 def carry_out(work: Callable[..., T], chosen: Run) -> T:
-    """Do ``vab.training.trainer.train``, or what takes the same, as the call says."""
+    """Call ``vab.training.trainer.train``, or a function like it, with the options of the call."""
     if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
         raise SettingError("--devices and --max-steps must be 1 or more")
     return work(
@@ -160,7 +167,7 @@ def carry_out(work: Callable[..., T], chosen: Run) -> T:
         init=chosen.init,
         devices=chosen.devices,
         max_steps=chosen.max_steps,
-        log=tell,
+        log=log,
     )
 
 
@@ -169,5 +176,5 @@ def _train(chosen: Run) -> int:
 
     carry_out(train, chosen)
     document = {"run": str(chosen.run), "settings": asdict(chosen.settings)}
-    show(document, f"{chosen.run}: done", chosen.json)
+    print_result(document, f"{chosen.run}: done", chosen.json)
     return 0
