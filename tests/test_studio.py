@@ -1,4 +1,4 @@
-"""The studio without its page: uploads, takes, the queue, rooms, and what the server lets through."""
+"""The studio without its page: uploads, takes, the queue, sessions, and what the server lets through."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ from vab.inference.splice import FADE
 from vab.library.library import Library
 from vab.media.container import MediaError
 from vab.media.reader import probe, read_audio, write_wav
-from vab.studio import server, uploads
+from vab.studio import uploads
 from vab.studio.library_view import LibraryView
 from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, ProgressFn, UserError
-from vab.studio.server import make_app
 from vab.studio.service import StudioService
 from vab.studio.sessions import SessionStore
 from vab.studio.takes import Take, TakeMaker
@@ -45,6 +44,8 @@ from vab.studio.uploads import Clip, UploadError, make_clip, prepare
 from vab.web import listen
 
 pytest.importorskip("lancedb", reason="no library: pip install 'vab[search]'")
+server = pytest.importorskip("vab.studio.server", reason="no web server: pip install 'vab[studio]'")
+make_app = server.make_app
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 
@@ -96,14 +97,14 @@ def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, monkeypatch: pytest
         prepare(video, tmp_path, seconds=0.01)
     with pytest.raises(UploadError, match="Cancelled"):
         prepare(video, tmp_path, unwanted=lambda: True)
-    monkeypatch.setattr(uploads, "MOST_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48 - 1)
     with pytest.raises(UploadError, match="64 x 48 pixels"):
         make_clip(video, tmp_path)
-    monkeypatch.setattr(uploads, "MOST_PIXELS", 64 * 48)
-    monkeypatch.setattr(uploads, "MOST_SECONDS", 1.9)
+    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48)
+    monkeypatch.setattr(uploads, "MAX_VIDEO_SECONDS", 1.9)
     with pytest.raises(UploadError, match="lasts 2 s"):
         make_clip(video, tmp_path)
-    monkeypatch.setattr(uploads, "MOST_PHOTO_PIXELS", 99)
+    monkeypatch.setattr(uploads, "MAX_PHOTO_PIXELS", 99)
     Image.new("L", (10, 10)).save(tmp_path / "a.png")
     with pytest.raises(UploadError, match="10 x 10 pixels"):
         make_clip(tmp_path / "a.png", tmp_path)
@@ -119,7 +120,7 @@ def test_a_frame_larger_than_the_header_says(tmp_path: Path, monkeypatch: pytest
             packet = av.Packet(picture.getvalue())
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, Fraction(1, 10)
             container.mux(packet)
-    monkeypatch.setattr(uploads, "MOST_PIXELS", 64 * 48)
+    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48)
     with pytest.raises(UploadError, match="320 x 240 pixels"):
         make_clip(tmp_path / "a.mkv", tmp_path)
 
@@ -225,20 +226,20 @@ def library(tmp_path: Path, maker: TakeMaker) -> Path:
 
 
 @pytest.fixture
-def desk(maker: TakeMaker, library: Path) -> Iterator[StudioService]:
-    desk = StudioService(maker, LibraryView(Library.open(library)))
-    yield desk
-    desk.close()
-    assert not desk.rooms.folder.exists()
+def service(maker: TakeMaker, library: Path) -> Iterator[StudioService]:
+    service = StudioService(maker, LibraryView(Library.open(library)))
+    yield service
+    service.close()
+    assert not service.sessions.folder.exists()
 
 
 @pytest.fixture
-def visitor(desk: StudioService) -> Iterator[Callable[[], Any]]:
+def visitor(service: StudioService) -> Iterator[Callable[[], Any]]:
     """New browsers, each with cookies of its own."""
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
-    app = make_app(desk, "test")
+    app = make_app(service, "test")
     yield lambda: testclient.TestClient(app, base_url="http://127.0.0.1:7860")
 
 
@@ -341,18 +342,18 @@ def test_what_the_server_lets_through(visitor: Callable[[], Any], monkeypatch: p
     assert me.post("/clip", headers={"origin": "http://evil.example"}).status_code == 403
     assert me.post("/do/make", headers={"origin": "null"}).status_code == 403
     assert me.post("/do/make", headers={"origin": "http://127.0.0.1:7860"}).status_code == 409
-    monkeypatch.setattr(server, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(server, "MAX_UPLOAD_BYTES", 1 << 20)
     assert me.post("/clip", content=b"0" * (1 << 20 | 1)).status_code == 413
     streamed = me.post("/clip", content=(b"0" * 65536 for _ in range(17)))
     assert streamed.status_code == 422 and "1 MB" in streamed.json()["error"]
     assert me.post("/do/make", content=b"0" * 5000).status_code == 413
 
 
-def test_behind_a_web_server(desk: StudioService, tmp_path: Path) -> None:
+def test_behind_a_web_server(service: StudioService, tmp_path: Path) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
-    app = make_app(desk, "test", link="https://Studio.example.org:443")
+    app = make_app(service, "test", link="https://Studio.example.org:443")
     video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
     for base in ("https://studio.example.org", "http://127.0.0.1:7860"):  # the name may be handed on or not
         visitor = testclient.TestClient(app, base_url=base)
@@ -365,7 +366,7 @@ def test_behind_a_web_server(desk: StudioService, tmp_path: Path) -> None:
         assert visitor.get("/", headers={"host": "studio.example.ORG:443"}).status_code == 200
 
 
-def test_whoever_goes_away_is_not_read_on(desk: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_goes_away_is_not_read_on(service: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
     uvicorn = pytest.importorskip("uvicorn", reason="no web server: pip install 'vab[studio]'")
     begun, ended = threading.Event(), threading.Event()
 
@@ -378,7 +379,7 @@ def test_whoever_goes_away_is_not_read_on(desk: StudioService, monkeypatch: pyte
 
     monkeypatch.setattr(server, "prepare", read)
     place = listen("127.0.0.1", 0)
-    running = uvicorn.Server(uvicorn.Config(make_app(desk, "test"), log_level="error"))
+    running = uvicorn.Server(uvicorn.Config(make_app(service, "test"), log_level="error"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()
     visitor = http.client.HTTPConnection(*place.getsockname())
@@ -393,28 +394,28 @@ def test_whoever_goes_away_is_not_read_on(desk: StudioService, monkeypatch: pyte
     assert not thread.is_alive()
 
 
-def test_uploads_that_are_many_or_slow(desk: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_that_are_many_or_slow(service: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
     there: list[int] = []
 
     def read(upload: Path, folder: Path, unwanted: Callable[[], bool]) -> Clip:
-        there.append(len(list(desk.rooms.folder.glob("*/upload"))))
+        there.append(len(list(service.sessions.folder.glob("*/upload"))))
         time.sleep(0.05)
         raise UploadError("No video.")
 
-    monkeypatch.setattr(server, "ARRIVING", 2)
-    monkeypatch.setattr(server, "AT_ONCE", 1)
+    monkeypatch.setattr(server, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(server, "MAX_READING", 1)
     monkeypatch.setattr(server, "prepare", read)
-    app = make_app(desk, "test")
+    app = make_app(service, "test")
     with testclient.TestClient(app, base_url="http://127.0.0.1:7860") as me:  # one loop for all requests
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(lambda _: me.post("/clip", content=b"a film").status_code, range(6)))
         assert answers == [422] * 6 and len(there) == 6 and max(there) <= 2
-        monkeypatch.setattr(server, "ARRIVES", 0.0)
+        monkeypatch.setattr(server, "MAX_UPLOAD_SECONDS", 0.0)
         assert "too long to arrive" in me.post("/clip", content=b"a film").json()["error"]
-        monkeypatch.setattr("vab.studio.sessions.MOST_ROOMS", 0)
+        monkeypatch.setattr("vab.studio.sessions.MAX_SESSIONS", 0)
         monkeypatch.setattr(server, "_receive", None)  # not one byte is taken in
         refused = me.post("/clip", content=b"a film")
         assert refused.status_code == 503 and "Too many people" in refused.json()["error"]
@@ -430,14 +431,14 @@ def test_an_upload_that_breaks_off_is_no_error_of_the_server(tmp_path: Path) -> 
         asyncio.run(server._receive(requests.Request({"type": "http"}, leave), tmp_path / "upload"))
 
 
-def test_two_studios_of_one_machine(desk: StudioService, tmp_path: Path) -> None:
+def test_two_studios_of_one_machine(service: StudioService, tmp_path: Path) -> None:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
     video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
     ports = (7860, 7861)
     visitors = [
-        testclient.TestClient(make_app(desk, "test"), base_url=f"http://127.0.0.1:{p}") for p in ports
+        testclient.TestClient(make_app(service, "test"), base_url=f"http://127.0.0.1:{p}") for p in ports
     ]
     cookies = [visitor.post("/clip", content=video).cookies for visitor in visitors]
     assert len({name for jar in cookies for name in jar}) == 2, "one would take the other's place"
@@ -449,27 +450,29 @@ def test_a_library_without_sounds(maker: TakeMaker, tmp_path: Path) -> None:
     embedder = maker.pipeline.embedder
     made = Library.create(tmp_path / "library")
     list(made.add([tmp_path / "films" / "silent.mp4"], embedder.embed_files, embedder.fingerprint()))
-    desk = StudioService(maker, LibraryView(Library.open(tmp_path / "library")))
-    (desk.rooms.folder / "one").mkdir()
-    room = desk.rooms.open()
-    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), desk.rooms.folder / "one"))
-    assert desk.shelf is not None and desk.shelf.points == []
+    service = StudioService(maker, LibraryView(Library.open(tmp_path / "library")))
+    (service.sessions.folder / "one").mkdir()
+    session = service.sessions.open()
+    service.sessions.replace_clip(
+        session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), service.sessions.folder / "one")
+    )
+    assert service.library is not None and service.library.points == []
     for verb in ("find", "understand"):
-        desk.verbs[verb](room, {})
-        while room.jobs[verb].active:
+        service.verbs[verb](session, {})
+        while session.jobs[verb].active:
             time.sleep(0.01)
-        assert room.jobs[verb].state == "done", room.jobs[verb].error
-        assert room.answers[verb]["hits"] == []
-    desk.close()
+        assert session.jobs[verb].state == "done", session.jobs[verb].error
+        assert session.answers[verb]["hits"] == []
+    service.close()
 
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_take_that_is_gone_is_another_thing_than_a_failure(
-    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
-    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    session, folder = service.sessions.open(), service.sessions.folder / "one"
     folder.mkdir()
-    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
 
     def embed(embedder: Embedder, path: Path) -> None:
         if gone:
@@ -477,10 +480,10 @@ def test_a_take_that_is_gone_is_another_thing_than_a_failure(
         raise MediaError("out of memory")
 
     monkeypatch.setattr(Embedder, "embed_file", embed)
-    desk.find(room, {})
-    while room.jobs["find"].active:
+    service.find(session, {})
+    while session.jobs["find"].active:
         time.sleep(0.01)
-    assert room.jobs["find"].error == ("This take is not here any more." if gone else INTERNAL_ERROR)
+    assert session.jobs["find"].error == ("This take is not here any more." if gone else INTERNAL_ERROR)
 
 
 def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -> None:
@@ -546,88 +549,91 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
 @pytest.mark.parametrize("verb", ["make", "own", "place"])
 @pytest.mark.parametrize("stage", ["features", "written"])
 def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
-    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
 ) -> None:
-    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    session, folder = service.sessions.open(), service.sessions.folder / "one"
     folder.mkdir()
-    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
     files = set(folder.iterdir())
-    tell, score, told = Job.tell, TakeMaker._score, set()
+    report, score = Job.report, TakeMaker._score
+    stages: set[str] = set()
 
     def cancel_there(job: Job, name: str, done: int, total: int) -> None:
-        told.add(name)
+        stages.add(name)
         if name == stage:
-            desk.cancel(room, {"kind": "make"})
-        tell(job, name, done, total)
+            service.cancel(session, {"kind": "make"})
+        report(job, name, done, total)
 
     def cancel_late(maker: TakeMaker, audio: Audio) -> float | None:
         if stage == "written":
-            desk.cancel(room, {"kind": "make"})
+            service.cancel(session, {"kind": "make"})
         return score(maker, audio)
 
-    monkeypatch.setattr(Job, "tell", cancel_there)
+    monkeypatch.setattr(Job, "report", cancel_there)
     monkeypatch.setattr(TakeMaker, "_score", cancel_late)
-    desk.verbs[verb](room, {"count": 1, "seed": 0, "row": 0, "start": 0})
-    while room.jobs["make"].active:
+    service.verbs[verb](session, {"count": 1, "seed": 0, "row": 0, "start": 0})
+    while session.jobs["make"].active:
         time.sleep(0.01)
-    assert room.jobs["make"].state == "cancelled" and "features" in told
-    assert room.tracks == [] and set(folder.iterdir()) == files
+    assert session.jobs["make"].state == "cancelled" and "features" in stages
+    assert session.tracks == [] and set(folder.iterdir()) == files
 
 
-def test_rooms_end_with_their_visitors(
-    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_sessions_end_with_their_visitors(
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rooms = desk.rooms
-    stays, leaves, returns = everybody = [rooms.open() for _ in range(3)]
-    folders = [rooms.folder / str(n) for n in range(3)]
-    for room, folder in zip(everybody, folders, strict=True):
+    sessions = service.sessions
+    stays, leaves, returns = everybody = [sessions.open() for _ in range(3)]
+    folders = [sessions.folder / str(n) for n in range(3)]
+    for session, folder in zip(everybody, folders, strict=True):
         folder.mkdir()
-        rooms.clear(room, Clip(folder, "video", 1.0, 64, 48, False))
-    assert len({room.id for room in everybody}) == 3 and len(stays.id) > 40
-    monkeypatch.setattr("vab.studio.sessions.LEFT", -1.0)
-    rooms.leave(leaves)
-    rooms.leave(returns)
-    assert rooms.find(returns.id) is returns  # it was only loaded anew
-    rooms.sweep()
-    assert [rooms.find(room.id) for room in everybody] == [stays, None, returns]
+        sessions.replace_clip(session, Clip(folder, "video", 1.0, 64, 48, False))
+    assert len({session.id for session in everybody}) == 3 and len(stays.id) > 40
+    monkeypatch.setattr("vab.studio.sessions.LEFT_SECONDS", -1.0)
+    sessions.leave(leaves)
+    sessions.leave(returns)
+    assert sessions.find(returns.id) is returns  # it was only loaded anew
+    sessions.sweep()
+    assert [sessions.find(session.id) for session in everybody] == [stays, None, returns]
     assert [folder.exists() for folder in folders] == [True, False, True]
-    assert rooms.find(None) is None and rooms.find("") is None
-    monkeypatch.setattr("vab.studio.sessions.MOST_ROOMS", 3)
-    rooms.open()
+    assert sessions.find(None) is None and sessions.find("") is None
+    monkeypatch.setattr("vab.studio.sessions.MAX_SESSIONS", 3)
+    sessions.open()
     with pytest.raises(UserError, match="Too many"):
-        rooms.open()
+        sessions.open()
 
 
-def test_nothing_goes_while_a_take_is_made_of_it(desk: StudioService) -> None:
-    room = desk.rooms.open()
-    room.jobs["make"] = Job("make", lambda _: None)
+def test_nothing_goes_while_a_take_is_made_of_it(service: StudioService) -> None:
+    session = service.sessions.open()
+    session.jobs["make"] = Job("make", lambda _: None)
     for verb in ("undo", "remove"):
         with pytest.raises(UserError, match="is being made"):
-            desk.verbs[verb](room, {"track": "any"})
+            service.verbs[verb](session, {"track": "any"})
 
 
 def test_undo_goes_so_far_and_no_farther(
-    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    session, folder = service.sessions.open(), service.sessions.folder / "one"
     folder.mkdir()
-    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
-    monkeypatch.setattr("vab.studio.service.MOST_UNDO", 2)
-    desk.own(room, {})
+    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+    monkeypatch.setattr("vab.studio.service.MAX_UNDO_STEPS", 2)
+    service.own(session, {})
     for step in range(5):
-        while room.jobs["make"].active:
+        while session.jobs["make"].active:
             time.sleep(0.01)
         if step < 4:
-            desk.extend(room, {"track": room.tracks[0].id, "seconds": 0.5, "seed": 0})
-    takes = room.tracks[0].takes
+            service.extend(session, {"track": session.tracks[0].id, "seconds": 0.5, "seed": 0})
+    takes = session.tracks[0].takes
     assert [take.seconds for take in takes] == [2.0, 2.5, 3.0]
     assert {path.stem for path in folder.glob("*.wav")} == {take.id for take in takes}
     assert len(list(folder.glob("picture_*.mp4"))) == 1
-    desk.undo(room, {"track": room.tracks[0].id})
+    service.undo(session, {"track": session.tracks[0].id})
     assert takes[-1].seconds == 2.5 and takes[-1].video.exists()
 
 
-def test_what_a_killed_server_left_is_deleted(desk: StudioService, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_a_killed_server_left_is_deleted(
+    service: StudioService, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in ("vab-studio-dead", "vab-studio-begins", "vab-studio-late", "other"):
         (tmp_path / name).mkdir()
@@ -635,49 +641,51 @@ def test_what_a_killed_server_left_is_deleted(desk: StudioService, tmp_path: Pat
         if name in ("vab-studio-dead", "other"):
             (tmp_path / name / "lock").touch()
     os.utime(tmp_path / "vab-studio-late", (0, 0))
-    running = SessionStore(desk.line)
-    SessionStore(desk.line).close()
+    running = SessionStore(service.queue)
+    SessionStore(service.queue).close()
     left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
     assert not {"vab-studio-dead", "vab-studio-late"} & left
     assert {"vab-studio-begins", "other", running.folder.name} <= left
     running.close()
 
 
-def test_a_take_that_comes_too_late_is_dropped(desk: StudioService, tmp_path: Path) -> None:
-    room = desk.rooms.open()
+def test_a_take_that_comes_too_late_is_dropped(service: StudioService, tmp_path: Path) -> None:
+    session = service.sessions.open()
     for name in ("one", "two"):
-        (desk.rooms.folder / name).mkdir()
+        (service.sessions.folder / name).mkdir()
     video = write_video(tmp_path / "a.mp4", 10, 10)
-    desk.rooms.clear(room, make_clip(video, desk.rooms.folder / "one"))
-    desk.make(room, {"count": 4, "seed": 0})
-    job = room.jobs["make"]
-    desk.rooms.clear(room, make_clip(video, desk.rooms.folder / "two"))
+    service.sessions.replace_clip(session, make_clip(video, service.sessions.folder / "one"))
+    service.make(session, {"count": 4, "seed": 0})
+    job = session.jobs["make"]
+    service.sessions.replace_clip(session, make_clip(video, service.sessions.folder / "two"))
     while job.active:
         time.sleep(0.01)
-    assert job.state == "cancelled" and room.tracks == [] and room.jobs == {}
-    assert not (desk.rooms.folder / "one").exists()
+    assert job.state == "cancelled" and session.tracks == [] and session.jobs == {}
+    assert not (service.sessions.folder / "one").exists()
 
 
 @pytest.mark.parametrize("end", ["clear", "sweep", "close"])
 def test_a_sound_that_is_written_too_late_goes_with_its_clip(
-    desk: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    room, folder = desk.rooms.open(), desk.rooms.folder / "one"
+    session, folder = service.sessions.open(), service.sessions.folder / "one"
     folder.mkdir()
-    desk.rooms.clear(room, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
 
     def write(path: Path, waveform: np.ndarray) -> None:
         if end == "sweep":
-            room.until = 0.0
-        {"clear": partial(desk.rooms.clear, room), "sweep": desk.rooms.sweep, "close": desk.rooms.close}[
-            end
-        ]()
+            session.expires = 0.0
+        {
+            "clear": partial(service.sessions.clear, session),
+            "sweep": service.sessions.sweep,
+            "close": service.sessions.close,
+        }[end]()
         assert not folder.exists()
         write_wav(path, waveform)  # makes the folder again
 
     monkeypatch.setattr("vab.studio.takes.write_wav", write)
-    desk.make(room, {"count": 1, "seed": 0})
-    job = room.jobs["make"]
+    service.make(session, {"count": 1, "seed": 0})
+    job = session.jobs["make"]
     while job.active:
         time.sleep(0.01)
     assert job.state == "cancelled" and not folder.exists()

@@ -48,15 +48,15 @@ def studio(
     from vab.studio.takes import TakeMaker
 
     check_link(link)
-    place = listen(host, port)
+    socket = listen(host, port)
     pipeline = VABPipeline.from_pretrained(model, device=device)
-    shelf = None
+    view = None
     if library is not None:
         opened = Library.open(library)
         opened.check(pipeline.embedder.fingerprint())
-        shelf = LibraryView(opened)
-    shown = address(host, place, link)
-    print_result({"link": shown}, shown, json)
+        view = LibraryView(opened)
+    url = address(host, socket, link)
+    print_result({"link": url}, url, json)
     log("serving until Ctrl-C")
-    serve(make_app(StudioService(TakeMaker(pipeline), shelf), model or BUNDLED, host in LOCAL, link), place)
+    serve(make_app(StudioService(TakeMaker(pipeline), view), model or BUNDLED, host in LOCAL, link), socket)
     return 0

@@ -92,7 +92,9 @@ class Library:
         """The library that is in that folder; ``LibraryError`` if there is none."""
         path = Path(os.path.abspath(directory))
         if not (path / "library.json").is_file():
-            raise LibraryError(f"{directory} holds no library; make one with `vab library add {directory} ...`")
+            raise LibraryError(
+                f"{directory} holds no library; make one with `vab library add {directory} ...`"
+            )
         return cls(path, exact_below)
 
     def check(self, model: str) -> None:

@@ -1,6 +1,6 @@
-"""A library as the studio shows it: sounds by number, hits, and a map in two dimensions.
+"""A library as the studio shows it: sounds by number, search hits, and a map in two dimensions.
 
-A visitor names a sound by its number on the shelf, never by a path, and hears what is decoded from it.
+A visitor names a sound by its number, never by a path, and hears what is decoded from it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from vab.library.library import Hit, Library
 from vab.media.reader import read_audio
 
-SHOWN = 2000  # points on the map
-HEARD = 10.0  # seconds of a sound that are played
+MAX_MAP_POINTS = 2000
+PREVIEW_SECONDS = 10.0  # of a sound, played from the best window on
 
 
 @dataclass(frozen=True)
-class Found:
-    """A sound of the shelf that was found: cosine ``score``, and the ``start`` of the best window."""
+class SoundHit:
+    """A search hit: number of the sound, start of its best window, and cosine similarity."""
 
     row: int
     start: float  # seconds
@@ -29,7 +29,7 @@ class Found:
 
 
 class LibraryView:
-    """The sounds of a library. Its numbers stay as they are while files are added."""
+    """Numbered sounds of a library. Numbers stay as they are while files are added."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
@@ -39,24 +39,27 @@ class LibraryView:
         self.labels: list[str] = []
         files, vectors = self._read()
         self.centre = vectors.mean(0) if len(vectors) else np.zeros(vectors.shape[1], np.float32)
-        self.axes = _axes(vectors - self.centre)
+        # The map: the two principal components of the vectors, scaled to -1..1.
+        self.axes = _principal_axes(vectors - self.centre)
         self.scale = float(np.abs((vectors - self.centre) @ self.axes.T).max(initial=0)) or 1.0
         self.points = [(row, *self.place(vector)) for row, vector in zip(files, vectors, strict=True)]
 
     def _read(self) -> tuple[list[int], NDArray[np.float32]]:
-        """Numbers of up to ``SHOWN`` files and the audio vector [n, D] of the first window of each."""
+        """Number up to ``MAX_MAP_POINTS`` files; also the audio vector [n, D] of the first window of each."""
         if not self._library.table:
             return [], np.zeros((0, 1), np.float32)
-        table = self._library.table.some(10 * SHOWN, ("path", "number", "label", "audio"))
-        found = {}
+        table = self._library.table.some(10 * MAX_MAP_POINTS, ("path", "number", "label", "audio"))
+        # One row for each file: its first window, or any if that was not sampled or has no sound.
+        by_path = {}
         for row in table.to_pylist():
-            if row["audio"] is not None and (row["path"] not in found or row["number"] == 0):
-                found[row["path"]] = row
-        chosen = [found[path] for path in sorted(found)][:SHOWN]
+            if row["audio"] is not None and (row["path"] not in by_path or row["number"] == 0):
+                by_path[row["path"]] = row
+        chosen = [by_path[path] for path in sorted(by_path)][:MAX_MAP_POINTS]
         vectors = np.array([row["audio"] for row in chosen] or np.zeros((0, 1)), np.float32)
         return [self._row(row["path"], row["label"]) for row in chosen], vectors
 
     def _row(self, path: str, label: str) -> int:
+        """The number of a file, a new one if it has none."""
         with self._lock:
             if path not in self._rows:
                 self._rows[path] = len(self.paths)
@@ -65,31 +68,32 @@ class LibraryView:
             return self._rows[path]
 
     def place(self, vector: NDArray[np.float32]) -> tuple[float, float]:
-        """Where a vector [D] is on the map: -1..1, -1..1 for the library's own."""
+        """Coordinates of a vector [D] on the map, within -1..1 for vectors of the library."""
         x, y = (self.axes @ (vector - self.centre) / self.scale).tolist()
         return round(x, 4), round(y, 4)
 
-    def search(self, vector: NDArray[np.float32], count: int) -> list[Found]:
-        """The sounds nearest to a vector [D] of a sound or a picture. ``LibraryError`` as ``Library``."""
+    def search(self, vector: NDArray[np.float32], count: int) -> list[SoundHit]:
+        """The sounds nearest to an audio or video vector [D]. ``LibraryError`` as ``Library.search``."""
         hits: list[Hit] = self._library.search(vector, "audio", count)
-        return [Found(self._row(hit.path, hit.label), hit.start, hit.score or 0.0) for hit in hits]
+        return [SoundHit(self._row(hit.path, hit.label), hit.start, hit.score or 0.0) for hit in hits]
 
-    def sound(self, row: int, start: float, seconds: float = HEARD) -> NDArray[np.float32]:
-        """Up to so many seconds of a sound: float32 [S]; shorter where it ends.
+    def sound(self, row: int, start: float, seconds: float = PREVIEW_SECONDS) -> NDArray[np.float32]:
+        """Read up to ``seconds`` of a sound from ``start`` on: float32 [S]; shorter where the file ends.
 
-        ``IndexError`` for a number that is not on the shelf, ``MediaError`` if the file cannot be read.
+        ``IndexError`` for a number that does not exist, ``MediaError`` if the file cannot be read.
         """
         if not 0 <= row < len(self.paths):
             raise IndexError(row)
         padded = read_audio(self.paths[row], start, seconds)
-        heard = np.flatnonzero(padded)
-        return padded[: heard[-1] + 1] if len(heard) else padded[:1]
+        # What is missing was filled with silence: cut it off again.
+        nonzero = np.flatnonzero(padded)
+        return padded[: nonzero[-1] + 1] if len(nonzero) else padded[:1]
 
 
-def _axes(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The two directions [2, D] in which vectors [n, D] around 0 differ most (PCA)."""
+def _principal_axes(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The first two principal components [2, D] of centred vectors [n, D]; zeros where there are fewer."""
     axes = np.zeros((2, vectors.shape[1]), np.float32)
     if len(vectors) > 1:
-        found = np.linalg.svd(vectors, full_matrices=False)[2][:2]
-        axes[: len(found)] = found
+        components = np.linalg.svd(vectors, full_matrices=False)[2][:2]
+        axes[: len(components)] = components
     return axes

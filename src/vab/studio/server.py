@@ -1,7 +1,7 @@
-"""The studio's page and what it asks for. A visitor is a cookie that cannot be guessed; there is no account.
+"""The web server of the studio: the page, its JSON endpoints and media files (ASGI, needs starlette).
 
-What a browser may fetch is the page, the files of its own room by names that cannot be guessed, and sounds of
-the library by number.
+A visitor is a cookie that cannot be guessed; there is no account. What a browser may fetch is the page, the
+files of its own session by names that cannot be guessed, and sounds of the library by number.
 """
 
 from __future__ import annotations
@@ -13,30 +13,39 @@ import secrets
 import shutil
 import threading
 import wave
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio.to_thread
 import numpy as np
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from vab.config import SAMPLE_RATE
 from vab.media.container import MediaError
 from vab.studio.queue import Job, UserError
-from vab.studio.service import GONE, MOST_TRACKS, STAGE_LABELS, StudioService
+from vab.studio.service import CLIP_GONE, MAX_TRACKS, STAGE_LABELS, StudioService
 from vab.studio.sessions import TOO_MANY, Session
-from vab.studio.takes import MOST_TAKES, Take
-from vab.studio.uploads import MOST_BYTES, MOST_SECONDS, UploadError, prepare
+from vab.studio.takes import MAX_NEW_TAKES, Take
+from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, Clip, UploadError, prepare
 from vab.web import HEADERS as COMMON
 
 PAGE = Path(__file__).parent / "page"
 COOKIE = "vab-studio-{}"  # by port: several studios on one machine do not take each other's
-LARGEST = 4096  # bytes of a request that is no upload
-AT_ONCE = 2  # uploads that are read at the same time; others wait
-ARRIVING = 10  # uploads that are on the disk, arriving or waiting to be read; others are not taken in yet
-ARRIVES = 600.0  # seconds that an upload may take to arrive
+MAX_REQUEST_BYTES = 4096  # of a request that is no upload
+MAX_READING = 2  # uploads that are read at the same time; others wait
+MAX_UPLOADS = 10  # uploads on the disk, arriving or waiting to be read; others are not taken in yet
+MAX_UPLOAD_SECONDS = 600.0  # until an upload has arrived
+MAX_START_SECONDS = 1e6  # of a sound of the library
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 HEADERS = COMMON | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -48,213 +57,250 @@ HEADERS = COMMON | {
 MEDIA = {"mp4": "video/mp4", "wav": "audio/wav", "png": "image/png"}
 
 
-def make_app(desk: StudioService, model: str, local: bool = True, link: str | None = None) -> Any:
-    """The web application (ASGI). ``local``: only answer to names of this machine. Needs starlette.
+def make_app(service: StudioService, model: str, local: bool = True, link: str | None = None) -> Starlette:
+    """The web application (ASGI). ``local``: only answer to names of this machine.
 
     ``link`` is the address of a web server in front, whose name is answered to as well. When the application
-    is shut down the desk is closed.
+    is shut down the service is closed.
     """
-    import anyio
-    from starlette.applications import Starlette
-    from starlette.concurrency import run_in_threadpool
-    from starlette.middleware import Middleware
-    from starlette.middleware.base import BaseHTTPMiddleware
-    from starlette.requests import Request
-    from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
-    from starlette.routing import Route
+    endpoints = Endpoints(service, model, local, link)
 
-    readers, bodies = anyio.CapacityLimiter(AT_ONCE), anyio.CapacityLimiter(ARRIVING)
-    front = {_plain(urlsplit(link).netloc)} if link else set()
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.close)
 
-    def error(message: str, status: int) -> Response:
-        return JSONResponse({"error": message}, status)
+    return Starlette(
+        routes=[
+            Route("/", endpoints.page),
+            Route("/page.css", endpoints.page),
+            Route("/page.js", endpoints.page),
+            Route("/wave.js", endpoints.page),
+            Route("/about", endpoints.about),
+            Route("/state", endpoints.state),
+            Route("/clip", endpoints.upload, methods=["POST"]),
+            Route("/leave", endpoints.leave, methods=["POST"]),
+            Route("/do/{verb}", endpoints.act, methods=["POST"]),
+            Route("/clips/{clip}.mp4", endpoints.clip),
+            Route("/takes/{take}.{ending}", endpoints.take),
+            Route("/map", endpoints.map),
+            Route("/library/{row:int}.wav", endpoints.sound),
+        ],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=endpoints.guard)],
+        lifespan=lifespan,
+    )
 
-    async def guard(request: Request, call: Callable[..., Any]) -> Response:
-        """Requests from other sites' pages are refused; every answer gets the headers."""
-        host, origin = _plain(request.headers.get("host", "")), request.headers.get("origin")
-        known = not local or _name_of(host) in LOCAL or host in front
-        own = origin is None or _plain(origin.partition("://")[2]) in {host, *front}
+
+class Endpoints:
+    """One method for each address. Synchronous ones are run in starlette's pool of threads."""
+
+    def __init__(self, service: StudioService, model: str, local: bool, link: str | None) -> None:
+        self.service = service
+        self.model = model
+        self.local = local
+        self.front = {_plain(urlsplit(link).netloc)} if link else set()
+        self.secure = urlsplit(link or "").scheme == "https"
+        self.reading = anyio.CapacityLimiter(MAX_READING)
+        self.arriving = anyio.CapacityLimiter(MAX_UPLOADS)
+
+    def session_of(self, request: Request) -> Session | None:
+        """The session named by the cookie of a request."""
+        return self.service.sessions.find(request.cookies.get(COOKIE.format(request.url.port)))
+
+    async def guard(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Refuse requests from the pages of other sites; add the headers to every answer."""
+        host = _plain(request.headers.get("host", ""))
+        origin = request.headers.get("origin")
+        known = not self.local or _name_of(host) in LOCAL or host in self.front
+        own = origin is None or _plain(origin.partition("://")[2]) in {host, *self.front}
         if not known or (request.method != "GET" and not own):
-            answer = error("This request comes from another site.", 403)
+            answer = _error("This request comes from another site.", 403)
         else:
             answer = await call(request)
         for name, value in HEADERS.items():
             answer.headers.setdefault(name, value)
         return answer
 
-    def room_of(request: Request) -> Session | None:
-        return desk.rooms.find(request.cookies.get(COOKIE.format(request.url.port)))
-
-    def page(request: Request) -> Response:
+    def page(self, request: Request) -> Response:
+        """The page and its files."""
         return FileResponse(PAGE / (request.url.path.rpartition("/")[2] or "page.html"))
 
-    def about(request: Request) -> Response:
-        return JSONResponse(_about(desk, model))
+    def about(self, request: Request) -> Response:
+        """Model, defaults and limits, the same for everybody."""
+        decode = self.service.maker.pipeline.config.decode
+        library = self.service.library
+        defaults = {
+            "steps": decode.num_steps,
+            "guidance": decode.guidance_scale,
+            "temperature": decode.mask_temperature if decode.num_steps else decode.sampling_temperature,
+        }
+        limits = {
+            "bytes": MAX_UPLOAD_BYTES,
+            "seconds": MAX_VIDEO_SECONDS,
+            "takes": MAX_NEW_TAKES,
+            "tracks": MAX_TRACKS,
+        }
+        sounds = None if library is None else len(library.paths)
+        return JSONResponse({"model": self.model, "defaults": defaults, "limits": limits, "sounds": sounds})
 
-    def state(request: Request) -> Response:
-        return JSONResponse(_state(desk, room_of(request)))
+    def state(self, request: Request) -> Response:
+        """Everything in the session that the page shows."""
+        return JSONResponse(_state(self.service, self.session_of(request)))
 
-    async def upload(request: Request) -> Response:
-        if int(request.headers.get("content-length") or 0) > MOST_BYTES:
-            return error(_too_large(), 413)
-        async with bodies:
-            return await receive_upload(request)
+    async def upload(self, request: Request) -> Response:
+        """Take in a clip: the body is the file, without its name. Opens a session if there is none."""
+        if int(request.headers.get("content-length") or 0) > MAX_UPLOAD_BYTES:
+            return _error(_too_large(), 413)
+        async with self.arriving:
+            if self.session_of(request) is None and self.service.sessions.full:
+                return _error(TOO_MANY, 503)
+            folder = self.service.sessions.folder / secrets.token_urlsafe(16)
+            folder.mkdir()
+            session = None
+            try:
+                clip = await self._read_upload(request, folder)
+                session = self.session_of(request) or self.service.sessions.open()
+                self.service.sessions.replace_clip(session, clip)
+            except UploadError as refused:
+                return _error(str(refused), 422)
+            except UserError as refused:
+                return _error(str(refused), 503)
+            finally:
+                if session is None:  # refused, cancelled or broken: nothing of it stays
+                    shutil.rmtree(folder, ignore_errors=True)
+        answer = JSONResponse(_state(self.service, session))
+        cookie = COOKIE.format(request.url.port)
+        answer.set_cookie(cookie, session.id, httponly=True, samesite="strict", secure=self.secure)
+        return answer
 
-    async def receive_upload(request: Request) -> Response:
-        """The body is the file; its name is not even sent."""
-        if room_of(request) is None and desk.rooms.full:
-            return error(TOO_MANY, 503)
-        folder = desk.rooms.folder / secrets.token_urlsafe(16)
-        folder.mkdir()
-        raw, room, left = folder / "upload", None, threading.Event()
+    async def _read_upload(self, request: Request, folder: Path) -> Clip:
+        """Receive the body into ``folder`` and read it in a child process while the visitor waits."""
+        raw = folder / "upload"
+        disconnected = threading.Event()
         watch = None
         try:
             await _receive(request, raw)
-            watch = asyncio.create_task(_watch(request, left))
-            read = partial(prepare, raw, folder, unwanted=left.is_set)
-            clip = await anyio.to_thread.run_sync(read, limiter=readers, abandon_on_cancel=True)
-            room = room_of(request) or desk.rooms.open()
-            desk.rooms.clear(room, clip)
-        except UploadError as refused:
-            return error(str(refused), 422)
-        except UserError as refused:
-            return error(str(refused), 503)
+            watch = asyncio.create_task(_watch(request, disconnected))
+            read = partial(prepare, raw, folder, unwanted=disconnected.is_set)
+            return await anyio.to_thread.run_sync(read, limiter=self.reading, abandon_on_cancel=True)
         finally:
-            left.set()
+            disconnected.set()  # also ends a child whose answer nobody waits for any more
             if watch is not None:
                 watch.cancel()
             raw.unlink(missing_ok=True)
-            if room is None:
-                shutil.rmtree(folder, ignore_errors=True)
-        answer = JSONResponse(_state(desk, room))
-        name, secure = COOKIE.format(request.url.port), urlsplit(link or "").scheme == "https"
-        answer.set_cookie(name, room.id, httponly=True, samesite="strict", secure=secure)
-        return answer
 
-    async def ask(request: Request) -> Response:
+    async def act(self, request: Request) -> Response:
+        """Carry out a verb of the service with the values in the body, a small JSON object."""
         body = b""
         async for part in request.stream():
             body += part
-            if len(body) > LARGEST:
-                return error("The request is too long.", 413)
-        return await run_in_threadpool(act, request, body)
+            if len(body) > MAX_REQUEST_BYTES:
+                return _error("The request is too long.", 413)
+        return await run_in_threadpool(self._act, request, body)
 
-    def act(request: Request, body: bytes) -> Response:
-        room, verb = room_of(request), desk.verbs.get(request.path_params["verb"])
+    def _act(self, request: Request, body: bytes) -> Response:
+        session = self.session_of(request)
+        verb = self.service.verbs.get(request.path_params["verb"])
         if verb is None:
-            return error("There is no such thing to do.", 404)
-        if room is None:
-            return error(GONE, 409)
+            return _error("There is no such thing to do.", 404)
+        if session is None:
+            return _error(CLIP_GONE, 409)
         try:
             values = json.loads(body or b"{}")
             if not isinstance(values, dict):
                 raise ValueError
         except (ValueError, RecursionError):
-            return error("The request arrived broken.", 400)
+            return _error("The request arrived broken.", 400)
         try:
-            verb(room, values)
+            verb(session, values)
         except UserError as refused:
-            return error(str(refused), 409)
-        return JSONResponse(_state(desk, room))
+            return _error(str(refused), 409)
+        return JSONResponse(_state(self.service, session))
 
-    def leave(request: Request) -> Response:
-        room = room_of(request)
-        if room is not None:
-            desk.rooms.leave(room)
+    def leave(self, request: Request) -> Response:
+        """The page was closed."""
+        session = self.session_of(request)
+        if session is not None:
+            self.service.sessions.leave(session)
         return Response(status_code=204)
 
-    def clip(request: Request) -> Response:
-        room = room_of(request)
-        if room is None or room.clip is None or room.clip.folder.name != request.path_params["clip"]:
-            return error("There is no such file.", 404)
-        return FileResponse(room.clip.picture, media_type="video/mp4")
+    def clip(self, request: Request) -> Response:
+        """The video of the session's clip."""
+        session = self.session_of(request)
+        name = request.path_params["clip"]
+        if session is None or session.clip is None or session.clip.folder.name != name:
+            return _error("There is no such file.", 404)
+        return FileResponse(session.clip.picture, media_type="video/mp4")
 
-    def take(request: Request) -> Response:
-        room, ending = room_of(request), request.path_params["ending"]
-        found = room.take(request.path_params["take"]) if room else None
-        if found is None:
-            return error("There is no such file.", 404)
+    def take(self, request: Request) -> Response:
+        """A file of a take: video, sound, mel spectrogram or outline."""
+        session = self.session_of(request)
+        ending = request.path_params["ending"]
+        take = session.take(request.path_params["take"]) if session else None
+        if take is None:
+            return _error("There is no such file.", 404)
         if ending == "outline":
-            return PlainTextResponse(found.outline)
-        paths = {"mp4": found.video, "wav": found.sound, "png": found.mel}
+            return PlainTextResponse(take.outline)
+        paths = {"mp4": take.video, "wav": take.sound, "png": take.mel}
         if ending not in paths or not paths[ending].exists():
-            return error("There is no such file.", 404)
+            return _error("There is no such file.", 404)
         return FileResponse(paths[ending], media_type=MEDIA[ending])
 
-    def shelf(request: Request) -> Response:
-        if desk.shelf is None:
+    def map(self, request: Request) -> Response:
+        """The points of the library's map."""
+        library = self.service.library
+        if library is None:
             return JSONResponse({"points": []})
         points = [
-            {"row": row, "x": x, "y": y, "label": desk.shelf.labels[row], "name": desk.shelf.paths[row].name}
-            for row, x, y in desk.shelf.points
+            {"row": row, "x": x, "y": y, "label": library.labels[row], "name": library.paths[row].name}
+            for row, x, y in library.points
         ]
         return JSONResponse({"points": points})
 
-    def sound(request: Request) -> Response:
+    def sound(self, request: Request) -> Response:
+        """A few seconds of a sound of the library, WAV."""
+        library = self.service.library
         try:
             start = float(request.query_params.get("start", 0))
-            if desk.shelf is None or not 0 <= start < 1e6:
+            if library is None or not 0 <= start < MAX_START_SECONDS:
                 raise ValueError
-            data = _wav(desk.shelf.sound(request.path_params["row"], start))
+            data = _wav(library.sound(request.path_params["row"], start))
         except (ValueError, IndexError):
-            return error("There is no such sound.", 404)
+            return _error("There is no such sound.", 404)
         except MediaError:
-            return error("This file of the library cannot be read any more.", 410)
+            return _error("This file of the library cannot be read any more.", 410)
         return Response(data, media_type="audio/wav")
 
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        yield
-        await run_in_threadpool(desk.close)
 
-    return Starlette(
-        routes=[
-            Route("/", page),
-            Route("/page.css", page),
-            Route("/page.js", page),
-            Route("/wave.js", page),
-            Route("/about", about),
-            Route("/state", state),
-            Route("/clip", upload, methods=["POST"]),
-            Route("/leave", leave, methods=["POST"]),
-            Route("/do/{verb}", ask, methods=["POST"]),
-            Route("/clips/{clip}.mp4", clip),
-            Route("/takes/{take}.{ending}", take),
-            Route("/map", shelf),
-            Route("/library/{row:int}.wav", sound),
-        ],
-        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
-        lifespan=lifespan,
-    )
+def _error(message: str, status: int) -> Response:
+    return JSONResponse({"error": message}, status)
 
 
-async def _receive(request: Any, path: Path) -> None:
-    """The body of a request as a file. ``UploadError`` if it is too large, takes too long or breaks off."""
-    from starlette.requests import ClientDisconnect
-
+async def _receive(request: Request, path: Path) -> None:
+    """Write the body of a request to a file. ``UploadError`` if it is too large, too slow or breaks off."""
     size = 0
     try:
-        async with asyncio.timeout(ARRIVES):
+        async with asyncio.timeout(MAX_UPLOAD_SECONDS):
             with path.open("wb") as file:
                 async for part in request.stream():
                     size += len(part)
-                    if size > MOST_BYTES:
+                    if size > MAX_UPLOAD_BYTES:
                         raise UploadError(_too_large())
                     file.write(part)
     except TimeoutError:
-        raise UploadError(f"It takes too long to arrive (more than {ARRIVES:g} s).") from None
+        raise UploadError(f"It takes too long to arrive (more than {MAX_UPLOAD_SECONDS:g} s).") from None
     except ClientDisconnect:
         raise UploadError("Cancelled.") from None
 
 
-async def _watch(request: Any, left: threading.Event) -> None:
-    """Tell when the visitor has gone away, or does not want to wait any more."""
+async def _watch(request: Request, disconnected: threading.Event) -> None:
+    """Set the event when the visitor has gone away, or does not want to wait any more."""
     await request.receive()  # all of the body is here: what comes next is that the connection is closed
-    left.set()
+    disconnected.set()
 
 
 def _plain(host: str) -> str:
-    """A host and its port in small letters, without the ports that go without saying."""
+    """A host and its port in lower case, without the default ports."""
     return host.lower().removesuffix(":443").removesuffix(":80")
 
 
@@ -267,30 +313,18 @@ def _name_of(host: str) -> str | None:
 
 
 def _too_large() -> str:
-    return f"It is too large: {MOST_BYTES >> 20} MB are the most here."
+    return f"It is too large: {MAX_UPLOAD_BYTES >> 20} MB are the most here."
 
 
-def _about(desk: StudioService, model: str) -> dict[str, Any]:
-    """What is the same for everybody."""
-    decode = desk.maker.pipeline.config.decode
-    defaults = {
-        "steps": decode.num_steps,
-        "guidance": decode.guidance_scale,
-        "temperature": decode.mask_temperature if decode.num_steps else decode.sampling_temperature,
-    }
-    limits = {"bytes": MOST_BYTES, "seconds": MOST_SECONDS, "takes": MOST_TAKES, "tracks": MOST_TRACKS}
-    sounds = None if desk.shelf is None else len(desk.shelf.paths)
-    return {"model": model, "defaults": defaults, "limits": limits, "sounds": sounds}
-
-
-def _state(desk: StudioService, room: Session | None) -> dict[str, Any]:
-    """All of a room that its page shows."""
-    if room is None or room.clip is None:
+def _state(service: StudioService, session: Session | None) -> dict[str, Any]:
+    """Everything in a session that its page shows."""
+    if session is None or session.clip is None:
         return {"clip": None, "tracks": [], "jobs": {}, "answers": {}}
-    with room.lock:
-        clip = room.clip
+    with session.lock:
+        clip = session.clip
         tracks = [
-            {"id": track.id, "undo": len(track.takes) - 1, **_take(track.takes[-1])} for track in room.tracks
+            {"id": track.id, "undo": len(track.takes) - 1, **_take(track.takes[-1])}
+            for track in session.tracks
         ]
         return {
             "clip": {
@@ -303,22 +337,35 @@ def _state(desk: StudioService, room: Session | None) -> dict[str, Any]:
                 "url": f"clips/{clip.folder.name}.mp4",
             },
             "tracks": tracks,
-            "jobs": {kind: _job(desk, job) for kind, job in room.jobs.items()},
-            "answers": dict(room.answers),
+            "jobs": {kind: _job(service, job) for kind, job in session.jobs.items()},
+            "answers": dict(session.answers),
         }
 
 
 def _take(take: Take) -> dict[str, Any]:
     score = None if take.score is None else round(take.score, 3)
     timings = {STAGE_LABELS.get(stage, stage): round(seconds, 2) for stage, seconds in take.timings.items()}
-    shown = {"title": take.title, "seconds": take.seconds, "score": score, "timings": timings}
-    return {"take": take.id, **shown, "again": take.again, "url": f"takes/{take.id}"}
+    return {
+        "take": take.id,
+        "title": take.title,
+        "seconds": take.seconds,
+        "score": score,
+        "timings": timings,
+        "again": take.again,
+        "url": f"takes/{take.id}",
+    }
 
 
-def _job(desk: StudioService, job: Job) -> dict[str, Any]:
+def _job(service: StudioService, job: Job) -> dict[str, Any]:
     stage = STAGE_LABELS.get(job.stage, job.stage)
-    told = {"state": job.state, "stage": stage, "share": round(job.share, 3), "error": job.error}
-    return told | {"ahead": desk.line.ahead(job) if job.active else 0}
+    ahead = service.queue.ahead(job) if job.active else 0
+    return {
+        "state": job.state,
+        "stage": stage,
+        "share": round(job.share, 3),
+        "error": job.error,
+        "ahead": ahead,
+    }
 
 
 def _wav(waveform: np.ndarray) -> bytes:

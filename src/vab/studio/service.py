@@ -1,4 +1,4 @@
-"""What a visitor can ask for: requests are checked here, and what takes time becomes a job of the queue."""
+"""The verbs of the studio: requests are checked here, and what takes time becomes a job of the queue."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from vab.sampling.parallel import decode_settings
 from vab.studio.library_view import LibraryView
 from vab.studio.queue import Cancelled, Job, JobQueue, ProgressFn, UserError
 from vab.studio.sessions import Session, SessionStore, TakeHistory
-from vab.studio.takes import MOST_TAKES, Take, TakeMaker
+from vab.studio.takes import MAX_NEW_TAKES, Take, TakeMaker
 from vab.studio.uploads import Clip
 
-MOST_TRACKS = 12  # takes in a room
-MOST_UNDO = 10  # steps back of each
-HITS = 12
-CLASSES = 5  # likeliest ones told
-GONE = (
+MAX_TRACKS = 12  # of a session
+MAX_UNDO_STEPS = 10  # of each track
+MAX_HITS = 12  # sounds found in the library
+MAX_CLASSES = 5  # shown, the most probable ones
+MAX_SECONDS = 1e6  # of a time in a request
+CLIP_GONE = (
     "Your clip is not here any more: nobody was here for half an hour, or the studio was started anew. "
     "Choose it again."
 )
@@ -45,12 +46,13 @@ Values = Mapping[str, Any]
 
 
 class StudioService:
-    """The studio's verbs for the rooms of all visitors, with one model and perhaps a library."""
+    """The verbs, for the sessions of all visitors, with one model and perhaps a library."""
 
-    def __init__(self, maker: TakeMaker, shelf: LibraryView | None = None) -> None:
-        self.maker, self.shelf = maker, shelf
-        self.line = JobQueue()
-        self.rooms = SessionStore(self.line)
+    def __init__(self, maker: TakeMaker, library: LibraryView | None = None) -> None:
+        self.maker = maker
+        self.library = library
+        self.queue = JobQueue()
+        self.sessions = SessionStore(self.queue)
         self.verbs: dict[str, Callable[[Session, Values], None]] = {
             "make": self.make,
             "redo": self.redo,
@@ -67,185 +69,199 @@ class StudioService:
 
     def close(self) -> None:
         """End the work and remove all files."""
-        self.line.close()
-        self.rooms.close()
+        self.queue.close()
+        self.sessions.close()
 
-    def make(self, room: Session, values: Values) -> None:
-        """``count`` new takes."""
-        clip = _clip(room)
-        count, seed, decode = _whole(values, "count", 1, MOST_TAKES), _seed(values), self._decode(values)
-        _space(room, count)
+    def make(self, session: Session, values: Values) -> None:
+        """Make ``count`` new takes."""
+        clip = _need_clip(session)
+        count = _integer(values, "count", 1, MAX_NEW_TAKES)
+        seed = _seed(values)
+        decode = self._decode(values)
+        _check_space(session, count)
 
-        def work(tell: ProgressFn) -> None:
-            for take in self.maker.new(clip, count, seed, decode, tell):
-                _add(room, clip, take, tell)
+        def work(progress: ProgressFn) -> None:
+            for take in self.maker.new(clip, count, seed, decode, progress):
+                _hand_over(session, clip, take, progress)
 
-        self._start(room, clip, "make", work)
+        self._start(session, clip, "make", work)
 
-    def redo(self, room: Session, values: Values) -> None:
-        """The seconds ``from`` to ``to`` of the take ``track`` anew; with ``rest`` all but them."""
-        span = (_number(values, "from", 0, 1e6), _number(values, "to", 0, 1e6))
+    def redo(self, session: Session, values: Values) -> None:
+        """Make the seconds ``from`` to ``to`` of the take ``track`` anew; with ``rest``, all but them."""
+        span = (_number(values, "from", 0, MAX_SECONDS), _number(values, "to", 0, MAX_SECONDS))
         inside = not values.get("rest")
 
-        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, tell: ProgressFn) -> Take:
-            return self.maker.redo(clip, take, span, inside, seed, decode, tell)
+        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: ProgressFn) -> Take:
+            return self.maker.redo(clip, take, span, inside, seed, decode, progress)
 
-        self._change(room, values, make)
+        self._change(session, values, make)
 
-    def extend(self, room: Session, values: Values) -> None:
-        """The take ``track`` with ``seconds`` more."""
+    def extend(self, session: Session, values: Values) -> None:
+        """Make the take ``track`` longer by ``seconds``."""
         seconds = _number(values, "seconds", 0.1, 60)
 
-        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, tell: ProgressFn) -> Take:
-            return self.maker.extend(clip, take, seconds, seed, decode, tell)
+        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: ProgressFn) -> Take:
+            return self.maker.extend(clip, take, seconds, seed, decode, progress)
 
-        self._change(room, values, make)
+        self._change(session, values, make)
 
     def _change(
         self,
-        room: Session,
+        session: Session,
         values: Values,
         make: Callable[[Clip, Take, int, DecodeConfig, ProgressFn], Take],
     ) -> None:
-        clip, track, decode, seed = (
-            _clip(room),
-            room.track(values.get("track")),
-            self._decode(values),
-            _seed(values),
-        )
+        """Start a job that makes a new version of a take by ``make(clip, take, seed, decode, progress)``."""
+        clip = _need_clip(session)
+        track = session.track(values.get("track"))
+        decode = self._decode(values)
         take = track.takes[-1]
-        number = (seed + track.tries + 1) % 2**32
+        # Each try differs, also after an undo; the same clicks give the same takes.
+        seed = (_seed(values) + track.num_tries + 1) % 2**32
 
-        def work(tell: ProgressFn) -> None:
+        def work(progress: ProgressFn) -> None:
             try:
-                made = make(clip, take, number, decode, tell)
+                new_take = make(clip, take, seed, decode, progress)
             except SettingError as error:  # of the span or the length
                 raise UserError(str(error)) from None
-            _add(room, clip, made, tell, track)
+            _hand_over(session, clip, new_take, progress, track)
 
-        self._start(room, clip, "make", work)
-        track.tries += 1
+        self._start(session, clip, "make", work)
+        track.num_tries += 1
 
-    def undo(self, room: Session, values: Values) -> None:
-        """The take ``track`` as it was before."""
-        with room.lock:
-            _still(room)
-            track = room.track(values.get("track"))
+    def undo(self, session: Session, values: Values) -> None:
+        """Return to the version of the take ``track`` before the last change."""
+        with session.lock:
+            _check_idle(session)
+            track = session.track(values.get("track"))
             if len(track.takes) < 2:
                 raise UserError("There is nothing to undo.")
             track.takes.pop().remove()
 
-    def remove(self, room: Session, values: Values) -> None:
-        """Take away the take ``track``."""
-        with room.lock:
-            _still(room)
-            track = room.track(values.get("track"))
-            room.tracks.remove(track)
+    def remove(self, session: Session, values: Values) -> None:
+        """Delete the take ``track`` with all its versions."""
+        with session.lock:
+            _check_idle(session)
+            track = session.track(values.get("track"))
+            session.tracks.remove(track)
             for take in track.takes:
                 take.remove()
 
-    def own(self, room: Session, values: Values) -> None:
-        """A take of the sound that the upload had."""
-        clip = _clip(room)
+    def own(self, session: Session, values: Values) -> None:
+        """Make a take of the original sound of the upload."""
+        clip = _need_clip(session)
         if not clip.has_sound:
             raise UserError("This clip came without sound.")
-        _space(room, 1)
+        _check_space(session, 1)
 
-        def work(tell: ProgressFn) -> None:
-            _add(room, clip, self.maker.place(clip, clip.sound(), "As it came", tell), tell)
+        def work(progress: ProgressFn) -> None:
+            _hand_over(session, clip, self.maker.place(clip, clip.sound(), "As it came", progress), progress)
 
-        self._start(room, clip, "make", work)
+        self._start(session, clip, "make", work)
 
-    def place(self, room: Session, values: Values) -> None:
-        """A take of the sound ``row`` of the library, from ``start`` on."""
-        clip, shelf = _clip(room), self._shelf()
-        row, start = _whole(values, "row", 0, len(shelf.paths) - 1), _number(values, "start", 0, 1e6)
-        _space(room, 1)
+    def place(self, session: Session, values: Values) -> None:
+        """Make a take of the sound ``row`` of the library, from ``start`` on."""
+        clip = _need_clip(session)
+        library = self._need_library()
+        row = _integer(values, "row", 0, len(library.paths) - 1)
+        start = _number(values, "start", 0, MAX_SECONDS)
+        _check_space(session, 1)
 
-        def work(tell: ProgressFn) -> None:
+        def work(progress: ProgressFn) -> None:
             try:
-                sound = shelf.sound(row, start, clip.seconds)
+                sound = library.sound(row, start, clip.seconds)
             except MediaError:
                 raise UserError("This file of the library cannot be read any more.") from None
-            _add(room, clip, self.maker.place(clip, sound, shelf.paths[row].name, tell), tell)
+            _hand_over(
+                session, clip, self.maker.place(clip, sound, library.paths[row].name, progress), progress
+            )
 
-        self._start(room, clip, "make", work)
+        self._start(session, clip, "make", work)
 
-    def find(self, room: Session, values: Values) -> None:
-        """The library's sounds that are nearest to the take ``track``, or to the picture without one."""
-        clip, shelf, take = _clip(room), self._shelf(), _top(room, values)
+    def find(self, session: Session, values: Values) -> None:
+        """Find the sounds of the library nearest to the take ``track``, or to the video without one."""
+        clip = _need_clip(session)
+        library = self._need_library()
+        take = _newest_take(session, values)
 
-        def work(tell: ProgressFn) -> None:
-            tell("listening" if take else "looking", 0, 1)
+        def work(progress: ProgressFn) -> None:
+            progress("listening" if take else "looking", 0, 1)
             embedded = self._embedded(clip, take)
-            hits = self._near(shelf, embedded.mean("audio" if take else "video"))
-            _answer(room, clip, "find", {"by": _name(take), "hits": hits}, tell)
+            hits = self._nearest(library, embedded.mean("audio" if take else "video"))
+            _set_answer(session, clip, "find", {"by": _id_of(take), "hits": hits}, progress)
 
-        self._start(room, clip, "find", work)
+        self._start(session, clip, "find", work)
 
-    def understand(self, room: Session, values: Values) -> None:
-        """Classes of picture, of the take ``track`` and of both; the nearest sounds; places on the map."""
-        clip, take = _clip(room), _top(room, values)
+    def understand(self, session: Session, values: Values) -> None:
+        """Classify video, take ``track`` and both; find the nearest sounds and the places on the map."""
+        clip = _need_clip(session)
+        take = _newest_take(session, values)
 
-        def work(tell: ProgressFn) -> None:
-            told: dict[str, Any] = {"by": _name(take), "classes": {}, "hits": [], "places": {}}
+        def work(progress: ProgressFn) -> None:
+            answer: dict[str, Any] = {"by": _id_of(take), "classes": {}, "hits": [], "places": {}}
+            # 1. Classes from each modality that there is.
             kinds: tuple[Inputs, ...] = ("video", "audio", "both") if take else ("video",)
             for number, inputs in enumerate(kinds):
-                tell("naming what is there", number, 3)
-                told["classes"][inputs] = self._classes(take.video if take else clip.source, inputs)
-            if self.shelf is not None:
-                tell("comparing", 0, 1)
+                progress("naming what is there", number, 3)
+                answer["classes"][inputs] = self._classes(take.video if take else clip.source, inputs)
+            # 2. The nearest sounds, and where the clip and the take are on the map of the library.
+            if self.library is not None:
+                progress("comparing", 0, 1)
                 embedded = self._embedded(clip, take)
-                seen, heard = embedded.mean("video"), embedded.mean("audio") if take else None
-                told["hits"] = self._near(self.shelf, seen if heard is None else heard)[:CLASSES]
-                for kind, vector in (("picture", seen), ("take", heard)):
-                    if vector is not None and self.shelf.points:
-                        told["places"][kind] = self.shelf.place(vector)
-            _answer(room, clip, "understand", told, tell)
+                video = embedded.mean("video")
+                audio = embedded.mean("audio") if take else None
+                answer["hits"] = self._nearest(self.library, video if audio is None else audio)[:MAX_CLASSES]
+                for kind, vector in (("picture", video), ("take", audio)):
+                    if vector is not None and self.library.points:
+                        answer["places"][kind] = self.library.place(vector)
+            _set_answer(session, clip, "understand", answer, progress)
 
-        self._start(room, clip, "understand", work)
+        self._start(session, clip, "understand", work)
 
-    def cancel(self, room: Session, values: Values) -> None:
+    def cancel(self, session: Session, values: Values) -> None:
         """Stop the job of the kind ``kind``."""
-        job = room.jobs.get(str(values.get("kind")))
+        job = session.jobs.get(str(values.get("kind")))
         if job is not None:
-            self.line.cancel(job)
+            self.queue.cancel(job)
 
-    def clear(self, room: Session, values: Values) -> None:
+    def clear(self, session: Session, values: Values) -> None:
         """Delete the clip and everything made of it."""
-        self.rooms.clear(room)
+        self.sessions.clear(session)
 
-    def _start(self, room: Session, clip: Clip, kind: str, work: Callable[[ProgressFn], None]) -> None:
-        def finish(tell: ProgressFn) -> None:
+    def _start(self, session: Session, clip: Clip, kind: str, work: Callable[[ProgressFn], None]) -> None:
+        """Queue a job of a kind of which none is active; its files go if the clip is gone meanwhile."""
+
+        def finish(progress: ProgressFn) -> None:
             try:
-                work(tell)
+                work(progress)
             finally:
-                if room.clip is not clip:  # cleared meanwhile: what was written since goes, too
+                if session.clip is not clip:  # cleared meanwhile: what was written since goes, too
                     shutil.rmtree(clip.folder, ignore_errors=True)
 
-        with room.lock:
-            job = room.jobs.get(kind)
+        with session.lock:
+            job = session.jobs.get(kind)
             if job is not None and job.active:
                 raise UserError("One thing after another: wait for the last one, or cancel it.")
-            if room.clip is not clip:
-                raise UserError(GONE)
-            job = room.jobs[kind] = Job(kind, finish)
-        self.line.add(job)
+            if session.clip is not clip:
+                raise UserError(CLIP_GONE)
+            job = session.jobs[kind] = Job(kind, finish)
+        self.queue.add(job)
 
-    def _shelf(self) -> LibraryView:
-        if self.shelf is None:
+    def _need_library(self) -> LibraryView:
+        if self.library is None:
             raise UserError("No library is open here.")
-        return self.shelf
+        return self.library
 
     def _decode(self, values: Values) -> DecodeConfig:
+        """The model's own settings with those of the request; FoleyGen has no steps."""
         own = self.maker.pipeline.config.decode
-        steps = _whole(values, "steps", 1, 100) if own.num_steps and "steps" in values else None
+        steps = _integer(values, "steps", 1, 100) if own.num_steps and "steps" in values else None
         guidance = _number(values, "guidance", 0, 20) if "guidance" in values else None
         temperature = _number(values, "temperature", 0, 100) if "temperature" in values else None
         return decode_settings(own, steps, guidance, temperature)
 
     def _embedded(self, clip: Clip, take: Take | None) -> Embedded:
-        """The windows of the picture, with those of a take's sound if there is one."""
+        """Embed the windows of the video, and of the sound of a take if there is one."""
         path = take.video if take else clip.source
         try:
             return self.maker.pipeline.embedder.embed_file(path)
@@ -257,98 +273,102 @@ class StudioService:
             raise UserError("This take is not here any more.") from None  # it was undone or removed since
 
     def _classes(self, path: Any, kind: Inputs) -> list[tuple[str, float]] | str:
-        """The likeliest classes with their probabilities, or the reason why there are none."""
+        """The most probable classes with their probabilities, or the reason why there are none."""
         try:
             classes = self.maker.pipeline.embedder.classifier[1].classes
         except ModelError:
             return "This model knows no classes."
-        found = next(self.maker.pipeline.embedder.classify_files([path], kind))[1]
-        if isinstance(found, str):
+        _, result = next(self.maker.pipeline.embedder.classify_files([path], kind))
+        if isinstance(result, str):
             return "It cannot be told."
-        best = np.argsort(found[1])[::-1][:CLASSES]
-        return [(classes[n], round(float(found[1][n]), 4)) for n in best]
+        _, probabilities = result
+        best = np.argsort(probabilities)[::-1][:MAX_CLASSES]
+        return [(classes[n], round(float(probabilities[n]), 4)) for n in best]
 
-    def _near(self, shelf: LibraryView, vector: NDArray[np.float32] | None) -> list[dict[str, Any]]:
+    def _nearest(self, library: LibraryView, vector: NDArray[np.float32] | None) -> list[dict[str, Any]]:
         if vector is None:
             return []
         try:
-            found = shelf.search(vector, HITS)
+            hits = library.search(vector, MAX_HITS)
         except LibraryError:
             raise UserError("The library cannot be searched right now.") from None
         return [
-            asdict(hit) | {"name": shelf.paths[hit.row].name, "label": shelf.labels[hit.row]} for hit in found
+            asdict(hit) | {"name": library.paths[hit.row].name, "label": library.labels[hit.row]}
+            for hit in hits
         ]
 
 
-def _clip(room: Session) -> Clip:
-    if room.clip is None:
+def _need_clip(session: Session) -> Clip:
+    if session.clip is None:
         raise UserError("Choose a video or a picture first.")
-    return room.clip
+    return session.clip
 
 
-def _still(room: Session) -> None:
+def _check_idle(session: Session) -> None:
     """``UserError`` while a take is being made, perhaps from the one that would go."""
-    job = room.jobs.get("make")
+    job = session.jobs.get("make")
     if job is not None and job.active:
         raise UserError("A take is being made: wait for it, or cancel it.")
 
 
-def _top(room: Session, values: Values) -> Take | None:
-    """The newest of the track that is named, None if none is."""
-    return room.track(values["track"]).takes[-1] if values.get("track") else None
+def _newest_take(session: Session, values: Values) -> Take | None:
+    """The newest take of the track named in a request; None if it names none."""
+    return session.track(values["track"]).takes[-1] if values.get("track") else None
 
 
-def _name(take: Take | None) -> str:
+def _id_of(take: Take | None) -> str:
     return take.id if take else ""
 
 
-def _space(room: Session, count: int) -> None:
-    if len(room.tracks) + count > MOST_TRACKS:
-        raise UserError(f"There is room for {MOST_TRACKS} takes; remove some first.")
+def _check_space(session: Session, count: int) -> None:
+    if len(session.tracks) + count > MAX_TRACKS:
+        raise UserError(f"There is room for {MAX_TRACKS} takes; remove some first.")
 
 
-def _add(room: Session, clip: Clip, take: Take, tell: ProgressFn, track: TakeHistory | None = None) -> None:
-    """Hand over a finished take, unless nobody wants it any more, or its clip or its track is gone by now."""
-    with room.lock:
+def _hand_over(
+    session: Session, clip: Clip, take: Take, progress: ProgressFn, track: TakeHistory | None = None
+) -> None:
+    """Put a finished take into the session; ``Cancelled`` if it, its clip or its track is gone by now."""
+    with session.lock:
         try:
-            tell("codec", 1, 1)
-            if room.clip is not clip or (track is not None and track not in room.tracks):
+            progress("codec", 1, 1)  # the last moment to cancel: the session is locked
+            if session.clip is not clip or (track is not None and track not in session.tracks):
                 raise Cancelled
         except Cancelled:
             take.remove()
             raise
         if track is None:
-            room.tracks.append(TakeHistory(secrets.token_urlsafe(8), [take]))
+            session.tracks.append(TakeHistory(secrets.token_urlsafe(8), [take]))
         else:
             track.takes.append(take)
-            for old in track.takes[: -MOST_UNDO - 1]:
+            for old in track.takes[: -MAX_UNDO_STEPS - 1]:
                 track.takes.remove(old)
                 old.remove()
 
 
-def _answer(room: Session, clip: Clip, kind: str, answer: Any, tell: ProgressFn) -> None:
-    with room.lock:
-        tell("comparing", 1, 1)
-        if room.clip is clip:
-            room.answers[kind] = answer
+def _set_answer(session: Session, clip: Clip, kind: str, answer: Any, progress: ProgressFn) -> None:
+    with session.lock:
+        progress("comparing", 1, 1)
+        if session.clip is clip:
+            session.answers[kind] = answer
 
 
-def _number(values: Values, name: str, least: float, most: float) -> float:
-    """A number that a request holds; ``UserError`` if it is none, or not from ``least`` to ``most``."""
+def _number(values: Values, name: str, low: float, high: float) -> float:
+    """Read a number of a request; ``UserError`` if it is none, or not from ``low`` to ``high``."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name.capitalize()} must be a number.")
-    if not least <= value <= most:
-        raise UserError(f"{name.capitalize()} must be from {least:g} to {most:g}.")
+    if not low <= value <= high:
+        raise UserError(f"{name.capitalize()} must be from {low:g} to {high:g}.")
     return float(value)
 
 
-def _whole(values: Values, name: str, least: int, most: int) -> int:
-    value = _number(values, name, least, most)
+def _integer(values: Values, name: str, low: int, high: int) -> int:
+    value = _number(values, name, low, high)
     if value != int(value):
         raise UserError(f"{name.capitalize()} must be a whole number.")
     return int(value)
 
 
 def _seed(values: Values) -> int:
-    return _whole(values, "seed", 0, 2**32 - 1)
+    return _integer(values, "seed", 0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Takes: sounds for a clip, and how one comes from another. What is kept is kept to the sample."""
+"""Takes: sounds made for a clip, and edits of them. What is kept is bit-equal."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from vab.inference.splice import Span
 from vab.media.file import MediaFile
 from vab.media.reader import as_media_file, write_wav
 from vab.models.hub import ModelError
-from vab.studio.uploads import MOST_SECONDS, PHOTO_FPS, Clip, write_picture
+from vab.studio.uploads import MAX_VIDEO_SECONDS, PHOTO_FPS, Clip, write_picture
 
-MOST_TAKES = 4  # made in one go
+MAX_NEW_TAKES = 4  # of one request
 WHOLE: Span = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
 class Take:
-    """One sound for a clip, with what the page shows of it. Its files lie in ``folder``."""
+    """One sound for a clip, with the files and figures that the page shows. Its files lie in ``folder``."""
 
     id: str  # cannot be guessed
     folder: Path
     title: str
     waveform: NDArray[np.float32]  # [S]
-    score: float | None  # cosine of sound and picture, what reranking goes by; None if the model cannot tell
-    timings: dict[str, float]  # seconds of each stage
+    score: float | None  # cosine similarity of audio and video, as in reranking; None if not available
+    timings: dict[str, float]  # seconds by stage
     again: tuple[float, float] | None = None  # seconds: what is new since the take before
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """Duration."""
         return len(self.waveform) / SAMPLE_RATE
 
     @property
     def video(self) -> Path:
-        """The picture with this sound, H.264 and AAC in MP4."""
+        """The video with this sound, H.264 and AAC in MP4."""
         return self.folder / f"{self.id}.mp4"
 
     @property
@@ -57,12 +57,12 @@ class Take:
 
     @property
     def mel(self) -> Path:
-        """The mel picture, PNG."""
+        """Image of the mel spectrogram, PNG."""
         return self.folder / f"{self.id}.png"
 
     @cached_property
     def outline(self) -> str:
-        """The waveform as the path of an SVG of ``vab.inference.html_report.COLUMNS`` by -1..1."""
+        """The waveform as an SVG path of ``vab.inference.html_report.COLUMNS`` by -1..1."""
         return outline(self.waveform)
 
     def remove(self) -> None:
@@ -72,20 +72,20 @@ class Take:
 
 
 class TakeMaker:
-    """Makes takes with one model. Not for several threads at once."""
+    """Makes takes with one model. Not thread-safe."""
 
     def __init__(self, pipeline: VABPipeline) -> None:
         self.pipeline = pipeline
 
     def new(
-        self, clip: Clip, count: int, seed: int, decode: DecodeConfig, tell: Progress | None = None
+        self, clip: Clip, count: int, seed: int, decode: DecodeConfig, progress: Progress | None = None
     ) -> Iterator[Take]:
-        """``count`` sounds for a clip, one after another; those of ``vab generate`` for its picture."""
+        """Yield ``count`` takes for a clip, the same sounds that ``vab generate`` makes for its video."""
         with MediaFile(clip.source) as source:
-            made = self.pipeline.generate_many(source, count, seed=seed, decode=decode, progress=tell)
-            for number, audio in enumerate(made):
+            sounds = self.pipeline.generate_many(source, count, seed=seed, decode=decode, progress=progress)
+            for number, audio in enumerate(sounds):
                 title = f"Seed {seed}" + (f", sound {number + 1}" if number else "")
-                yield self._take(clip, source, audio, title, tell)
+                yield self._take(clip, source, audio, title, progress)
 
     def redo(
         self,
@@ -95,16 +95,17 @@ class TakeMaker:
         inside: bool,
         seed: int,
         decode: DecodeConfig,
-        tell: Progress | None = None,
+        progress: Progress | None = None,
     ) -> Take:
-        """The take with the seconds ``span`` made anew (``inside``), or all but them.
+        """Make the seconds ``span`` of a take anew (``inside``), or all but them.
 
         Every sample that is not made anew is bit-equal to the take's; the 20 ms of cross-fade at a seam
-        belong to what is new. ``SettingError`` for a span that is none, or leaves nothing to keep or to do.
+        belong to what is new. ``SettingError`` for an empty span, or if nothing is left to keep or to make.
         """
         start, stop = max(0.0, span[0]), min(span[1], take.seconds)
         if not all(map(math.isfinite, span)) or stop - start <= 1 / SAMPLE_RATE:
             raise SettingError("Mark a part of the take first.")
+        # The spans to keep; slivers shorter than a sample are none.
         rest = [(0.0, start), (stop, take.seconds)]
         keep = [(a, b) for a, b in (rest if inside else [(start, stop)]) if b - a > 1 / SAMPLE_RATE]
         if not keep:
@@ -113,8 +114,10 @@ class TakeMaker:
             raise SettingError("All of this take is marked; there is nothing else to redo.")
         what = f"{start:.2f} to {stop:.2f} s" if inside else f"all but {start:.2f} to {stop:.2f} s"
         with MediaFile(clip.source) as source:
-            audio = self._from(source, take.waveform, keep, take.seconds, seed, decode, tell)
-            return self._take(clip, source, audio, f"{what} anew", tell, (start, stop) if inside else None)
+            audio = self._generate_keeping(source, take.waveform, keep, take.seconds, seed, decode, progress)
+            return self._take(
+                clip, source, audio, f"{what} anew", progress, (start, stop) if inside else None
+            )
 
     def extend(
         self,
@@ -123,29 +126,31 @@ class TakeMaker:
         seconds: float,
         seed: int,
         decode: DecodeConfig,
-        tell: Progress | None = None,
+        progress: Progress | None = None,
     ) -> Take:
-        """The take with so many more seconds at its end; the picture stands still where it is over.
+        """Make a take longer at its end; the video freezes on its last frame.
 
-        ``SettingError`` if that is nothing, or too long.
+        ``SettingError`` if ``seconds`` is not positive, or the take would be too long.
         """
         length = take.seconds + seconds
-        if not seconds > 0 or length > MOST_SECONDS:
-            raise SettingError(f"A take may last {MOST_SECONDS:.0f} s at most.")
+        if not seconds > 0 or length > MAX_VIDEO_SECONDS:
+            raise SettingError(f"A take may last {MAX_VIDEO_SECONDS:.0f} s at most.")
         with MediaFile(clip.source) as source:
-            audio = self._from(source, take.waveform, [(0.0, take.seconds)], length, seed, decode, tell)
-            return self._take(clip, source, audio, f"{seconds:g} s longer", tell, (take.seconds, length))
+            audio = self._generate_keeping(
+                source, take.waveform, [(0.0, take.seconds)], length, seed, decode, progress
+            )
+            return self._take(clip, source, audio, f"{seconds:g} s longer", progress, (take.seconds, length))
 
-    def place(self, clip: Clip, sound: NDArray[np.float32], title: str, tell: Progress | None = None) -> Take:
-        """A take of a sound [S] that is there already, cut or filled with silence to the clip's length."""
-        once = DecodeConfig(
-            num_steps=min(1, self.pipeline.config.decode.num_steps)
-        )  # nothing is left to decide
+    def place(
+        self, clip: Clip, sound: NDArray[np.float32], title: str, progress: Progress | None = None
+    ) -> Take:
+        """Make a take of an existing waveform [S], cut or padded with silence to the length of the clip."""
+        once = DecodeConfig(num_steps=min(1, self.pipeline.config.decode.num_steps))  # every token is known
         with MediaFile(clip.source) as source:
-            audio = self._from(source, sound, [WHOLE], clip.seconds, 0, once, tell)
-            return self._take(clip, source, audio, title, tell)
+            audio = self._generate_keeping(source, sound, [WHOLE], clip.seconds, 0, once, progress)
+            return self._take(clip, source, audio, title, progress)
 
-    def _from(
+    def _generate_keeping(
         self,
         source: MediaFile,
         sound: NDArray[np.float32],
@@ -153,8 +158,9 @@ class TakeMaker:
         seconds: float,
         seed: int,
         decode: DecodeConfig,
-        tell: Progress | None,
+        progress: Progress | None,
     ) -> Audio:
+        """Generate ``seconds`` of sound of which the spans ``keep`` are those of a waveform."""
         return next(
             self.pipeline.generate_many(
                 source,
@@ -164,7 +170,7 @@ class TakeMaker:
                 keep=keep,
                 sound=sound,
                 seconds=seconds,
-                progress=tell,
+                progress=progress,
             )
         )
 
@@ -174,12 +180,12 @@ class TakeMaker:
         source: MediaFile,
         audio: Audio,
         title: str,
-        tell: Progress | None,
+        progress: Progress | None,
         again: Span | None = None,
     ) -> Take:
-        """Write the files of a take; ``source`` is the clip's, open."""
-        if tell is not None:
-            tell("codec", 0, 1)
+        """Write the files of a take; ``source`` is the open source of the clip."""
+        if progress is not None:
+            progress("codec", 0, 1)
         take = Take(
             secrets.token_urlsafe(16),
             clip.folder,
@@ -190,7 +196,7 @@ class TakeMaker:
             again,
         )
         write_wav(take.sound, take.waveform)
-        with as_media_file(_picture(clip, source, take.seconds)) as picture:
+        with as_media_file(_video_of(clip, source, take.seconds)) as picture:
             picture.mux(take.waveform, SAMPLE_RATE, take.video)
         Image.fromarray(mel_picture(take.waveform)).save(take.mel)
         return take
@@ -204,8 +210,8 @@ class TakeMaker:
         return float(audio_video_similarity(network, audio.tokens[None], audio.features)[0])
 
 
-def _picture(clip: Clip, source: MediaFile, seconds: float) -> Path | MediaFile:
-    """The clip's picture; one that stands still at its end if that is sooner than ``seconds``."""
+def _video_of(clip: Clip, source: MediaFile, seconds: float) -> Path | MediaFile:
+    """The video of the clip, frozen at its end if it is shorter than ``seconds``."""
     if seconds <= clip.seconds + 0.5 / SAMPLE_RATE:
         return source if clip.source == clip.picture else clip.picture
     path = clip.folder / f"picture_{round(seconds * SAMPLE_RATE)}.mp4"

@@ -1,8 +1,8 @@
-"""An upload becomes files of our own making, in a child process that can be killed.
+"""Conversion of uploads to files of our own, in a child process that can be killed.
 
-What a visitor sends is opened in the child alone, under a limit of time and memory. Its size and length are
-looked at first, by header and packets; then each frame's size before it is converted, for a header may say
-anything. The server reads what the child wrote.
+An upload is opened only in the child, under limits of time and memory. Its size and length are checked first,
+by header and packets; then the size of each frame before it is converted, as a header may say anything. The
+server reads only what the child wrote.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from vab.media.file import MediaFile
 from vab.media.reader import as_media_file
 from vab.utils.files import atomic
 
-MOST_BYTES = 200 << 20
-MOST_SECONDS = 60.0
-MOST_PIXELS = 4096 * 2304  # of a frame
-MOST_PHOTO_PIXELS = 50_000_000
-CHILD_SECONDS = 180.0  # until the child is killed
-CHILD_MEMORY = 4 << 30  # bytes of addresses
-SIDE = 1280  # pixels; the longer side of the picture that is shown, made into sound and downloaded
-MOST_FPS = 30.0
-PHOTO_SECONDS, PHOTO_FPS = 10.0, 5.0
+MAX_UPLOAD_BYTES = 200 << 20
+MAX_VIDEO_SECONDS = 60.0
+MAX_FRAME_PIXELS = 4096 * 2304  # of a frame
+MAX_PHOTO_PIXELS = 50_000_000
+MAX_CHILD_SECONDS = 180.0  # then the child is killed
+MAX_CHILD_BYTES = 4 << 30  # of address space
+MAX_SIDE_PIXELS = 1280  # longer side of the video that is shown, given sound and downloaded
+MAX_FPS = 30.0
+PHOTO_SECONDS = 10.0
+PHOTO_FPS = 5.0
 _FAST = {"movflags": "+faststart"}
 
 
@@ -47,56 +48,56 @@ class UploadError(VABError):
 
 @dataclass(frozen=True)
 class Clip:
-    """What the child made of an upload. Its files lie in ``folder``."""
+    """A converted upload. Its files lie in ``folder``."""
 
     folder: Path
     kind: Literal["video", "image"]
     seconds: float
-    width: int  # of the picture that is shown
+    width: int  # of the video that is shown
     height: int
     has_sound: bool
 
     @property
     def picture(self) -> Path:
-        """H.264 in MP4 without sound: what is shown. A photo stands still."""
+        """The video that is shown: H.264 in MP4 without sound. A photo stands still."""
         return self.folder / "picture.mp4"
 
     @property
     def source(self) -> Path:
-        """What a sound is made for: the picture, or the photo."""
+        """The input of the model: the video, or the photo."""
         return self.picture if self.kind == "video" else self.folder / "photo.png"
 
     def sound(self) -> np.ndarray:
-        """The sound that the upload had: float32 [S], as long as the picture."""
+        """The original sound of the upload: float32 [S], as long as the video."""
         return np.load(self.folder / "sound.npy", allow_pickle=False)
 
 
 def prepare(
     upload: Path,
     folder: Path,
-    seconds: float = CHILD_SECONDS,
+    seconds: float = MAX_CHILD_SECONDS,
     unwanted: Callable[[], bool] = lambda: False,
 ) -> Clip:
-    """The clip of an uploaded file, its files in ``folder``. Waits for the child ``seconds`` at most.
+    """Convert an uploaded file to a clip in ``folder``. Waits for the child ``seconds`` at most.
 
     The child is killed as soon as it is ``unwanted``. Raises ``UploadError``, whatever the upload is.
     """
     command = [sys.executable, "-P", "-m", "vab.studio.uploads", str(upload), str(folder)]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    stop = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-    said = None
+    output = None
     with child:
-        while said is None:
+        while output is None:
             with suppress(subprocess.TimeoutExpired):
-                said = child.communicate(timeout=0.1)[0]
-            late = time.monotonic() > stop
+                output = child.communicate(timeout=0.1)[0]
+            late = time.monotonic() > deadline
             if late or unwanted():
                 child.kill()
                 reason = f"It takes too long to read (more than {seconds:g} s)." if late else "Cancelled."
                 raise UploadError(reason)
     try:
-        answer = json.loads(said)
+        answer = json.loads(output)
     except ValueError:  # it crashed, or was stopped by a limit
         raise UploadError("It cannot be read: it is damaged, or needs too much memory.") from None
     if "error" in answer:
@@ -105,35 +106,35 @@ def prepare(
 
 
 def make_clip(upload: Path, folder: Path) -> Clip:
-    """The child's work: check, then decode and write. ``UploadError`` or ``MediaError`` if it is no use."""
+    """Check, decode and rewrite an upload, in the child. ``UploadError``, ``MediaError`` if it is no use."""
     with MediaFile(upload, _check_frame) as file:
         return _image_clip(file, folder) if file.is_image else _video_clip(file, folder)
 
 
 def _image_clip(file: MediaFile, folder: Path) -> Clip:
-    """A photo, made smaller, and a video that shows it."""
-    _check_pixels(*file.nominal_size, MOST_PHOTO_PIXELS)
+    """Write a photo, scaled down, and a video that shows it."""
+    _check_pixels(*file.nominal_size, MAX_PHOTO_PIXELS)
     photo = Image.fromarray(next(file.frames(1.0)))
-    photo.thumbnail((SIDE, SIDE))
+    photo.thumbnail((MAX_SIDE_PIXELS, MAX_SIDE_PIXELS))
     photo.save(folder / "photo.png")
     write_picture(folder / "photo.png", folder / "picture.mp4", PHOTO_SECONDS, PHOTO_FPS)
     return Clip(folder, "image", PHOTO_SECONDS, *photo.size, False)
 
 
 def _video_clip(file: MediaFile, folder: Path) -> Clip:
-    """A video in our own codec and frame rate, and the sound that it had."""
+    """Write a video in our own codec and frame rate, and its original sound."""
     # What the header says first, then what the packets say: a header may say anything.
     if not file.has_video:
         raise UploadError(f"It has no picture{', only sound' if file.has_audio else ''}.")
     _check_frame(*file.nominal_size)
     seconds = file.times.seconds
-    if seconds > MOST_SECONDS:
-        raise UploadError(f"It lasts {seconds:.0f} s; {MOST_SECONDS:.0f} s are the most here.")
+    if seconds > MAX_VIDEO_SECONDS:
+        raise UploadError(f"It lasts {seconds:.0f} s; {MAX_VIDEO_SECONDS:.0f} s are the most here.")
     if seconds <= 0:
         raise UploadError("It lasts 0 s.")
 
     # Now every frame is decoded, and its own size looked at.
-    fps = min(file.times.fps, MOST_FPS)
+    fps = min(file.times.fps, MAX_FPS)
     seconds, width, height = write_picture(file, folder / "picture.mp4", seconds, fps)
     if file.has_audio:
         sound = file.audio(0.0, seconds)
@@ -142,9 +143,9 @@ def _video_clip(file: MediaFile, folder: Path) -> Clip:
 
 
 def write_picture(source: Path | MediaFile, out: Path, seconds: float, fps: float) -> tuple[float, int, int]:
-    """``source`` as H.264 in MP4 of ``seconds`` at ``fps``, no side longer than ``SIDE``.
+    """Write ``source`` as H.264 in MP4 of ``seconds`` at ``fps``, no side longer than ``MAX_SIDE_PIXELS``.
 
-    A source that ends sooner stands still. Returns what was written: seconds in whole frames, width, height.
+    A shorter source freezes on its last frame. Returns the seconds written (whole frames), width and height.
     ``MediaError`` if it has no picture.
     """
     rate = Fraction(fps).limit_denominator(1001)
@@ -158,7 +159,7 @@ def write_picture(source: Path | MediaFile, out: Path, seconds: float, fps: floa
         for pixels in file.frames(float(rate), seconds=seconds):
             if stream is None:  # the first frame says how large the picture is
                 height, width = pixels.shape[:2]
-                scale = min(1.0, SIDE / max(height, width))
+                scale = min(1.0, MAX_SIDE_PIXELS / max(height, width))
                 stream = target.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
                 stream.width = max(2, round(width * scale / 2) * 2)  # H.264 wants even sides
                 stream.height = max(2, round(height * scale / 2) * 2)
@@ -171,7 +172,7 @@ def write_picture(source: Path | MediaFile, out: Path, seconds: float, fps: floa
 
 
 def _check_frame(width: int, height: int) -> None:
-    _check_pixels(width, height, MOST_PIXELS)
+    _check_pixels(width, height, MAX_FRAME_PIXELS)
 
 
 def _check_pixels(width: int, height: int, most: int) -> None:
@@ -182,15 +183,15 @@ def _check_pixels(width: int, height: int, most: int) -> None:
 
 
 def _limit() -> None:
-    """What this process may use; a limit that the system does not have (memory on a Mac) is left out.
+    """Limit the resources of this process, as far as the system can (a Mac has no memory limit).
 
-    The server watches the clock, the limit of CPU time ends a child whose server was killed.
+    The server watches the clock; the limit of CPU time ends a child whose server was killed.
     """
     if sys.platform != "win32":
         import resource
 
-        cpu = round(5 * CHILD_SECONDS)  # four threads decode, one encodes
-        limits = {resource.RLIMIT_AS: CHILD_MEMORY, resource.RLIMIT_CPU: cpu, resource.RLIMIT_CORE: 0}
+        cpu = round(5 * MAX_CHILD_SECONDS)  # four threads decode, one encodes
+        limits = {resource.RLIMIT_AS: MAX_CHILD_BYTES, resource.RLIMIT_CPU: cpu, resource.RLIMIT_CORE: 0}
         for kind, most in limits.items():
             with suppress(ValueError, OSError):
                 resource.setrlimit(kind, (most, most))
