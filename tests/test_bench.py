@@ -18,8 +18,8 @@ from helpers.tiny import write_model, write_video
 from vab.bench import report, speed
 from vab.bench.costs import pass_flops, token_cost
 from vab.bench.speed import STAGES, Settings, bench
-from vab.bench.systems import clip_of, fill, load_system, random_codec, random_stage
-from vab.bench.timing import fill_in, some_passes, unknown
+from vab.bench.systems import fill, load_system, random_codec, random_stage, write_clip
+from vab.bench.timing import blank_inputs, fill_in, some_passes
 from vab.cli import main
 from vab.config import DecodeConfig, Preset
 from vab.media.reader import probe
@@ -71,7 +71,7 @@ def passes_of(stage: Stage) -> Iterator[list[int]]:
 @pytest.mark.parametrize(("frames", "guidance"), [(70, 3.0), (100, 1.0), (260, 3.0)])  # one window, and three
 def test_the_count_is_what_pytorch_counts(name: str, guidance: float, frames: int) -> None:
     stage = stage_of(small(name, guidance))
-    tokens, given, features = unknown(stage, 1, padded_length(frames, stage.preset.model))
+    tokens, given, features = blank_inputs(stage, 1, padded_length(frames, stage.preset.model))
     with passes_of(stage) as passes, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         fill_in(stage, tokens, given, features)
     cost = token_cost(stage.preset, frames)
@@ -129,7 +129,7 @@ def test_random_networks_give_numbers_of_a_sane_size(tmp_path: Path) -> None:
     for name in ("vab-tiny", "foleygen-tiny"):
         stage = random_stage(small(name, **changes), codec, CPU)
         assert torch.equal(stage.network.audio_embedding.vectors, codec.codebook_vectors())
-        tokens, _, features = unknown(stage, 2, 100)
+        tokens, _, features = blank_inputs(stage, 2, 100)
         logits = stage.network(tokens, features)
         assert logits.isfinite().all() and 0.1 < logits.std() < 10
     assert fill(lambda: torch.nn.LayerNorm(3)).weight.tolist() == [1, 1, 1]
@@ -142,7 +142,7 @@ def test_presets_that_make_no_sound_are_refused() -> None:
 
 
 def test_the_film_is_what_the_report_says(tmp_path: Path) -> None:
-    info = probe(clip_of(tmp_path, 0.4))
+    info = probe(write_clip(tmp_path, 0.4))
     assert info.seconds == pytest.approx(0.4, abs=0.05) and not info.has_audio
 
 
@@ -174,7 +174,7 @@ def test_every_stage_of_every_system_is_timed(document: dict) -> None:
 
 
 def test_a_long_run_is_timed_in_part_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "LONGEST", 0.0)
+    monkeypatch.setattr(speed, "MAX_FULL_SECONDS", 0.0)
     model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
     found = bench(Settings((str(model),), clip, repeats=1, largest_batch=1))
     system = found["systems"][0]

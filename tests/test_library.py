@@ -124,8 +124,8 @@ def test_replacing_over_and_over_leaves_each_file_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any order of new, changed and removed files, tidying in between, with an index over it."""
-    monkeypatch.setattr(vab.library.library, "FILES_AT_ONCE", 4)
-    monkeypatch.setattr(vab.library.library, "COMMITS", 5)
+    monkeypatch.setattr(vab.library.library, "MAX_COMMIT_FILES", 4)
+    monkeypatch.setattr(vab.library.library, "MAX_PIECES", 5)
     chance, files = random.Random(0), files_in(tmp_path, 12)
     library = Library.create(tmp_path / "db", exact_below=20)
     for turn in range(8):
@@ -231,7 +231,7 @@ import sys, time
 from pathlib import Path
 import vab.library.library
 from helpers.libraries import each, embed, files_of
-vab.library.library.FILES_AT_ONCE = 3
+vab.library.library.MAX_COMMIT_FILES = 3
 def slow(path):
     time.sleep(float(sys.argv[3]))
     return embed(path)

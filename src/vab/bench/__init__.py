@@ -1,1 +1,1 @@
-"""How fast generation is, stage by stage, and what it costs: ``vab bench`` (the seconds of Table 1)."""
+"""Speed and cost of generation, stage by stage: ``vab bench`` (the seconds of Table 1)."""

@@ -1,4 +1,4 @@
-"""What ``vab bench`` found, for people: Markdown, and the names of its files."""
+"""Reports of ``vab bench``: Markdown tables, and files in a folder."""
 
 from __future__ import annotations
 
@@ -8,38 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from vab.bench.speed import STAGES, rows_of
-from vab.bench.timing import ONCE
+from vab.bench.timing import MAX_REPEATED_SECONDS
 from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import GENERATION
 from vab.utils.files import write_whole
 
-BUSY = 0.3  # load of a core before the start, above which the numbers are not to be trusted
+MAX_IDLE_LOAD = 0.3  # per core before the start; above, the numbers are not to be trusted
 
 
 def write(folder: Path, document: dict[str, Any]) -> list[Path]:
-    """``speed_<hardware>_<date>`` as .md and .json in ``folder``; the paths."""
+    """Write ``speed_<hardware>_<date>`` as .md and .json to ``folder``; returns the paths."""
     hardware = document["machine"]["device"]
     if hardware == "cpu":
         hardware = f"{document['machine']['cores']}-cores"
     name = f"speed_{re.sub(r'[^a-z0-9]+', '-', hardware.lower())}_{document['date'][:7]}"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.md", folder / f"{name}.json"]
-    for path, text in zip(paths, (as_markdown(document), json.dumps(document, indent=1)), strict=True):
+    texts = [as_markdown(document), json.dumps(document, indent=1)]
+    for path, text in zip(paths, texts, strict=True):
         write_whole(path, f"{text}\n".encode())
     return paths
 
 
 def busy(document: dict[str, Any]) -> str:
-    """A warning if others were using the machine; else nothing."""
+    """A warning if the machine was busy; else ""."""
     load, cores = document["machine"]["load_before"], document["machine"]["cores"]
-    if load is None or load < BUSY * cores:
+    if load is None or load < MAX_IDLE_LOAD * cores:
         return ""
     return f"The machine was busy (load {load:.1f} on {cores} cores): these are not its own times."
 
 
 def as_markdown(document: dict[str, Any]) -> str:
-    """The whole report."""
-    about, clip = document["machine"], document["clip"]
+    """The whole report as Markdown."""
+    about = document["machine"]
+    clip = document["clip"]
     where = f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['device']}"
     film = "one given" if clip["own"] else "H.264, 1280 x 720 pixels, 25 frames a second"
     rate = document["matmul_flops"]
@@ -48,8 +50,8 @@ def as_markdown(document: dict[str, Any]) -> str:
         f"Machine: {where}; PyTorch {about['torch']}, Python {about['python']}, {about['dtype']}.\n"
         f"A product of two matrices runs at {rate / 1e9:.1f} GFLOP/s. Video: {film}.\n"
         f"Code: {document['code']['commit'] or document['code']['version']}, {document['date']}. "
-        f"Medians of {document['repeats']}, or one timing where it took more than {ONCE:g} s; "
-        "seconds of one clip, also where several are done at once.",
+        f"Medians of {document['repeats']}, or one timing where it took more than "
+        f"{MAX_REPEATED_SECONDS:g} s; seconds of one clip, also where several are done at once.",
     ]
     parts += [busy(document)] if busy(document) else []
     parts.append(_seconds(document))

@@ -1,8 +1,8 @@
-"""Seconds of each stage of generation, for one clip alone and for several at once (Table 1).
+"""Time of each stage of generation, for one clip alone and for batches (Table 1).
 
 The stages are those of ``vab.inference.pipeline``: decode the video, features, sampling, refining (a second
-stage), codec, and mux. Each is run once to warm up and then timed several times; what counts is the median.
-What takes long is timed once, without: a warm-up of milliseconds does not show there.
+stage), codec, and mux. Each is run once to warm up and then timed several times; the median counts. Long
+stages are timed once, without a warm-up: its milliseconds would not show.
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ from typing import Any
 import torch
 
 from vab.bench.costs import token_cost
-from vab.bench.systems import System, clip_of, load_system
-from vab.bench.timing import ONCE, fill_in, matmul_rate, median, some_passes, unknown
+from vab.bench.systems import System, load_system, write_clip
+from vab.bench.timing import (
+    MAX_REPEATED_SECONDS,
+    blank_inputs,
+    fill_in,
+    matmul_rate,
+    median,
+    some_passes,
+)
 from vab.config import SAMPLE_RATE, samples_to_frames
 from vab.errors import SettingError
 from vab.media.reader import mux, probe, read_frames, write_wav
@@ -33,16 +40,17 @@ from vab.utils.provenance import code_version
 
 NAMES = ("vab-tiny", "vab-tiny-coarse", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
 STAGES = ("decode video", "features", "sampling", "refining", "codec", "mux")
-LONGEST = 20.0  # seconds that all passes of one clip may take; else some are timed and multiplied
-SOME = {"passes": 1, "steps": 16}  # so many: passes of VAB, steps of FoleyGen
-PATIENCE = 10.0  # seconds of one timing after which no larger batch is tried
+MAX_FULL_SECONDS = 20.0  # of all passes of a clip; beyond, a few are timed and scaled up
+NUM_TIMED_PASSES = 1  # of VAB, then
+NUM_TIMED_STEPS = 16  # of FoleyGen, then
+MAX_BATCH_SECONDS = 10.0  # of one timing; beyond, no larger batch is tried
 
 Show = Callable[[int, int, str, str], None]  # system n, of, its name, what is timed
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to time, and how often."""
+    """Systems, clip and effort of a benchmark."""
 
     names: tuple[str, ...] = NAMES
     clip: Path | None = None  # None: 10 s of 1280 x 720 pixels, made on the spot
@@ -54,21 +62,21 @@ class Settings:
 
 @dataclass(frozen=True)
 class Timing:
-    """So many clips at once."""
+    """Timings of one batch size."""
 
     batch: int
-    seconds: dict[str, float]  # of one clip, by stage: medians
-    timed: dict[str, int]  # of sampling and refining: the passes that were timed, of all
+    seconds: dict[str, float]  # per clip, by stage: medians
+    timed: dict[str, int]  # passes of sampling and refining that were timed
 
     @property
     def total(self) -> float:
-        """Seconds of one clip, all stages together."""
+        """Seconds per clip, all stages together."""
         return sum(self.seconds.values())
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One system."""
+    """Timings and costs of one system."""
 
     name: str
     weights: str
@@ -79,12 +87,12 @@ class Speed:
 
     @property
     def best(self) -> Timing:
-        """The batch of the fewest seconds a clip."""
+        """The batch size with the fewest seconds per clip."""
         return min(self.timings, key=lambda timing: timing.total)
 
 
 def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
-    """Time every system; the whole as a document for JSON (and for :mod:`vab.bench.report`).
+    """Time every system; returns a document for JSON and :mod:`vab.bench.report`.
 
     Raises ``ValueError`` for settings that make no sense, ``MediaError`` for a clip that cannot be read, and
     what :func:`vab.bench.systems.load_system` raises.
@@ -99,15 +107,15 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     speeds = []
     with tempfile.TemporaryDirectory() as folder:
-        clip = settings.clip or clip_of(Path(folder))
+        clip = settings.clip or write_clip(Path(folder))
         seconds = probe(clip).seconds
         show(0, len(settings.names), settings.names[0], "matrix product")
         rate = matmul_rate(device)
         for n, name in enumerate(settings.names):
             show(n, len(settings.names), name, "build")
             system = load_system(name, device)
-            tell = partial(show, n, len(settings.names), name)
-            speeds.append(measure(system, clip, Path(folder), settings, device, tell))
+            report_stage = partial(show, n, len(settings.names), name)
+            speeds.append(measure(system, clip, Path(folder), settings, device, report_stage))
             del system
     return {
         "machine": machine(device) | {"load_before": load},
@@ -127,9 +135,10 @@ def measure(
     folder: Path,
     settings: Settings,
     device: torch.device,
-    tell: Callable[[str], None] = lambda stage: None,
+    report_stage: Callable[[str], None] = lambda stage: None,
 ) -> Speed:
-    """Time one system: one clip at a time, then 2, 4, 8 ... until that takes longer for each."""
+    """Time one system with batches of 1, 2, 4, 8, ... clips, until the time per clip grows."""
+    # 1. What is made: as many audio frames as the clip has, by one or two networks.
     stages = {"sampling": system.first}
     if system.fine is not None:
         stages["refining"] = system.fine
@@ -139,39 +148,47 @@ def measure(
     num_codebooks = (system.fine or system.first).preset.model.num_codebooks
     costs = {name: token_cost(stage.preset, frames) for name, stage in stages.items()}
 
-    def pictures() -> list[Any]:
-        return list(
-            read_frames(clip, model.fps, seconds=samples / SAMPLE_RATE, size=system.vision.decode_size)
-        )
+    def decode_video() -> list[Any]:
+        frames = read_frames(clip, model.fps, seconds=samples / SAMPLE_RATE, size=system.vision.decode_size)
+        return list(frames)
 
     def write() -> None:
         write_wav(folder / "sound.wav", silence, SAMPLE_RATE)
         mux(clip, silence, SAMPLE_RATE, folder / "sound.mp4")
 
+    # 2. Stages that go file by file.
     silence = torch.zeros(samples).numpy()
-    tell("decode video")
-    shots = pictures()
-    alone = {"decode video": median(pictures, settings.repeats, device)}
+    report_stage("decode video")
+    images = decode_video()
+    alone = {"decode video": median(decode_video, settings.repeats, device)}
     alone["mux"] = median(write, settings.repeats, device)
     timings: list[Timing] = []
     for batch in _doubling(settings.largest_batch):
-        seconds, timed, longest = dict(alone), {}, 0.0
+        # 3. Tokens: sampling, and refining with a second network.
+        seconds = dict(alone)
+        timed: dict[str, int] = {}
+        longest = 0.0  # seconds of one timing
         for name, stage in stages.items():
-            tell(f"{name}, {batch} at once")
-            found = _tokens(stage, batch, frames, costs[name].passes, settings.repeats, device)
-            seconds[name], timed[name] = found.seconds / batch, found.passes
-            longest = max(longest, found.once)
-        tell(f"features and codec, {batch} at once")
-        encode = partial(system.vision.encode, shots * batch)
+            report_stage(f"{name}, {batch} at once")
+            timing = _time_tokens(stage, batch, frames, costs[name].passes, settings.repeats, device)
+            seconds[name] = timing.seconds / batch
+            timed[name] = timing.passes
+            longest = max(longest, timing.once)
+
+        # 4. Image features and codec, for the whole batch.
+        report_stage(f"features and codec, {batch} at once")
+        encode = partial(system.vision.encode, images * batch)
         tokens = torch.randint(model.codebook_size, (batch, num_codebooks, frames), device=device)
         decode = partial(system.codec.decode, tokens)
-        if timings and timings[0].seconds["features"] > ONCE:  # the frames of one clip are a batch already
+        if timings and timings[0].seconds["features"] > MAX_REPEATED_SECONDS:
+            # Too slow to time again, and the frames of one clip are a batch already.
             seconds["features"] = timings[0].seconds["features"]
         else:
             seconds["features"] = median(encode, settings.repeats, device) / batch
         seconds["codec"] = median(decode, settings.repeats, device) / batch
+        # 5. Stop when larger batches are slower per clip, or take too long.
         timings.append(Timing(batch, {name: seconds[name] for name in STAGES if name in seconds}, timed))
-        if longest > PATIENCE or (len(timings) > 1 and timings[-1].total > timings[-2].total):
+        if longest > MAX_BATCH_SECONDS or (len(timings) > 1 and timings[-1].total > timings[-2].total):
             break
     return Speed(
         system.name,
@@ -184,29 +201,30 @@ def measure(
 
 
 @dataclass(frozen=True)
-class _Tokens:
-    """What sampling or refining of a batch takes."""
+class _TokenTiming:
+    """Time of sampling or refining a batch."""
 
     seconds: float  # all passes, the whole batch
     passes: int  # that were timed
     once: float  # seconds of one timing
 
 
-def _tokens(
+def _time_tokens(
     stage: Stage, batch: int, frames: int, passes: int, repeats: int, device: torch.device
-) -> _Tokens:
-    """Time all passes, or some of them if all would take too long."""
-    some = min(SOME["steps" if isinstance(stage.network, FoleyGen) else "passes"], passes)
+) -> _TokenTiming:
+    """Time all passes, or a few of them if all would take too long."""
+    few = NUM_TIMED_STEPS if isinstance(stage.network, FoleyGen) else NUM_TIMED_PASSES
+    few = min(few, passes)
     begin = time.perf_counter()
-    one = some_passes(stage, batch, frames, some)
+    one = some_passes(stage, batch, frames, few)
     once = time.perf_counter() - begin
-    if one * passes > LONGEST:
-        if once < ONCE:
-            one = statistics.median(some_passes(stage, batch, frames, some) for _ in range(repeats))
-        return _Tokens(one * passes, some, once)
-    empty = unknown(stage, batch, padded_length(frames, stage.preset.model))
-    whole = median(partial(fill_in, stage, *empty), repeats, device)
-    return _Tokens(whole, passes, whole)
+    if one * passes > MAX_FULL_SECONDS:
+        if once < MAX_REPEATED_SECONDS:
+            one = statistics.median(some_passes(stage, batch, frames, few) for _ in range(repeats))
+        return _TokenTiming(one * passes, few, once)
+    inputs = blank_inputs(stage, batch, padded_length(frames, stage.preset.model))
+    whole = median(partial(fill_in, stage, *inputs), repeats, device)
+    return _TokenTiming(whole, passes, whole)
 
 
 def _doubling(largest: int) -> Iterator[int]:
@@ -217,7 +235,7 @@ def _doubling(largest: int) -> Iterator[int]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers stand for."""
+    """Describe this machine."""
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -235,7 +253,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _document(speed: Speed, seconds: float, rate: float) -> dict[str, Any]:
-    """One system for JSON: seconds of a clip by stage, and how they compare with counted operations."""
+    """One system for JSON: seconds per clip by stage, and rates from the counted operations."""
     return {
         "name": speed.name,
         "weights": speed.weights,
@@ -260,9 +278,9 @@ def _document(speed: Speed, seconds: float, rate: float) -> dict[str, Any]:
 
 
 def rows_of(document: dict[str, Any]) -> Sequence[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each system with its timing for one clip, and with that for the best batch if it is another."""
-    found = []
+    """Pair each system with its timing for one clip, and with that of the best batch if it differs."""
+    rows = []
     for system in document["systems"]:
         chosen = [b for b in system["batches"] if b["batch"] in (1, system["best_batch"])]
-        found += [(system, batch) for batch in chosen]
-    return found
+        rows += [(system, batch) for batch in chosen]
+    return rows

@@ -1,4 +1,4 @@
-"""What is timed: a model with its weights, or a preset's true architecture with random ones.
+"""Systems to time: models with their weights, or the architecture of a preset with random ones.
 
 How long a network takes does not depend on its weights, so the paper's presets can be timed although nobody
 has published them: network, codec and image encoder are built at full size and filled with random numbers.
@@ -34,7 +34,7 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class System:
-    """All that it takes to give a video its sound."""
+    """Everything needed to generate sound for a video."""
 
     name: str
     weights: Literal["trained", "random"]
@@ -45,7 +45,7 @@ class System:
 
 
 def load_system(name: str, device: torch.device) -> System:
-    """The bundled model, a preset that makes sound (random weights), a model directory or a Hub id.
+    """Load the bundled model, a preset (with random weights), a model directory or a Hub id.
 
     Raises ``ValueError`` for a preset that makes no sound of its own, and as ``VABPipeline.from_pretrained``.
     """
@@ -62,7 +62,8 @@ def load_system(name: str, device: torch.device) -> System:
             f"{name} makes no sound from a picture; take {BUNDLED}, vab-encodec, foleygen-encodec ..."
         )
     second = PRESETS[SECOND_STAGES[name]] if name in SECOND_STAGES else None
-    codec, vision = random_codec(preset.model.codec), random_vision(preset.model.vision)
+    codec = random_codec(preset.model.codec)
+    vision = random_vision(preset.model.vision)
     return random_system(name, preset, second, codec, vision, device)
 
 
@@ -75,14 +76,15 @@ def random_system(
     device: torch.device,
 ) -> System:
     """Networks with random weights for these presets, around that codec and image encoder."""
-    codec, vision = codec.to(device), vision.to(device)
+    codec = codec.to(device)
+    vision = vision.to(device)
     first = random_stage(preset, codec, device)
     fine = None if second is None else random_stage(second, codec, device)
     return System(name, "random", first, fine, codec, vision)
 
 
 def random_stage(preset: Preset, codec: Codec, device: torch.device) -> Stage:
-    """A preset's network on a codec's vectors, otherwise with random weights."""
+    """The network of a preset with the vectors of a codec and otherwise random weights."""
     kind = FoleyGen if preset.train.objective == "causal" else VAB
     network = fill(lambda: kind(preset.model))
     vectors = codec.codebook_vectors()[: preset.model.num_codebooks]
@@ -155,8 +157,8 @@ def _fan_in(weight: Tensor) -> float:
     return weight[0].numel() ** -0.5
 
 
-def clip_of(folder: Path, seconds: float = 10.0) -> Path:
-    """A silent H.264 film of 1280 x 720 pixels, 25 frames a second: a texture that moves."""
+def write_clip(folder: Path, seconds: float = 10.0) -> Path:
+    """Write a silent H.264 video, 1280 x 720 pixels at 25 frames per second, of a moving texture."""
     import av
     import numpy as np
 
@@ -167,7 +169,7 @@ def clip_of(folder: Path, seconds: float = 10.0) -> Path:
         stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
         for n in range(round(25 * seconds)):
-            picture = np.roll(texture, 3 * n, axis=1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.roll(texture, 3 * n, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path

@@ -1,4 +1,4 @@
-"""What is installed here, what is missing, and what to do about it."""
+"""Checks of the installation for ``vab doctor``, with advice for what is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXTRAS = {  # pip extra -> the modules it brings, and what they are for
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """Result of one check."""
 
     part: str
     state: State
@@ -33,7 +33,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything; never raises."""
+    """Run all checks; never raises."""
     findings = []
     for look in (_python, _torch, _media, _tiny, _lite0, _downloads, _extras, _judges, _disk):
         try:

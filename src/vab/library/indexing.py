@@ -1,4 +1,4 @@
-"""What becomes of each file that is to be in a library: it is known, it fails, or it is embedded."""
+"""Embedding of the files to add to a library: unchanged ones are skipped, failures reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Embed = Callable[[Iterable[Path]], Iterator[tuple[Path, Embedded | str]]]
 
 @dataclass(frozen=True)
 class Added:
-    """What became of one file; told when its rows are on disk."""
+    """Result for one file, reported when its rows are on disk."""
 
     path: str
     status: Literal["added", "replaced", "unchanged", "failed"]
@@ -34,53 +34,56 @@ class Added:
 def embed_each(
     paths: Sequence[Path], known: Known, embed: Embed, dim: int | None, show: Show
 ) -> Iterator[File | Added]:
-    """Every file once: embedded if it is new or changed, else what there is to tell of it.
+    """Yield every file once: embedded if it is new or changed, else its result.
 
-    ``embed`` may take files ahead of its answers, so that they are decoded meanwhile; those that are not
-    embedded are told between. ``dim``: the length that vectors must have; None is that of the first.
+    ``embed`` may take files ahead of its answers, so that they are decoded meanwhile; results of files that
+    are not embedded come in between. ``dim``: the required length of vectors; None is that of the first.
     """
-    told: deque[Added] = deque()
-    asked: deque[tuple[Path, State]] = deque()
+    # Filled by `to_embed` while `embed` draws from it, emptied in the loop below.
+    skipped: deque[Added] = deque()
+    pending: deque[tuple[Path, State]] = deque()
 
-    def wanted() -> Iterator[Path]:
+    def to_embed() -> Iterator[Path]:
         for number, path in enumerate(paths):
             show(number, len(paths), path, "embed", 0, 1)
-            state = _look(path, known)
+            state = _examine(path, known)
             if isinstance(state, Added):
-                told.append(state)
+                skipped.append(state)
             else:
-                asked.append((path, state))
+                pending.append((path, state))
                 yield path
 
-    for _, embedded in embed(wanted()):
-        while told:
-            yield told.popleft()
-        path, state = asked.popleft()
+    for _, embedded in embed(to_embed()):
+        while skipped:
+            yield skipped.popleft()
+        path, state = pending.popleft()
         fault = embedded if isinstance(embedded, str) else fault_of(embedded, dim)
         if isinstance(embedded, str) or fault:
             yield _failed(path, fault)
             continue
         dim = dim or dim_of(embedded)
         yield File(os.path.abspath(path), *state, embedded)
-    yield from told
+    yield from skipped
 
 
-def _look(path: Path, known: Known) -> State | Added:
-    """The state of a file to embed, from before it is read: a change meanwhile is seen the next time."""
+def _examine(path: Path, known: Known) -> State | Added:
+    """State of a file to embed, from before it is read: later changes are seen next time. Else its result."""
     name = os.path.abspath(path)
     try:
         name.encode()
-        found = os.stat(name)
+        status = os.stat(name)
     except UnicodeEncodeError:
         return _failed(path, "its name is not UTF-8")
     except OSError as error:
         return _failed(path, first_line(error))
-    state = found.st_size, found.st_mtime_ns
+    state = status.st_size, status.st_mtime_ns
     if known.get(name) == state:
         return Added(name, "unchanged")
-    return state if stat.S_ISREG(found.st_mode) else _failed(path, "is not a file")
+    return state if stat.S_ISREG(status.st_mode) else _failed(path, "is not a file")
 
 
 def _failed(path: Path, fault: str) -> Added:
-    line, named = " ".join(fault.split()), os.fsencode(path).decode(errors="backslashreplace")
+    """A failure in one line that names the file."""
+    line = " ".join(fault.split())
+    named = os.fsencode(path).decode(errors="backslashreplace")
     return Added(os.path.abspath(path), "failed", error=line if named in line else f"{named}: {line}")

@@ -1,6 +1,6 @@
-"""A searchable library of sounds and videos: vectors of the windows of many files, in a folder on disk.
+"""A searchable library of sounds and videos: embeddings of the windows of many files, in a folder on disk.
 
-The folder holds ``library.json`` (what made the vectors, how good the indexes are) and a LanceDB table, see
+The folder holds ``library.json`` (the model, the quality of the indexes) and a LanceDB table; see
 :mod:`vab.library.table` for why no reader ever sees, and no kill ever leaves, part of a file.
 """
 
@@ -22,16 +22,18 @@ from numpy.typing import NDArray
 from vab.inference.batch import Show
 from vab.inference.embeddings import Kind
 from vab.library.indexing import Added, Embed, Known, embed_each
-from vab.library.table import COMMITS, KINDS, File, Filters, LibraryError, WindowTable, dim_of, rows_of
+from vab.library.table import KINDS, MAX_PIECES, File, Filters, LibraryError, WindowTable, dim_of, rows_of
 from vab.utils.files import write_whole
 from vab.utils.locks import exclusive
 
 __all__ = ["Added", "Filters", "Hit", "Index", "Library", "LibraryError", "Meta"]
 
 FORMAT = 1  # of library.json and of the table
-EXACT_BELOW = 100_000  # vectors; from there on an index answers
-FILES_AT_ONCE, SECONDS_AT_ONCE = 32, 5.0  # of embedding; a commit is made when either is reached
-RECALL = 0.98  # so much of the exact answer an index shall find: it looks into more parts until it does
+MAX_EXACT_VECTORS = 100_000  # searched exactly; from there on an index answers
+# A commit is made when either is reached.
+MAX_COMMIT_FILES = 32
+MAX_COMMIT_SECONDS = 5.0  # of embedding
+MIN_RECALL = 0.98  # of the exact answer, which an index must find: it looks into more parts until it does
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Index:
 
 @dataclass(frozen=True)
 class Meta:
-    """What made a library's vectors. Those of different models never mix."""
+    """The model of a library and its indexes. Vectors of different models never mix."""
 
-    model: str  # fingerprint of all that embeds
+    model: str  # fingerprint of everything that affects the vectors
     dim: int
     source: str = ""  # how that model was named; "" is the bundled one
     indexes: dict[str, Index] = field(default_factory=dict)  # by stream
@@ -56,18 +58,18 @@ class Meta:
 
 @dataclass(frozen=True)
 class Hit:
-    """A window that was found, or a whole file where nothing was compared."""
+    """A search hit: a window, or a whole file where no vectors were compared."""
 
     path: str
     start: float  # seconds
     end: float
-    stream: Literal["audio", "video", "both"]  # whose vector was compared; else what the file has
+    stream: Literal["audio", "video", "both"]  # that was compared; else the streams the file has
     score: float | None  # cosine similarity; None where nothing was compared
     label: str
 
 
 class Library:
-    """The library of one folder. Any number of processes may search while one adds."""
+    """The library in one folder. Any number of processes may search while one adds."""
 
     def __init__(self, directory: Path, exact_below: int) -> None:
         self.directory = directory
@@ -76,8 +78,8 @@ class Library:
         self.meta = self._read_meta()
 
     @classmethod
-    def create(cls, directory: str | Path, exact_below: int = EXACT_BELOW) -> Library:
-        """The library of that folder, or a new one.
+    def create(cls, directory: str | Path, exact_below: int = MAX_EXACT_VECTORS) -> Library:
+        """Open the library in a folder, or create one.
 
         ``LibraryError`` if the folder holds other things, ``OSError`` if it cannot be made.
         """
@@ -88,8 +90,8 @@ class Library:
         return cls(path, exact_below)
 
     @classmethod
-    def open(cls, directory: str | Path, exact_below: int = EXACT_BELOW) -> Library:
-        """The library that is in that folder; ``LibraryError`` if there is none."""
+    def open(cls, directory: str | Path, exact_below: int = MAX_EXACT_VECTORS) -> Library:
+        """Open the library in a folder; ``LibraryError`` if there is none."""
         path = Path(os.path.abspath(directory))
         if not (path / "library.json").is_file():
             raise LibraryError(
@@ -98,7 +100,7 @@ class Library:
         return cls(path, exact_below)
 
     def check(self, model: str) -> None:
-        """``LibraryError`` if the vectors here are of another model than the one of that fingerprint."""
+        """``LibraryError`` if the vectors here are from a model with another fingerprint."""
         if self.meta is not None and self.table and self.meta.model != model:
             raise LibraryError(
                 f"{self.directory} was made with another model, {self.meta.source or 'the bundled one'} "
@@ -113,10 +115,10 @@ class Library:
         source: str = "",
         show: Show = lambda *_: None,
     ) -> Iterator[Added]:
-        """Embed files that are new here or changed (path, size, time) and write them; one result for each.
+        """Embed new and changed files (by path, size, time) and write them; yields one result for each file.
 
-        ``embed`` may take files ahead of what it has answered. ``model``: fingerprint of what it does;
-        ``source``: how people name that. A file that cannot be embedded fails, and keeps the rows it had. At
+        ``embed`` may take files ahead of its answers. ``model``: fingerprint of what it does;
+        ``source``: its name for people. A file that cannot be embedded fails, and keeps the rows it had. At
         the end, indexes are built or brought up to date.
         ``LockedError`` if another process writes, ``LibraryError`` if the vectors here are of another model.
         """
@@ -127,20 +129,25 @@ class Library:
             waiting: list[File] = []
             since = 0.0
             try:
-                for found in embed_each(paths, known, embed, self.meta.dim if self.meta else None, show):
-                    if isinstance(found, Added):
-                        yield found
+                for result in embed_each(paths, known, embed, self.meta.dim if self.meta else None, show):
+                    if isinstance(result, Added):
+                        yield result
                         continue
                     if self.meta is None:
-                        self.meta = Meta(model, dim_of(found.embedded), source)
-                    since = since if waiting else time.monotonic()
-                    waiting.append(found)
-                    if len(waiting) >= FILES_AT_ONCE or time.monotonic() - since > SECONDS_AT_ONCE:
-                        batch, waiting = waiting, []
+                        self.meta = Meta(model, dim_of(result.embedded), source)
+                    if not waiting:
+                        since = time.monotonic()
+                    waiting.append(result)
+                    if len(waiting) >= MAX_COMMIT_FILES or time.monotonic() - since > MAX_COMMIT_SECONDS:
+                        # Emptied before the results are given out: if the caller stops there, these are
+                        # not written a second time below.
+                        batch = waiting
+                        waiting = []
                         yield from self._commit(batch, known)
-                batch, waiting = waiting, []
+                batch = waiting
+                waiting = []
                 yield from self._commit(batch, known)
-            except (KeyboardInterrupt, GeneratorExit):
+            except (KeyboardInterrupt, GeneratorExit):  # keep what has been embedded
                 self._commit(waiting, known)
                 raise
             if paths:
@@ -148,16 +155,16 @@ class Library:
             self._refresh()
 
     def prune(self, dry_run: bool = False) -> list[str]:
-        """Take out the files that are no longer on disk; their paths. Errors as of :meth:`add`."""
+        """Remove the files that are no longer on disk; returns their paths. Errors as for :meth:`add`."""
         with self._writing():
-            gone = [path for path in sorted(self._known()) if not _is_there(path)]
+            gone = [path for path in sorted(self._known()) if not _exists(path)]
             if gone and not dry_run:
                 self.table.remove(gone)
                 self._refresh()
         return gone
 
     def counts(self) -> dict[str, Any]:
-        """Files, windows, vectors of each stream, seconds of all files, and files of each label."""
+        """Numbers of files, windows and vectors of each stream, total seconds, and files by label."""
         self.table.latest()
         files = self.table.select({"label": "label", "seconds": "seconds"}, "number = 0")
         labels: dict[str, int] = {}
@@ -202,14 +209,17 @@ class Library:
     def _ranked(
         self, vector: NDArray[np.float32], kind: Kind, k: int, where: str, windows: bool, exact: bool
     ) -> list[Hit]:
+        """Search by vector: the nearest windows, or the best window of each of the nearest files."""
         vector = np.asarray(vector, np.float32)
         if self.meta is None or k < 1:
             return []
         if vector.shape != (self.meta.dim,) or not np.isfinite(vector).all() or not vector.any():
             raise LibraryError(f"a query is {self.meta.dim} finite numbers, not all 0; got {vector.shape}")
+        # A filter may leave so few rows that an exact search is cheap.
         index = None if exact else self.meta.indexes.get(kind)
         if index is not None and where and self.table.count(where) < self.exact_below:
             index = None
+        # Several windows of one file may come first: ask for more until there are k files.
         wanted = k if windows else 4 * k
         while True:
             rows = self.table.nearest(vector, kind, wanted, where, index.probes if index else None)
@@ -223,15 +233,17 @@ class Library:
             wanted *= 4
 
     def _listed(self, kind: Kind | None, k: int, where: str, windows: bool) -> list[Hit]:
+        """Search without a vector: list what passes the filter, by path."""
         columns = {name: name for name in ("path", "start", "end", "seconds", "label")}
         columns |= {f"has_{kind}": f"{kind} IS NOT NULL" for kind in KINDS}
-        found: dict[Any, list[dict[str, Any]]] = {}
+        groups: dict[Any, list[dict[str, Any]]] = {}
         terms = [where, f"{kind} IS NOT NULL" if kind else ""]
         for row in self.table.select(columns, " AND ".join(filter(None, terms))):
-            found.setdefault((row["path"], row["start"] if windows else 0.0), []).append(row)
+            groups.setdefault((row["path"], row["start"] if windows else 0.0), []).append(row)
         hits = []
-        for (path, start), rows in sorted(found.items())[:k]:
-            audio, video = (any(row[f"has_{kind}"] for row in rows) for kind in KINDS)
+        for (path, start), rows in sorted(groups.items())[:k]:
+            audio = any(row["has_audio"] for row in rows)
+            video = any(row["has_video"] for row in rows)
             stream: Literal["audio", "video", "both"] = "audio" if audio else "video"
             end = rows[0]["end" if windows else "seconds"]
             stream = kind or ("both" if audio and video else stream)
@@ -239,7 +251,7 @@ class Library:
         return hits
 
     def _commit(self, files: Sequence[File], known: Known) -> list[Added]:
-        """Write all rows of these files by one commit."""
+        """Write all rows of these files in one commit; returns their results."""
         if not files:
             return []
         assert self.meta is not None
@@ -264,7 +276,7 @@ class Library:
         if not self.table or self.meta is None:
             return
         late = max(self.table.not_indexed(kind) or 0 for kind in KINDS)
-        tidied = self.table.pieces() > COMMITS or late > self.exact_below // 10
+        tidied = self.table.pieces() > MAX_PIECES or late > self.exact_below // 10
         if tidied:
             self.table.optimize()
         indexes = dict(self.meta.indexes)
@@ -281,23 +293,24 @@ class Library:
             self._write_meta(replace(self.meta, indexes=indexes))
 
     def _measured(self, kind: Kind, index: Index) -> Index:
-        """The least number of probes that finds ``RECALL`` of the ten nearest rows, and what it does find.
+        """Set the smallest number of probes with ``MIN_RECALL`` of the ten nearest rows, and its recall.
 
-        Queries are vectors of both streams: those of the other one lie elsewhere than what is searched.
+        Queries are vectors of both streams, as those of the other stream lie elsewhere in the space.
         """
         queries = np.concatenate(
             [vectors[:20] for vectors in self.table.sample(200).values() if len(vectors)]
         )
 
-        def found(probes: int | None) -> list[set[tuple[str, int]]]:
+        def nearest(probes: int | None) -> list[set[tuple[str, int]]]:
             answers = [self.table.nearest(query, kind, 10, probes=probes) for query in queries]
             return [{(row["path"], row["number"]) for row in rows} for rows in answers]
 
-        exact = found(None)
-        probes, recall = 0, 0.0
-        while recall < RECALL and probes < index.parts:
+        exact = nearest(None)
+        probes = 0
+        recall = 0.0
+        while recall < MIN_RECALL and probes < index.parts:
             probes = min(max(8, 2 * probes), index.parts)
-            pairs = zip(exact, found(probes), strict=True)
+            pairs = zip(exact, nearest(probes), strict=True)
             recall = float(np.mean([len(true & some) / len(true) for true, some in pairs]))
         return replace(index, probes=probes, recall=recall)
 
@@ -330,8 +343,8 @@ class Library:
         self.meta = meta
 
 
-def _is_there(path: str) -> bool:
-    """Whether a file exists; one that cannot be looked at (a right is missing) does."""
+def _exists(path: str) -> bool:
+    """True if a file exists; one that may not be looked at (permissions) counts as existing."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

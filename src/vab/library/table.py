@@ -23,9 +23,9 @@ from vab.errors import VABError, first_line
 from vab.inference.embeddings import Embedded, Kind
 
 KINDS: tuple[Kind, ...] = ("audio", "video")
-REFINE = 5  # times as many candidates of an index are compared with their true vectors
-COMMITS = 20  # about so many small pieces may lie about before they are put together
-KEPT = timedelta(hours=1)  # how long replaced versions stay for those who read them
+REFINE_FACTOR = 5  # times as many candidates of an index are compared with their true vectors
+MAX_PIECES = 20  # small data files; beyond, they are put together
+MIN_VERSION_AGE = timedelta(hours=1)  # replaced versions stay that long for those who read them
 _NAME = "windows"
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class LibraryError(VABError, ValueError):
 
 
 def quoted(text: str) -> str:
-    """Text for a condition in SQL; ``LibraryError`` if it is not UTF-8."""
+    """Quote text for a condition in SQL; ``LibraryError`` if it is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -55,7 +55,7 @@ def schema(dim: int) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which files may be found. Lengths are in seconds of the whole file."""
+    """Restrictions of a search. Durations are those of the whole file, in seconds."""
 
     under: str | Path | None = None  # a folder; all below counts
     label: str | None = None  # upper and lower case are the same
@@ -79,7 +79,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class File:
-    """One file that is ready to be written."""
+    """An embedded file, ready to be written."""
 
     path: str
     size: int
@@ -88,20 +88,20 @@ class File:
 
 
 def dim_of(embedded: Embedded) -> int:
-    """The length of the vectors of a file without fault."""
+    """The length of the vectors of a file that has passed ``fault_of``."""
     return next(len(vectors[0]) for vectors in (embedded.audio, embedded.video) if vectors is not None)
 
 
 def fault_of(embedded: Embedded, dim: int | None) -> str:
-    """Why this cannot be written; "" if it can. ``dim``: the length vectors must have, if it is known."""
-    windows = len(embedded.starts)
+    """Reason why a file cannot be written; "" if it can. ``dim``: required length of vectors, if known."""
+    num_windows = len(embedded.starts)
     streams = [(kind, getattr(embedded, kind)) for kind in KINDS if getattr(embedded, kind) is not None]
-    if not windows or not streams:
+    if not num_windows or not streams:
         return "has neither a picture nor a sound to embed"
     for kind, vectors in streams:
         dim = dim or vectors.shape[-1]
-        if vectors.shape != (windows, dim):
-            return f"its {kind} vectors are {vectors.shape}, not {(windows, dim)}"
+        if vectors.shape != (num_windows, dim):
+            return f"its {kind} vectors are {vectors.shape}, not {(num_windows, dim)}"
         lengths = np.linalg.norm(vectors[~_absent(vectors)], axis=1)
         if not len(lengths) or not (np.abs(lengths - 1) < 0.01).all():  # partly NaN is not either
             return f"its {kind} vectors are not all of length one"
@@ -109,7 +109,7 @@ def fault_of(embedded: Embedded, dim: int | None) -> str:
 
 
 def rows_of(files: Sequence[File], dim: int) -> pa.Table:
-    """The rows of these files, one for each window."""
+    """The rows of files, one for each window."""
     columns: dict[str, list[Any]] = {field.name: [] for field in schema(dim) if field.name not in KINDS}
     for file in files:
         starts, ends = file.embedded.starts.tolist(), file.embedded.ends.tolist()
@@ -123,8 +123,9 @@ def rows_of(files: Sequence[File], dim: int) -> pa.Table:
             columns[name] += [value] * len(starts)
     arrays: dict[str, Any] = dict(columns)
     for kind in KINDS:
-        found = [(getattr(file.embedded, kind), len(file.embedded.starts)) for file in files]
-        vectors = np.concatenate([np.full((n, dim), np.nan) if v is None else v for v, n in found])
+        # [all windows, D], NaN where a stream is absent, which becomes null
+        streams = [(getattr(file.embedded, kind), len(file.embedded.starts)) for file in files]
+        vectors = np.concatenate([np.full((n, dim), np.nan) if v is None else v for v, n in streams])
         absent = _absent(vectors)
         flat = np.where(absent[:, None], 0, vectors).astype(np.float32)
         arrays[kind] = pa.FixedSizeListArray.from_arrays(flat.reshape(-1), dim, mask=pa.array(absent))
@@ -132,12 +133,12 @@ def rows_of(files: Sequence[File], dim: int) -> pa.Table:
 
 
 def _absent(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """[W]: which windows do not have the stream."""
+    """Mask [W] of the windows that do not have the stream."""
     return np.asarray(np.isnan(vectors).all(axis=1))
 
 
 class WindowTable:
-    """The table in the folder of a library. Faults of LanceDB are raised as ``LibraryError``."""
+    """The table in the folder of a library. Errors of LanceDB are raised as ``LibraryError``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -163,7 +164,7 @@ class WindowTable:
         return LibraryError(f"{self.directory}: {first_line(error)}")
 
     def latest(self) -> None:
-        """Look at the newest version from now on."""
+        """Switch to the newest version."""
         if self._table is not None:
             self._do(self._table.checkout_latest)
         elif _NAME in self._do(lambda: self._connection.list_tables().tables):
@@ -178,11 +179,11 @@ class WindowTable:
         return self._table is not None
 
     def create(self, dim: int) -> None:
-        """An empty table for vectors of ``dim`` numbers."""
+        """Create an empty table for vectors of ``dim`` numbers."""
         self._table = self._do(lambda: self._connection.create_table(_NAME, schema=schema(dim)))
 
     def count(self, where: str = "") -> int:
-        """How many rows pass."""
+        """Number of rows that pass a condition."""
         if not self:
             return 0
         number: int = self._do(lambda: self._table.count_rows(where or None))
@@ -212,12 +213,12 @@ class WindowTable:
         if probes is None:
             query = query.bypass_vector_index()
         else:
-            query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(REFINE)
+            query = query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(REFINE_FACTOR)
         rows: list[dict[str, Any]] = self._do(query.to_arrow).to_pylist()
         return rows
 
     def put(self, rows: pa.Table, replaced: Sequence[str] = ()) -> None:
-        """Write whole files by one commit; ``replaced`` are those of their paths that have rows here."""
+        """Write whole files in one commit; ``replaced``: those of their paths that have rows here."""
         if not replaced:
             self._do(lambda: self._table.add(rows))
             return
@@ -231,35 +232,35 @@ class WindowTable:
             chosen = _among(paths[first : first + 500])
             self._do(lambda where=chosen: self._table.delete(where))  # type: ignore[misc]
 
-    def some(self, rows: int, columns: Sequence[str]) -> pa.Table:
-        """These columns of ``rows`` rows drawn without chance, or of all if there are no more."""
+    def take(self, rows: int, columns: Sequence[str]) -> pa.Table:
+        """Columns of ``rows`` rows drawn with a fixed seed, or of all rows if there are no more."""
         offsets = np.random.default_rng(0).choice(self.count(), min(rows, self.count()), replace=False)
         return self._do(self._table.take_offsets(sorted(offsets.tolist())).select(list(columns)).to_arrow)
 
     def sample(self, rows: int) -> dict[Kind, NDArray[np.float32]]:
-        """The vectors [n, D] of each stream in ``rows`` rows drawn without chance."""
-        found = self.some(rows, KINDS)
-        return {kind: np.array(found[kind].drop_null().to_pylist(), np.float32) for kind in KINDS}
+        """The vectors [n, D] of each stream in ``rows`` rows drawn with a fixed seed."""
+        table = self.take(rows, KINDS)
+        return {kind: np.array(table[kind].drop_null().to_pylist(), np.float32) for kind in KINDS}
 
     def build_index(self, kind: Kind, parts: int) -> None:
-        """An index of that stream's vectors: ``parts`` parts, a byte for each number (IVF_SQ)."""
+        """Build an index of one stream: ``parts`` partitions, one byte for each number (IVF_SQ)."""
         from lancedb.index import IvfSq
 
         config = IvfSq(distance_type="cosine", num_partitions=parts)
         self._do(lambda: self._table.create_index(kind, config=config, replace=True))
 
     def not_indexed(self, kind: Kind) -> int | None:
-        """Rows that the index does not know yet and that are compared one by one; None without an index."""
+        """Number of rows not in the index yet, which are compared one by one; None without an index."""
         stats = self._do(lambda: self._table.index_stats(f"{kind}_idx"))
         return None if stats is None else int(stats.num_unindexed_rows)
 
     def pieces(self) -> int:
-        """Files that hold the rows; about one for each commit since they were put together."""
+        """Number of data files; about one for each commit since they were last put together."""
         return int(self._do(self._table.stats)["fragment_stats"]["num_fragments"])
 
     def optimize(self) -> None:
-        """Put small pieces together, bring the indexes up to date and delete versions replaced long ago."""
-        self._do(lambda: self._table.optimize(cleanup_older_than=KEPT))
+        """Merge small data files, update the indexes and delete versions replaced long ago."""
+        self._do(lambda: self._table.optimize(cleanup_older_than=MIN_VERSION_AGE))
 
 
 def _among(paths: Sequence[str]) -> str:

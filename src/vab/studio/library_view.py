@@ -48,7 +48,7 @@ class LibraryView:
         """Number up to ``MAX_MAP_POINTS`` files; also the audio vector [n, D] of the first window of each."""
         if not self._library.table:
             return [], np.zeros((0, 1), np.float32)
-        table = self._library.table.some(10 * MAX_MAP_POINTS, ("path", "number", "label", "audio"))
+        table = self._library.table.take(10 * MAX_MAP_POINTS, ("path", "number", "label", "audio"))
         # One row for each file: its first window, or any if that was not sampled or has no sound.
         by_path = {}
         for row in table.to_pylist():

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def machine(device: str, small: bool, folder: Path) -> dict[str, Any]:
-    """What the numbers stand for."""
+    """Describe the machine of the run."""
     import torch
 
     from vab.utils.device import pick_device

@@ -1,4 +1,4 @@
-"""What must be the same on a device as on the CPU: each check is a function ``(device, small) -> rows``.
+"""Comparisons of a device with the CPU: each check is a function ``(device, small) -> rows``.
 
 A row says what was compared, how far apart it was and how far it may be. Without a limit it is a
 measurement, no check. All of it is done with TF32 off; the CPU computes in float32. Distances are relative
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, synthetic_store, tf32, vision_of
-from vab.bench.timing import fill_in, unknown
+from vab.bench.timing import blank_inputs, fill_in
 from vab.config import DecodeConfig, ModelConfig, Preset
 from vab.models.foleygen import FoleyGen, IncrementalDecoder, delay
 from vab.presets import PRESETS
@@ -67,7 +67,8 @@ def differing(found: Tensor, wanted: Tensor) -> float:
 def equal_logits(device: torch.device, small: bool) -> list[Row]:
     """Equal logits give the CPU's tokens, in parallel decoding and step by step."""
     config = preset_of("vab-encodec", small).model
-    batch, rows = 2, []
+    batch = 2
+    rows = []
     shape = (batch, config.num_codebooks, config.audio_length)
     logits = 3 * torch.randn(*shape, config.codebook_size, generator=torch.Generator().manual_seed(0))
     for name, decode in (
@@ -293,7 +294,7 @@ def in_batches(device: torch.device, small: bool) -> list[Row]:
         network = network_of(preset)
         for numbers, (dtype, _) in TYPES.items():
             stage = Stage(network.to(device, dtype), preset)
-            tokens, known, features = unknown(stage, 4, preset.model.audio_length)
+            tokens, known, features = blank_inputs(stage, 4, preset.model.audio_length)
             together = fill_in(stage, tokens, known, features)
             alone, again = (fill_in(stage, tokens[:1], known[:1], features[:1]) for _ in range(2))
             note = "share that differs"

@@ -1,4 +1,4 @@
-"""How fast a device makes latents: frames of EVA02-CLIP-L and seconds of sound of EnCodec, each a second."""
+"""Extraction speed: frames per second of EVA02-CLIP-L and seconds of sound per second of EnCodec."""
 
 from __future__ import annotations
 

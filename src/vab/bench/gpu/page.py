@@ -44,7 +44,7 @@ class Page:
 
     @property
     def paths(self) -> list[Path]:
-        """Where it lies: Markdown, JSON."""
+        """Paths of the page: Markdown, JSON."""
         card = re.sub(r"[^a-z0-9]+", "-", self.about["card"].lower()).strip("-")
         return [
             self.folder / f"{self.kind}_{card}_{self.about['date'][:10]}{end}" for end in (".md", ".json")

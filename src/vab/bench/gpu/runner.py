@@ -29,7 +29,7 @@ CHILD = "import sys; from vab.bench.gpu.runner import work; work(*sys.argv[1:])"
 
 
 class Part(NamedTuple):
-    """What to run, and how long it may take."""
+    """A function to run, with a time limit."""
 
     name: str
     function: str  # module:function
@@ -158,7 +158,7 @@ _document: dict[str, Any] = {}
 
 
 def report(rows: list[dict[str, Any]], lines: Iterable[str] = (), failed: Iterable[str] = ()) -> None:
-    """What the part has so far, all of it: stays on the page if the part is ended later."""
+    """Report all results of a part so far: they stay on the page if the part is stopped later."""
     _document.update(rows=rows, lines=list(lines), failed=list(failed))
     if _result is not None:
         write_whole(_result, json.dumps(_document).encode())

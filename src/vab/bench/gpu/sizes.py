@@ -1,4 +1,4 @@
-"""What is built with random weights: at full size on a card, at a size for two cores without one.
+"""Systems with random weights: at full size on a GPU, at a size for two cores without one.
 
 The small ones have the same parts: EnCodec and DAC of transformers, EVA-02 of timm, the presets' networks.
 """
@@ -90,7 +90,7 @@ def vision_of(small: bool) -> VisionEncoder:
 
 
 def system_of(name: str, small: bool, device: torch.device) -> System:
-    """All that it takes to give a video its sound."""
+    """Everything needed to generate sound for a video."""
     preset = preset_of(name, small)
     second = preset_of(SECOND_STAGES[name], small) if name in SECOND_STAGES else None
     assert preset.model.codec != "tiny"

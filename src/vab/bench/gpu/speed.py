@@ -18,7 +18,7 @@ from vab.bench.costs import token_cost
 from vab.bench.gpu.runner import report
 from vab.bench.gpu.sizes import system_of, tf32
 from vab.bench.systems import System
-from vab.bench.timing import fill_in, finish, matmul_rate, median, timed, unknown
+from vab.bench.timing import blank_inputs, fill_in, finish, matmul_rate, median, timed
 from vab.models.foleygen import FoleyGen
 from vab.sampling.stages import Stage, padded_length
 from vab.utils.device import pick_device
@@ -29,7 +29,7 @@ KINDS = {  # how float32 and bfloat16 are multiplied: type, whether in TF32
     "float32": (torch.float32, False),
 }
 BATCHES, SMALL_BATCHES = (1, 4, 16, 64), (1, 2)
-PATIENCE = 6.0  # seconds that a batch is expected to take above which it is not tried
+MAX_BATCH_SECONDS = 6.0  # expected of a batch; above, it is not tried
 GAIN = 0.95  # a larger batch goes on only if a clip takes this share of the seconds, or less
 SIDE, SMALL_SIDE = 8192, 256  # of the matrices whose product gives the device's rate
 
@@ -45,7 +45,7 @@ def numbers(kind: str) -> Iterator[torch.dtype]:
 
 
 def kinds(device: torch.device) -> list[str]:
-    """Those that differ on this device: TF32 is CUDA's."""
+    """Number formats that differ on this device: TF32 exists on CUDA only."""
     return [kind for kind in KINDS if device.type == "cuda" or kind != "TF32"]
 
 
@@ -92,7 +92,7 @@ def _measure(name: str, device: torch.device, small: bool) -> dict[str, Any]:
 
 
 def convert(system: System, dtype: torch.dtype) -> None:
-    """Turn all of its weights to that type, where they are; random ones lose nothing by it."""
+    """Convert all weights to ``dtype`` in place; random ones lose nothing by it."""
     parts: list[Any] = [system.first.network, system.codec, system.vision]
     parts += [] if system.fine is None else [system.fine.network]
     for part in parts:
@@ -100,12 +100,12 @@ def convert(system: System, dtype: torch.dtype) -> None:
 
 
 def batches(system: System, kind: str, rate: float, device: torch.device, sizes: Sequence[int]) -> list[Row]:
-    """A row for each batch, until a larger one does not pay, takes too long or does not fit."""
+    """Time batches of growing size until one does not pay, takes too long or does not fit: a row for each."""
     found: list[Row] = []
     for batch in sizes:
         whole = [row["seconds a clip"] * row["at once"] for row in found]
         # the next is expected to grow as the last one did
-        if whole and whole[-1] * whole[-1] / whole[-2 if len(whole) > 1 else -1] > PATIENCE:
+        if whole and whole[-1] * whole[-1] / whole[-2 if len(whole) > 1 else -1] > MAX_BATCH_SECONDS:
             break
         try:
             row = _row(system, kind, batch, rate, device)
@@ -129,19 +129,18 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
     vision: Any = system.vision
     dtype = KINDS[kind][0]
     size = (batch * config.video_length, 3, vision.size, vision.size)
-    pictures = torch.randn(size, device=device, dtype=dtype)
+    images = torch.randn(size, device=device, dtype=dtype)
     num_codebooks = (system.fine or system.first).preset.model.num_codebooks
-    tokens = torch.randint(config.codebook_size, (batch, num_codebooks, frames), device=device)
-    jobs: dict[str, Callable[[], Any]] = {"features": partial(vision.model, pictures)}
+    codes = torch.randint(config.codebook_size, (batch, num_codebooks, frames), device=device)
+    jobs: dict[str, Callable[[], Any]] = {"features": partial(vision.model, images)}
     flops = {}
     for name, stage in stages.items():
-        empty = unknown(stage, batch, padded_length(frames, stage.preset.model))
-        jobs[name] = partial(fill_in, stage, *empty)
+        tokens, known, features = blank_inputs(stage, batch, padded_length(frames, stage.preset.model))
+        jobs[name] = partial(fill_in, stage, tokens, known, features)
         flops[name] = batch * token_cost(stage.preset, frames).flops
         # a pass to warm up: every pass of VAB has the same shapes, FoleyGen's first ones do for it
-        once = (*empty[:1], _but_some(empty[1]), *empty[2:])
-        fill_in(stage, *once, steps=1)
-    jobs["codec"] = partial(system.codec.decode, tokens)
+        fill_in(stage, tokens, _but_some(known), features, steps=1)
+    jobs["codec"] = partial(system.codec.decode, codes)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = {}
@@ -164,25 +163,25 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
 
 
 def _but_some(known: torch.Tensor) -> torch.Tensor:
-    """All known but the last sixteen frames of what is not."""
+    """Known mask in which at most the last sixteen frames are unknown."""
     known = known.clone()
     known[:, :, :-16] = True
     return known
 
 
 def profile(stage: Stage, device: torch.device, most: int = 8) -> list[str]:
-    """Where the time of one pass goes (of FoleyGen: of sixteen steps): the costliest kernels."""
+    """The most expensive kernels of one pass (of sixteen steps for FoleyGen)."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
     cuda = device.type == "cuda"
-    tokens, known, features = unknown(stage, 1, padded_length(1, stage.preset.model))
+    tokens, known, features = blank_inputs(stage, 1, padded_length(1, stage.preset.model))
     if isinstance(stage.network, FoleyGen):
         known = _but_some(known)
     work = partial(fill_in, stage, tokens, known, features, steps=1)
     work()
     finish(device)
-    with record(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as seen:
+    with record(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as recorded:
         work()
         finish(device)
 
@@ -190,7 +189,7 @@ def profile(stage: Stage, device: torch.device, most: int = 8) -> list[str]:
         return event.self_device_time_total if cuda else event.self_cpu_time_total
 
     # on a card a kernel counts once, and not again as the operation that launched it
-    events = [e for e in seen.key_averages() if not cuda or str(e.device_type).endswith("CUDA")]
+    events = [e for e in recorded.key_averages() if not cuda or str(e.device_type).endswith("CUDA")]
     total = sum(own(event) for event in events) or 1.0
     wall = timed(work, device)
     top = sorted(events, key=own, reverse=True)[:most]

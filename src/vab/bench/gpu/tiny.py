@@ -44,7 +44,7 @@ INPUTS, RUNS = Path("build/gpu-inputs"), Path("build/gpu-train")
 LATENTS, SOUNDS = "latents.tar.xz", "sounds.tar"  # in INPUTS
 STORE, MANIFEST = RUNS / "store", RUNS / "sounds" / "sounds.csv"  # what is in them
 MODEL_TAR, CODEC_TAR = "vab-tiny_longer.tar", "vab-tiny_longer_codec.tar"
-LARGEST = 16 << 20  # bytes of one file that may be brought back
+MAX_FILE_BYTES = 16 << 20  # of one file that is brought back
 BATCH = 64  # a step of 20 clips would leave a GPU idle
 CODEC_BATCH = 128  # the search for codes that last is a loop over frames, as long for one excerpt as for many
 TRIAL = 60  # steps by which the speed is measured
@@ -164,7 +164,7 @@ def _trained(
 
 
 def _steps(part: str, rate: float, begin: float, small: bool) -> int:
-    """How many steps fit into what is left of the part's time, at ``rate`` steps a second."""
+    """Number of steps that fit into the rest of the part's time, at ``rate`` steps per second."""
     left = LIMITS[part] - RESERVE - (time.perf_counter() - begin)
     return min(2 if small else 1_000_000, max(1, int(SHARE * rate * left)))
 
@@ -185,7 +185,7 @@ def _means(lines: list[dict[str, float]], rows: int = 5) -> list[dict[str, float
 
 
 def _speed(steps: int, batch: int, seconds: float, kind: str) -> str:
-    """What a run took, for people."""
+    """Duration, speed and memory of a run, for people."""
     text = f"{steps:,} steps of {batch} in {seconds:.1f} s, {steps / seconds:.1f} steps/s"
     if kind == "cuda":
         text += f", at most {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB allocated"
@@ -205,7 +205,7 @@ def _pack(out: Path, files: list[Path], root: Path) -> tuple[str, list[str]]:
             tar.add(path, path.relative_to(root).as_posix())
     temporary.replace(out)
     size = out.stat().st_size
-    failed = [f"{out.name} has at most {LARGEST / 2**20:.0f} MiB"] if size > LARGEST else []
+    failed = [f"{out.name} has at most {MAX_FILE_BYTES / 2**20:.0f} MiB"] if size > MAX_FILE_BYTES else []
     return f"`{out.name}`: {size / 2**20:.1f} MiB", failed
 
 

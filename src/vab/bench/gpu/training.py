@@ -1,4 +1,4 @@
-"""How fast a device trains vab-encodec: steps a second, model FLOP utilisation, memory, the loader."""
+"""Training speed of vab-encodec: steps per second, model FLOP utilisation, memory, the loader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from vab.training.batches import ClipBatches
 from vab.training.trainer import _Run
 from vab.utils.device import pick_device
 
-WARM, BLOCKS, BLOCK = 8, 5, 10  # steps that do not count; blocks of steps, each of which is timed
+NUM_WARMUP_STEPS = 8  # not timed
+NUM_BLOCKS = 5  # each of which is timed
+BLOCK_STEPS = 10
 
 
 def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
@@ -30,14 +32,15 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
     where = pick_device(device)
     preset = preset_of("vab-encodec", small)
     size = preset.train.batch_size
-    warm, blocks, block = (1, 2, 1) if small else (WARM, BLOCKS, BLOCK)
+    warm, blocks, block = (1, 2, 1) if small else (NUM_WARMUP_STEPS, NUM_BLOCKS, BLOCK_STEPS)
     total = warm + blocks * block
     quiet = replace(preset.train, log_every=10**9, save_every=10**9)
     preset = replace(preset, train=quiet)
     with tempfile.TemporaryDirectory() as scratch, numbers("bfloat16"):
         store = synthetic_store(Path(scratch) / "store", preset.model, 4 * size)
         store.preload()
-        clips, dev = (ClipBatches(store, preset, split) for split in ("train", "dev"))
+        clips = ClipBatches(store, preset, "train")
+        dev = ClipBatches(store, preset, "dev")
         fabric = Fabric(accelerator=where.type, devices=1, precision=preset.train.precision)
         fabric.launch()
         rate = matmul_rate(where, SMALL_SIDE if small else SIDE, dtype=torch.bfloat16)
@@ -48,7 +51,8 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
         loads = [_seconds(clips, step) for step in range(3)]
         if where.type == "cuda":
             torch.cuda.reset_peak_memory_stats(where)
-        passed, waits = [], []
+        passed: list[float] = []  # seconds of a step, by block
+        waits: list[float] = []  # for the loader
         row: Row = {"objective": "masked", "batch": size, "numbers": preset.train.precision}
         with ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(clips.train_batch, 0)
