@@ -263,3 +263,9 @@ def test_clip_keeps_its_head(tmp_path: Path) -> None:
         expected = model.eval()(prepare(frame, recipe)[None])
     assert expected.shape == (1, 512)
     assert torch.allclose(encoder.encode([frame]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("eva02-clip-l", 256), ("eva02-clip-l-336", 384)])
+def test_frames_are_decoded_a_little_larger_than_the_network_sees(name: str, pixels: int) -> None:
+    encoder = TimmEncoder(name, RECIPES[name], torch.nn.Identity())
+    assert encoder.decode_size == pixels > encoder.size
