@@ -97,7 +97,7 @@ def test_clips_without_a_picture_take_no_part(tmp_path: Path) -> None:
     clips = ClipBatches(store, paired, "train")
     batch = next(batch for batch in map(clips.train_batch, range(9)) if batch.targets[:, 3].any())
     network = build(paired, torch.from_numpy(store.codebook_vectors()))
-    seen = ~batch.feature_padding.all(1)
+    seen = batch.has_video
     assert seen.any() and not seen.all()
     outcome = contrastive_step(network, batch, paired)
     outcome.loss.backward()
@@ -106,6 +106,28 @@ def test_clips_without_a_picture_take_no_part(tmp_path: Path) -> None:
     audio, video, scale = network(batch.tokens[seen], batch.features[seen])
     own = batch.targets[seen]
     assert torch.allclose(outcome.loss, contrastive(audio, video, scale, own @ own.T > 0), rtol=1e-5)
+
+
+def test_a_contrastive_batch_without_video_is_not_counted(tmp_path: Path) -> None:
+    """Of eight clips four have a picture: a batch of two without one has loss 0, and the run goes on."""
+    rng = np.random.default_rng(0)
+    store = LatentStore.create(tmp_path / "store", META, rng.normal(size=(2, 16, 4)).astype(np.float32))
+    tokens = rng.integers(0, 16, (8, *META.token_shape), dtype=np.uint16)
+    features = rng.normal(size=(8, *META.feature_shape)).astype(np.float16)
+    store.add([Latents(f"c{n}", "", "train", tokens[n], features[n] if n < 4 else None) for n in range(8)])
+    small = preset("contrastive", batch_size=2, log_every=1)
+    run = train(small, tmp_path / "store", tmp_path / "run", max_steps=8)
+    clips = ClipBatches(store, small, "train")
+    counts = [int(clips.train_batch(step).has_video.sum()) for step in range(8)]
+    assert set(counts) == {0, 1, 2}
+    for line, count in zip(metrics(run, "train"), counts, strict=True):
+        assert np.isfinite(line["loss"]) and (line["loss"] != 0) == (count == 2)
+        assert ("R@1/video to audio" in line) == (count > 0)
+
+
+def test_a_contrastive_run_needs_video(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="no clip with sound and picture in the split train"):
+        train(preset("contrastive"), fill(tmp_path / "store", pictures="other"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("inputs", ["audio", "video", "both"])
@@ -208,7 +230,7 @@ def test_several_labels_balance_and_mixup(tmp_path: Path) -> None:
         store, preset("classification", class_balanced=True, batch_size=200, mixup_prob=1.0), "train"
     )
     assert clips.classes == {"often": 0, "rare": 1}
-    drawn = [store.labels[row] for row in clips.clips_of(0)]
+    drawn = [store.labels[row] for row in clips.rows_of_step(0)]
     weights = {"often": 18 * 1000 / 19.01, "rare;often": 1000 / 19.01 + 1000 / 2.01, "rare": 1000 / 2.01}
     for label, weight in weights.items():
         expected = 200 * weight / sum(weights.values())

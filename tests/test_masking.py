@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vab.config import TrainConfig
 from vab.sampling.parallel import num_masked_after
-from vab.training.augment import augment, drop_features, random_crop, temporal_mixup, temporal_roll
+from vab.training.augment import Stream, augment, drop_features, random_crop, temporal_mixup, temporal_roll
 from vab.training.masking import apply_mask, sample_mask_ratio, sample_token_mask
 
 
@@ -112,96 +112,107 @@ def test_cosine_schedule_goes_from_all_to_none(steps: int, total: int) -> None:
 FPS = 1.0
 
 
-def marked(batch: int = 4, seconds: int = 5, fps: float = FPS) -> tuple[Tensor, Tensor]:
-    """tokens [B,2,T] = 1000 * clip + audio frame; features [B,F,3] = 1000 * clip + picture."""
+def streams(tokens: Tensor, features: Tensor) -> tuple[Stream, Stream]:
+    """Whole clips: every frame is the clip's own."""
+    number = torch.arange(1, len(tokens) + 1)[:, None]
+    owners = (number.expand(-1, tokens.shape[2]), number.expand(-1, features.shape[1]))
+    return Stream(tokens, owners[0], 2), Stream(features, owners[1], 1)
+
+
+def marked(batch: int = 4, seconds: int = 5, fps: float = FPS) -> tuple[Stream, Stream]:
+    """tokens [B,2,T] = 1000 * clip + audio frame; features [B,F,3] = 1000 * clip + video frame."""
     clip = torch.arange(batch)[:, None] * 1000
     tokens = (clip + torch.arange(50 * seconds))[:, None].expand(-1, 2, -1)
     features = (clip + torch.arange(round(fps * seconds)))[:, :, None].expand(-1, -1, 3).float()
-    return tokens.clone(), features.clone()
+    return streams(tokens.clone(), features.clone())
 
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**31), batch=st.integers(2, 6), fps=st.sampled_from([1.0, 2.0, 5.0]))
 def test_mixup_splices_sound_and_picture_at_one_time(seed: int, batch: int, fps: float) -> None:
-    tokens, features = marked(batch, fps=fps)
-    mixed, pictures = temporal_mixup(tokens, features, 1.0, fps, make_generator(seed))
+    audio, video = marked(batch, fps=fps)
+    mixed, pictures = temporal_mixup(audio, video, 1.0, fps, make_generator(seed))
     assert pictures is not None
     for b in range(batch):
-        source = mixed[b, 0] // 1000
+        source = mixed.values[b, 0] // 1000
         point, other = int((source == b).sum()), int(source[-1])
         assert other != b
         assert 0 < point < 250
+        assert torch.equal(mixed.owners[b], source + 1)
         assert source.tolist() == [b] * point + [other] * (250 - point)
-        assert torch.equal(mixed[b] % 1000, tokens[b] % 1000)  # time goes on
-        for f, picture in enumerate(pictures[b, :, 0].int().tolist()):
+        assert torch.equal(mixed.values[b] % 1000, audio.values[b] % 1000)  # time goes on
+        for f, picture in enumerate(pictures.values[b, :, 0].int().tolist()):
             shown_at = (f + 0.5) * 50 / fps
             assert picture == 1000 * (b if shown_at < point else other) + f
+            assert pictures.owners[b, f] == picture // 1000 + 1
 
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]))
 def test_roll_keeps_sound_and_picture_together(seed: int, fps: float) -> None:
-    tokens, features = marked(fps=fps)
-    rolled, pictures = temporal_roll(tokens, features, 1.0, fps, make_generator(seed))
+    audio, video = marked(fps=fps)
+    rolled, pictures = temporal_roll(audio, video, 1.0, fps, make_generator(seed))
     assert pictures is not None
     per_picture = round(50 / fps)
-    for b in range(len(tokens)):
-        turn = int(pictures[b, :, 0].argmin())
+    for b in range(len(audio.values)):
+        turn = int(pictures.values[b, :, 0].argmin())
         assert turn > 0
-        torch.testing.assert_close(pictures[b], features[b].roll(turn, 0))
-        assert torch.equal(rolled[b], tokens[b].roll(turn * per_picture, 1))
+        torch.testing.assert_close(pictures.values[b], video.values[b].roll(turn, 0))
+        assert torch.equal(rolled.values[b], audio.values[b].roll(turn * per_picture, 1))
 
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]), seconds=st.integers(1, 7))
 def test_a_crop_starts_with_a_picture(seed: int, fps: float, seconds: int) -> None:
-    tokens, features = marked(fps=fps)
-    cropped, pictures = random_crop(tokens, features, float(seconds), fps, make_generator(seed))
+    audio, video = marked(fps=fps)
+    cropped, pictures = random_crop(audio, video, float(seconds), fps, make_generator(seed))
     assert pictures is not None
     kept = min(seconds, 5)
-    assert cropped.shape[2] == 50 * kept
-    assert pictures.shape[1] == round(fps * kept)
-    for b in range(len(tokens)):
-        first = round(pictures[b, 0, 0].item()) - round(features[b, 0, 0].item())
-        assert torch.equal(pictures[b], features[b, first : first + pictures.shape[1]])
+    assert cropped.values.shape[2] == 50 * kept
+    assert pictures.values.shape[1] == round(fps * kept)
+    for b in range(len(audio.values)):
+        first = round(pictures.values[b, 0, 0].item()) - round(video.values[b, 0, 0].item())
+        assert torch.equal(pictures.values[b], video.values[b, first : first + pictures.values.shape[1]])
         begin = first * round(50 / fps)
-        assert torch.equal(cropped[b], tokens[b, :, begin : begin + 50 * kept])
+        assert torch.equal(cropped.values[b], audio.values[b, :, begin : begin + 50 * kept])
 
 
 def test_crops_of_a_batch_differ_and_move_with_the_preset() -> None:
-    tokens, features = marked(64)
+    audio, video = marked(64)
     whole, _ = augment(
-        tokens, features, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
+        audio, video, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
     )
-    assert torch.equal(whole, tokens)
+    assert torch.equal(whole.values, audio.values)
     part, _ = augment(
-        tokens,
-        features,
+        audio,
+        video,
         replace(TrainConfig(), crop_seconds=1.0, mixup_prob=0.0, roll_prob=0.0),
         FPS,
         make_generator(),
     )
-    assert part.shape == (64, tokens.shape[1], 50)
-    assert len({row for row in (part[:, 0, 0] - tokens[:, 0, 0]).tolist()}) == 5
+    assert part.values.shape == (64, audio.values.shape[1], 50)
+    assert len({row for row in (part.values[:, 0, 0] - audio.values[:, 0, 0]).tolist()}) == 5
 
 
 def test_augmentation_without_pictures() -> None:
-    tokens = marked()[0] + 1  # 0 would be a frame that is filled up
-    rolled, none = temporal_roll(tokens, None, 1.0, FPS, make_generator())
+    audio, _ = marked()
+    rolled, none = temporal_roll(audio, None, 1.0, FPS, make_generator())
     assert none is None
-    turns = [int(row.argmin()) for row in rolled[:, 0]]
+    turns = [int(row.argmin()) for row in rolled.values[:, 0]]
     assert any(turn % 50 for turn in turns)
     for b, turn in enumerate(turns):
-        assert torch.equal(rolled[b], tokens[b].roll(turn, 1))
-    assert temporal_mixup(tokens, None, 1.0, FPS, make_generator())[1] is None
+        assert torch.equal(rolled.values[b], audio.values[b].roll(turn, 1))
+    assert temporal_mixup(audio, None, 1.0, FPS, make_generator())[1] is None
 
 
 @given(seed=st.integers(0, 2**31), real=st.integers(0, 60))
 def test_a_short_sound_rolls_within_itself(seed: int, real: int) -> None:
     tokens = torch.zeros(3, 2, 60, dtype=torch.long)
     tokens[:, :, :real] = torch.arange(1, real + 1)
-    rolled, _ = temporal_roll(tokens, None, 1.0, FPS, make_generator(seed))
-    for row in rolled:
+    owners = (torch.arange(60) < real).long().expand(3, -1)
+    rolled, _ = temporal_roll(Stream(tokens, owners, 2), None, 1.0, FPS, make_generator(seed))
+    assert torch.equal(rolled.owners, owners)
+    for row in rolled.values:
         turn = int(row[0, :real].argmin()) if real else 0
         assert torch.equal(row[:, :real], tokens[0, :, :real].roll(turn, 1))
         assert (turn > 0) == (real > 1)
@@ -210,32 +221,32 @@ def test_a_short_sound_rolls_within_itself(seed: int, real: int) -> None:
 
 @given(batch=st.integers(1, 5))
 def test_chance_zero_changes_nothing(batch: int) -> None:
-    tokens, features = marked(batch)
+    audio, video = marked(batch)
     kept, pictures = augment(
-        tokens, features, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
+        audio, video, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
     )
     assert pictures is not None
-    assert torch.equal(kept, tokens)
-    assert torch.equal(pictures, features)
+    assert torch.equal(kept.values, audio.values)
+    assert torch.equal(pictures.values, video.values)
 
 
 def test_one_clip_or_one_picture_alone_is_left_as_it_is() -> None:
-    tokens, features = marked(batch=1)
-    mixed, _ = temporal_mixup(tokens, features, 1.0, FPS, make_generator())
-    assert torch.equal(mixed, tokens)
-    tokens, features = marked(seconds=1)
-    rolled, _ = temporal_roll(tokens, features, 1.0, FPS, make_generator())
-    assert torch.equal(rolled, tokens)
+    audio, video = marked(batch=1)
+    mixed, _ = temporal_mixup(audio, video, 1.0, FPS, make_generator())
+    assert torch.equal(mixed.values, audio.values)
+    audio, video = marked(seconds=1)
+    rolled, _ = temporal_roll(audio, video, 1.0, FPS, make_generator())
+    assert torch.equal(rolled.values, audio.values)
 
 
 def test_chances_are_those_of_the_configuration() -> None:
     config = TrainConfig()
-    tokens, features = marked(batch=4000)
-    out, _ = augment(tokens, features, config, FPS, make_generator(3))
-    share = (out[:, 0] // 1000 == torch.arange(4000)[:, None]).float().mean(1)
+    audio, video = marked(batch=4000)
+    out, _ = augment(audio, video, config, FPS, make_generator(3))
+    share = (out.values[:, 0] // 1000 == torch.arange(4000)[:, None]).float().mean(1)
     mixed = share < 1
     assert mixed.float().mean().item() == pytest.approx(config.mixup_prob, abs=0.03)
-    rolled = (out[:, 0] % 1000).argmin(1) != 0
+    rolled = (out.values[:, 0] % 1000).argmin(1) != 0
     assert rolled.float().mean().item() == pytest.approx(config.roll_prob, abs=0.02)
     dropped = drop_features(4000, config.cond_drop_prob, make_generator(4))
     assert dropped.float().mean().item() == pytest.approx(config.cond_drop_prob, abs=0.02)
@@ -244,8 +255,8 @@ def test_chances_are_those_of_the_configuration() -> None:
 
 
 def test_augmentation_repeats_with_its_seed() -> None:
-    tokens, features = marked(batch=16)
+    audio, video = marked(batch=16)
     config = replace(TrainConfig(), roll_prob=0.5)
-    first, again, other = (augment(tokens, features, config, FPS, make_generator(s))[0] for s in (5, 5, 6))
+    first, again, other = (augment(audio, video, config, FPS, make_generator(s))[0].values for s in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

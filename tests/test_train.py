@@ -164,7 +164,7 @@ def test_not_a_number_stops_and_names_the_clips(
     with pytest.raises(TrainError, match="step 8: the loss is nan") as caught:
         train(PRESET, latents, tmp_path / "run")
     clips = ClipBatches(LatentStore.open(latents), PRESET, "train")
-    assert all(name in str(caught.value) for name in clips.ids_of(7))
+    assert all(name in str(caught.value) for name in clips.ids_of_step(7))
     kept = checkpoints(tmp_path / "run" / "checkpoints")
     assert [path.stem for path in kept] == ["000000005"]
     assert all(tensor.isfinite().all() for tensor in load_file(kept[0]).values())
@@ -201,7 +201,7 @@ def test_latents_that_do_not_fit_are_refused(latents: Path, tmp_path: Path) -> N
 def test_every_clip_once_per_epoch(latents: Path) -> None:
     clips = ClipBatches(LatentStore.open(latents), PRESET, "train")
     assert len(clips) == 16 and clips.steps(3.0) == 8
-    seen = [name for step in range(8) for name in clips.ids_of(step)]
+    seen = [name for step in range(8) for name in clips.ids_of_step(step)]
     epochs = [sorted(seen[i : i + 16]) for i in (0, 16, 32)]
     assert len(set(epochs[0])) == 16 and epochs[0] == epochs[1] == epochs[2]
     assert seen[:16] != seen[16:32]

@@ -274,7 +274,7 @@ class LatentStore:
         if not len(rows):
             dim = self.meta.vision_dim
             return np.zeros(dim, np.float32), np.ones(dim, np.float32)
-        rows = rows[np.linspace(0, len(rows), min(clips, len(rows)), endpoint=False).astype(np.int64)]
+        rows = rows[spread(len(rows), clips)]
         values = self.gather("features", rows).reshape(-1, self.meta.vision_dim).astype(np.float32)
         return values.mean(0), values.std(0).clip(min=1e-3)
 
@@ -322,6 +322,11 @@ class LatentStore:
                 moved[name] = _move_aside(self.directory / name, folder)
             self._list()
         return moved
+
+
+def spread(n: int, count: int) -> NDArray[np.int64]:
+    """At most ``count`` of the indices 0 .. n - 1, evenly spread, in order."""
+    return np.linspace(0, n, min(n, count), endpoint=False).astype(np.int64)
 
 
 def read_meta(directory: str | Path) -> StoreMeta:

@@ -21,11 +21,9 @@ def embed_store(network: Contrastive, clips: ClipBatches) -> Embeddings:
     """
     ids, audio, video = [], [], []
     for batch in _batches(clips, network):
-        seen = ~batch.feature_padding.all(1)
-        padding = batch.feature_padding & seen[:, None]
         heard = network.embed(batch.tokens, None, batch.token_padding)
-        shown = network.embed(None, batch.features, padding)
-        shown[~seen] = torch.nan
+        shown = network.embed(None, batch.features, batch.video_padding)
+        shown[~batch.has_video] = torch.nan
         ids += batch.ids
         audio.append(heard.cpu().numpy())
         video.append(shown.cpu().numpy())
@@ -42,12 +40,10 @@ def classify_store(
     """
     ids, found = [], []
     for batch in _batches(clips, network):
-        seen = ~batch.feature_padding.all(1)
-        padding = batch.feature_padding & seen[:, None]
-        tensors = (batch.tokens, batch.features, batch.token_padding, padding)
+        tensors = (batch.tokens, batch.features, batch.token_padding, batch.video_padding)
         scores = _probabilities(network, inputs, loss, *tensors)
         if inputs != "audio":
-            scores[~seen] = torch.nan
+            scores[~batch.has_video] = torch.nan
         ids += batch.ids
         found.append(scores.cpu().numpy())
     return ids, np.concatenate(found)

@@ -1,122 +1,142 @@
-"""The augmentations of appendix B.3, on batches of latents: audio tokens and image features move together.
+"""Augmentations of latents (appendix B.3): audio tokens and video features move together.
 
-tokens [B,K,T] at 50 frames per second, features [B,F,dim] at ``fps``; both cover the same time.
-The last row of tokens is 0 where a clip is filled up; it moves with the codes above it.
-Clips without pictures pass ``features=None``. Every random number comes from the generator.
+A batch is an audio stream at 50 frames per second and a video stream at ``fps``; both cover the same time.
+Without a video stream (``video=None``) the audio moves alone. Every random number comes from the generator.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vab.config import FRAME_RATE, TrainConfig, audio_frames, video_frames
 
-Latents = tuple[Tensor, Tensor | None]
+
+@dataclass(frozen=True)
+class Stream:
+    """One modality of a batch, and for each of its frames the clip that it came from."""
+
+    values: Tensor  # tokens [B, K, T] or features [B, F, dim]
+    owners: Tensor  # int64 [B, T] or [B, F]: n for the n-th clip of the batch, from 1; 0 where it is padding
+    time_dim: int  # the dimension of ``values`` that is time
+
+    def take(self, index: Tensor) -> Stream:
+        """Frames ``index`` [B, n] of each clip."""
+        shape = [1] * self.values.ndim
+        shape[0], shape[self.time_dim] = index.shape
+        whole = list(self.values.shape)
+        whole[self.time_dim] = index.shape[1]
+        values = self.values.gather(self.time_dim, index.view(shape).expand(whole))
+        return replace(self, values=values, owners=self.owners.gather(1, index))
+
+    def splice(self, partner: Tensor, replaced: Tensor) -> Stream:
+        """Clips whose frames ``replaced`` bool [B, n] are those of clip ``partner`` [B] at the same time."""
+        other_dim = 3 - self.time_dim
+        values = torch.where(replaced.unsqueeze(other_dim), self.values[partner], self.values)
+        return replace(self, values=values, owners=torch.where(replaced, self.owners[partner], self.owners))
+
+
+Streams = tuple[Stream, Stream | None]  # audio, video
 
 
 def augment(
-    tokens: Tensor, features: Tensor | None, config: TrainConfig, fps: float, generator: torch.Generator
-) -> Latents:
+    audio: Stream, video: Stream | None, config: TrainConfig, fps: float, generator: torch.Generator
+) -> Streams:
     """A random crop if ``config`` asks for one, temporal mixup, then temporal roll."""
     if config.crop_seconds:
-        tokens, features = random_crop(tokens, features, config.crop_seconds, fps, generator)
-    tokens, features = temporal_mixup(tokens, features, config.mixup_prob, fps, generator)
-    return temporal_roll(tokens, features, config.roll_prob, fps, generator)
+        audio, video = random_crop(audio, video, config.crop_seconds, fps, generator)
+    audio, video = temporal_mixup(audio, video, config.mixup_prob, fps, generator)
+    return temporal_roll(audio, video, config.roll_prob, fps, generator)
 
 
 def random_crop(
-    tokens: Tensor, features: Tensor | None, seconds: float, fps: float, generator: torch.Generator
-) -> Latents:
-    """``seconds`` of each clip, from the start of a random picture on: more clips for the same work.
+    audio: Stream, video: Stream | None, seconds: float, fps: float, generator: torch.Generator
+) -> Streams:
+    """``seconds`` of each clip, from a random video frame on: more clips for the same work.
 
     A crop as long as the clips, or longer, changes nothing.
     """
-    batch, _, frames = tokens.shape
-    steps = video_frames(frames / FRAME_RATE, fps)
-    kept = min(video_frames(seconds, fps), steps)
-    begin = torch.randint(steps - kept + 1, (batch,), generator=generator, device=generator.device)
-    begin = begin.to(tokens.device)
-    first = (begin * FRAME_RATE / fps).round().long()
-    length = min(audio_frames(seconds), frames - int(first.max()))
-    tokens = _window(tokens, first, length, dim=2)
-    return tokens, None if features is None else _window(features, begin, kept, dim=1)
+    batch, frames = audio.owners.shape
+    device = audio.values.device
+    num_video = video_frames(frames / FRAME_RATE, fps)
+    kept = min(video_frames(seconds, fps), num_video)
+    begin = torch.randint(num_video - kept + 1, (batch,), generator=generator, device=generator.device)
+    begin = begin.to(device)
+
+    # The audio starts where that video frame does; all clips keep the same number of audio frames.
+    audio_begin = (begin * FRAME_RATE / fps).round().long()
+    length = min(audio_frames(seconds), frames - int(audio_begin.max()))
+    audio = audio.take(audio_begin[:, None] + torch.arange(length, device=device))
+    if video is not None:
+        video = video.take(begin[:, None] + torch.arange(kept, device=device))
+    return audio, video
 
 
 def temporal_mixup(
-    tokens: Tensor, features: Tensor | None, probability: float, fps: float, generator: torch.Generator
-) -> Latents:
-    """Each clip, with that chance, goes on as another clip of the batch from a random time on.
+    audio: Stream, video: Stream | None, probability: float, fps: float, generator: torch.Generator
+) -> Streams:
+    """Each clip, with that probability, goes on as another clip of the batch from a random time on.
 
-    A picture belongs to the other clip if the middle of its share of time lies after the break.
+    A video frame belongs to the other clip if the middle of its share of time lies after the break.
     """
-    batch, _, frames = tokens.shape
+    batch, frames = audio.owners.shape
+    device = audio.values.device
     own = torch.arange(batch)
-    chosen = _chosen(batch, probability, generator)
+    chosen = _bernoulli(batch, probability, generator)
     step = torch.randint(1, max(batch, 2), (batch,), generator=generator, device=generator.device).cpu()
     point = torch.randint(1, max(frames, 2), (batch,), generator=generator, device=generator.device).cpu()
-    chosen &= (batch > 1) & (frames > 1)
-    partner = torch.where(chosen, (own + step) % batch, own).to(tokens.device)
-    point = torch.where(chosen, point, frames).to(tokens.device)  # the break, in audio frames
 
-    after = torch.arange(frames, device=tokens.device) >= point[:, None]
-    tokens = torch.where(after[:, None], tokens[partner], tokens)
-    if features is not None:
-        middle = (torch.arange(features.shape[1], device=tokens.device) + 0.5) * FRAME_RATE / fps
-        later = (middle >= point[:, None]) & chosen.to(tokens.device)[:, None]
-        features = torch.where(later[:, :, None], features[partner], features)
-    return tokens, features
+    # Clips that are not chosen are their own partner, with the break after their last frame.
+    chosen &= (batch > 1) & (frames > 1)
+    partner = torch.where(chosen, (own + step) % batch, own).to(device)
+    point = torch.where(chosen, point, frames).to(device)  # [B], in audio frames
+
+    audio = audio.splice(partner, torch.arange(frames, device=device) >= point[:, None])
+    if video is not None:
+        middle = (torch.arange(video.owners.shape[1], device=device) + 0.5) * FRAME_RATE / fps
+        video = video.splice(partner, (middle >= point[:, None]) & chosen.to(device)[:, None])
+    return audio, video
 
 
 def temporal_roll(
-    tokens: Tensor, features: Tensor | None, probability: float, fps: float, generator: torch.Generator
-) -> Latents:
-    """Each clip, with that chance, is turned round in time; what leaves at the end comes in at the start.
+    audio: Stream, video: Stream | None, probability: float, fps: float, generator: torch.Generator
+) -> Streams:
+    """Each clip, with that probability, is rolled in time: what leaves at the end comes in at the start.
 
-    With pictures, by a whole number of them, so that sound and picture stay together. Without, by single
-    frames, and what is filled up after a short sound stays where it is.
+    With video, by a whole number of video frames, so that both streams stay together. Without, by single
+    audio frames, and the padding after a short clip stays where it is.
     """
-    batch, _, frames = tokens.shape
-    chosen = _chosen(batch, probability, generator)
+    batch, frames = audio.owners.shape
+    device = audio.values.device
+    chosen = _bernoulli(batch, probability, generator)
     draw = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
-    if features is None:
-        places = torch.arange(1, frames + 1, device=tokens.device)
-        steps = (places * (tokens[:, -1] != 0)).amax(1)  # up to the last frame that is the clip's own
+    if video is None:
+        # Up to the last frame that is not padding.
+        positions = torch.arange(1, frames + 1, device=device)
+        length = (positions * (audio.owners != 0)).amax(1)
     else:
-        steps = torch.full((batch,), features.shape[1], device=tokens.device)
-    turn = 1 + (draw.to(tokens.device) * (steps - 1)).long()  # 1 .. steps - 1
-    turn = torch.where(chosen.to(tokens.device) & (steps > 1), turn, 0)
-    if features is None:
-        return _roll(tokens, turn, steps, dim=2), None
-    sound_turn, whole = (turn * FRAME_RATE / fps).round().long(), torch.full_like(steps, frames)
-    return _roll(tokens, sound_turn, whole, dim=2), _roll(features, turn, steps, dim=1)
+        length = torch.full((batch,), video.owners.shape[1], device=device)
+    shift = 1 + (draw.to(device) * (length - 1)).long()  # 1 .. length - 1
+    shift = torch.where(chosen.to(device) & (length > 1), shift, 0)
+    if video is None:
+        return _roll(audio, shift, length), None
+    audio_shift = (shift * FRAME_RATE / fps).round().long()
+    return _roll(audio, audio_shift, torch.full_like(length, frames)), _roll(video, shift, length)
 
 
 def drop_features(batch: int, probability: float, generator: torch.Generator) -> Tensor:
-    """True for clips that train without pictures, bool [B]: guidance needs the model to know both."""
-    return _chosen(batch, probability, generator)
+    """True for clips that train without video, bool [B]: guidance needs the model to know both."""
+    return _bernoulli(batch, probability, generator)
 
 
-def _chosen(batch: int, probability: float, generator: torch.Generator) -> Tensor:
+def _bernoulli(batch: int, probability: float, generator: torch.Generator) -> Tensor:
     return (torch.rand(batch, generator=generator, device=generator.device) < probability).cpu()
 
 
-def _roll(x: Tensor, turn: Tensor, length: Tensor, dim: int) -> Tensor:
-    """x [B,...]: the first ``length`` [B] places along ``dim`` of each row rolled by its own ``turn`` [B]."""
-    places = torch.arange(x.shape[dim], device=x.device).expand(len(x), -1)
-    rolled = (places - turn[:, None]) % length[:, None].clamp(min=1)
-    return _take(x, torch.where(places < length[:, None], rolled, places), dim)
-
-
-def _window(x: Tensor, begin: Tensor, length: int, dim: int) -> Tensor:
-    """``length`` places of x [B,...] along ``dim``, of each row from its own ``begin`` [B] on."""
-    return _take(x, begin[:, None] + torch.arange(length, device=x.device), dim)
-
-
-def _take(x: Tensor, source: Tensor, dim: int) -> Tensor:
-    """The places ``source`` [B,n] of x [B,...] along ``dim``, of each row its own."""
-    shape = [1] * x.ndim
-    shape[0], shape[dim] = source.shape
-    whole = list(x.shape)
-    whole[dim] = source.shape[1]
-    return x.gather(dim, source.view(shape).expand(whole))
+def _roll(stream: Stream, shift: Tensor, length: Tensor) -> Stream:
+    """The first ``length`` [B] frames of each clip rolled by its own ``shift`` [B]; the rest stays."""
+    positions = torch.arange(stream.owners.shape[1], device=shift.device).expand(len(shift), -1)
+    rolled = (positions - shift[:, None]) % length[:, None].clamp(min=1)
+    return stream.take(torch.where(positions < length[:, None], rolled, positions))

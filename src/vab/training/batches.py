@@ -2,13 +2,13 @@
 
 Nothing here has a state: the order of an epoch and every random choice come from generators seeded by
 (seed, epoch) or (seed, step). So a resumed run goes on bit for bit, and any number of processes see the same
-global batch, of which each takes its share.
+global batch, of which each takes its shard.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -20,32 +20,45 @@ from torch import Tensor
 from vab.config import Preset
 from vab.data.manifest import labels_of
 from vab.data.shard import StoreError
-from vab.data.store import LatentStore
-from vab.training.augment import augment, drop_features
+from vab.data.store import LatentStore, spread
+from vab.training.augment import Stream, augment, drop_features
 from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
 
-DEV_CLIPS = 1000  # clips of the split dev that a validation pass looks at, spread evenly over it
+MAX_DEV_CLIPS = 1000  # of a validation pass, spread evenly over the split dev
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips side by side; all tensors on one device."""
+    """B clips side by side; all tensors on one device."""
 
     ids: list[str]
     tokens: Tensor  # int64 [B, K, T], the truth
-    features: Tensor  # float32 [B, F, dim]; zeros where a clip has no picture
-    token_padding: Tensor  # bool [B, T]: True where the sound is filled up, not the clip's own
-    feature_padding: Tensor  # bool [B, F]; all True where a clip has no picture
+    features: Tensor  # float32 [B, F, dim]; zeros where a clip has no video
+    token_padding: Tensor  # bool [B, T]: True where the audio is padded, not the clip's own
+    feature_padding: Tensor  # bool [B, F]; all True where a clip has no video
     targets: Tensor  # float32 [B, N]: share of each class in the clip's own frames (after mixup)
-    drop_features: Tensor  # bool [B]: train this clip without picture
+    drop_features: Tensor  # bool [B]: train this clip without video
     mask: Tensor  # bool [B, K, T]: the tokens to predict
 
-    def share(self, rank: int, world: int) -> Batch:
-        """Every ``world``-th clip from ``rank`` on: what one of several processes works on."""
-        if world == 1:
+    @property
+    def has_video(self) -> Tensor:
+        """bool [B]: True for clips with at least one video frame of their own."""
+        return ~self.feature_padding.all(1)
+
+    @property
+    def video_padding(self) -> Tensor:
+        """``feature_padding`` [B, F] for a network that gets the video alone.
+
+        Clips without video attend to their zeros: attention to nothing at all would give NaN.
+        """
+        return self.feature_padding & self.has_video[:, None]
+
+    def shard(self, rank: int, world_size: int) -> Batch:
+        """Every ``world_size``-th clip from ``rank`` on: the part of one of several processes."""
+        if world_size == 1:
             return self
-        return Batch(self.ids[rank::world], *(tensor[rank::world] for tensor in self._tensors()))
+        return Batch(self.ids[rank::world_size], *(tensor[rank::world_size] for tensor in self._tensors()))
 
     def to(self, device: torch.device) -> Batch:
         """The same clips on ``device``."""
@@ -62,7 +75,7 @@ def make_generator(*parts: int | str) -> torch.Generator:
 
 
 def check_fits(store: LatentStore, preset: Preset) -> None:
-    """``StoreError`` that lists every difference if the latents are not those the model works on."""
+    """Raise a ``StoreError`` that lists every difference between the latents and what the model takes."""
     meta, model = store.meta, preset.model
     same = ("codec", "vision", "codebook_size", "codebook_dim", "vision_dim", "seconds")
     wrong = [
@@ -80,125 +93,141 @@ def check_fits(store: LatentStore, preset: Preset) -> None:
 
 
 class ClipBatches:
-    """All batches of one split. Rows with tokens are the clips.
+    """All batches of one split. Its clips are the rows of the store that have tokens.
 
-    With ``pair_by_label`` a clip's picture is that of a random row with the same label (and split) that has
-    one, drawn anew each time; else its own. A clip for which there is none gets zeros: no picture.
+    With ``pair_by_label`` the video of a clip is that of a random row with the same label (and split) that
+    has one, drawn anew each time; else its own. A clip for which there is none gets zeros, all padding.
     The order of the store's shards has no influence.
     """
 
     def __init__(self, store: LatentStore, preset: Preset, split: str) -> None:
         check_fits(store, preset)
         self.store, self.preset = store, preset
-        self.ratio = round(store.meta.fps / preset.model.fps)
-        has_tokens, has_features = store.has("tokens"), store.has("features")
+        self.stride = round(store.meta.fps / preset.model.fps)  # stored features per feature of the model
+        has_tokens = store.has("tokens")
         rows = sorted((store.ids[row], row) for row in range(len(store)) if store.splits[row] == split)
         self.rows = np.array([row for _, row in rows if has_tokens[row]], dtype=np.int64)
-        pictures: dict[str, list[int]] = {}
-        if preset.train.pair_by_label:
-            for _, row in rows:
-                if has_features[row] and store.labels[row]:
-                    pictures.setdefault(store.labels[row], []).append(row)
-        self.pictures = {label: np.array(found, dtype=np.int64) for label, found in pictures.items()}
+        self.video_rows = self._group_video([row for _, row in rows]) if preset.train.pair_by_label else {}
         self.classes = {name: n for n, name in enumerate(preset.classes or classes_of(store))}
-        self.real = {name: store.real(name) * store.has(name) for name in ("tokens", "features")}
+        self.num_valid = {name: store.real(name) * store.has(name) for name in ("tokens", "features")}
         self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def _group_video(self, rows: list[int]) -> dict[str, NDArray[np.int64]]:
+        """label -> the rows with that label that have video."""
+        has_features, groups = self.store.has("features"), defaultdict(list)
+        for row in rows:
+            if has_features[row] and self.store.labels[row]:
+                groups[self.store.labels[row]].append(row)
+        return {label: np.array(members, dtype=np.int64) for label, members in groups.items()}
 
     def __len__(self) -> int:
         """Number of clips N."""
         return len(self.rows)
 
+    def rows_with_video(self) -> NDArray[np.int64]:
+        """The clips for which there is a video: their own or, with ``pair_by_label``, one of their label."""
+        if not self.preset.train.pair_by_label:
+            return self.rows[self.store.has("features")[self.rows]]
+        return self.rows[np.array([label in self.video_rows for label in self.labels()], dtype=bool)]
+
     def steps(self, epochs: float) -> int:
-        """Steps that see every clip ``epochs`` times."""
+        """Number of steps in which every clip is seen ``epochs`` times."""
         return math.ceil(epochs * len(self) / self.preset.train.batch_size)
 
-    def clips_of(self, step: int) -> NDArray[np.int64]:
+    def rows_of_step(self, step: int) -> NDArray[np.int64]:
         """Rows [B] of a training step. Epochs follow one another without a gap, so no clip is left out."""
         size = self.preset.train.batch_size
-        places = [divmod(place, len(self)) for place in range(step * size, (step + 1) * size)]
-        return self.rows[[self._order(epoch)[offset] for epoch, offset in places]]
+        positions = [divmod(position, len(self)) for position in range(step * size, (step + 1) * size)]
+        return self.rows[[self._order(epoch)[offset] for epoch, offset in positions]]
 
     def labels(self) -> list[str]:
         """The labels of all clips, in the order of ``rows``."""
         return [self.store.labels[row] for row in self.rows]
 
-    def ids_of(self, step: int) -> list[str]:
+    def ids_of_step(self, step: int) -> list[str]:
         """Ids of the clips of a training step."""
-        return [self.store.ids[row] for row in self.clips_of(step)]
+        return [self.store.ids[row] for row in self.rows_of_step(step)]
 
     def train_batch(self, step: int) -> Batch:
         """The whole augmented batch of a training step (section 3.2, appendix B.3)."""
         config, model = self.preset.train, self.preset.model
         generator = make_generator(config.seed, "step", step)
-        rows = self.clips_of(step)
-        frames = torch.randint(self.ratio, (len(rows), model.video_length), generator=generator).numpy()
-        tokens, features = self._latents(rows, frames, generator)
-        alone = config.inputs if config.objective == "classification" and len(config.inputs) == 1 else ()
-        moved: Tensor | None = None if alone == ("audio",) else features
-        tokens, moved = augment(tokens, moved, config, model.fps, generator)
-        features = features if moved is None else moved
-        whose = features[:, :, -1] if alone == ("video",) else tokens[:, -1]
-        parts = torch.stack([(whose == n + 1).sum(1) for n in range(len(rows))], dim=1).float()
-        parts[parts.sum(1) == 0] = torch.eye(len(rows))[parts.sum(1) == 0]  # nothing is left
-        targets = parts @ self._targets(rows) / parts.sum(1, keepdim=True)
-        drop = drop_features(len(rows), config.cond_drop_prob, generator)
-        return self._batch(rows, tokens, features, targets, drop, generator)
 
-    def dev_batches(self, most: int = DEV_CLIPS) -> list[NDArray[np.int64]]:
-        """Rows of the batches of a validation pass: at most ``most`` clips."""
+        # 1. Latents: of each model step one of the stored features, at random.
+        rows = self.rows_of_step(step)
+        offsets = torch.randint(self.stride, (len(rows), model.video_length), generator=generator).numpy()
+        audio, video = self._streams(rows, offsets, generator)
+
+        # 2. Augmentation. A classifier of audio alone needs no video, which then stays as it is.
+        only = config.inputs[0] if config.objective == "classification" and len(config.inputs) == 1 else ""
+        audio, moved = augment(audio, None if only == "audio" else video, config, model.fps, generator)
+        video = video if moved is None else moved
+
+        # 3. Targets: the classes of each clip's owners, weighted by how many frames are theirs.
+        owners = video.owners if only == "video" else audio.owners
+        counts = torch.stack([(owners == n + 1).sum(1) for n in range(len(rows))], dim=1).float()  # [B, B]
+        empty = counts.sum(1) == 0  # every valid frame was cut away: fall back to the clip itself
+        counts[empty] = torch.eye(len(rows))[empty]
+        targets = counts @ self._targets(rows) / counts.sum(1, keepdim=True)
+
+        # 4. What is dropped, and (in _batch) what is masked.
+        drop = drop_features(len(rows), config.cond_drop_prob, generator)
+        return self._batch(rows, audio, video, targets, drop, generator)
+
+    def dev_batches(self, limit: int = MAX_DEV_CLIPS) -> list[NDArray[np.int64]]:
+        """Rows of the batches of a validation pass: at most ``limit`` clips, spread evenly."""
         size = self.preset.train.batch_size
-        count = min(len(self), most)
-        rows = self.rows[np.linspace(0, len(self), count, endpoint=False).astype(np.int64)]
-        return [rows[start : start + size] for start in range(0, count, size)]
+        rows = self.rows[spread(len(self), limit)]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def dev_batch(self, rows: NDArray[np.int64]) -> Batch:
-        """Those clips as they are, with the middle frame of each step and masks that never change."""
+        """These clips without augmentation: the middle feature of each step, masks that never change."""
         generator = make_generator("dev", *(self.store.ids[row] for row in rows))
-        frames = np.full((len(rows), self.preset.model.video_length), self.ratio // 2)
-        tokens, features = self._latents(rows, frames, generator)
+        offsets = np.full((len(rows), self.preset.model.video_length), self.stride // 2)
+        audio, video = self._streams(rows, offsets, generator)
         drop = torch.zeros(len(rows), dtype=torch.bool)
-        return self._batch(rows, tokens, features, self._targets(rows), drop, generator)
+        return self._batch(rows, audio, video, self._targets(rows), drop, generator)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        """Places of the clips in an epoch: a shuffle, or draws weighted by how rare their label is."""
+        """The order of an epoch, as indices into ``rows``: a shuffle, or draws weighted by label rarity."""
         generator = make_generator(self.preset.train.seed, "epoch", epoch)
         if not self.preset.train.class_balanced:
             return torch.randperm(len(self), generator=generator).numpy()
-        labels = [labels_of(self.store.labels[row]) for row in self.rows]
+        labels = [labels_of(text) for text in self.labels()]
         counts = Counter(label for several in labels for label in several)
-        rare = [sum(1000 / (counts[label] + 0.01) for label in several) for several in labels]
-        weights = torch.tensor(rare, dtype=torch.float64)
+        rarity = [sum(1000 / (counts[label] + 0.01) for label in several) for several in labels]
+        weights = torch.tensor(rarity, dtype=torch.float64)
         return torch.multinomial(weights, len(self), replacement=True, generator=generator).numpy()
 
-    def _latents(
-        self, rows: NDArray[np.int64], frames: NDArray[np.int64], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """tokens [B, K + 1, T], features [B, F, dim + 1]; ``frames`` [B, F]: which of each step's n to take.
-
-        The last codebook and the last dimension say whose a frame or a picture is: 1 for the first clip of
-        ``rows``, 2 for the second, 0 where it is filled up.
-        """
+    def _streams(
+        self, rows: NDArray[np.int64], offsets: NDArray[np.int64], generator: torch.Generator
+    ) -> tuple[Stream, Stream]:
+        """Audio and video of clips; ``offsets`` [B, F]: which of each step's stored features to take."""
         model = self.preset.model
-        tokens = self.store.gather("tokens", rows)[:, : model.num_codebooks]
+        number = np.arange(1, len(rows) + 1)[:, None]  # [B, 1], the owners' numbers
+
+        tokens = self.store.gather("tokens", rows)[:, : model.num_codebooks]  # [B, K, T]
+        valid_tokens = np.arange(tokens.shape[2]) < self.num_valid["tokens"][rows, None]
+        audio = Stream(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(valid_tokens * number), 2)
+
+        # Drawn whether used or not: the random numbers that follow are the same for all presets.
         draws = torch.rand(len(rows), generator=generator, dtype=torch.float64).tolist()
         sources = rows.copy()
-        if self.preset.train.pair_by_label:
-            for i, (row, draw) in enumerate(zip(rows, draws, strict=True)):
-                found = self.pictures.get(self.store.labels[row])
-                if found is not None:
-                    sources[i] = found[int(draw * len(found))]
-        places = np.arange(model.video_length) * self.ratio + frames
-        places = places.clip(max=self.store.meta.feature_shape[0] - 1)
-        features = self.store.gather("features", sources)[np.arange(len(rows))[:, None], places]
-        own_tokens = np.arange(tokens.shape[2]) < self.real["tokens"][rows, None]
-        number = np.arange(1, len(rows) + 1)[:, None]
-        own_features = places < self.real["features"][sources, None]
-        tokens = np.concatenate((tokens, (own_tokens * number)[:, None]), axis=1, dtype=np.int64)
-        features = np.concatenate((features, (own_features * number)[:, :, None]), axis=2, dtype=np.float32)
-        return torch.from_numpy(tokens), torch.from_numpy(features)
+        for i, draw in enumerate(draws):
+            candidates = self.video_rows.get(self.store.labels[rows[i]])
+            if candidates is not None:
+                sources[i] = candidates[int(draw * len(candidates))]
+        positions = np.arange(model.video_length) * self.stride + offsets
+        positions = positions.clip(max=self.store.meta.feature_shape[0] - 1)  # [B, F]
+        features = self.store.gather("features", sources)[np.arange(len(rows))[:, None], positions]
+        valid_features = positions < self.num_valid["features"][sources, None]
+        video = Stream(
+            torch.from_numpy(features.astype(np.float32)), torch.from_numpy(valid_features * number), 1
+        )
+        return audio, video
 
     def _targets(self, rows: NDArray[np.int64]) -> Tensor:
-        """[B, N]: 1 for each class of a clip."""
+        """float32 [B, N]: 1 for each class of a clip."""
         targets = torch.zeros(len(rows), len(self.classes))
         for target, row in zip(targets, rows, strict=True):
             for label in labels_of(self.store.labels[row]):
@@ -209,23 +238,24 @@ class ClipBatches:
     def _batch(
         self,
         rows: NDArray[np.int64],
-        tokens: Tensor,
-        features: Tensor,
+        audio: Stream,
+        video: Stream,
         targets: Tensor,
         drop: Tensor,
         generator: torch.Generator,
     ) -> Batch:
+        """Draw the mask and put everything side by side."""
         model = self.preset.model
         ratio = sample_mask_ratio(len(rows), self.preset.train, generator)
         mask = sample_token_mask(
-            ratio, model.num_codebooks, tokens.shape[2], generator, model.num_conditioning_codebooks
+            ratio, model.num_codebooks, audio.values.shape[2], generator, model.num_conditioning_codebooks
         )
         return Batch(
             ids=[self.store.ids[row] for row in rows],
-            tokens=tokens[:, :-1],
-            features=features[:, :, :-1],
-            token_padding=tokens[:, -1] == 0,
-            feature_padding=features[:, :, -1] == 0,
+            tokens=audio.values,
+            features=video.values,
+            token_padding=audio.owners == 0,
+            feature_padding=video.owners == 0,
             targets=targets,
             drop_features=drop,
             mask=mask,
@@ -238,9 +268,9 @@ def folds_of(store: LatentStore) -> list[str]:
 
 
 def hold_out(store: LatentStore, fold: str) -> None:
-    """From now on that fold is the split dev, the other folds are train, and what is in no fold is neither.
+    """Make that fold the split dev and the other folds train; clips in no fold are in neither.
 
-    In memory alone. ``StoreError`` if the store has no such fold.
+    Only in memory. ``StoreError`` if the store has no such fold.
     """
     folds = folds_of(store)
     if fold not in folds:
@@ -250,6 +280,6 @@ def hold_out(store: LatentStore, fold: str) -> None:
 
 
 def classes_of(store: LatentStore) -> tuple[str, ...]:
-    """Every label of the split train, sorted: what a classifier that knows no better tells apart."""
+    """Every label of the split train, sorted: the default classes of a classifier."""
     texts = {text for text, split in zip(store.labels, store.splits, strict=True) if split == "train"}
     return tuple(sorted({label for text in texts for label in labels_of(text)}))

@@ -34,6 +34,8 @@ from vab.utils.files import write_whole
 from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
 
+MAX_GRAD_NORM = 5.0
+
 
 @dataclass(frozen=True)
 class CodecTrainConfig:
@@ -58,7 +60,7 @@ class CodecTrainConfig:
 
 
 class MultiScaleLogSpectrogram(nn.Module):
-    """What two magnitude spectrograms are compared on: bins, and mel bands at several blurs."""
+    """Log spectrograms at four resolutions: bins, and mel bands of three kinds."""
 
     fine: Tensor  # [bins, 64]
     coarse: Tensor  # [bins, 16]
@@ -70,15 +72,18 @@ class MultiScaleLogSpectrogram(nn.Module):
         self.register_buffer("coarse", hertz_mel_filters(16, config.window))
 
     def forward(self, magnitude: Tensor) -> list[Tensor]:
-        """Magnitudes [B, 2 T, bins] -> log pictures: bins, 64 bands, 16 bands, 64 bands over 40 ms."""
+        """Magnitudes [B, 2 T, bins] -> log spectrograms: bins, 64 bands, 16 bands, 64 bands over 40 ms."""
         magnitude = magnitude * self.scale
         bands = magnitude @ self.fine
-        slow = F.avg_pool1d(bands.transpose(1, 2), 4)
+        slow = F.avg_pool1d(bands.transpose(1, 2), 4)  # [B, 64, T / 2]
         return [torch.log(x + 3e-5) for x in (magnitude, bands, magnitude @ self.coarse, slow)]
 
 
 def energy_distance(target: list[Tensor], first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """2 E|x - y| - E|y - y'| over all pictures: least when the draws y, y' are distributed as x."""
+    """2 E|x - y| - E|y - y'| over all resolutions: least when y, y' are distributed as x.
+
+    Each list is what ``MultiScaleLogSpectrogram`` returns: of the target x, and of two draws y and y'.
+    """
     total = target[0].new_zeros(())
     for x, y, other in zip(target, first, second, strict=True):
         total = total + (x - y).abs().mean() + (x - other).abs().mean() - (y - other).abs().mean()
@@ -86,7 +91,7 @@ def energy_distance(target: list[Tensor], first: list[Tensor], second: list[Tens
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches of a log picture [B, frames, bands]: -> (scores, features of every layer)."""
+    """Judges patches of a log spectrogram [B, frames, bands]: -> (scores, features of every layer)."""
 
     def __init__(self, strides: tuple[int, ...], channels: int = 24) -> None:
         super().__init__()
@@ -98,8 +103,8 @@ class PatchDiscriminator(nn.Module):
         )
         self.score = norm(nn.Conv2d(2 * channels, 1, 3, padding=1))
 
-    def forward(self, picture: Tensor) -> tuple[Tensor, list[Tensor]]:
-        x = picture[:, None] / 3.0 + 2.0
+    def forward(self, spectrogram: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = spectrogram[:, None] / 3.0 + 2.0  # [B, 1, frames, bands], about zero mean and unit variance
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
@@ -113,22 +118,26 @@ def discriminators() -> nn.ModuleList:
 
 
 def excerpts(sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, step: int) -> Tensor:
-    """The batch [B, S] of one step: every label alike, random place, gain and polarity.
+    """The batch [B, S] of one step: labels equally often, random position, gain and polarity.
 
     A function of the seed and the step alone, so a run goes on where it was cut.
     """
-    random = np.random.default_rng((config.seed, step))
+    rng = np.random.default_rng((config.seed, step))
     labels = sorted(sounds)
     samples = HOP * round(config.seconds * FRAME_RATE)
     batch = np.zeros((config.batch_size, samples), dtype=np.float32)
     for row in batch:
-        choices = sounds[labels[random.integers(len(labels))]]
-        sound = choices[random.integers(len(choices))]
-        start = int(random.integers(-samples // 4, max(1, len(sound) - 3 * samples // 4)))
+        choices = sounds[labels[rng.integers(len(labels))]]
+        sound = choices[rng.integers(len(choices))]
+
+        # Up to a quarter of the excerpt may lie before the sound's start or after its end, as silence.
+        start = int(rng.integers(-samples // 4, max(1, len(sound) - 3 * samples // 4)))
         piece = sound[max(0, start) : start + samples].astype(np.float32) / 32768.0
         row[max(0, -start) : max(0, -start) + len(piece)] = piece
+
+        # -12 to +8 dB, but never clipped; either polarity.
         peak = float(np.abs(row).max()) + 1e-6
-        row *= min(10.0 ** random.uniform(-0.6, 0.4), 0.95 / peak) * random.choice((-1.0, 1.0))
+        row *= min(10.0 ** rng.uniform(-0.6, 0.4), 0.95 / peak) * rng.choice((-1.0, 1.0))
     return torch.from_numpy(batch)
 
 
@@ -154,121 +163,186 @@ def train_codec(
     check_settings(config, codec_config or TinyCodecConfig())
     run.mkdir(parents=True, exist_ok=True)
     with exclusive(run / ".lock", f"trains in {run}"):
-        return _train(sounds, run, config, codec_config, report, init, device)
+        training = _Run(sounds, run, config, codec_config, init, torch.device(device))
+        training.start()
+        training.loop(report)
+        return training.finish()
 
 
-def _train(
-    sounds: dict[str, list[np.ndarray]],
-    run: Path,
-    config: CodecTrainConfig,
-    codec_config: TinyCodecConfig | None,
-    report: Callable[[dict[str, float]], None],
-    init: Path | None,
-    device: str,
-) -> TinyCodec:
-    torch.manual_seed(config.seed)
-    codec, given = TinyCodec(codec_config), 0
-    if init is not None:
-        given = _start_from(codec, cast(TinyCodec, load_codec("tiny", init)))
-    codec.to(device)
-    average = AveragedModel(codec, avg_fn=_averaging(config.ema))
-    averaged = cast(TinyCodec, average.module)
-    judges = discriminators().to(device)
-    pictures = MultiScaleLogSpectrogram(codec.config).to(device)
-    betas = (0.8, 0.99)
-    optimizer = torch.optim.AdamW(codec.parameters(), config.learning_rate, betas, weight_decay=1e-3)
-    judge_optimizer = torch.optim.AdamW(judges.parameters(), config.learning_rate / 2, betas)
-    parts: dict[str, Any] = {
-        "codec": codec,
-        "average": average,
-        "judges": judges,
-        "optimizer": optimizer,
-        "judge_optimizer": judge_optimizer,
-    }
-    state, begin, precision = run / "state.pt", 0, config.precision
-    identity = _identity(config, codec.config, sounds)
-    if precision == "bf16-mixed" and torch.device(device).type == "cpu" and not cpu_has_bfloat16():
-        precision = "32-true"
-    if state.exists():
-        saved = _read_state(state, identity)
-        begin = saved.pop("step")
-        precision = saved.pop("precision", config.precision)  # a run ends as it began, wherever it goes on
-        for name, values in saved.items():
-            parts[name].load_state_dict(values)
-    cut_metrics(run / "metrics.jsonl", begin)
+class _Run:
+    """One run and its state: the codec, its average, the discriminators, both optimizers, step, precision."""
 
-    def save(step: int) -> None:
-        whole = {name: part.state_dict() for name, part in parts.items()}
-        whole |= {"step": step, "identity": json.dumps(identity), "precision": precision}
+    def __init__(
+        self,
+        sounds: dict[str, list[np.ndarray]],
+        folder: Path,
+        config: CodecTrainConfig,
+        codec_config: TinyCodecConfig | None,
+        init: Path | None,
+        device: torch.device,
+    ) -> None:
+        self.sounds, self.folder, self.config, self.device = sounds, folder, config, device
+
+        # The codec, fresh or from ``init``, and its moving average, which is the codec that is saved.
+        torch.manual_seed(config.seed)
+        self.codec = TinyCodec(codec_config)
+        self.num_fitted = 0  # codebooks that came with ``init`` and stay
+        if init is not None:
+            self.num_fitted = _start_from(self.codec, cast(TinyCodec, load_codec("tiny", init)))
+        self.codec.to(device)
+        self.average = AveragedModel(self.codec, avg_fn=_averaging(config.ema))
+
+        # What judges its sounds.
+        self.judges = discriminators().to(device)
+        self.spectrogram = MultiScaleLogSpectrogram(self.codec.config).to(device)
+
+        rate, betas = config.learning_rate, (0.8, 0.99)
+        self.optimizer = torch.optim.AdamW(self.codec.parameters(), rate, betas, weight_decay=1e-3)
+        self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), rate / 2, betas)
+
+        self.step = 0
+        self.precision: str = config.precision
+        if self.precision == "bf16-mixed" and device.type == "cpu" and not cpu_has_bfloat16():
+            self.precision = "32-true"
+        self.identity = _identity(config, self.codec.config, sounds)
+
+    @property
+    def state_path(self) -> Path:
+        """The file that the run goes on from."""
+        return self.folder / "state.pt"
+
+    @property
+    def averaged(self) -> TinyCodec:
+        """The codec with averaged weights."""
+        return cast(TinyCodec, self.average.module)
+
+    def _parts(self) -> dict[str, Any]:
+        """Everything with a ``state_dict``, by its name in ``state.pt``."""
+        return {
+            "codec": self.codec,
+            "average": self.average,
+            "judges": self.judges,
+            "optimizer": self.optimizer,
+            "judge_optimizer": self.judge_optimizer,
+        }
+
+    def start(self) -> None:
+        """Resume from the folder, or fit the codes and save step 0."""
+        resumes = self.state_path.exists()
+        if resumes:
+            saved = _read_state(self.state_path, self.identity)
+            self.step = saved.pop("step")
+            # A run keeps the precision it began with, on whatever processor it goes on.
+            self.precision = saved.pop("precision", self.config.precision)
+            parts = self._parts()
+            for name, values in saved.items():
+                parts[name].load_state_dict(values)
+        cut_metrics(self.folder / "metrics.jsonl", self.step)
+        if not resumes:
+            fit_codes(self.codec, self.sounds, self.config, self.num_fitted)
+            self.average.update_parameters(self.codec)
+            self.save()
+
+    def save(self) -> None:
+        """Write the state to go on from, and the codec so far."""
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"step": self.step, "identity": json.dumps(self.identity), "precision": self.precision}
         buffer = io.BytesIO()
-        torch.save(whole, buffer)
-        write_whole(state, buffer.getvalue())
-        averaged.save_pretrained(run)
+        torch.save(state, buffer)
+        write_whole(self.state_path, buffer.getvalue())
+        self.averaged.save_pretrained(self.folder)
 
-    if not state.exists():
-        fit_codes(codec, sounds, config, given)
-        average.update_parameters(codec)
-        save(0)
-    mixed = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16-mixed")
-    clock = time.perf_counter()
-    for step in range(begin, config.steps):
-        rate = _schedule(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate
-        for group in judge_optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate / 2
+    def loop(self, report: Callable[[dict[str, float]], None]) -> None:
+        """Train up to the last step."""
+        config = self.config
+        clock = time.perf_counter()
+        while self.step < config.steps:
+            line = self._update()
+            if self.step % config.log_every == 0:
+                line["seconds"] = (time.perf_counter() - clock) / config.log_every
+                clock = time.perf_counter()
+                with (self.folder / "metrics.jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+                report(line)
+            if self.step % config.save_every == 0 or self.step == config.steps:
+                self.save()
 
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        x = excerpts(sounds, config, step).to(device)
-        with torch.no_grad():
-            codes = codec.quantise(codec.analyse(x))
-            frames = codec.dequantise(codes)
-            if config.coarse:
-                frames[::2] = codec.dequantise(codes[::2, : config.coarse])
-            target = pictures(codec.spectrogram(x).abs())
-        with mixed:
-            tone, noise = codec.synthesise(frames, draws=2)
-        both = pictures((tone + noise).abs())
-        first, second = [p[: len(x)] for p in both], [p[len(x) :] for p in both]
+    def _update(self) -> dict[str, float]:
+        """One step of the codec and, once they have joined, of the discriminators -> its metrics."""
+        config = self.config
+        rate = config.learning_rate * _schedule(self.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for group in self.judge_optimizer.param_groups:
+            group["lr"] = rate / 2
+
+        # 1. Excerpts [B, S] -> what the decoder gets, and the spectrograms it should reach. The seed depends
+        # on the step alone, so a run that was cut goes on bit for bit.
+        torch.manual_seed(config.seed * 1_000_003 + self.step)
+        waveform = excerpts(self.sounds, config, self.step).to(self.device)
+        frames, target = self._analyse(waveform)
+
+        # 2. Two draws for each excerpt, one after the other along the batch: [2 B, ...] -> 2 x [B, ...].
+        with self._autocast():
+            tone, noise = self.codec.synthesise(frames, draws=2)
+        draws = [scale.chunk(2) for scale in self.spectrogram((tone + noise).abs())]
+        first = [pair[0] for pair in draws]
+        second = [pair[1] for pair in draws]
         distance = energy_distance(target, first, second)
         loss = distance
-        line = {"step": step + 1, "distance": distance.item()}
+        line = {"step": self.step + 1, "distance": distance.item()}
 
-        if step >= config.adversarial_from:
-            with mixed:
-                judged = _judge(judges, target, [p.detach() for p in first])
-            judge_optimizer.zero_grad(set_to_none=True)
-            judged.backward()
-            judge_optimizer.step()
-            with mixed:
-                fooling, matching = _fool(judges, target, first)
+        # 3. The discriminators learn first; then the first draw has to fool them.
+        if self.step >= config.adversarial_from:
+            judged = self._update_judges(target, first)
+            with self._autocast():
+                fooling, matching = _fool(self.judges, target, first)
             loss = loss + config.adversarial * fooling + config.matching * matching
-            line |= {"judged": judged.item(), "fooling": fooling.item(), "matching": matching.item()}
+            line |= {"judged": judged, "fooling": fooling.item(), "matching": matching.item()}
 
-        optimizer.zero_grad(set_to_none=True)
+        # 4. The codec's step, and its average.
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(codec.parameters(), 5.0)
-        optimizer.step()
-        average.update_parameters(codec)
+        nn.utils.clip_grad_norm_(self.codec.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.average.update_parameters(self.codec)
+        self.step += 1
         if not torch.isfinite(loss):
             raise TrainError(
-                f"the codec's loss is not finite at step {step + 1}; {state} is the last good one"
+                f"the codec's loss is not finite at step {self.step}; {self.state_path} is the last good one"
             )
-        if (step + 1) % config.log_every == 0:
-            line["seconds"] = (time.perf_counter() - clock) / config.log_every
-            clock = time.perf_counter()
-            with (run / "metrics.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            report(line)
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            save(step + 1)
-    document = asdict(replace(config, precision=precision))
-    write_whole(run / "training.json", (json.dumps(document, indent=2) + "\n").encode())
-    return averaged.eval()
+        return line
+
+    @torch.no_grad()
+    def _analyse(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Frames decoded from the codes of excerpts [B, S], and the log spectrograms of the excerpts."""
+        codes = self.codec.quantise(self.codec.analyse(waveform))
+        frames = self.codec.dequantise(codes)
+        if self.config.coarse:
+            frames[::2] = self.codec.dequantise(codes[::2, : self.config.coarse])
+        return frames, self.spectrogram(self.codec.spectrogram(waveform).abs())
+
+    def _update_judges(self, target: list[Tensor], generated: list[Tensor]) -> float:
+        """One step of the discriminators; returns their loss."""
+        with self._autocast():
+            loss = _judge(self.judges, target, [spectrogram.detach() for spectrogram in generated])
+        self.judge_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.judge_optimizer.step()
+        return loss.item()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+
+    def finish(self) -> TinyCodec:
+        """Write down the settings; returns the averaged codec."""
+        settings = asdict(replace(self.config, precision=self.precision))
+        write_whole(self.folder / "training.json", (json.dumps(settings, indent=2) + "\n").encode())
+        return self.averaged.eval()
 
 
 def check_settings(config: CodecTrainConfig, codec: TinyCodecConfig) -> None:
-    """``SettingError`` for a number that no codec or no training can do with."""
+    """Raise a ``SettingError`` for a number that no codec or no training can use."""
     for name in ("batch_size", "warmup_steps", "save_every", "log_every", "code_rounds"):
         within(name, getattr(config, name), 1, math.inf)
     for name in ("steps", "adversarial_from", "coarse", "learning_rate", "adversarial", "matching", "seed"):
@@ -276,16 +350,16 @@ def check_settings(config: CodecTrainConfig, codec: TinyCodecConfig) -> None:
     for name in ("seconds", "code_seconds"):
         within(name, getattr(config, name), 1 / FRAME_RATE, math.inf)
     within("ema", config.ema, 0, 1)
-    least = {"noise": 0, "hold": 0, "lasting": 0, "iterations": 0, "window": codec.hop}
+    minimum = {"noise": 0, "hold": 0, "lasting": 0, "iterations": 0, "window": codec.hop}
     for name, size in asdict(codec).items():
-        within(f"codec.{name}", size, least.get(name, 1), math.inf)
+        within(f"codec.{name}", size, minimum.get(name, 1), math.inf)
     within("codec.dim", codec.dim, 1, 2 * codec.bands)
 
 
 def _identity(
     config: CodecTrainConfig, codec: TinyCodecConfig, sounds: dict[str, list[np.ndarray]]
 ) -> dict[str, Any]:
-    """What must not change while a run goes on."""
+    """Settings and sounds that must not change when a run resumes."""
     training = asdict(config)
     for free in ("save_every", "log_every", "precision"):  # a run keeps the precision it began with
         del training[free]
@@ -296,14 +370,14 @@ def _identity(
 
 
 def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """What ``save`` wrote, without its identity; ``TrainError`` if it is damaged or of another run."""
+    """The state that ``save`` wrote, without its identity; ``TrainError`` if damaged or of another run."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        was = saved.pop("identity", None)  # older runs have none
-        was = identity if was is None else json.loads(was)
+        saved_identity = saved.pop("identity", None)  # older runs have none
+        saved_identity = identity if saved_identity is None else json.loads(saved_identity)
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise TrainError(f"{path} is damaged ({first_line(error)}); delete it to begin anew") from None
-    other = sorted(differences(was, json.loads(json.dumps(identity))))
+    other = sorted(differences(saved_identity, json.loads(json.dumps(identity))))
     if other:
         raise TrainError(f"{path.parent} holds another run: {'; '.join(other)}. Use another folder.")
     return saved
@@ -311,29 +385,36 @@ def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def fit_codes(
-    codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, given: int = 0
+    codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, num_fitted: int = 0
 ) -> None:
     """Set the principal components, and the codebooks by k-means on what the ones before leave over.
 
-    The first ``given`` codebooks and, if there are any, the components stay as they are.
+    The first ``num_fitted`` codebooks and, if there are any, the components stay as they are.
     """
     c = codec.config
-    if given >= c.num_codebooks:
+    if num_fitted >= c.num_codebooks:
         return
-    batches = math.ceil(config.code_seconds / (config.batch_size * config.seconds))
-    batch = (excerpts(sounds, config, config.steps + n).to(codec.mean.device) for n in range(batches))
-    mel = torch.cat([codec.log_mel(x) for x in batch])
+
+    # 1. Log-mel frames of other excerpts than training will see. A code stands for two: [N, 2 T, bands] ->
+    # [n, 2 bands]
+    num_batches = math.ceil(config.code_seconds / (config.batch_size * config.seconds))
+    batches = (excerpts(sounds, config, config.steps + n).to(codec.mean.device) for n in range(num_batches))
+    mel = torch.cat([codec.log_mel(x) for x in batches])
     pairs = mel.reshape(-1, 2 * c.bands)
-    if not given:
+
+    # 2. Principal components; eigh sorts them upwards.
+    if not num_fitted:
         codec.mean.copy_(pairs.mean(0))
         codec.basis.copy_(torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim])
     if len(pairs) < c.codebook_size:
         raise SettingError(
             f"{len(pairs)} frames are too few to fit {c.codebook_size} codes on; raise code_seconds"
         )
-    rest = (pairs - codec.mean) @ codec.basis
+
+    # 3. Residual quantisation: each codebook is fitted on what the ones before leave over.
+    rest = (pairs - codec.mean) @ codec.basis  # [n, C]
     for k, table in enumerate(codec.vectors):
-        if k >= given:
+        if k >= num_fitted:
             table.copy_(_k_means(rest, c.codebook_size, config.code_rounds))
         rest = rest - table[nearest(rest, table)]
 
@@ -353,16 +434,16 @@ def _k_means(points: Tensor, count: int, rounds: int) -> Tensor:
     """Lloyd's algorithm: points [n, C] -> centres [count, C]; an empty one starts again at a random point."""
     centres = points[torch.randperm(len(points))[:count]]
     for _ in range(rounds):
-        own = nearest(points, centres)
-        sizes = torch.bincount(own, minlength=count)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, own, points)
-        again = points[torch.randint(len(points), (count,))]
-        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), again)
+        assigned = nearest(points, centres)  # [n]
+        sizes = torch.bincount(assigned, minlength=count)[:, None]
+        sums = torch.zeros_like(centres).index_add_(0, assigned, points)
+        restarts = points[torch.randint(len(points), (count,))]
+        centres = torch.where(sizes > 0, sums / sizes.clamp_min(1), restarts)
     return centres
 
 
 def _schedule(step: int, config: CodecTrainConfig) -> float:
-    """In each of the two parts a short warm-up, then half a cosine down to a twentieth."""
+    """Factor of the learning rate: before and after the discriminators join, a warm-up and half a cosine."""
     first = config.adversarial_from
     begin, end = (0, min(first, config.steps)) if step < first else (first, config.steps)
     rise = min(1.0, (step - begin + 1) / config.warmup_steps)
@@ -370,7 +451,7 @@ def _schedule(step: int, config: CodecTrainConfig) -> float:
 
 
 def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """The moving average of weights; early on it must forget the random start faster."""
+    """Exponential moving average of weights; early on it must forget the random start faster."""
 
     def average(old: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
         return torch.lerp(old, new, 1.0 - min(decay, (1 + int(count)) / (10 + int(count))))
@@ -378,27 +459,29 @@ def _averaging(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]
     return average
 
 
-def _judge(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> Tensor:
+def _judge(judges: nn.ModuleList, real: list[Tensor], generated: list[Tensor]) -> Tensor:
     """Hinge loss of the discriminators."""
     total = real[0].new_zeros(())
-    for judge, x, y in zip(judges, real, made, strict=False):
-        score_real, score_made = judge(torch.cat((x, y)))[0].chunk(2)
-        total = total + F.relu(1.0 - score_real).mean() + F.relu(1.0 + score_made).mean()
+    for judge, x, y in zip(judges, real, generated, strict=False):
+        score_real, score_generated = judge(torch.cat((x, y)))[0].chunk(2)
+        total = total + F.relu(1.0 - score_real).mean() + F.relu(1.0 + score_generated).mean()
     return total / len(judges)
 
 
-def _fool(judges: nn.ModuleList, real: list[Tensor], made: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _fool(judges: nn.ModuleList, real: list[Tensor], generated: list[Tensor]) -> tuple[Tensor, Tensor]:
     """(Hinge loss of the decoder, distance of the discriminators' features)."""
-    fooling, matching = real[0].new_zeros(()), real[0].new_zeros(())
+    fooling = real[0].new_zeros(())
+    matching = real[0].new_zeros(())
+
+    # Gradients go through the discriminators, not into them.
     judges.requires_grad_(False)
-    for judge, x, y in zip(judges, real, made, strict=False):
+    for judge, x, y in zip(judges, real, generated, strict=False):
         score, features = judge(y)
         with torch.no_grad():
             targets: list[Tensor] = judge(x)[1]
         fooling = fooling - score.mean()
         for feature, target in zip(features, targets, strict=True):
-            matching = matching + (feature - target).abs().mean() / (target.abs().mean() + 1e-6) / len(
-                targets
-            )
+            relative = (feature - target).abs().mean() / (target.abs().mean() + 1e-6)
+            matching = matching + relative / len(targets)
     judges.requires_grad_(True)
     return fooling / len(judges), matching / len(judges)

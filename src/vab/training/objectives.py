@@ -1,4 +1,4 @@
-"""What a run trains: the network of its objective, and what it minimises (eq. 1, 4, section 3.5)."""
+"""The objectives of training: for each its network and one step of its loss (eq. 1, 4, section 3.5)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vab.training.masking import apply_mask
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What an objective makes of a process's share of a batch."""
+    """Loss of one process's shard of a batch."""
 
-    loss: Tensor  # mean over ``weight`` things; gradients flow from here
-    weight: Tensor  # how many things (tokens, clips): shares of several processes count by it
-    measures: Callable[[], dict[str, Tensor]]  # name -> [sum, count]; called when there is something to log
+    loss: Tensor  # mean over ``weight`` items; gradients flow from here. 0 if there are none
+    weight: Tensor  # number of items (tokens, clips), by which the processes' losses are averaged
+    metrics: Callable[[], dict[str, Tensor]]  # name -> [sum, count]; called only when they are logged
 
 
 Objective = Callable[[nn.Module, Batch, Preset], LossOutput]
@@ -39,6 +39,8 @@ def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
     if preset.train.objective == "contrastive":
         return Contrastive(preset.model, codebook_vectors)
     network = Classifier(preset.model, len(preset.classes), codebook_vectors)
+
+    # A classifier of one modality leaves the other one's experts without a gradient, which DDP refuses.
     unused = {"audio": "video", "video": "audio"}
     for name, parameter in network.trunk.named_parameters():
         idle = len(preset.train.inputs) == 1 and unused.get(preset.train.inputs[0], "-") in name
@@ -47,81 +49,89 @@ def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
 
 
 def masked_prediction_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
-    """Masked audio token prediction (eq. 1): the pre-training objective. Measures accuracy per codebook."""
+    """Masked audio token prediction (eq. 1): the pre-training objective. Metric: accuracy per codebook."""
     model = preset.model
     tokens = apply_mask(batch.tokens, batch.mask, model.codebook_size)
     logits = network(tokens, batch.features, drop_features=batch.drop_features)
-    targets, mask = (
-        batch.tokens[:, model.num_conditioning_codebooks :],
-        batch.mask[:, model.num_conditioning_codebooks :],
-    )
+
+    # The conditioning codebooks have no head: [B, K, T] -> [B, Kp, T]
+    targets = batch.tokens[:, model.num_conditioning_codebooks :]
+    mask = batch.mask[:, model.num_conditioning_codebooks :]
     return _prediction(logits, targets, mask, preset)
 
 
 def next_token_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
-    """Each token from those before it: FoleyGen's objective (appendix E). Measures accuracy per codebook."""
+    """Next-token prediction: FoleyGen's objective (appendix E). Metric: accuracy per codebook."""
     logits = network(batch.tokens, batch.features, drop_features=batch.drop_features)
     return _prediction(logits, batch.tokens, torch.ones_like(batch.mask), preset)
 
 
 def contrastive_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
-    """Contrast of the batch's clips over all processes (eq. 4). Measures R@1 both ways within the batch.
+    """Contrastive loss over the clips of all processes (eq. 4). Metrics: R@1 both ways within the batch.
 
-    Clips without a picture take no part. With ``pair_by_label`` any picture of a label fits any sound of it,
-    so clips that share a class are not held against each other.
+    Clips without video take no part; a batch of such clips alone has loss 0 and weight 0. With
+    ``pair_by_label`` any video of a label fits any audio of it, so clips that share a class are no negatives.
     """
-    seen, padding = _seen(batch)
-    audio, video, scale = network(batch.tokens, batch.features, batch.token_padding, padding)
-    there = _all_gather_with_grad(seen)
-    audio, video, targets = (_all_gather_with_grad(x)[there] for x in (audio, video, batch.targets))
+    audio, video, scale = network(batch.tokens, batch.features, batch.token_padding, batch.video_padding)
+
+    # The pairs of all processes that have both modalities: [B, D] -> [n, D]
+    has_video = _all_gather_with_grad(batch.has_video)
+    audio = _all_gather_with_grad(audio)[has_video]
+    video = _all_gather_with_grad(video)[has_video]
+    targets = _all_gather_with_grad(batch.targets)[has_video]
     positive_mask = targets @ targets.T > 0 if preset.train.pair_by_label else None
     if len(audio):
-        # each process holds the gradient of its own clips: wanted is the sum, DDP takes the mean
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        loss = _scale_gradient(
-            contrastive(audio, video, _scale_gradient(scale, 1 / world), positive_mask), world
-        )
+        # Each process holds the gradient of its own clips. The sum is wanted, but DDP takes the mean; the
+        # scale's gradient is whole in every process.
+        world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        scale = _scale_gradient(scale, 1 / world_size)
+        loss = _scale_gradient(contrastive(audio, video, scale, positive_mask), world_size)
     else:
+        # Every parameter still gets a gradient, which DDP waits for.
         loss = (audio.sum() + video.sum() + scale) * 0.0
 
-    def measures() -> dict[str, Tensor]:
-        similar = (audio @ video.T).detach()
-        own, count = similar.diagonal(), similar.new_tensor(float(len(similar)))
+    def metrics() -> dict[str, Tensor]:
+        similarity = (audio @ video.T).detach()  # [n, n]
+        own = similarity.diagonal()
+        count = similarity.new_tensor(float(len(similarity)))
         if positive_mask is not None:
-            similar = similar.masked_fill(positive_mask, -torch.inf)
-        right = {
-            "R@1/video to audio": (similar > own).sum(0) == 0,
-            "R@1/audio to video": (similar > own[:, None]).sum(1) == 0,
+            similarity = similarity.masked_fill(positive_mask, -torch.inf)
+        hits = {
+            "R@1/video to audio": (similarity > own).sum(0) == 0,
+            "R@1/audio to video": (similarity > own[:, None]).sum(1) == 0,
         }
-        return {name: torch.stack([found.sum().float(), count]) for name, found in right.items()}
+        return {name: torch.stack([hit.sum().float(), count]) for name, hit in hits.items()}
 
-    return LossOutput(loss, there.sum().float(), measures)
+    return LossOutput(loss, has_video.sum().float(), metrics)
 
 
 def classification_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
-    """Classes of clips from each of the preset's inputs (section 3.5). Measures accuracy for each.
+    """Classification of clips from each of the preset's inputs (section 3.5). Metrics: accuracy for each.
 
-    A clip without a picture does not count where the picture alone would have to do.
+    Clips without video do not count where the video alone would have to do.
     """
     config = preset.train
-    seen, padding = _seen(batch)
-    loss, weight = batch.features.new_zeros(()), batch.features.new_zeros(())
-    found = {}
+    loss = batch.features.new_zeros(())
+    weight = batch.features.new_zeros(())
+    metrics = {}
     for kind in config.inputs:
         if kind == "audio":
             logits = network(batch.tokens, None, batch.token_padding, None)
         elif kind == "video":
-            logits = network(None, batch.features, None, padding)
+            logits = network(None, batch.features, None, batch.video_padding)
         else:
             logits = network(batch.tokens, batch.features, batch.token_padding, batch.feature_padding)
-        rows = seen if kind == "video" else torch.ones_like(seen)
-        targets, count = batch.targets[rows], rows.sum().float()
+        rows = batch.has_video if kind == "video" else torch.ones_like(batch.has_video)
+        targets = batch.targets[rows]
+        count = rows.sum().float()
         each = classification(logits[rows], targets, config.loss, config.label_smoothing)
         loss = loss + (each * count if count else logits.sum() * 0.0)
         weight = weight + count
+
+        # After mixup a class is right if more than half of the clip's frames have it.
         best = targets.gather(1, logits[rows].detach().argmax(1, keepdim=True))
-        found[f"accuracy/{kind}"] = torch.stack([(best > 0.5).sum().float(), count])
-    return LossOutput(loss / weight.clamp(min=1), weight, lambda: found)
+        metrics[f"accuracy/{kind}"] = torch.stack([(best > 0.5).sum().float(), count])
+    return LossOutput(loss / weight.clamp(min=1), weight, lambda: metrics)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -136,41 +146,36 @@ def _prediction(logits: Tensor, targets: Tensor, mask: Tensor, preset: Preset) -
     """Cross entropy of logits [B,Kp,T,V] where ``mask`` [B,Kp,T] is True; accuracy per codebook."""
     loss = masked_prediction(logits, targets, mask, preset.train.label_smoothing)
 
-    def measures() -> dict[str, Tensor]:
-        right = ((logits.detach().argmax(-1) == targets) & mask).sum((0, 2))
-        counts = torch.stack([right, mask.sum((0, 2))], dim=1).float()
+    def metrics() -> dict[str, Tensor]:
+        correct = ((logits.detach().argmax(-1) == targets) & mask).sum((0, 2))
+        counts = torch.stack([correct, mask.sum((0, 2))], dim=1).float()
         return {
             f"accuracy/{preset.model.num_conditioning_codebooks + k}": count for k, count in enumerate(counts)
         }
 
-    return LossOutput(loss, mask.sum().float(), measures)
-
-
-def _seen(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which clips have a picture [B], and padding [B,F] that leaves those without one their zeros.
-
-    Attention to nothing at all would be no number.
-    """
-    seen = ~batch.feature_padding.all(1)
-    return seen, batch.feature_padding & seen[:, None]
+    return LossOutput(loss, mask.sum().float(), metrics)
 
 
 def _all_gather_with_grad(x: Tensor) -> Tensor:
     """x [B,...] of all processes, one after another; gradients flow into this process's own."""
     if not torch.distributed.is_initialized():
         return x
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world)]
+    world_size = torch.distributed.get_world_size()
+
+    # Shards differ by one clip at most, but all_gather takes equal shapes: pad to the longest, then cut.
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size)]
     torch.distributed.all_gather(counts, torch.tensor([len(x)], device=x.device))
     longest = max(int(count) for count in counts)
     padded = torch.cat([x.detach(), x.new_zeros(longest - len(x), *x.shape[1:])])
-    parts = [torch.empty_like(padded) for _ in range(world)]
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
     torch.distributed.all_gather(parts, padded)
     parts = [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
-    parts[rank] = x
+
+    # What is gathered has no gradient; this process's own part keeps its own.
+    parts[torch.distributed.get_rank()] = x
     return torch.cat(parts)
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """x, with its gradient times ``factor``."""
+    """Identity in the forward pass; multiplies the gradient by ``factor``."""
     return x if factor == 1 else x.detach() + (x - x.detach()) * factor

@@ -32,7 +32,7 @@ from vab.config import Preset, TrainConfig, check_preset, current_names
 from vab.data.store import LatentStore
 from vab.errors import TrainError, first_line
 from vab.models.heads import start_from
-from vab.training.batches import DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
+from vab.training.batches import MAX_DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
 from vab.training.checkpoint import (
     checkpoints,
     cut_metrics,
@@ -56,21 +56,22 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
 
 
 def optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for all that learns (section B.4). With ``muon``, the layers' matrices are left to Muon.
+    """AdamW for all trained parameters (section B.4). With ``muon``, the layers' matrices are left to Muon.
 
     Muon (Jordan et al., 2024) makes the update of a matrix orthogonal; here it is as large as AdamW's would
     be (Liu et al., 2025), so both have the same learning rate.
     """
-    rate, decay = config.learning_rate, config.weight_decay
+    rate = config.learning_rate
+    decay = config.weight_decay
     learned = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in learned if config.optimizer == "muon" and "blocks." in name and p.ndim == 2]
     rest = [p for _, p in learned if not any(p is matrix for matrix in hidden)]
-    found: list[torch.optim.Optimizer] = [
+    result: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=rate, betas=config.betas, weight_decay=decay, fused=True)
     ]
     if hidden:
-        found.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
-    return found
+        result.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+    return result
 
 
 def train(
@@ -93,9 +94,11 @@ def train(
     ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events, and at the end ``config.json``,
     ``model.safetensors`` (averaged weights if there are), ``record.json``.
     Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
-    ``TrainError`` for devices that are not there, for a folder that holds another run and for a loss that is
-    not finite (the last good checkpoint stays), ``LockedError`` while another process trains in the folder.
+    ``TrainError`` for devices that are not there, for a split without the clips that the objective needs,
+    for a folder that holds another run and for a loss that is not finite (the last good checkpoint stays),
+    ``LockedError`` while another process trains in the folder.
     """
+    # 1. The latents, and the classes to learn.
     check_preset(preset)
     store = LatentStore.open(store_dir)
     store.preload()
@@ -108,17 +111,22 @@ def train(
     clips, dev = ClipBatches(store, preset, "train"), ClipBatches(store, preset, "dev")
     if not len(clips):
         raise TrainError(f"{store_dir} has no clip with sound in the split train")
+    if preset.train.objective == "contrastive" and not len(clips.rows_with_video()):
+        raise TrainError(f"{store_dir} has no clip with sound and picture in the split train")
+
+    # 2. The devices.
     strategy = "auto" if devices == 1 else DDPStrategy(broadcast_buffers=False)
     try:
         precision = preset.train.precision
         fabric = Fabric(accelerator=device, devices=devices, strategy=strategy, precision=precision)
     except Exception as error:  # Lightning has errors of its own for devices that are not there
         raise TrainError(f"cannot train on {devices} devices ({first_line(error)})") from error
+
+    # 3. The run. Of its processes the first holds the folder, before it starts the others.
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    # of the processes of one run the first holds the folder, before it starts the others
-    mine = devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
-    with exclusive(folder / ".lock", f"trains in {folder}") if mine else nullcontext():
+    is_first = devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
+    with exclusive(folder / ".lock", f"trains in {folder}") if is_first else nullcontext():
         fabric.launch()
         run = _Run(fabric, preset, clips, dev, folder, max_steps, fold, log)
         run.start(None if init is None else Path(init))
@@ -130,7 +138,7 @@ def train(
 
 
 class _Run:
-    """The state of one run: weights, averaged weights, optimizers, step, seconds."""
+    """One run and its state: weights, averaged weights, optimizers, step, seconds."""
 
     def __init__(
         self,
@@ -148,12 +156,15 @@ class _Run:
         self.log = log if fabric.is_global_zero else lambda line: None
         self.total = clips.steps(preset.train.epochs) if max_steps is None else max_steps
         config = preset.train
+
+        # Fresh weights, and the statistics by which the network normalises its features.
         torch.manual_seed(config.seed)
         self.model = build(preset, torch.from_numpy(clips.store.codebook_vectors()))
         for name, values in zip(
             ("feature_mean", "feature_std"), clips.store.feature_statistics(), strict=True
         ):
             next(b for n, b in self.model.named_buffers() if n.endswith(name)).copy_(torch.from_numpy(values))
+
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.network, *self.optimizers = fabric.setup(self.model, *optimizers(self.model, config))
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
@@ -162,7 +173,7 @@ class _Run:
         self.identity = self._identity()
 
     def _identity(self) -> dict[str, Any]:
-        """What must not change while a run goes on."""
+        """Settings and data that must not change when a run resumes, as JSON reads them back."""
         train = asdict(self.preset.train)
         for free in ("save_every", "log_every"):
             del train[free]
@@ -179,6 +190,7 @@ class _Run:
     def start(self, init: Path | None) -> None:
         """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder."""
         for path in checkpoints(self.folder / "checkpoints"):
+            # A checkpoint that was cut short is skipped; that of another run is never overwritten.
             about = read_about(path)
             if about is None:
                 self.log(f"{path} is damaged; trying the one before")
@@ -207,23 +219,28 @@ class _Run:
     def loop(self) -> None:
         """Train up to the last step."""
         config = self.preset.train
-        rank, world = self.fabric.global_rank, self.fabric.world_size
-        last, clock = self.step, time.perf_counter()
+        rank, world_size = self.fabric.global_rank, self.fabric.world_size
+        last_step, clock = self.step, time.perf_counter()
         with self._journal() as write, self._progress() as advance, ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(self.clips.train_batch, self.step)
             while self.step < self.total:
-                batch = upcoming.result().share(rank, world).to(self.fabric.device)
+                # 1. Every process makes the same global batch, a step ahead, and keeps its shard.
+                batch = upcoming.result().shard(rank, world_size).to(self.fabric.device)
                 if self.step + 1 < self.total:
                     upcoming = ahead.submit(self.clips.train_batch, self.step + 1)
+
+                # 2. The update, which moves on ``self.step``.
                 logs = (self.step + 1) % config.log_every == 0
                 values = self._update(batch, measure=logs)
                 advance(f"loss {values['loss']:.3f}")
+
+                # 3. Metrics, validation and checkpoint; validation does not count as training speed.
                 saves = self.step % config.save_every == 0 or self.step == self.total
                 if logs or saves:
                     now = time.perf_counter()
                     self.seconds += now - clock
-                    values["clips_per_second"] = (self.step - last) * config.batch_size / (now - clock)
-                    last, clock = self.step, now
+                    values["clips_per_second"] = (self.step - last_step) * config.batch_size / (now - clock)
+                    last_step, clock = self.step, now
                 if logs:
                     write("train", values)
                 if saves:
@@ -234,64 +251,69 @@ class _Run:
                     clock = time.perf_counter()
 
     def _update(self, batch: Batch, measure: bool) -> dict[str, float]:
-        """One step of the optimizers; loss, rate, norm of the gradient and, if asked, the measures."""
+        """One step of the optimizers -> loss, rate, gradient norm and, with ``measure``, the metrics."""
         config, fabric = self.preset.train, self.fabric
         rate = learning_rate(self.step, self.total, config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        # dropout is the one thing drawn on the device: a stream of its own for each step and process
+
+        # Dropout is the one thing drawn on the device: a stream of its own for each step and process.
         torch.manual_seed(hash((config.seed, self.step, fabric.global_rank)) & 0xFFFFFFFF)
         outcome = self.objective(self.network, batch, self.preset)
         sums = torch.stack([outcome.loss.detach().float() * outcome.weight, outcome.weight])
         total = fabric.all_reduce(sums, reduce_op="sum")
-        # processes average their gradients; what is wanted is the mean over all things of all processes
-        fabric.backward(outcome.loss * (outcome.weight * fabric.world_size / total[1]))
+
+        # Processes average their gradients; the mean over all items of all processes is wanted. Without any
+        # item (no video in a contrastive batch) the loss is 0.
+        count = total[1].clamp(min=1)
+        fabric.backward(outcome.loss * (outcome.weight * fabric.world_size / count))
         norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        values = {"loss": float(total[0] / total[1]), "learning_rate": rate, "gradient_norm": float(norm)}
+        values = {"loss": float(total[0] / count), "learning_rate": rate, "gradient_norm": float(norm)}
         if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
             raise TrainError(
                 f"step {self.step + 1}: the loss is {values['loss']}, the norm of its gradient "
                 f"{values['gradient_norm']}. Stopped; the last checkpoint is good. The clips of this batch: "
-                + ", ".join(self.clips.ids_of(self.step))
+                + ", ".join(self.clips.ids_of_step(self.step))
             )
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
         if self.ema:
-            # early on the average must forget the random start faster
+            # Early on the average must forget the random start faster.
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
         if measure:
-            values |= self._means(outcome.measures())
+            values |= self._means(outcome.metrics())
         return values
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Means over all processes of sums [sum, count]."""
+        """Means over all processes of name -> [sum, count]; a name that counts nothing is left out."""
         total = self.fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="sum")
         assert isinstance(total, Tensor)
-        return dict(zip(sums, (total[:, 0] / total[:, 1]).tolist(), strict=True))
+        means = zip(sums, total[:, 1].tolist(), (total[:, 0] / total[:, 1]).tolist(), strict=True)
+        return {name: mean for name, count, mean in means if count}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and measures on the split dev, with the averaged weights if there are, and fixed masks."""
-        sums: dict[str, Tensor] = {}
-        rank, world = self.fabric.global_rank, self.fabric.world_size
+        """Loss and metrics on the split dev, with fixed masks and, if there are, the averaged weights."""
+        sums: dict[str, Tensor] = {}  # name -> [sum, count] so far
+        rank, world_size = self.fabric.global_rank, self.fabric.world_size
         self.network.eval()
         with self._averaged(), self.fabric.autocast():
-            for rows in self.dev.dev_batches(DEV_CLIPS if self.fold is None else len(self.dev)):
-                batch = self.dev.dev_batch(rows).share(rank, world).to(self.fabric.device)
+            for rows in self.dev.dev_batches(MAX_DEV_CLIPS if self.fold is None else len(self.dev)):
+                batch = self.dev.dev_batch(rows).shard(rank, world_size).to(self.fabric.device)
                 outcome = self.objective(self.model, batch, self.preset)
                 loss = torch.stack([outcome.loss.float() * outcome.weight, outcome.weight])
-                for name, value in {"loss": loss, **outcome.measures()}.items():
+                for name, value in {"loss": loss, **outcome.metrics()}.items():
                     sums[name] = sums[name] + value if name in sums else value
         self.network.train()
         return self._means(sums)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The averaged weights in the model's place for a while."""
+        """Put the averaged weights in the model's place inside the ``with`` block."""
         own = [parameter.detach().clone() for parameter in self.parameters] if self.ema else []
         for parameter, average in zip(self.parameters, self.ema, strict=False):
             parameter.data.copy_(average)
@@ -302,7 +324,7 @@ class _Run:
                 parameter.data.copy_(value)
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        """Those inside Fabric's."""
+        """The plain optimizers inside Fabric's wrappers."""
         return [each.optimizer for each in self.optimizers]
 
     def _save(self) -> None:
@@ -320,7 +342,7 @@ class _Run:
 
     @contextmanager
     def _journal(self) -> Iterator[Callable[[str, dict[str, float]], None]]:
-        """A function that writes one line of metrics; lines after the step resumed from are taken back."""
+        """A function that appends one line of metrics; lines after the step resumed from are removed."""
         if not self.fabric.is_global_zero:
             yield lambda split, values: None
             return
@@ -338,7 +360,7 @@ class _Run:
 
     @contextmanager
     def _progress(self) -> Iterator[Callable[[str], None]]:
-        """A progress bar for people; silent where nobody looks."""
+        """A progress bar on a terminal, else nothing; the function moves it on by a step."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -351,7 +373,7 @@ class _Run:
             yield lambda text: progress.update(task, advance=1, description=f"{self.preset.name} {text}")
 
     def export(self) -> None:
-        """Make the run's folder a model directory: config, weights, and the record of how they came."""
+        """Make the run's folder a model directory: weights, config, and a record of how they were trained."""
         with self._averaged():
             save_tensors(self.folder / "model.safetensors", self.model.state_dict())
         self._write_json("config.json", asdict(self.preset))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vab.codecs.codec import Codec, load_codec
 from vab.config import DecodeConfig
-from vab.data.store import LatentStore
+from vab.data.store import LatentStore, spread
 from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.media.reader import write_wav
@@ -112,16 +112,10 @@ def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
 
     ``EvaluationError`` if there is none.
     """
-    seen = clips.store.has("features")
-    rows = clips.rows
-    if clips.preset.train.pair_by_label:
-        rows = np.array([row for row in rows if clips.store.labels[row] in clips.pictures], dtype=np.int64)
-    else:
-        rows = rows[seen[rows]]
+    rows = clips.rows_with_video()
     if not len(rows):
         raise EvaluationError(f"{clips.store.directory} has no clip with sound and picture in that split")
-    count = len(rows) if count is None else min(count, len(rows))
-    return rows[np.linspace(0, len(rows), count, endpoint=False).astype(np.int64)]
+    return rows if count is None else rows[spread(len(rows), count)]
 
 
 @torch.no_grad()
