@@ -210,9 +210,9 @@ def test_what_is_shorter_than_the_window(balls: Path, tmp_path: Path) -> None:
     ball = read_manifest(balls)[0].video
     clip = Clip("v", ball, ball, 0.5, 1.0)
     held = decode(clip, meta(seconds=3.0, fps=4.0), 64)
-    assert len(held.frames) == 4 and held.looped == [0, 1, 2, 3] + 8 * [3]
+    assert len(held.frames) == 4 and held.frame_indices == [0, 1, 2, 3] + 8 * [3]
     turned = decode(clip, meta(seconds=3.0, fps=4.0, fill="repeat"), 64)
-    assert turned.looped == 3 * [0, 1, 2, 3]
+    assert turned.frame_indices == 3 * [0, 1, 2, 3]
     assert np.array_equal(turned.waveform[:SAMPLE_RATE], turned.waveform[SAMPLE_RATE : 2 * SAMPLE_RATE])
 
 

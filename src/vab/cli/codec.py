@@ -32,7 +32,7 @@ def train(
         json: print one JSON document to standard output.
     """
     left_out: list[str] = []
-    sounds = read_sounds(manifest, tell=left_out.append)
+    sounds = read_sounds(manifest, log=left_out.append)
     for reason in left_out:
         log(reason)
     last: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Media -> latents: the once-per-clip work (section 3.1), resumable and safe to kill."""
+"""Extraction: media -> latents, once per clip (section 3.1), resumable and safe to kill."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Fill = Literal["zero", "repeat"]
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a run of ``extract`` did."""
+    """Result of one run of ``extract``."""
 
     done: int  # clips written now
     present: int  # clips that the store had already
@@ -52,14 +52,14 @@ class Extraction:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One clip's raw streams."""
+    """One clip's decoded streams."""
 
     clip: Clip
     waveform: NDArray[np.float32] | None  # [S]
-    frames: list[NDArray[np.uint8]]  # each [H, W, 3]; none if the clip has no picture
-    looped: list[int]  # for each of the window's F places, the frame that stands there
-    real_tokens: int = 0  # how many of the window's T and F places are the clip's own
-    real_features: int = 0
+    frames: list[NDArray[np.uint8]]  # each [H, W, 3]; none if the clip has no video
+    frame_indices: list[int]  # [F]: index into ``frames`` for each feature position of the window
+    real_tokens: int = 0  # number of the window's T audio frames that are not padding
+    real_features: int = 0  # and of its F features
 
 
 def extract(
@@ -78,12 +78,13 @@ def extract(
     """Bring every clip of a manifest into the store ``out`` (made, or gone on with: known ids are skipped).
 
     Each clip becomes tokens [K, T] of all the codec's codebooks and features [F, dim] at ``fps`` a second,
-    both for a window of exactly ``seconds``. A video that is shorter repeats its last feature; a sound that
-    is shorter is followed by silence, or with ``fill="repeat"`` both streams start again.
+    both for a window of exactly ``seconds``. Shorter video repeats its last feature, shorter audio is
+    followed by silence; with ``fill="repeat"`` both streams start again.
     An image gets a slow moving crop, seeded by the clip's id. A clip that cannot be read is listed in
     ``failures.csv`` and tried again by the next run.
     Raises ``ManifestError``, and ``StoreError`` if the store was made with other settings or weights.
     """
+    # 1. The store: a new one, or that of an earlier run with the same settings and weights.
     clips = read_manifest(manifest)
     meta = replace(
         latents_meta(codec, vision, seconds, fps, fill),
@@ -94,6 +95,8 @@ def extract(
     store = LatentStore.create(out, meta, vectors.cpu().numpy())
     codec.to(device)
     vision.to(device)
+
+    # 2. Threads decode ahead, clips are encoded in batches and written in shards.
     with store.writing():
         known = set(store.ids)
         wanted = [clip for clip in clips if clip.id not in known]
@@ -106,7 +109,7 @@ def extract(
                     pending.append(result)
                 else:
                     failed[clip.id] = result
-                # batches end where shards end, so a resumed run makes the same ones
+                # Batches end where shards end, so a resumed run makes the same ones.
                 if len(pending) == batch_clips or len(rows) + len(pending) == shard_clips:
                     rows += encode(pending, codec, vision, meta, device)
                     pending = []
@@ -123,7 +126,7 @@ def extract(
 def latents_meta(
     codec: Codec, vision: VisionEncoder, seconds: float, fps: float, fill: Fill = "zero"
 ) -> StoreMeta:
-    """What latents of these two for windows of ``seconds`` look like; without fingerprints."""
+    """Settings of a store with latents of these two encoders for windows of ``seconds``; no fingerprints."""
     num_codebooks, codebook_size, dim = codec.codebook_vectors().shape
     return StoreMeta(
         codec=codec.name,
@@ -139,66 +142,70 @@ def latents_meta(
 
 
 def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
-    """The streams of one clip: a waveform of exactly the window, frames of about ``side`` pixels.
+    """Decode one clip: a waveform of exactly the window, frames of about ``side`` pixels.
 
     ``MediaError`` if a file cannot be read, ends before the clip starts, or holds no numbers.
     """
     with ExitStack() as files:
-        # Sound and picture are mostly streams of one file, which is then opened once for both.
+        # Audio and video are mostly streams of one file, which is then opened once for both.
         opened = {path: files.enter_context(MediaFile(path)) for path in (clip.audio, clip.video) if path}
         waveform, real_tokens = None, 0
         if clip.audio is not None:
             waveform, real_tokens = _decode_audio(clip, opened[clip.audio], meta)
         if clip.video is None:
             return Decoded(clip, waveform, [], [], real_tokens)
-        frames, looped, real_features = _decode_video(clip, opened[clip.video], meta, side)
-        return Decoded(clip, waveform, frames, looped, real_tokens, real_features)
+        frames, indices, real_features = _decode_video(clip, opened[clip.video], meta, side)
+        return Decoded(clip, waveform, frames, indices, real_tokens, real_features)
 
 
 def _decode_audio(clip: Clip, file: MediaFile, meta: StoreMeta) -> tuple[NDArray[np.float32], int]:
-    """The window's waveform [S], and how many of its audio frames are the clip's own."""
-    samples = round(meta.seconds * SAMPLE_RATE)
+    """The window's waveform [S], and the number of its audio frames that are not padding."""
+    num_samples = round(meta.seconds * SAMPLE_RATE)
     waveform = file.audio(clip.start, _length(clip, file.path, meta.seconds))
     if not np.isfinite(waveform).all():
         raise MediaError(f"{file.path}: the sound holds values that are not numbers")
     if meta.fill == "repeat":
-        waveform = np.resize(waveform, samples)
-    real_tokens = samples_to_frames(min(len(waveform), samples))
-    return np.pad(waveform[:samples], (0, max(0, samples - len(waveform)))), real_tokens
+        waveform = np.resize(waveform, num_samples)  # starts again until the window is full
+    real_tokens = samples_to_frames(min(len(waveform), num_samples))
+    return np.pad(waveform[:num_samples], (0, max(0, num_samples - len(waveform)))), real_tokens
 
 
 def _decode_video(
     clip: Clip, file: MediaFile, meta: StoreMeta, side: int
 ) -> tuple[list[NDArray[np.uint8]], list[int], int]:
-    """The clip's frames, for each of the window's F places the frame there, and how many are its own."""
-    places = video_frames(meta.seconds, meta.fps)
+    """The clip's frames, the frame's index for each of the window's F features, and how many are valid."""
+    num_features = video_frames(meta.seconds, meta.fps)
     if file.is_image:
+        # An image: a slow moving crop of it, one frame for each feature.
         pixels = next(file.frames(meta.fps))
         seed = int(sha256(clip.id)[:8], 16)
-        return list(moving_crop(pixels, places, seed, side)), list(range(places)), places
+        return list(moving_crop(pixels, num_features, seed, side)), list(range(num_features)), num_features
     length = _length(clip, file.path, meta.seconds)
     frames = list(file.frames(meta.fps, clip.start, length, size=side))
 
     # A window that is longer than the clip starts it again, or goes on with its last frame.
-    times = np.arange(places) / meta.fps
+    times = np.arange(num_features) / meta.fps
     if meta.fill == "repeat":
         times %= length
-    looped = np.minimum((times * meta.fps + 1e-6).astype(int), len(frames) - 1)
-    real = places if meta.fill == "repeat" else min(places, video_frames(length, meta.fps))
-    return frames, looped.tolist(), real
+    indices = np.minimum((times * meta.fps + 1e-6).astype(int), len(frames) - 1)
+    real = num_features if meta.fill == "repeat" else min(num_features, video_frames(length, meta.fps))
+    return frames, indices.tolist(), real
 
 
 @torch.no_grad()
 def encode(
     batch: list[Decoded], codec: Codec, vision: VisionEncoder, meta: StoreMeta, device: str | torch.device
 ) -> list[Latents]:
-    """Latents of decoded clips, in their order."""
-    frames = meta.token_shape[1]
+    """Encode decoded clips, in their order."""
+    # Audio: only of the clips that have it, [n, S] -> [n, K, T]
+    num_frames = meta.token_shape[1]
     waveforms = [item.waveform for item in batch if item.waveform is not None]
     tokens: Iterator[NDArray[np.uint16]] = iter(())
     if waveforms:
-        codes = codec.encode(torch.from_numpy(np.stack(waveforms)).to(device))[:, :, :frames]
+        codes = codec.encode(torch.from_numpy(np.stack(waveforms)).to(device))[:, :, :num_frames]
         tokens = iter(codes.cpu().numpy().astype(np.uint16))
+
+    # Video: the frames of all clips as one stream, [sum of their numbers, dim], cut again at ``ends``.
     features = np.zeros((0, vision.dim), np.float16)
     if any(item.frames for item in batch):
         stream = chain.from_iterable(item.frames for item in batch)
@@ -210,7 +217,7 @@ def encode(
             item.clip.label,
             item.clip.split,
             next(tokens) if item.waveform is not None else None,
-            features[end - len(item.frames) : end][item.looped] if item.frames else None,
+            features[end - len(item.frames) : end][item.frame_indices] if item.frames else None,
             item.real_tokens,
             item.real_features,
         )
@@ -219,14 +226,15 @@ def encode(
 
 
 def weights_fingerprint(encoder: Codec | VisionEncoder) -> str:
-    """Hash of what latents depend on: all weights, or for the small codec those of its codes."""
+    """Hash of the weights that latents depend on: all of them, or for the small codec those of its codes."""
     if isinstance(encoder, TinyCodec):
         state = encoder.code_weights()
     else:
-        held = [encoder] if isinstance(encoder, nn.Module) else vars(encoder).values()
+        # An encoder is a module, or a plain object that holds some.
+        modules = [encoder] if isinstance(encoder, nn.Module) else vars(encoder).values()
         state = {
             f"{n}.{name}": tensor
-            for n, module in enumerate(held)
+            for n, module in enumerate(modules)
             if isinstance(module, nn.Module)
             for name, tensor in module.state_dict().items()
         }
@@ -241,7 +249,7 @@ _info = lru_cache(maxsize=64)(probe)  # many clips may be windows of one film
 
 
 def _length(clip: Clip, path: Path, window: float) -> float:
-    """Seconds of ``path`` that belong to the clip."""
+    """Length of the clip in seconds: that of the window, of its manifest or of its file."""
     info = _info(path)
     length = min(window, clip.seconds or window)
     if info.kind != "image":
@@ -254,7 +262,7 @@ def _length(clip: Clip, path: Path, window: float) -> float:
 def read_ahead(
     clips: Iterable[Clip], meta: StoreMeta, side: int, depth: int
 ) -> Iterator[tuple[Clip, Decoded | str]]:
-    """Each clip with its streams or the reason why not, in order; threads run ``depth`` clips ahead."""
+    """Yield each clip with its streams or the reason why not, in order; threads run ``depth`` clips ahead."""
 
     def attempt(clip: Clip) -> Decoded | str:
         try:
@@ -265,6 +273,7 @@ def read_ahead(
     waiting: deque[tuple[Clip, Future[Decoded | str]]] = deque()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:
+            # Submit one, hand out the oldest: never more than ``depth`` decoded clips in memory.
             for clip in clips:
                 waiting.append((clip, pool.submit(attempt, clip)))
                 if len(waiting) > depth:
@@ -273,13 +282,14 @@ def read_ahead(
             for last, future in waiting:
                 yield last, future.result()
         finally:
+            # The reader may stop early; what has not begun need not be decoded.
             for _, future in waiting:
                 future.cancel()
 
 
 @contextmanager
 def _progress(total: int, present: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar for people; silent where nobody looks."""
+    """A progress bar on a terminal, else nothing; the function moves it on by a clip."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("extract", total=total, completed=present)

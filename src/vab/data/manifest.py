@@ -1,4 +1,4 @@
-"""Manifests: which clip is where, its label and split (csv: id,audio,video,start,seconds,label,split)."""
+"""Manifests: CSV files that list clips with their files, labels and splits."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from vab.errors import VABError, first_line
 from vab.utils.files import write_whole
 
 COLUMNS = ("id", "audio", "video", "start", "seconds", "label", "split")
+MAX_MISTAKES_SHOWN = 20
 
 
 class ManifestError(VABError, ValueError):
-    """A manifest that cannot be used; the message lists line, column and what is wrong there."""
+    """A manifest that cannot be used; the message lists line, column and mistake."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def read_manifest(path: str | Path) -> list[Clip]:
     Raises ``ManifestError`` with every mistake found (the first 20). Files are not opened here.
     """
     path = Path(path)
+
+    # 1. The text and its header.
     mistakes: list[str] = []
     clips: list[Clip] = []
     lines: dict[str, int] = {}
@@ -58,13 +61,15 @@ def read_manifest(path: str | Path) -> list[Clip]:
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
     if missing:
         raise ManifestError(f"{path}: line 1: no column {', '.join(missing)}; needed: {','.join(COLUMNS)}")
+
+    # 2. The rows; mistakes are collected, so that one run shows them all.
     for row in reader:
         line = reader.line_num
-        found = list(_row_mistakes(row))
-        if not found and row["id"] in lines:
-            found = [f"column id: {row['id']!r} stands already in line {lines[row['id']]}"]
-        if found:
-            mistakes += [f"line {line}: {mistake}" for mistake in found]
+        wrong = list(_row_mistakes(row))
+        if not wrong and row["id"] in lines:
+            wrong = [f"column id: {row['id']!r} stands already in line {lines[row['id']]}"]
+        if wrong:
+            mistakes += [f"line {line}: {mistake}" for mistake in wrong]
             continue
         lines[row["id"]] = line
         clips.append(
@@ -79,14 +84,16 @@ def read_manifest(path: str | Path) -> list[Clip]:
             )
         )
     if mistakes:
-        more = [f"... and {len(mistakes) - 20} more"] if len(mistakes) > 20 else []
-        raise ManifestError("\n".join([f"{path}:", *mistakes[:20], *more]))
+        more = len(mistakes) - MAX_MISTAKES_SHOWN
+        shown = mistakes[:MAX_MISTAKES_SHOWN] + ([f"... and {more} more"] if more > 0 else [])
+        raise ManifestError("\n".join([f"{path}:", *shown]))
     if not clips:
         raise ManifestError(f"{path}: no clips in it")
     return clips
 
 
 def _row_mistakes(row: dict[str, str]) -> Iterator[str]:
+    # DictReader puts fields beyond the header under None, and None into missing ones.
     if None in row or None in row.values():
         yield f"{'more' if None in row else 'fewer'} fields than the header has"
         return

@@ -1,4 +1,4 @@
-"""One file of a latent store: its columns, its checksums, and the name they give it.
+"""Shards: the files of a latent store, with their columns, their checksums, and the name these give.
 
 A shard is an uncompressed Arrow IPC file of one record batch, not Parquet: its columns are memory mapped as
 they lie, so any row is read without decoding its neighbours, a store of any size takes no memory, and the
@@ -41,7 +41,7 @@ class StoreError(VABError, ValueError):
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What made a store. Latents made with different values never mix."""
+    """Settings of a store. Latents made with different values never mix."""
 
     codec: str
     vision: str
@@ -51,7 +51,7 @@ class StoreMeta:
     vision_dim: int
     seconds: float  # the window
     fps: float  # video features per second
-    fill: str = "zero"  # what follows a sound shorter than the window: zero or repeat
+    fill: str = "zero"  # what follows audio shorter than the window: zero or repeat
     codec_fingerprint: str = ""
     vision_fingerprint: str = ""
 
@@ -71,7 +71,7 @@ class StoreMeta:
         return video_frames(self.seconds, self.fps), self.vision_dim
 
     def shape(self, stream: str) -> tuple[int, int]:
-        """Of one clip's ``tokens`` or ``features``."""
+        """Shape of one clip's ``tokens`` or ``features``."""
         return self.token_shape if stream == "tokens" else self.feature_shape
 
 
@@ -84,7 +84,7 @@ class Latents:
     split: str
     tokens: NDArray[np.uint16] | None  # [K, T]
     features: NDArray[np.float16] | None  # [F, dim]
-    real_tokens: int | None = None  # how many of the T are the clip's own, not filled up; None is all
+    real_tokens: int | None = None  # number of the T frames that are not padding; None is all
     real_features: int | None = None  # and of the F
 
 
@@ -120,7 +120,8 @@ class Shard:
             raise self._damaged(lines[0]) from None
 
     def _open(self) -> None:
-        with pa.memory_map(str(self.path)) as source:  # the pages stay mapped, the file need not stay open
+        # 1. One record batch with the store's columns. The pages stay mapped, the file need not stay open.
+        with pa.memory_map(str(self.path)) as source:
             reader = pa.ipc.open_file(source)
             if reader.num_record_batches != 1:
                 raise self._damaged(f"{reader.num_record_batches} record batches, not 1")
@@ -130,6 +131,8 @@ class Shard:
         if not batch.schema.equals(_schema(self.meta, hashes=self.whole is None)):
             raise self._damaged("its columns are not those of this store")
         batch.validate(full=True)
+
+        # 2. The small columns in memory, the latents as views of the mapped pages.
         self.ids: list[str] = batch["id"].to_pylist()
         self.labels: list[str] = batch["label"].to_pylist()
         self.splits: list[str] = batch["split"].to_pylist()
@@ -146,6 +149,8 @@ class Shard:
             if self.whole is None:
                 flat = np.frombuffer(batch[f"{name}_sha256"].buffers()[1], np.uint8)
                 self._hashes[name] = flat[: 32 * len(self.ids)].reshape(-1, 32)
+
+        # 3. The name is the hash of all but the latents, and of their hashes.
         if self.whole is None and self.path.name != self.name_of(self._root()):
             raise self._damaged("its content is not what its name says, or it is of another store")
 
@@ -154,7 +159,7 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Of the latents."""
+        """Size of the latents."""
         return sum(values.nbytes for values in self.values.values())
 
     @staticmethod
@@ -210,15 +215,16 @@ class Shard:
         content = sha256(json.dumps([texts, real]), *map(_flat, self.values.values()))
         if content != self.whole:
             raise self._damaged("its content is not what was written")
-        # which streams are absent is not in that hash. A bit that says there are none has the reader skip
-        # the list of which, whose place in the file then stays over
+
+        # Which streams are absent is not in that hash. A flipped bit that says that none is makes the reader
+        # skip the list of them, whose bytes in the file are then used by no column.
         if any(self.has[name].all() for name in STREAMS) and self._spare():
             raise self._damaged("it does not say which clips have no sound or no picture")
         for name in STREAMS:
             self._checked[name][:] = True
 
     def _spare(self) -> bool:
-        """Whether the file holds buffers that no column uses."""
+        """True if the file holds buffers that no column uses."""
         with pa.memory_map(str(self.path)) as source:
             batch = pa.ipc.open_file(source).get_batch(0)
             source.seek(8)  # a magic number
@@ -232,12 +238,12 @@ class Shard:
 
 
 def _flat(values: NDArray) -> Any:
-    """What ``sha256`` takes the length of in numbers, not in bytes."""
+    """A view whose length ``sha256`` takes in numbers, not in bytes."""
     return values.reshape(-1).data
 
 
 def advice(directory: Path) -> str:
-    """What to do about a store with a damaged file."""
+    """Advice for a store with a damaged file, to end an error's line."""
     return f"move it aside with `vab store repair {directory}`, then `vab extract` makes what is missing"
 
 
@@ -261,23 +267,28 @@ def root_hash(
 
 def write_shard(directory: Path, meta: StoreMeta, rows: Sequence[Latents]) -> Path:
     """Write one shard of clips, all of it or nothing; returns its path. ``StoreError`` on wrong shapes."""
+    # 1. The columns, and how many frames of each row are not padding.
     texts = [[row.id for row in rows], [row.label for row in rows], [row.split for row in rows]]
     columns = [_column(rows, name, meta.shape(name)) for name in STREAMS]
     has = [mask for _, mask in columns]
     real = []
     for name in STREAMS:
         length = meta.token_shape[1] if name == "tokens" else meta.feature_shape[0]
-        given = [getattr(row, f"real_{name}") for row in rows]
-        real.append(np.array([length if n is None else n for n in given], np.int32))
+        counts = [getattr(row, f"real_{name}") for row in rows]
+        real.append(np.array([length if n is None else n for n in counts], np.int32))
     hashes = [row_hashes(values) for values, _ in columns]
+
+    # 2. As Arrow arrays, in the order of ``_schema``.
     arrays: list[pa.Array] = [pa.array(text, pa.string()) for text in texts]
     for values, mask in columns:
         flat = pa.array(values.reshape(-1))
         size = math.prod(values.shape[1:])
         arrays.append(pa.FixedSizeListArray.from_arrays(flat, size, mask=pa.array(~mask)))
-    arrays += [pa.array(counts) for counts in real]
+    arrays += [pa.array(each) for each in real]
     arrays += [pa.array([digest.tobytes() for digest in each], pa.binary(32)) for each in hashes]
     batch = pa.record_batch(arrays, schema=_schema(meta, hashes=True))
+
+    # 3. The file, whole or not at all; one of the same name is never written over.
     path = directory / Shard.name_of(root_hash(meta, texts, has, real, hashes))
     try:
         with (
@@ -292,7 +303,7 @@ def write_shard(directory: Path, meta: StoreMeta, rows: Sequence[Latents]) -> Pa
 
 
 def _column(rows: Sequence[Latents], name: str, shape: tuple[int, int]) -> tuple[NDArray, NDArray[np.bool_]]:
-    """[n, *shape], zeros where a row has none, and [n], which have one."""
+    """A stream of rows, [n, *shape] with zeros where a row has none, and bool [n]: which have it."""
     kind = np.dtype(KINDS[name][0])
     values = np.zeros((len(rows), *shape), kind)
     has = np.zeros(len(rows), bool)

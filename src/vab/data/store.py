@@ -1,4 +1,4 @@
-"""Manifests of clips, and their latents on disk.
+"""Latent stores: the latents of many clips on disk, by id, checked when they are read.
 
 A store is a folder: ``store.json`` (what made it), ``codebooks.safetensors`` (the codec's vectors, so that
 training needs no codec), ``failures.csv``, and shards (``vab.data.shard``). A shard is written under a
@@ -37,7 +37,7 @@ from vab.utils.files import move, write_whole
 from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
 
-SMALL = 2 << 30  # bytes of latents that are read to memory, and verified, at once
+MAX_PRELOAD_BYTES = 2 << 30  # of latents that are read to memory, and verified, at once
 CODEBOOKS = "codebooks.safetensors"
 
 
@@ -48,7 +48,7 @@ class LatentStore:
     """
 
     def __init__(self, directory: Path, meta: StoreMeta) -> None:
-        """Whatever of a store can be read; what cannot is in ``damaged``. To work with one, ``open`` it."""
+        """Read what can be read; the rest is listed in ``damaged``. To work with a store, ``open`` it."""
         self.directory = directory
         self.meta = meta
         self.damaged: dict[str, str] = {}  # file name -> what is wrong, in a line
@@ -56,7 +56,7 @@ class LatentStore:
 
     @classmethod
     def create(cls, directory: str | Path, meta: StoreMeta, codebook_vectors: NDArray) -> LatentStore:
-        """A new store, or the one that stands there if it was made the same way (else ``StoreError``).
+        """Make a store, or open the one that is there if it was made the same way (else ``StoreError``).
 
         ``codebook_vectors`` [K, V, C] are kept for training.
         """
@@ -68,6 +68,8 @@ class LatentStore:
             other = [f"{key} is {old[key]!r}, now {new[key]!r}" for key in new if old[key] != new[key]]
             if other:
                 raise StoreError(f"{directory} was made otherwise: {'; '.join(other)}. Use another folder.")
+
+        # The settings come last: a folder without them is no store yet.
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / CODEBOOKS).exists():
             vectors = np.ascontiguousarray(codebook_vectors, dtype=np.float32)
@@ -99,14 +101,15 @@ class LatentStore:
         for path in sorted(self.directory.glob(PATTERN)):
             with self._noting(path):
                 self._take(path)
-        if self.nbytes < SMALL:  # the clips' ids of numbered shards are in the hash of all they hold
+        # The clips' ids of numbered shards are in the hash of all they hold.
+        if self.nbytes < MAX_PRELOAD_BYTES:
             for shard in [shard for shard in self._shards if shard.whole is not None]:
                 with self._noting(shard.path):
                     shard.check()
 
     @contextmanager
     def _noting(self, path: Path) -> Iterator[None]:
-        """Put down what is wrong with a file, and go on without it."""
+        """Record a ``StoreError`` of a file in ``damaged``, and go on without its shard."""
         try:
             yield
         except StoreError as error:
@@ -127,7 +130,7 @@ class LatentStore:
         self._forget()
 
     def _forget(self) -> None:
-        """The rows are others now."""
+        """Drop the cached columns: the rows have changed."""
         for view in ("order", "ids", "labels", "splits", "_has", "_real"):
             self.__dict__.pop(view, None)
 
@@ -175,14 +178,14 @@ class LatentStore:
 
     @property
     def nbytes(self) -> int:
-        """Of all latents."""
+        """Size of all latents."""
         return sum(shard.nbytes for shard in self._shards)
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
-        """[N, 2]: the shard of each row and its place there."""
-        places = [(ident, n, i) for n, shard in enumerate(self._shards) for i, ident in enumerate(shard.ids)]
-        return np.array([place for _, *place in sorted(places)], np.int64).reshape(-1, 2)
+        """[N, 2]: the shard of each row and its position there."""
+        rows = [(ident, n, i) for n, shard in enumerate(self._shards) for i, ident in enumerate(shard.ids)]
+        return np.array([position for _, *position in sorted(rows)], np.int64).reshape(-1, 2)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -217,8 +220,8 @@ class LatentStore:
     def _sorted(self, parts: list[NDArray], kind: type) -> NDArray:
         """Values of each shard's rows in the order of the store's rows."""
         begins = np.cumsum([0, *map(len, parts)])
-        places = begins[self.order[:, 0]] + self.order[:, 1]
-        return np.concatenate(parts)[places] if parts else np.zeros(0, kind)
+        positions = begins[self.order[:, 0]] + self.order[:, 1]
+        return np.concatenate(parts)[positions] if parts else np.zeros(0, kind)
 
     def __getitem__(self, row: int) -> Latents:
         tokens, features = (self.gather(name, [row])[0] if self._has[name][row] else None for name in STREAMS)
@@ -226,11 +229,11 @@ class LatentStore:
         return Latents(*texts, tokens, features, *(int(self._real[name][row]) for name in STREAMS))
 
     def has(self, name: str) -> NDArray[np.bool_]:
-        """[N]: which rows have ``tokens`` or ``features``."""
+        """bool [N]: True for rows that have ``tokens`` or ``features``."""
         return self._has[name]
 
     def real(self, name: str) -> NDArray[np.int32]:
-        """[N]: how many places of each row's ``tokens`` or ``features`` are the clip's own."""
+        """int32 [N]: number of frames of each row's ``tokens`` or ``features`` that are not padding."""
         return self._real[name]
 
     def gather(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> NDArray:
@@ -239,11 +242,11 @@ class LatentStore:
         Each is verified when it is first read: ``StoreError`` names a shard that is damaged.
         """
         out = np.empty((len(rows), *self.meta.shape(name)), KINDS[name][0])
-        for i, (shard, place) in enumerate(self.order[np.asarray(rows, np.int64)].tolist()):
-            out[i] = self._shards[shard].read(name, place)
+        for i, (shard, position) in enumerate(self.order[np.asarray(rows, np.int64)].tolist()):
+            out[i] = self._shards[shard].read(name, position)
         return out
 
-    def preload(self, limit: int = SMALL) -> None:
+    def preload(self, limit: int = MAX_PRELOAD_BYTES) -> None:
         """Copy the latents to memory and verify them when they take less than ``limit`` bytes.
 
         Else they stay mapped, and each clip is verified when it is first read.
@@ -266,9 +269,9 @@ class LatentStore:
         return vectors
 
     def feature_statistics(self, clips: int = 10_000) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation [dim] of the training pictures, over ``clips`` spread evenly.
+        """Mean and standard deviation [dim] of the features for training, over ``clips`` spread evenly.
 
-        Without a picture there is nothing to know: zeros and ones.
+        Without any features: zeros and ones.
         """
         rows = np.flatnonzero(self.has("features") & (np.array(self.splits) == "train"))
         if not len(rows):
@@ -289,16 +292,17 @@ class LatentStore:
         numbered = [shard.whole for shard in self._shards if shard.whole is not None]
         if len(numbered) == len(self._shards):
             return sha256(self.meta.hashed(), vectors, *sorted(numbered))
-        # labels and splits as they are on disk: those of the store may have been changed in memory
+        # Labels and splits as they are on disk: those of the store may have been changed in memory.
         texts = [self._texts(column) for column in ("ids", "labels", "splits")]
-        has, real = [self._has[name] for name in STREAMS], [self._real[name] for name in STREAMS]
+        has = [self._has[name] for name in STREAMS]
+        real = [self._real[name] for name in STREAMS]
         hashes = [self._sorted([shard.hashes(name) for shard in self._shards], np.uint8) for name in STREAMS]
         return sha256(root_hash(self.meta, texts, has, real, hashes), vectors)
 
     def check(self, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:
-        """Verify every checksum; the damaged files, each with a line that says what is wrong.
+        """Verify every checksum; returns damaged file -> reason, a line each.
 
-        ``advance`` is called with the shards verified and all there are.
+        ``advance`` is called with the number of shards verified and of all.
         """
         shards = list(self._shards)
         for done, shard in enumerate(shards):
@@ -310,9 +314,9 @@ class LatentStore:
         return self.damaged
 
     def repair(self, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Path]:
-        """Move what is damaged to the folder ``damaged``, deleting nothing: file name -> where it is now.
+        """Move damaged files to the folder ``damaged``, deleting nothing: file name -> where it is now.
 
-        What is left is a store that opens. ``LockedError`` if another process writes.
+        The rest is a store that opens. ``LockedError`` if another process writes.
         """
         moved = {}
         with self._alone():
@@ -330,7 +334,7 @@ def spread(n: int, count: int) -> NDArray[np.int64]:
 
 
 def read_meta(directory: str | Path) -> StoreMeta:
-    """What made the store of that folder; ``StoreError`` if there is none, or it cannot be read."""
+    """Settings of the store in that folder; ``StoreError`` if there is none, or it cannot be read."""
     path = Path(directory) / "store.json"
     try:
         values = current_names("StoreMeta", json.loads(path.read_text(encoding="utf-8")))

@@ -21,9 +21,11 @@ def embed_store(network: Contrastive, clips: ClipBatches) -> Embeddings:
     """
     ids, audio, video = [], [], []
     for batch in _batches(clips, network):
+        seen = ~batch.feature_padding.all(1)
+        padding = batch.feature_padding & seen[:, None]
         heard = network.embed(batch.tokens, None, batch.token_padding)
-        shown = network.embed(None, batch.features, batch.video_padding)
-        shown[~batch.has_video] = torch.nan
+        shown = network.embed(None, batch.features, padding)
+        shown[~seen] = torch.nan
         ids += batch.ids
         audio.append(heard.cpu().numpy())
         video.append(shown.cpu().numpy())
@@ -40,10 +42,12 @@ def classify_store(
     """
     ids, found = [], []
     for batch in _batches(clips, network):
-        tensors = (batch.tokens, batch.features, batch.token_padding, batch.video_padding)
+        seen = ~batch.feature_padding.all(1)
+        padding = batch.feature_padding & seen[:, None]
+        tensors = (batch.tokens, batch.features, batch.token_padding, padding)
         scores = _probabilities(network, inputs, loss, *tensors)
         if inputs != "audio":
-            scores[~batch.has_video] = torch.nan
+            scores[~seen] = torch.nan
         ids += batch.ids
         found.append(scores.cpu().numpy())
     return ids, np.concatenate(found)

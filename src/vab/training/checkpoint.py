@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one safetensors file each, written whole, the last two kept; a run's end, to ship."""
+"""Checkpoints of a run: one safetensors file each, written whole, the last two kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vab.errors import TrainError
 from vab.models.hub import CONFIG, MODEL, read_config
 from vab.utils.files import save_tensors, write_whole
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 
 
 def save_checkpoint(
@@ -27,15 +27,17 @@ def save_checkpoint(
     ema: list[Tensor],
     about: dict[str, Any],
 ) -> None:
-    """Save everything a run goes on from; ``about`` is any JSON. Older checkpoints but one are removed."""
+    """Save the state of a run; ``about`` is any JSON. All older checkpoints but one are removed."""
     folder.mkdir(parents=True, exist_ok=True)
+
+    # Names in the file: model.<name>, optimizer.<number>.<parameter>.<moment>, ema.<parameter>
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for n, optimizer in enumerate(optimizers):
         for i, values in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{n}.{i}.{name}": tensor for name, tensor in values.items()})
     tensors.update({f"ema.{i}": tensor for i, tensor in enumerate(ema)})
     save_tensors(folder / f"{step:09d}.safetensors", tensors, {"about": json.dumps(about)})
-    for old in checkpoints(folder)[KEPT:]:
+    for old in checkpoints(folder)[MAX_CHECKPOINTS:]:
         old.unlink()
 
 
@@ -45,7 +47,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
-    """What was saved as ``about``; None for a damaged file."""
+    """The JSON that was saved as ``about``; None for a damaged file."""
     try:
         with safe_open(path, "pt") as stream:
             return json.loads(stream.metadata()["about"])
@@ -60,6 +62,7 @@ def load_checkpoint(
     state: dict[str, dict[str, Tensor]] = {}
     moments: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     with safe_open(path, "pt") as stream:
+        # Sort the tensors by the first part of their names.
         for name in stream.keys():  # noqa: SIM118 (not a dict)
             part, _, rest = name.partition(".")
             if part == "optimizer":
@@ -68,16 +71,18 @@ def load_checkpoint(
             else:
                 state.setdefault(part, {})[rest] = stream.get_tensor(name)
     model.load_state_dict(state["model"])
-    for optimizer, state_of in zip(optimizers, moments, strict=True):
+
+    # Only moments are saved: learning rates and the like come from the configuration.
+    for optimizer, saved in zip(optimizers, moments, strict=True):
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state_of, "param_groups": groups})
+        optimizer.load_state_dict({"state": saved, "param_groups": groups})
     for i, average in enumerate(ema):
         average.copy_(state["ema"][str(i)])
     return int(path.stem)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """What is another thing in the identity of a run than it was, in words."""
+    """Yield the values that differ between two identities of a run, in words."""
     for key in old.keys() | new.keys():
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
@@ -87,20 +92,20 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Take back the lines of a run's metrics after the step it goes on from, and one half written.
+    """Remove the lines of a run's metrics after the step it resumes from, and one half written.
 
-    ``TrainError`` names a line that is none.
+    ``TrainError`` names a damaged line.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = []
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
-            continue
+            continue  # half written by a killed run
         try:
-            of = json.loads(line)["step"]
+            line_step = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
             raise TrainError(f"{path}: line {number} is damaged; delete it to go on") from None
-        if of <= step:
+        if line_step <= step:
             kept.append(line)
     write_whole(path, "".join(kept).encode())
 
@@ -114,7 +119,7 @@ def ship(run: Path, out: Path) -> None:
     weights = load_file(run / MODEL)
     if read_config(run).train.freeze_trunk:
         weights = {name: tensor for name, tensor in weights.items() if name.startswith("head.")}
-    # the codebooks stand in the codec's file as halves too: both must be the same numbers
+    # The codebooks are in the codec's file in half precision too: both must be the same numbers.
     save_tensors(out / MODEL, {name: tensor.half() for name, tensor in weights.items()})
     for name in (CONFIG, "record.json"):
         write_whole(out / name, (run / name).read_bytes())

@@ -1,4 +1,4 @@
-"""The sounds of a manifest in memory, by label: what the small codec is trained on."""
+"""Training data of the small codec: the audio of a manifest in memory, by label."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vab.media.reader import read_audio
 
 
 def read_sounds(
-    manifest: str | Path, split: str = "train", tell: Callable[[str], None] = lambda line: None
+    manifest: str | Path, split: str = "train", log: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[NDArray[np.int16]]]:
     """label -> waveforms int16 [S] at 16 kHz of the clips of ``split`` that have sound.
 
-    A file that cannot be read, or is empty, is left out; ``tell`` gets the reason. ``ManifestError`` if the
+    A file that cannot be read, or is empty, is left out; ``log`` gets the reason. ``ManifestError`` if the
     manifest is bad or no sound remains.
     """
     sounds: dict[str, list[NDArray[np.int16]]] = {}
@@ -26,15 +26,16 @@ def read_sounds(
         if clip.split != split or clip.audio is None:
             continue
         try:
-            sound = read_audio(clip.audio, clip.start, clip.seconds)
+            waveform = read_audio(clip.audio, clip.start, clip.seconds)
         except MediaError as error:
-            tell(str(error))
+            log(str(error))
             continue
-        if not len(sound) or not np.isfinite(sound).all():
-            tell(f"{clip.audio}: it holds no sound, or values that are not numbers")
+        if not len(waveform) or not np.isfinite(waveform).all():
+            log(f"{clip.audio}: it holds no sound, or values that are not numbers")
             continue
-        whole = (sound.clip(-1, 1) * 32767).round().astype(np.int16)
-        sounds.setdefault(clip.label, []).append(whole)
+        # All of them stay in memory: as 16-bit integers they take half of what float32 does.
+        samples = (waveform.clip(-1, 1) * 32767).round().astype(np.int16)
+        sounds.setdefault(clip.label, []).append(samples)
     if not sounds:
         raise ManifestError(f"{manifest}: no clip of the split {split} has sound that can be read")
     return sounds

@@ -1,4 +1,4 @@
-"""What training minimises, as pure functions: masked prediction, contrast, classification."""
+"""Losses as pure functions: masked prediction, contrastive, classification (eq. 1, 3, 4, section 3.5)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn import functional
 
 
 def masked_prediction(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: float = 0.1) -> Tensor:
-    """Mean cross entropy over the hidden tokens of the batch (eq. 1; eq. 3 when some codebooks are given).
+    """Mean cross entropy over the masked tokens of the batch (eq. 1; eq. 3 with conditioning codebooks).
 
-    logits [B,Kp,T,V], targets int64 [B,Kp,T], mask bool [B,Kp,T] (True = hidden) -> scalar, 0 if none is
-    hidden. ``smoothing`` of the target's mass is spread over all V tokens. Only hidden tokens are turned
-    to float32 and to log-probabilities, which saves about a third of the memory.
+    logits [B,Kp,T,V], targets int64 [B,Kp,T], mask bool [B,Kp,T] (True = masked) -> scalar, 0 if none is
+    masked. ``smoothing`` of the target's mass is spread over all V tokens.
     """
+    # Only masked tokens are turned to float32, [n, V], which saves about a third of the memory.
     chosen = logits[mask].float()
     loss = functional.cross_entropy(chosen, targets[mask], label_smoothing=smoothing, reduction="sum")
     return loss / max(1, len(chosen))
@@ -27,12 +27,14 @@ def contrastive(
     """Symmetric InfoNCE (eq. 4): row b of each belongs to row b of the other -> scalar.
 
     audio, video [B,D], of any length: they are normalised here. ``scale`` is one over the temperature.
-    ``positive_mask`` bool [B,B] marks rows that might as well belong to each other: these are not wrong.
+    ``positive_mask`` bool [B,B] marks rows that might as well belong to each other: these are no negatives.
     """
     audio = functional.normalize(audio.float(), dim=-1)
     video = functional.normalize(video.float(), dim=-1)
     logits = scale * audio @ video.T
     pairs = torch.arange(len(logits), device=logits.device)
+
+    # Other positives leave the sum of the softmax; the pair itself stays.
     if positive_mask is not None:
         logits = logits.masked_fill(positive_mask & (pairs[:, None] != pairs), -torch.inf)
     return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
@@ -48,7 +50,7 @@ def classification(
     """
     if targets.ndim == 1:
         targets = functional.one_hot(targets, logits.shape[1])
-    goal = targets.float() * (1 - smoothing) + smoothing / logits.shape[1]
+    smoothed = targets.float() * (1 - smoothing) + smoothing / logits.shape[1]
     if kind == "bce":
-        return functional.binary_cross_entropy_with_logits(logits.float(), goal)
-    return functional.cross_entropy(logits.float(), goal)
+        return functional.binary_cross_entropy_with_logits(logits.float(), smoothed)
+    return functional.cross_entropy(logits.float(), smoothed)

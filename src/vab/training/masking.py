@@ -1,4 +1,4 @@
-"""Which tokens are hidden: the law of training, and the schedule of decoding (sections 3.2 and 3.3)."""
+"""Masks of training: the law of the masking ratio, and the masked tokens (section 3.2)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ def sample_mask_ratio(n: int, config: TrainConfig, generator: torch.Generator) -
     whether a ratio is drawn per batch or per clip; per clip makes the loss less noisy.
     """
 
-    def below(value: float) -> float:
+    def cdf(value: float) -> float:
         return 0.5 * (1 + math.erf((value - config.mask_mean) / (config.mask_std * math.sqrt(2))))
 
-    low, high = below(config.mask_min), below(config.mask_max)
+    low, high = cdf(config.mask_min), cdf(config.mask_max)
+
+    # Uniform between the two ends' probabilities -> standard normal -> ratio.
     uniform = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device)
     quantile = torch.erfinv(2 * (low + (high - low) * uniform) - 1)
     ratio = config.mask_mean + config.mask_std * math.sqrt(2) * quantile
@@ -35,15 +37,19 @@ def sample_token_mask(
     generator: torch.Generator,
     num_conditioning_codebooks: int = 0,
 ) -> Tensor:
-    """True where a token is hidden, bool [B,K,T]: each one with chance ``ratio`` [B], on its own.
+    """True where a token is masked, bool [B,K,T]: each with probability ``ratio`` [B], independently.
 
-    The first ``num_conditioning_codebooks`` are never hidden (eq. 3); one token of each clip always is.
+    The first ``num_conditioning_codebooks`` are never masked (eq. 3); one token of each clip always is.
     """
     shape = (len(ratio), num_codebooks - num_conditioning_codebooks, frames)
     uniform = torch.rand(shape, generator=generator, device=generator.device)
+
+    # The token with the lowest draw is the one that is masked in any case: a clip without masks has no loss.
     lowest = uniform.flatten(1).argmin(1, keepdim=True)
     mask = (uniform < ratio.to(uniform.device)[:, None, None]).flatten(1)
     mask = mask.scatter(1, lowest, True).view(shape)
+
+    # Put the conditioning codebooks in front: [B, K - n, T] -> [B, K, T]
     return torch.nn.functional.pad(mask, (0, 0, num_conditioning_codebooks, 0), value=False)
 
 

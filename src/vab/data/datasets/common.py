@@ -1,4 +1,4 @@
-"""What all official sets share: reading lists, finding their media on disk, and a report of what is left."""
+"""Shared by the official sets: read their lists, find their media on disk, report what is left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from vab.media.reader import read_frames
 
 VIDEO = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".mpeg"))
 AUDIO = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"))
-STILL = 0.5  # grey levels of 255, mean over a frame; compressed photos reach 0.4, real video 1 and more
+MIN_MOVEMENT = (
+    0.5  # grey levels of 255, mean over a frame; compressed photos reach 0.4, real video 1 and more
+)
 STILL_FPS = 1.3  # frames compared; what comes back every second, like a clock's hand, must not look still
 STILL_SIDE = 64  # pixels of the short side that are compared
 STILL_SECONDS = 10.0  # of a clip whose length the list does not say
@@ -52,14 +54,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of the rows of a list: left + duplicates + gone + silent + still frames + unreadable."""
+    """Outcome for the rows of a list: left + duplicates + gone + silent + still frames + unreadable."""
 
     listed: int  # rows of the list, of the subset asked for
     left: int  # clips in the manifest
     gone: int  # no file of that name is there
     duplicates: int  # rows whose id stands in the list already
     silent: int  # files without a sound stream
-    still_frames: int | None  # clips whose picture never moves, left out; None: nobody looked
+    still_frames: int | None  # clips whose video never moves, left out; None: not examined
     unreadable: dict[str, str]  # id -> reason
     copies: dict[str, str]  # clips, not left out, whose file has the bytes of another one's: id -> that id
 
@@ -72,7 +74,7 @@ class Report:
             (self.still_frames or 0, "still frames"),
             (len(self.unreadable), "unreadable"),
         ]
-        out = ", ".join(f"{count} {what}" for count, what in counts if count)
+        out = ", ".join(f"{count} {outcome}" for count, outcome in counts if count)
         copies = f"; {len(self.copies)} are copies of another's file" if self.copies else ""
         return f"{self.left} clips of {self.listed} listed{f' ({out})' if out else ''}{copies}"
 
@@ -144,7 +146,7 @@ def media_index(folder: str | Path, endings: Iterable[str] = VIDEO | AUDIO) -> I
 def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) -> tuple[list[Clip], Report]:
     """The clips of a list whose media lie in ``folder`` or below, in the list's order, and what is left.
 
-    A file is the clip: it has been cut already. A sound and a picture of the same name are one clip.
+    A file is the clip: it has been cut already. Audio and video of the same name are one clip.
     """
     index = media_index(folder)
     candidates: list[Clip] = []
@@ -159,7 +161,8 @@ def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) ->
         if files is None:
             gone += 1
             continue
-        audio, video = (Path(files[kind]) if kind in files else None for kind in ("audio", "video"))
+        audio = Path(files["audio"]) if "audio" in files else None
+        video = Path(files["video"]) if "video" in files else None
         candidates.append(Clip(row.id, audio, video, 0.0, row.seconds, row.label, row.split))
     return examine(candidates, listed, gone, listed - len(seen), drop_still)
 
@@ -167,23 +170,25 @@ def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) ->
 def examine(
     candidates: Sequence[Clip], listed: int, gone: int = 0, duplicates: int = 0, drop_still: bool = False
 ) -> tuple[list[Clip], Report]:
-    """Open every candidate's files: clips with a sound that can be opened, and what became of the others.
+    """Open every candidate's files: clips with audio that can be opened, and what became of the others.
 
-    A clip without a sound file gets the sound of its video. With ``drop_still`` clips whose picture never
+    A clip without an audio file gets the audio of its video. With ``drop_still`` clips whose video never
     moves (``is_still``) are left out; that decodes a frame a second.
     """
     clips: list[Clip] = []
     unreadable: dict[str, str] = {}
     counts: dict[Finding, int] = {"silent": 0, "still": 0}
 
-    def look(clip: Clip) -> tuple[Finding, Clip, str]:
-        return _look(clip, drop_still)
+    def examine_one(clip: Clip) -> tuple[Finding, Clip, str]:
+        return _examine_clip(clip, drop_still)
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        # ``map`` submits all it gets at once, so it gets a chunk at a time.
         chunks = (candidates[n : n + CHUNK] for n in range(0, len(candidates), CHUNK))
-        looked = chain.from_iterable(pool.map(look, chunk) for chunk in chunks)
-        silent, console = not sys.stderr.isatty(), Console(stderr=True)
-        for finding, clip, reason in track(looked, "look", len(candidates), console=console, disable=silent):
+        examined = chain.from_iterable(pool.map(examine_one, chunk) for chunk in chunks)
+        quiet = not sys.stderr.isatty()
+        console = Console(stderr=True)
+        for finding, clip, reason in track(examined, "look", len(candidates), console=console, disable=quiet):
             if finding == "good":
                 clips.append(clip)
             elif finding == "unreadable":
@@ -203,13 +208,14 @@ def examine(
     return clips, report
 
 
-def _look(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
-    """What one clip is like, the clip with the streams it has, and the reason if it cannot be read."""
+def _examine_clip(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
+    """The finding, the clip with only the streams it has, and the reason if it cannot be read."""
     try:
+        # The audio is that of the first file that has any, mostly the video itself.
         streams = {path: _streams(path) for path in (clip.audio, clip.video) if path is not None}
         clip = replace(
             clip,
-            audio=next((path for path, (_, heard) in streams.items() if heard), None),
+            audio=next((path for path, (_, has_audio) in streams.items() if has_audio), None),
             video=clip.video if clip.video is not None and streams[clip.video][0] else None,
         )
         if clip.audio is None:
@@ -222,25 +228,27 @@ def _look(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
 
 
 def _streams(path: Path) -> tuple[bool, bool]:
-    """Whether a file has a picture and a sound stream; ``MediaError`` if it cannot be opened or has none."""
+    """(has video, has audio) of a file; ``MediaError`` if it cannot be opened or has neither."""
     with open_media(path) as container:
-        found = video_stream(container) is not None, audio_stream(container) is not None
-    if not any(found):
+        has_video = video_stream(container) is not None
+        has_audio = audio_stream(container) is not None
+    if not has_video and not has_audio:
         raise MediaError(f"{path}: has neither a video nor an audio stream")
-    return found
+    return has_video, has_audio
 
 
 def is_still(path: str | Path, seconds: float | None = None, start: float = 0.0) -> bool:
-    """Whether the picture never moves in ``seconds`` from ``start`` on.
+    """True if the video never moves in ``seconds`` from ``start`` on.
 
-    That is, no frame differs from the one about a second before by ``STILL``. VGGSound holds some 6,000 such
-    clips (hche11/VGGSound#6). Compared are small frames, so that the noise of compression does not count.
-    ``MediaError`` if there is no picture.
+    That is, no frame differs from the one about a second before by ``MIN_MOVEMENT``. VGGSound holds some
+    6,000 such clips (hche11/VGGSound#6). Small frames are compared, in which the
+    noise of compression does not count.
+    ``MediaError`` if there is no video.
     """
     before: np.ndarray | None = None
     for pixels in read_frames(path, STILL_FPS, start, seconds or STILL_SECONDS, size=STILL_SIDE):
         frame = pixels.astype(np.int16)
-        if before is not None and np.abs(frame - before).mean() >= STILL:
+        if before is not None and np.abs(frame - before).mean() >= MIN_MOVEMENT:
             return False
         before = frame
     return True

@@ -13,7 +13,7 @@ from vab.media.reader import probe
 from vab.utils.provenance import sha256
 
 SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
-SHORTEST = 1.0  # seconds; a shorter rest at the end of a long file is left out
+MIN_REST_SECONDS = 1.0  # a shorter rest at the end of a long file is left out
 
 
 def folder_clips(
@@ -22,7 +22,7 @@ def folder_clips(
     """Clips of every media file under ``root``, the files left out with the reason, and still clips left out.
 
     A file longer than the window of ``seconds`` becomes several clips ``id#0``, ``id#1`` ... that do not
-    overlap. A sound and a picture with the same name in the same folder (``dog.wav``, ``dog.mp4``) are one
+    overlap. Audio and video with the same name in the same folder (``dog.wav``, ``dog.mp4``) are one
     clip. The label is the name of the file's folder, the split that of the first folder if it is called
     train, dev, val or test; else ``dev_share`` of the files, chosen by a hash of their names, are dev.
     Hidden files are not looked at. With ``drop_still`` clips of videos whose picture never moves
@@ -31,6 +31,8 @@ def folder_clips(
     root = Path(root)
     if not root.is_dir():
         raise ListError(f"{root}: no such folder")
+
+    # 1. Files of one name, such as dog.wav and dog.mp4, are a group.
     groups: dict[Path, dict[str, MediaInfo]] = {}
     left_out: dict[Path, str] = {}
     for path in sorted(root.rglob("*")):
@@ -47,13 +49,15 @@ def folder_clips(
             groups[path] = {kind: info}
         else:
             group[kind] = info
+
+    # 2. Each group is cut into windows.
     clips: list[Clip] = []
     still: list[str] = []
     for group in groups.values():
         video = group.get("video")
         for clip in _clips(root, group.get("audio"), video, seconds, dev_share):
-            filmed = video.path if video is not None and video.kind == "video" else None
-            if drop_still and filmed and is_still(filmed, clip.seconds, clip.start):
+            moving = video.path if video is not None and video.kind == "video" else None  # not a photo
+            if drop_still and moving and is_still(moving, clip.seconds, clip.start):
                 still.append(clip.id)
             else:
                 clips.append(clip)
@@ -63,18 +67,22 @@ def folder_clips(
 def _clips(
     root: Path, audio: MediaInfo | None, video: MediaInfo | None, window: float, dev_share: float
 ) -> list[Clip]:
-    """The clips of one sound, one picture, or both."""
+    """The clips of one audio file, one video or image, or both."""
     main = video or audio
     assert main is not None
     if audio is None and main.has_audio:
         audio = main
+
+    # Label and split by folder; without a folder called train, dev ... the split goes by a hash.
     length = max(info.seconds for info in (audio, video) if info is not None)
     name = main.path.relative_to(root)
     share = int(sha256(name.as_posix())[:8], 16) / 0x100000000
     split = SPLITS.get(name.parts[0].lower()) if len(name.parts) > 1 else None
     label = name.parts[-2] if len(name.parts) > (1 if split is None else 2) else ""
+
+    # Whole windows, and a rest that is long enough.
     count = max(1, math.floor(length / window))
-    if length - count * window >= SHORTEST:
+    if length - count * window >= MIN_REST_SECONDS:
         count += 1
     return [
         Clip(

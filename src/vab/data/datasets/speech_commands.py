@@ -19,7 +19,7 @@ SECOND_VERSION = ("backward", "follow", "forward", "learn", "visual")  # words o
 SECONDS = 1.0
 DEV_EVERY = 10  # of the seconds of noise, every tenth is dev
 
-_MOST = 2**27 - 1  # MAX_NUM_WAVS_PER_CLASS of the official rule
+_MAX_WAVS_PER_CLASS = 2**27 - 1  # of the official rule
 
 
 def which_set(name: str) -> Literal["train", "dev", "test"]:
@@ -30,7 +30,7 @@ def which_set(name: str) -> Literal["train", "dev", "test"]:
     """
     speaker = Path(name).name.split("_nohash_")[0]
     digest = int(hashlib.sha1(speaker.encode()).hexdigest(), 16)
-    percentage = digest % (_MOST + 1) * (100.0 / _MOST)
+    percentage = digest % (_MAX_WAVS_PER_CLASS + 1) * (100.0 / _MAX_WAVS_PER_CLASS)
     return "dev" if percentage < 10 else "test" if percentage < 20 else "train"
 
 
@@ -53,6 +53,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _spoken(root: Path) -> Iterator[Clip]:
+    # The archive must be v0.01, whole.
     words = [folder for folder in _folders(root) if folder.name != NOISE]
     missing = [word for word in (*WORDS, NOISE) if not (root / word).is_dir()]
     if missing:
@@ -80,10 +81,10 @@ def _silence(root: Path) -> Iterator[Clip]:
 
 def _tests(root: Path) -> Iterator[Clip]:
     folders = _folders(root)
-    strange = [folder.name for folder in folders if folder.name not in CLASSES]
+    unknown = [folder.name for folder in folders if folder.name not in CLASSES]
     missing = [name for name in CLASSES if not (root / name).is_dir()]
-    if strange or missing:
-        wrong = f"{strange[0]} is none of the 12 classes" if strange else f"has no {', '.join(missing)}"
+    if unknown or missing:
+        wrong = f"{unknown[0]} is none of the 12 classes" if unknown else f"has no {', '.join(missing)}"
         raise ListError(f"{root}: not speech_commands_test_set_v0.01: {wrong}")
     for folder in folders:
         for path in sorted(folder.glob("*.wav")):
