@@ -113,8 +113,8 @@ def measure_tokens(stage: Stage, store: LatentStore) -> dict:
     objective = OBJECTIVES[stage.preset.train.objective]
     found = []
     for rows in clips.dev_batches():
-        measures = objective(stage.network, clips.dev_batch(rows), stage.preset).measures()
-        found.append(torch.stack(list(measures.values())))  # [codebooks, 2]: how many are right, of how many
+        metrics = objective(stage.network, clips.dev_batch(rows), stage.preset).metrics()
+        found.append(torch.stack(list(metrics.values())))  # [codebooks, 2]: how many are right, of how many
     total = torch.stack(found).sum(0)
     first = stage.preset.model.num_conditioning_codebooks
     return {f"codebook {first + k}": float(right / count) for k, (right, count) in enumerate(total)}

@@ -36,6 +36,8 @@ from vab.utils.provenance import sha256
 
 MAX_GRAD_NORM = 5.0
 
+Precision = Literal["32-true", "bf16-mixed"]
+
 
 @dataclass(frozen=True)
 class CodecTrainConfig:
@@ -53,7 +55,7 @@ class CodecTrainConfig:
     adversarial: float = 0.1  # weight of fooling the discriminators
     matching: float = 0.5  # weight of matching their features
     ema: float = 0.998  # decay of the averaged weights, which are the codec that is saved
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"  # of the decoder and the discriminators
+    precision: Precision = "bf16-mixed"  # of the decoder and the discriminators
     seed: int = 0
     save_every: int = 200
     log_every: int = 20
@@ -201,7 +203,7 @@ class _Run:
         self.judge_optimizer = torch.optim.AdamW(self.judges.parameters(), rate / 2, betas)
 
         self.step = 0
-        self.precision: str = config.precision
+        self.precision: Precision = config.precision
         if self.precision == "bf16-mixed" and device.type == "cpu" and not cpu_has_bfloat16():
             self.precision = "32-true"
         self.identity = _identity(config, self.codec.config, sounds)

@@ -85,6 +85,7 @@ def read_rows(lists: str | Path, parts: Sequence[Part], subset: set[str] | None 
     balanced; both are the split train, eval is test.
     """
     names = read_labels(Path(lists) / LABELS)
+    # Two parts may share a list, which is then read once.
     for file in dict.fromkeys(file for part in parts for file in PARTS[part]):
         path = Path(lists) / file
         split = "test" if file == EVAL else "train"

@@ -28,13 +28,15 @@ def hits(rng: np.random.Generator, seconds: float) -> NDArray[np.float64]:
     return np.arange(rng.uniform(0.1, period), seconds - 0.05, period)
 
 
-def picture(times: NDArray[np.float64], seconds: float, label: str) -> NDArray[np.uint8]:
+def draw_frames(times: NDArray[np.float64], seconds: float, label: str) -> NDArray[np.uint8]:
     """Frames [N, SIZE, SIZE, 3] of a ball on the ground at ``times``; between them it flies a parabola."""
     radius, colour, _ = BALLS[label]
     period = times[1] - times[0] if len(times) > 1 else seconds
     y, x = np.mgrid[:SIZE, :SIZE]
     frames = np.full((round(seconds * RATE), SIZE, SIZE, 3), 235, np.uint8)
-    frames[:, SIZE - 12 :] = (90, 130, 80)
+    frames[:, SIZE - 12 :] = (90, 130, 80)  # the ground
+
+    # phase is 0 at a hit; the ball's lower edge flies 4 p (1 - p), up to a margin below the top.
     for n, frame in enumerate(frames):
         phase = ((n / RATE - times[0]) / period) % 1.0
         height = 4 * phase * (1 - phase) * (SIZE - 2 * radius - 24)
@@ -43,11 +45,13 @@ def picture(times: NDArray[np.float64], seconds: float, label: str) -> NDArray[n
     return frames
 
 
-def sound(times: NDArray[np.float64], seconds: float, label: str) -> NDArray[np.float32]:
+def make_waveform(times: NDArray[np.float64], seconds: float, label: str) -> NDArray[np.float32]:
     """Waveform [S] with a decaying tone of 80 ms at each of ``times``."""
     waveform = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
     t = np.arange(round(0.08 * SAMPLE_RATE)) / SAMPLE_RATE
     click = 0.8 * np.sin(2 * np.pi * BALLS[label][2] * t) * np.exp(-t / 0.015)
+
+    # The tone's end is cut off where the waveform ends.
     for time in times:
         start = round(time * SAMPLE_RATE)
         part = waveform[start : start + len(click)]
@@ -69,7 +73,7 @@ def write_synthetic(folder: str | Path, clips: int = 16, seconds: float = 5.0, s
         times = hits(np.random.default_rng((seed, n)), seconds)
         name = f"ball_{n:04d}"
         path = folder / f"{name}.mp4"
-        _write_video(path, picture(times, seconds, label), sound(times, seconds, label))
+        _write_video(path, draw_frames(times, seconds, label), make_waveform(times, seconds, label))
         rows.append(Clip(name, path, path, 0.0, seconds, label, "dev" if n % 4 == 3 else "train"))
         events[name] = [round(float(time), 4) for time in times]
     (folder / "events.json").write_text(json.dumps(events, indent=1) + "\n")
@@ -79,6 +83,7 @@ def write_synthetic(folder: str | Path, clips: int = 16, seconds: float = 5.0, s
 
 def _write_video(path: Path, frames: NDArray[np.uint8], waveform: NDArray[np.float32]) -> None:
     with av.open(str(path), "w") as container:
+        # Both streams must be there before the first packet.
         video = container.add_stream("mpeg4", rate=RATE)
         video.width = video.height = SIZE
         video.pix_fmt = "yuv420p"
@@ -87,6 +92,8 @@ def _write_video(path: Path, frames: NDArray[np.uint8], waveform: NDArray[np.flo
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode(None))
+
+        # The whole waveform as one frame, [1, S]; the encoder cuts it up.
         block = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
         block.sample_rate, block.time_base, block.pts = SAMPLE_RATE, Fraction(1, SAMPLE_RATE), 0
         container.mux(audio.encode(block))

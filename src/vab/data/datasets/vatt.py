@@ -22,7 +22,7 @@ from vab.errors import first_line
 
 SECONDS = 10.0
 FPS = 5.0
-CODEBOOKS, VOCABULARY, VISION_DIM = 4, 2048, 768
+NUM_CODEBOOKS, CODEBOOK_SIZE, VISION_DIM = 4, 2048, 768
 FRAMES = audio_frames(SECONDS)
 SHARD_CLIPS = 512
 VISION_FINGERPRINT = "VATT's archive, eva02_large_patch14_clip_336.merged2b_s6b_b61k"
@@ -42,24 +42,28 @@ def vatt_store(
     one of its files is gone. ``codebook_vectors`` [4, 2048, C] are EnCodec's. ``ListError``, ``StoreError``.
     """
     vectors = np.asarray(codebook_vectors)
-    if vectors.shape[:2] != (CODEBOOKS, VOCABULARY):
+    if vectors.shape[:2] != (NUM_CODEBOOKS, CODEBOOK_SIZE):
         raise ListError(
             f"the codec has {vectors.shape[0]} codebooks of {vectors.shape[1]}, "
-            f"VATT's tokens come from {CODEBOOKS} of {VOCABULARY}"
+            f"VATT's tokens come from {NUM_CODEBOOKS} of {CODEBOOK_SIZE}"
         )
+
+    # 1. The rows of the list, each id once, that have both files.
     rows = read_list(listing)
-    once: dict[str, Row] = {}
+    unique: dict[str, Row] = {}
     for row in rows:
-        once.setdefault(row.id, row)
+        unique.setdefault(row.id, row)
     folders = [media_index(folder, [".npy"]) for folder in (tokens, features)]
-    there = [row for row in once.values() if all(_file(row, folder) for folder in folders)]
-    if not there:
+    present = [row for row in unique.values() if all(_file(row, folder) for folder in folders)]
+    if not present:
         raise ListError(f"{tokens}, {features}: hold none of the {len(rows)} clips of {listing}")
+
+    # 2. Into the store, a shard at a time.
     meta = StoreMeta(
         codec="encodec",
         vision="eva02-clip-l-336",
-        num_codebooks=CODEBOOKS,
-        codebook_size=VOCABULARY,
+        num_codebooks=NUM_CODEBOOKS,
+        codebook_size=CODEBOOK_SIZE,
         codebook_dim=vectors.shape[2],
         vision_dim=VISION_DIM,
         seconds=SECONDS,
@@ -71,14 +75,14 @@ def vatt_store(
     unreadable: dict[str, str] = {}
     with store.writing():
         known = set(store.ids)
-        wanted = (row for row in there if row.id not in known)
+        wanted = (row for row in present if row.id not in known)
         while part := list(islice(wanted, SHARD_CLIPS)):
             store.add([clip for row in part if (clip := _clip(row, folders, unreadable)) is not None])
     return Report(
         listed=len(rows),
-        left=len(there) - len(unreadable),
-        gone=len(once) - len(there),
-        duplicates=len(rows) - len(once),
+        left=len(present) - len(unreadable),
+        gone=len(unique) - len(present),
+        duplicates=len(rows) - len(unique),
         silent=0,
         still_frames=None,
         unreadable=unreadable,
@@ -92,7 +96,8 @@ def _file(row: Row, folder: Index) -> Path | None:
 
 
 def _clip(row: Row, folders: list[Index], unreadable: dict[str, str]) -> Latents | None:
-    tokens, features = (_file(row, folder) for folder in folders)
+    tokens = _file(row, folders[0])
+    features = _file(row, folders[1])
     assert tokens is not None and features is not None
     try:
         values, real = read_features(features)
@@ -112,28 +117,29 @@ def _clip(row: Row, folders: list[Index], unreadable: dict[str, str]) -> Latents
 def read_tokens(path: str | Path) -> NDArray[np.uint16]:
     """Tokens uint16 [K, T] of a file that holds integers [T, K] = (500, 4) below 2048."""
     values = _read(path)
-    if values.shape != (FRAMES, CODEBOOKS) or values.dtype.kind not in "iu":
-        raise ListError(f"{path}: {values.dtype} {values.shape}, not integers {(FRAMES, CODEBOOKS)}")
-    if values.min() < 0 or values.max() >= VOCABULARY:
-        raise ListError(f"{path}: tokens {values.min()} to {values.max()}, not 0 to {VOCABULARY - 1}")
+    if values.shape != (FRAMES, NUM_CODEBOOKS) or values.dtype.kind not in "iu":
+        raise ListError(f"{path}: {values.dtype} {values.shape}, not integers {(FRAMES, NUM_CODEBOOKS)}")
+    if values.min() < 0 or values.max() >= CODEBOOK_SIZE:
+        raise ListError(f"{path}: tokens {values.min()} to {values.max()}, not 0 to {CODEBOOK_SIZE - 1}")
     return values.T.astype(np.uint16)
 
 
 def read_features(path: str | Path) -> tuple[NDArray[np.float16], int]:
-    """Features float16 [F, 768] and how many of the F are the clip's own, of a file (about 50, 768).
+    """Features float16 [F, 768] and how many of the F are not padding, of a file (about 50, 768).
 
     F is 50: more are cut off, the last of fewer is repeated.
     """
     values = _read(path)
     if values.ndim != 2 or values.shape[1] != VISION_DIM or not len(values) or values.dtype.kind != "f":
         raise ListError(f"{path}: {values.dtype} {values.shape}, not numbers (frames, {VISION_DIM})")
+    # What does not fit into float16 becomes infinite, and is refused below.
     with np.errstate(over="ignore"):
         values = values.astype(np.float16)
     if not np.isfinite(values).all():
         raise ListError(f"{path}: holds values that are no numbers, or too large")
-    places = video_frames(SECONDS, FPS)
-    real = min(len(values), places)
-    return values[np.minimum(np.arange(places), real - 1)], real
+    num_features = video_frames(SECONDS, FPS)
+    real = min(len(values), num_features)
+    return values[np.minimum(np.arange(num_features), real - 1)], real
 
 
 def _read(path: str | Path) -> NDArray:

@@ -26,6 +26,7 @@ def read_list(path: str | Path) -> list[Row]:
     """
     rows: list[Row] = []
     for line, fields in read_csv(path):
+        # The two forms of the list differ in the number of fields.
         match = _NAME.fullmatch(fields[0])
         if len(fields) == 4 and fields[1].isdecimal() and fields[3] in SPLITS:
             ytid, start, label, split = fields[0], int(fields[1]), fields[2], fields[3]
@@ -45,10 +46,10 @@ def read_list(path: str | Path) -> list[Row]:
 
 
 def _split_of(path: str | Path) -> str:
-    found = [split for split in SPLITS if split in Path(path).stem.lower()]
-    if len(found) != 1:
+    splits = [split for split in SPLITS if split in Path(path).stem.lower()]
+    if len(splits) != 1:
         raise ListError(f"{path}: its name must say which split it is: train.csv or test.csv")
-    return found[0]
+    return splits[0]
 
 
 def retrieval_subset(rows: Sequence[Row]) -> list[Row]:
