@@ -98,6 +98,7 @@ class LatentStore:
         self._shards: list[Shard] = []
         self._known: set[str] = set()
         self.damaged.clear()
+        # A damaged shard does not keep the others from being read.
         for path in sorted(self.directory.glob(PATTERN)):
             with self._noting(path):
                 self._take(path)
@@ -142,6 +143,7 @@ class LatentStore:
         damaged or the store was made otherwise meanwhile.
         """
         with self._alone():
+            # Another process may have changed the folder since it was opened.
             if read_meta(self.directory) != self.meta:
                 raise StoreError(f"{self.directory} was made otherwise meanwhile; use another folder")
             for shard in self._shards:
@@ -289,6 +291,8 @@ class LatentStore:
         """
         self.check_whole()
         vectors = self.codebook_vectors().tobytes()
+
+        # A store of version 0.1: its hash is that of its shards' hashes.
         numbered = [shard.whole for shard in self._shards if shard.whole is not None]
         if len(numbered) == len(self._shards):
             return sha256(self.meta.hashed(), vectors, *sorted(numbered))

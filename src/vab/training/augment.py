@@ -24,6 +24,7 @@ class Stream:
 
     def take(self, index: Tensor) -> Stream:
         """Frames ``index`` [B, n] of each clip."""
+        # gather wants an index of the values' shape: [B, n] -> [B, K, n] or [B, n, dim]
         shape = [1] * self.values.ndim
         shape[0], shape[self.time_dim] = index.shape
         whole = list(self.values.shape)
@@ -33,7 +34,7 @@ class Stream:
 
     def splice(self, partner: Tensor, replaced: Tensor) -> Stream:
         """Clips whose frames ``replaced`` bool [B, n] are those of clip ``partner`` [B] at the same time."""
-        other_dim = 3 - self.time_dim
+        other_dim = 3 - self.time_dim  # of codebooks or of the feature
         values = torch.where(replaced.unsqueeze(other_dim), self.values[partner], self.values)
         return replace(self, values=values, owners=torch.where(replaced, self.owners[partner], self.owners))
 
@@ -118,7 +119,9 @@ def temporal_roll(
         length = (positions * (audio.owners != 0)).amax(1)
     else:
         length = torch.full((batch,), video.owners.shape[1], device=device)
-    shift = 1 + (draw.to(device) * (length - 1)).long()  # 1 .. length - 1
+
+    # At least one frame, and less than a whole turn.
+    shift = 1 + (draw.to(device) * (length - 1)).long()
     shift = torch.where(chosen.to(device) & (length > 1), shift, 0)
     if video is None:
         return _roll(audio, shift, length), None

@@ -97,7 +97,6 @@ class ClipBatches:
 
     With ``pair_by_label`` the video of a clip is that of a random row with the same label (and split) that
     has one, drawn anew each time; else its own. A clip for which there is none gets zeros, all padding.
-    The order of the store's shards has no influence.
     """
 
     def __init__(self, store: LatentStore, preset: Preset, split: str) -> None:
@@ -105,6 +104,8 @@ class ClipBatches:
         self.store, self.preset = store, preset
         self.stride = round(store.meta.fps / preset.model.fps)  # stored features per feature of the model
         has_tokens = store.has("tokens")
+
+        # By id, so that the order of the store's shards has no influence.
         rows = sorted((store.ids[row], row) for row in range(len(store)) if store.splits[row] == split)
         self.rows = np.array([row for _, row in rows if has_tokens[row]], dtype=np.int64)
         self.video_rows = self._group_video([row for _, row in rows]) if preset.train.pair_by_label else {}
@@ -182,6 +183,7 @@ class ClipBatches:
 
     def dev_batch(self, rows: NDArray[np.int64]) -> Batch:
         """These clips without augmentation: the middle feature of each step, masks that never change."""
+        # Seeded by the clips: the masks of a validation pass do not depend on the step or the batch before.
         generator = make_generator("dev", *(self.store.ids[row] for row in rows))
         offsets = np.full((len(rows), self.preset.model.video_length), self.stride // 2)
         audio, video = self._streams(rows, offsets, generator)
@@ -217,6 +219,8 @@ class ClipBatches:
             candidates = self.video_rows.get(self.store.labels[rows[i]])
             if candidates is not None:
                 sources[i] = candidates[int(draw * len(candidates))]
+
+        # Stored features -> those of the model's steps: [B, F_stored, dim] -> [B, F, dim]
         positions = np.arange(model.video_length) * self.stride + offsets
         positions = positions.clip(max=self.store.meta.feature_shape[0] - 1)  # [B, F]
         features = self.store.gather("features", sources)[np.arange(len(rows))[:, None], positions]

@@ -290,6 +290,7 @@ class _Run:
 
     def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Means over all processes of name -> [sum, count]; a name that counts nothing is left out."""
+        # One reduction for all of them: [n, 2]
         total = self.fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="sum")
         assert isinstance(total, Tensor)
         means = zip(sums, total[:, 1].tolist(), (total[:, 0] / total[:, 1]).tolist(), strict=True)
@@ -306,6 +307,7 @@ class _Run:
                 batch = self.dev.dev_batch(rows).shard(rank, world_size).to(self.fabric.device)
                 outcome = self.objective(self.model, batch, self.preset)
                 loss = torch.stack([outcome.loss.float() * outcome.weight, outcome.weight])
+                # Sums, not means: the last batch may be smaller.
                 for name, value in {"loss": loss, **outcome.metrics()}.items():
                     sums[name] = sums[name] + value if name in sums else value
         self.network.train()

@@ -60,7 +60,7 @@ class Report:
     left: int  # clips in the manifest
     gone: int  # no file of that name is there
     duplicates: int  # rows whose id stands in the list already
-    silent: int  # files without a sound stream
+    silent: int  # files without an audio stream
     still_frames: int | None  # clips whose video never moves, left out; None: not examined
     unreadable: dict[str, str]  # id -> reason
     copies: dict[str, str]  # clips, not left out, whose file has the bytes of another one's: id -> that id
@@ -133,13 +133,14 @@ def media_index(folder: str | Path, endings: Iterable[str] = VIDEO | AUDIO) -> I
         raise ListError(f"{folder}: no such folder")
     wanted = frozenset(endings)
     index: Index = {}
-    for place, folders, files in os.walk(folder):
+    for directory, folders, files in os.walk(folder):
+        # In place, so that the walk skips hidden folders and its order is fixed.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in sorted(files):
             stem, ending = os.path.splitext(file)
             if ending.lower() in wanted and not file.startswith("."):
                 kind = "audio" if ending.lower() in AUDIO else "video"
-                index.setdefault(stem, {}).setdefault(kind, os.path.join(place, file))
+                index.setdefault(stem, {}).setdefault(kind, os.path.join(directory, file))
     return index
 
 
@@ -148,6 +149,7 @@ def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) ->
 
     A file is the clip: it has been cut already. Audio and video of the same name are one clip.
     """
+    # Each id once, with the first of its possible names that is there.
     index = media_index(folder)
     candidates: list[Clip] = []
     seen: set[str] = set()

@@ -25,7 +25,7 @@ def folder_clips(
     overlap. Audio and video with the same name in the same folder (``dog.wav``, ``dog.mp4``) are one
     clip. The label is the name of the file's folder, the split that of the first folder if it is called
     train, dev, val or test; else ``dev_share`` of the files, chosen by a hash of their names, are dev.
-    Hidden files are not looked at. With ``drop_still`` clips of videos whose picture never moves
+    Hidden files are not looked at. With ``drop_still`` clips of videos that never move
     (``common.is_still``) are left out; photos stay. ``ListError`` if ``root`` is no folder.
     """
     root = Path(root)

@@ -1,4 +1,4 @@
-"""MSR-VTT: the clips of its test split that have a sound, for zero-shot retrieval."""
+"""MSR-VTT: the clips of its test split that have audio, for zero-shot retrieval."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def read_list(path: str | Path) -> list[Row]:
 def msrvtt_clips(
     listing: str | Path, media: str | Path, drop_still: bool = False
 ) -> tuple[list[Clip], Report]:
-    """Clips ``video7010.mp4`` ... of the test split that are there and have a sound, and what became of the
-    others. There are no labels; a clip is as long as its file (10 to 32 s).
+    """Clips ``video7010.mp4`` ... of the test split that are there and have audio, and a report on the rest.
+
+    There are no labels; a clip is as long as its file (10 to 32 s).
     """
     return gather(read_list(listing), media, drop_still)
