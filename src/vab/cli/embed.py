@@ -118,6 +118,7 @@ def classify(
         order = scores.argsort()[::-1]
         labels = {classes[n]: round(float(scores[n]), 4) for n in order}
         done.append({"file": str(path), "by": chosen, "labels": labels})
+    # The JSON document has every label, the table the k most probable ones.
     rows = []
     for one in done:
         best = list(one["labels"].items())[:k]

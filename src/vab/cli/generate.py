@@ -92,6 +92,7 @@ def generate(
                 log(str(result.error))
             elif not json:
                 print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
+    # Failed inputs and a missing report make the exit code 1; the sounds that were made stay.
     document = summary(results, settings)
     written = not report or _report(page, results, settings, json)
     if json:

@@ -175,6 +175,7 @@ def search(
         library.check(network.fingerprint())
         vector = _query(network.embed_file(file), file, "video" if video else "audio")
         stream = kind or "audio"
+    # Without a query file the label alone decides, and hits come by path.
     hits = library.search(vector, stream, k, filters, windows)
     query = {"video": _text(video), "audio": _text(audio), "label": label, "kind": stream}
     document = {"library": str(db), "query": query, "hits": [asdict(hit) for hit in hits]}

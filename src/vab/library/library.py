@@ -196,6 +196,7 @@ class Library:
         where = (filters or Filters()).sql()
         for last in (False, True):
             try:
+                # Another process may have written since.
                 self.table.latest()
                 self.meta = self._read_meta()
                 if vector is None:
@@ -258,6 +259,7 @@ class Library:
         if not self.table:
             self._write_meta(self.meta)
             self.table.create(self.meta.dim)
+        # One commit for new and changed files together: readers see all of it or nothing.
         replaced = [file.path for file in files if file.path in known]
         self.table.put(rows_of(files, self.meta.dim), replaced)
         known.update({file.path: (file.size, file.mtime_ns) for file in files})

@@ -222,6 +222,7 @@ class WindowTable:
         if not replaced:
             self._do(lambda: self._table.add(rows))
             return
+        # Windows that a changed file no longer has are deleted in the same commit.
         merge = self._table.merge_insert(["path", "number"]).when_matched_update_all()
         merge = merge.when_not_matched_insert_all().when_not_matched_by_source_delete(_among(replaced))
         self._do(lambda: merge.execute(rows, on_bad_vectors="null"))  # its check takes null for bad

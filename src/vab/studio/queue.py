@@ -96,6 +96,7 @@ class JobQueue:
                 job.state = "done"  # also if it was cancelled too late
             except Cancelled:
                 job.state = "cancelled"
+            # Whatever happens, the thread goes on with the next job.
             except UserError as error:
                 job.error, job.state = str(error), "failed"
             except Exception:  # one visitor's trouble must not end the others' work

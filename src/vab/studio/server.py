@@ -154,11 +154,13 @@ class Endpoints:
         async with self.arriving:
             if self.session_of(request) is None and self.service.sessions.full:
                 return _error(TOO_MANY, 503)
+            # 1. A folder of its own: the clip's address, which cannot be guessed.
             folder = self.service.sessions.folder / secrets.token_urlsafe(16)
             folder.mkdir()
             session = None
             try:
                 clip = await self._read_upload(request, folder)
+                # 2. It takes the place of the clip that the visitor had.
                 session = self.session_of(request) or self.service.sessions.open()
                 self.service.sessions.replace_clip(session, clip)
             except UploadError as refused:
@@ -168,6 +170,7 @@ class Endpoints:
             finally:
                 if session is None:  # refused, cancelled or broken: nothing of it stays
                     shutil.rmtree(folder, ignore_errors=True)
+        # 3. From now on the cookie names this session.
         answer = JSONResponse(_state(self.service, session))
         cookie = COOKIE.format(request.url.port)
         answer.set_cookie(cookie, session.id, httponly=True, samesite="strict", secure=self.secure)

@@ -195,6 +195,7 @@ class TakeMaker:
             audio.timings,
             again,
         )
+        # The sound alone, the video with it, and its spectrogram.
         write_wav(take.sound, take.waveform)
         with as_media_file(_video_of(clip, source, take.seconds)) as picture:
             picture.mux(take.waveform, SAMPLE_RATE, take.video)

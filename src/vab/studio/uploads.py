@@ -86,6 +86,7 @@ def prepare(
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     deadline = time.monotonic() + seconds
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    # Poll, to notice in time that nobody waits for the answer any more.
     output = None
     with child:
         while output is None:
