@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vab.cli.interrupt import check
+from vab.utils.progress import Progress
 
 
 @contextmanager
-def file_progress() -> Iterator[Callable[[int, int, Path, str, int, int], None]]:
+def file_progress() -> Iterator[Progress]:
     """Yield a callback (index, number of files, path, stage, done, total); no bar without a terminal."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Bar(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("reading the list", total=None)
 
         def move(number: int, num_files: int, path: Path, stage: str, done: int, total: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from vab.inference.batch import Result
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, expand
 from vab.media.reader import read_audio, write_wav
+from vab.utils.progress import Progress
 
 CONTEXT = 250  # audio frames on either side of a chunk: even an LSTM has forgotten what lies beyond
-Show = Callable[[int, int, Path, str, int, int], None]  # file n, of, path, stage, done, in all
 
 
 def reconstruct_files(
@@ -26,7 +26,7 @@ def reconstruct_files(
     codec: Codec,
     num_codebooks: int | None = None,
     skip_existing: bool = False,
-    show: Show = lambda *_: None,
+    show: Progress = lambda *_: None,
 ) -> Iterator[Result]:
     """``out/<stem>.wav`` for all sounds and videos that ``names`` stand for: through the first ``codebooks``
     (None: all) of the codec, as long as the input.

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vab.errors import SettingError, failure
 from vab.media.inputs import expand
+from vab.utils.progress import Progress
 
 if TYPE_CHECKING:
     from vab.inference.pipeline import VABPipeline
 
 Status = Literal["done", "skipped", "failed"]
-Show = Callable[[int, int, Path, str, int, int], None]  # file n, of, path, stage, done, in all
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Result:
 
 
 def generate_files(
-    names: Iterable[str | Path], out: str | Path, settings: Settings, show: Show = lambda *_: None
+    names: Iterable[str | Path], out: str | Path, settings: Settings, show: Progress = lambda *_: None
 ) -> Iterator[Result]:
     """Sounds for all that ``names`` stand for (``inputs.expand``), one result per file as it is done.
 

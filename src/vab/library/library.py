@@ -19,12 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.inference.batch import Show
 from vab.inference.embeddings import Kind
 from vab.library.indexing import Added, Embed, Known, embed_each
 from vab.library.table import KINDS, MAX_PIECES, File, Filters, LibraryError, WindowTable, dim_of, rows_of
 from vab.utils.files import write_whole
 from vab.utils.locks import exclusive
+from vab.utils.progress import Progress
 
 __all__ = ["Added", "Filters", "Hit", "Index", "Library", "LibraryError", "Meta"]
 
@@ -113,7 +113,7 @@ class Library:
         embed: Embed,
         model: str,
         source: str = "",
-        show: Show = lambda *_: None,
+        show: Progress = lambda *_: None,
     ) -> Iterator[Added]:
         """Embed new and changed files (by path, size, time) and write them; yields one result for each file.
 

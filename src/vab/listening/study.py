@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,6 +19,7 @@ from vab.evaluate.generation.clips import Folder, open_folder
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.clips import check_video, copy_video, copy_with_beeps
 from vab.media.container import MediaError
+from vab.utils.progress import Progress
 
 Survey = Literal["preference", "mos"]
 SURVEYS: tuple[Survey, ...] = get_args(Survey)
@@ -27,8 +28,6 @@ BEEPS = ""  # what stands for a system in a check: sound that nobody can take fo
 STUDY, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
 FORMAT = 1
 NAMED = 10  # faults named in one line
-
-Progress = Callable[[int, int, Path, str, int, int], None]  # file n, of, path, stage, done, in all
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from vab.evaluate.embedding import classify_store, embed_store
 from vab.evaluate.generation import protocol
 from vab.evaluate.generation.clips import ClipError
 from vab.evaluate.generation.synthesis import (
-    Progress,
     Synthesizer,
     chosen_rows,
     file_name,
@@ -36,6 +35,7 @@ from vab.sampling.stages import check_fine
 from vab.training.batches import ClipBatches, check_fits
 from vab.training.trainer import train
 from vab.utils.device import pick_device
+from vab.utils.progress import Progress
 from vab.utils.provenance import code_version
 
 

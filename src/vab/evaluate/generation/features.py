@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from vab.evaluate.generation.cache import FeatureCache
 from vab.evaluate.generation.clips import SLACK, ClipError, Folder, check_clip, read_clip
 from vab.evaluate.metrics import signal
 from vab.media.container import MediaError
+from vab.utils.progress import Progress
 
-Progress = Callable[[int, int, Path, str, int, int], None]  # clip n, of, file, stage, done, in all
 RATE = 16_000
 SOUND = FeatureSpec("sound", RATE, ("vab_sound",), version="1")  # what needs no network, by clip
 PAIRS = FeatureSpec("pairs", RATE, ("vab_pairs",), version="1")  # and by pair

@@ -8,7 +8,6 @@ from pathlib import Path
 from vab.data.store import LatentStore
 from vab.evaluate.generation.protocol import Generation, Settings, evaluate
 from vab.evaluate.generation.synthesis import (
-    Progress,
     Synthesizer,
     chosen_rows,
     file_name,
@@ -17,6 +16,7 @@ from vab.evaluate.generation.synthesis import (
 )
 from vab.models.hub import find_model, read_config
 from vab.training.batches import ClipBatches
+from vab.utils.progress import Progress
 
 
 @dataclass(frozen=True)

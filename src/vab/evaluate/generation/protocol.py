@@ -16,7 +16,7 @@ from typing import Any
 from vab.evaluate.backbones.registry import BACKBONES, FeatureSpec, find, load
 from vab.evaluate.generation.cache import cache_folder, tables_in
 from vab.evaluate.generation.clips import ClipError, open_folder
-from vab.evaluate.generation.features import SOUND, ClipSet, Progress, compare, ends_early, extract, look
+from vab.evaluate.generation.features import SOUND, ClipSet, compare, ends_early, extract, look
 from vab.evaluate.generation.scores import (
     AV_BENCHMARK,
     PICTURES,
@@ -30,6 +30,7 @@ from vab.evaluate.metrics.distances import RESAMPLES
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.evaluate.metrics.tables import generation_beside_paper, markdown
 from vab.utils.files import write_whole
+from vab.utils.progress import Progress
 
 
 class Incomplete(EvaluationError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
 from vab.training.batches import Batch, ClipBatches, make_generator
 from vab.utils.device import pick_device
 from vab.utils.files import write_whole
+from vab.utils.progress import Progress
 from vab.utils.provenance import sha256
 
 AT_ONCE = 8  # clips; a fixed share of all, so that a run that was cut goes on to the same sounds
 MADE = "made.json"  # in a folder of sounds: what they were made with
-Progress = Callable[[int, int, Path, str, int, int], None]  # clip n, of, file, stage, done, in all
 
 
 @dataclass(frozen=True)
