@@ -106,7 +106,7 @@ def test_a_sweep_over_decoding_goes_on_where_it_was(
         assert each.made_with["decode"] == vars(
             replace(own, num_steps=int(each.row.name), mask_temperature=10.5)
         )
-        assert {"FD-LOGMEL", "MEL-distance", "ONSET-F1"} <= set(each.measures) == set(each.clips)
+        assert {"FD-LOGMEL", "MEL-distance", "ONSET-F1"} <= set(each.metrics) == set(each.clips)
         assert set(each.clips.values()) == {4}
     sounds = sorted((tmp_path / "run" / "sounds").rglob("*.wav"))
     assert len(sounds) == 4 * 4 and all(len(read_audio(path)) == 2 * 16000 for path in sounds)
@@ -149,7 +149,7 @@ def test_the_second_stage_refines_the_true_coarse_tokens(
     monkeypatch.setattr(Synthesizer, "tokens", tokens)
     found = ablate("fine", settings(latents, tmp_path / "run", both), silent)
     assert [each.made_with["decode"]["num_steps"] for each in found.outcomes] == [0, 24, 36]
-    assert all("FD-LOGMEL" in each.measures for each in found.outcomes)
+    assert all("FD-LOGMEL" in each.metrics for each in found.outcomes)
     assert [tokens.shape[1] for tokens in made] == [2, 5, 5] and (made[1] != made[2]).any()
     with pytest.raises(EvaluationError, match="has no second stage"):
         ablate("fine", settings(store, tmp_path / "other", model), silent)
@@ -198,7 +198,7 @@ def test_what_is_trained_makes_sound_with_a_second_stage(
     monkeypatch.setattr(Synthesizer, "tokens", tokens)
     chosen = settings(latents, tmp_path / "run", both, preset=small, max_steps=1, codec_path=str(both))
     found = ablate("masking", replace(chosen, fine=(both, both / FINE)), silent)
-    assert made == [5] and "FD-LOGMEL" in found.outcomes[0].measures
+    assert made == [5] and "FD-LOGMEL" in found.outcomes[0].metrics
     with pytest.raises(EvaluationError, match=r"both: the second stage does not fit the first: it refines 0"):
         ablate("masking", replace(chosen, run=tmp_path / "new", fine=(both,)), silent)
     assert not (tmp_path / "new").exists(), "something was trained"
@@ -229,8 +229,8 @@ def test_training_is_shared_between_ablations(store: Path, model: Path, small: s
     lines: list[str] = []
     experts = ablate("experts", chosen, lines.append)
     for each in experts.outcomes:
-        assert set(each.measures) == {f"accuracy {column} %" for column in ("V+A", "V", "A")}
-        assert all(0 <= value.value <= 100 for value in each.measures.values())
+        assert set(each.metrics) == {f"accuracy {column} %" for column in ("V+A", "V", "A")}
+        assert all(0 <= value.value <= 100 for value in each.metrics.values())
         assert set(each.clips.values()) == {10}
     chain = "masked_contrastive_classification"
     assert read_config(run / "base" / chain).model.experts
@@ -242,15 +242,15 @@ def test_training_is_shared_between_ablations(store: Path, model: Path, small: s
     assert (
         sum(line.startswith("training") for line in lines) == 1
     )  # the classifier from scratch; the rest is there
-    measured = {each.row.name: each.measures for each in scratch.outcomes}
-    assert measured["pre-trained"] == experts.outcomes[1].measures
+    measured = {each.row.name: each.metrics for each in scratch.outcomes}
+    assert measured["pre-trained"] == experts.outcomes[1].metrics
     assert (run / "base" / "classification" / "model.safetensors").is_file()
 
     lines.clear()
     order = ablate("order", chosen, lines.append)
     assert sum(line.startswith("training") for line in lines) == 2  # contrast first, then masked
     for each in order.outcomes:
-        assert {"FD-LOGMEL", "R@1 V → A %", "R@10 A → V %", "P@1 V → A %"} <= set(each.measures)
+        assert {"FD-LOGMEL", "R@1 V → A %", "R@10 A → V %", "P@1 V → A %"} <= set(each.metrics)
     record = json.loads((run / "base" / "contrastive_masked" / "record.json").read_text())
     assert record["objective"] == "masked" and record["steps"] == 2
     with pytest.raises(TrainError, match="another run"):
@@ -263,7 +263,7 @@ def test_pre_training_may_be_on_other_latents(store: Path, model: Path, small: s
     run = tmp_path / "run"
     chosen = settings(store, run, model, preset=small, max_steps=1, codec_path=str(model))
     found = ablate("contrastive", replace(chosen, pretraining=(other,)), silent)
-    assert all(each.measures for each in found.outcomes)
+    assert all(each.metrics for each in found.outcomes)
     chain = ("masked", "masked_contrastive", "masked_contrastive_classification")
     records = [json.loads((run / "base" / part / "record.json").read_text()) for part in chain]
     wanted = [LatentStore.open(path).fingerprint() for path in (other, other, store)]
@@ -280,7 +280,7 @@ def test_only_masked_prediction_learns_with_another_law(
     )
     chosen = settings(store, tmp_path / "run", model, preset=small, max_steps=1, codec_path=str(model))
     found = ablate("masking", chosen, silent).outcomes[0]
-    assert {"accuracy V+A %", "FD-LOGMEL"} <= set(found.measures)
+    assert {"accuracy V+A %", "FD-LOGMEL"} <= set(found.metrics)
     folder = tmp_path / "run" / "mask_mean-0.35"
     assert read_config(folder / "masked").train.mask_mean == 0.35
     assert (
@@ -327,7 +327,7 @@ def result(tmp_path: Path) -> Result:
         Outcome(rows[2], reason="no store fits."),
     ]
     for each in found:
-        each.clips = {key: 9 for key in each.measures}
+        each.clips = {key: 9 for key in each.metrics}
     return Result(Ablation("test", "A test", "Table 0", rows), "m", Settings((tmp_path,), tmp_path), found)
 
 
@@ -345,7 +345,7 @@ def test_recall_stands_beside_the_papers_only_if_it_is_of_as_many_clips(result: 
     key = "R@1 V → A %"
     rows = [replace(each.row, paper={key: 28.2}) for each in result.outcomes]
     found = [
-        replace(each, row=row, measures={key: Interval(10.0, 9.0, 11.0)}, clips={key: clips}, reason="")
+        replace(each, row=row, metrics={key: Interval(10.0, 9.0, 11.0)}, clips={key: clips}, reason="")
         for each, row in zip(result.outcomes, rows, strict=True)
     ]
     text = report.as_markdown(replace(result, outcomes=found))

@@ -45,13 +45,13 @@ def test_kaldis_log_mel_is_torchaudios() -> None:
 
 
 def test_synchformers_log_mel_is_torchaudios() -> None:
-    found = synchformer.sound_input(noise(8.0, 16_000))
+    found = synchformer.audio_input(noise(8.0, 16_000))
     assert found.shape == (1, 24, 1, 128, 66)
     assert float(found[0, 3, 0, 5, 7]) == pytest.approx(0.1294, abs=2e-4)
     assert float(found[0, 3, 0, 100, 60]) == pytest.approx(0.8093, abs=2e-4)
-    assert synchformer.sound_input(noise(4.8, 16_000)).shape[1] == synchformer.SEGMENTS
+    assert synchformer.audio_input(noise(4.8, 16_000)).shape[1] == synchformer.SEGMENTS
     with pytest.raises(MediaError, match=r"too short for DeSync: 4.70 s, where 4.8 s are needed"):
-        synchformer.sound_input(noise(4.7, 16_000))
+        synchformer.audio_input(noise(4.7, 16_000))
 
 
 def test_synchformers_comparison_is_av_benchmarks() -> None:
@@ -67,15 +67,15 @@ def test_synchformers_comparison_is_av_benchmarks() -> None:
 
 def test_pictures_are_cut_as_the_projects_cut_them(tmp_path: Path) -> None:
     video = write_video(tmp_path / "film.mp4", 125, 25)  # 64 x 48, 5 s
-    clips = imagebind.picture_input(video, 8.0)
+    clips = imagebind.video_input(video, 8.0)
     assert clips.shape == (1, 6, 3, 2, 224, 224)  # 3 pictures: 2 pairs, 3 crops of each
     assert not torch.equal(clips[0, 0], clips[0, 2])  # left and right
-    assert imagebind.picture_input(video, 1.0).shape == (1, 3, 3, 2, 224, 224)  # one picture, twice
-    segments = synchformer.picture_input(video, 8.0)
+    assert imagebind.video_input(video, 1.0).shape == (1, 3, 3, 2, 224, 224)  # one picture, twice
+    segments = synchformer.video_input(video, 8.0)
     assert segments.shape == (14, 1, 16, 3, 224, 224)  # of the 5 s that there are
     assert torch.equal(segments[1, 0, :8], segments[0, 0, 8:])
     assert -1 <= float(segments.min()) < float(segments.max()) <= 1
-    sounds = imagebind.sound_input(noise(8.0, 16_000))
+    sounds = imagebind.audio_input(noise(8.0, 16_000))
     assert sounds.shape == (1, 3, 1, 128, 204)
     middle = imagebind.kaldi_log_mel(noise(8.0, 16_000)[48_000:80_000])
     assert sounds[0, 1, 0, :, :198].numpy() == pytest.approx((middle.T + 4.268) / 9.138, abs=1e-5)
@@ -140,7 +140,7 @@ def a_package_called_imagebind(monkeypatch: pytest.MonkeyPatch, weights: Path) -
     for module in (package, models, model):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     weights.mkdir()
-    torch.save(Small().state_dict(), weights / BACKBONES["imagebind"][0].file)
+    torch.save(Small().state_dict(), weights / BACKBONES["imagebind"].reference.file)
 
 
 def films(tmp_path: Path) -> tuple[Path, Path]:
@@ -209,7 +209,7 @@ def test_desync_of_features_that_av_benchmark_made(tmp_path: Path) -> None:
         evaluate(tmp_path / "real", tmp_path / "made", chosen)
     network = synchformer.Comparison()
     state = made_up(network) | {"vfeat_extractor.patch_embed.proj.weight": torch.zeros(3)}
-    torch.save(state, tmp_path / BACKBONES["synchformer"][0].file)
+    torch.save(state, tmp_path / BACKBONES["synchformer"].reference.file)
     found = evaluate(tmp_path / "real", tmp_path / "made", chosen).get("DeSync")
     network.load_state_dict({k: v for k, v in state.items() if not k.startswith("vfeat")})
     grid, wanted = np.linspace(-2, 2, 21), []
@@ -245,7 +245,7 @@ def test_desync_where_av_benchmark_is_installed(tmp_path: Path, monkeypatch: pyt
     sys.modules[names[-1]].Synchformer = Extractors  # type: ignore[attr-defined]
     synchformer._network.cache_clear()
     network = Extractors()
-    torch.save(made_up(network), tmp_path / BACKBONES["synchformer"][0].file)
+    torch.save(made_up(network), tmp_path / BACKBONES["synchformer"].reference.file)
     for seed, (name, seconds) in enumerate((("a", 5), ("b", 5.2), ("c", 3))):
         (tmp_path / "real").mkdir(exist_ok=True)
         write_video(tmp_path / "real" / f"{name}.mp4", round(25 * seconds), 25)
@@ -253,7 +253,7 @@ def test_desync_where_av_benchmark_is_installed(tmp_path: Path, monkeypatch: pyt
     chosen = Settings(5.0, ("synchformer",), tmp_path, allow_missing=True, resamples=0, device="cpu")
     found = evaluate(tmp_path / "real", tmp_path / "made", chosen)
     assert [(fault.id, fault.reason[:21]) for fault in found.faults] == [("c", "too short for DeSync:")] * 2
-    assert {each.key: each.clips for each in found.measures} == {
+    assert {each.key: each.clips for each in found.metrics} == {
         "DeSync": 2,
         "FD-LOGMEL": 3,
         "MEL-distance": 3,

@@ -19,7 +19,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def backbone(name: str, weights: Path) -> Backbone:
-    return load(BACKBONES[name][0], find(BACKBONES[name][0], weights)[0], "cpu")
+    return load(BACKBONES[name].reference, find(BACKBONES[name].reference, weights)[0], "cpu")
 
 
 # The numbers below come from the packages that published the weights: torchvggish 0.2 (last ReLU off),
@@ -89,7 +89,7 @@ def test_weights_are_looked_for_where_they_may_be(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("content", ["text", "other network", "part", "code"])
 def test_a_file_of_another_kind_is_one_line(tmp_path: Path, content: str) -> None:
-    path = tmp_path / BACKBONES["vggish"][0].file
+    path = tmp_path / BACKBONES["vggish"].reference.file
     if content == "text":
         path.write_text("<html>not found</html>")
     elif content == "code":  # nothing in a file is ever run
@@ -99,15 +99,15 @@ def test_a_file_of_another_kind_is_one_line(tmp_path: Path, content: str) -> Non
             state = made_up(NETWORKS["panns" if content == "other network" else "vggish"]())
         torch.save(dict(list(state.items())[:3]), path)
     with pytest.raises(EvaluationError, match=r"vggish-10086976.pth: no weights of VGGish \(") as told:
-        load(BACKBONES["vggish"][0], path, "cpu")
+        load(BACKBONES["vggish"].reference, path, "cpu")
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
 
 
 def test_yamnet_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = tmp_path / BACKBONES["yamnet"][0].file
+    path = tmp_path / BACKBONES["yamnet"].reference.file
     path.write_bytes(b"no model")
     with pytest.raises(EvaluationError, match=r"no TFLite model"):
-        load(BACKBONES["yamnet"][0], path, "cpu")
+        load(BACKBONES["yamnet"].reference, path, "cpu")
     monkeypatch.setitem(__import__("sys").modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(EvaluationError, match=r"pip install 'vab\[eval\]'"):
-        load(BACKBONES["yamnet"][0], path, "cpu")
+        load(BACKBONES["yamnet"].reference, path, "cpu")

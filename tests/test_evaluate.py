@@ -87,7 +87,7 @@ def test_retrieval_is_what_plain_loops_say_also_with_ties(
     found = retrieval(audio.astype(np.float32), 3 * video.astype(np.float32), labels, block)
     for way, pair in zip(WAYS, [(video, audio), (audio, video)], strict=True):
         ranks, precision = retold(*pair, labels)
-        direction = found.ways[way]
+        direction = found.directions[way]
         assert direction.ranks.tolist() == ranks
         assert direction.median_rank.value == np.median(ranks) + 1
         for n, k in enumerate(CUTOFFS):
@@ -111,7 +111,7 @@ def test_recall_and_rank_are_scikit_learns() -> None:
     found = retrieval(audio, video)
     similar = metrics.pairwise.cosine_similarity(video, audio)
     for way, table in zip(WAYS, (similar, similar.T), strict=True):
-        direction = found.ways[way]
+        direction = found.directions[way]
         for k in CUTOFFS:
             wanted = metrics.top_k_accuracy_score(np.arange(311), table, k=k, labels=np.arange(311))
             assert direction.recall[k].value == pytest.approx(wanted)
@@ -133,19 +133,19 @@ def test_neither_blocks_nor_the_order_of_rows_nor_lengths_change_a_rank() -> Non
         (retrieval(audio[order], video[order], [labels[n] for n in order], block=50), order),
     ]:
         for way in WAYS:
-            assert np.array_equal(other.ways[way].ranks, first.ways[way].ranks[rows])
-            assert other.ways[way].ties == first.ways[way].ties
-            mine, its = first.ways[way].precision, other.ways[way].precision
+            assert np.array_equal(other.directions[way].ranks, first.directions[way].ranks[rows])
+            assert other.directions[way].ties == first.directions[way].ties
+            mine, its = first.directions[way].precision, other.directions[way].precision
             assert mine is not None and its is not None
             assert [its[k].value for k in CUTOFFS] == pytest.approx([mine[k].value for k in CUTOFFS])
-    assert first.ways["video to audio"].ties == 200
-    assert first.ways["audio to video"].ties == 0
+    assert first.directions["video to audio"].ties == 200
+    assert first.directions["audio to video"].ties == 0
 
 
 def test_a_model_that_says_the_same_of_everything_is_found_out() -> None:
     same = np.ones((40, 5), np.float32)
     found = retrieval(same, same, ["a"] * 10 + ["b"] * 30)
-    for direction in found.ways.values():
+    for direction in found.directions.values():
         assert not direction.ranks.any() and direction.recall[1].value == 1  # nothing is *more* similar
         assert direction.ties == 40  # and here is why
         assert direction.precision is not None and found.chance_precision is not None
@@ -162,7 +162,7 @@ def test_clips_without_sound_or_picture_are_left_out_and_are_no_candidates() -> 
     there = [n for n in range(30) if n not in (3, 7)]
     assert found.left_out.tolist() == [3, 7] and found.kept.tolist() == there
     clean = retrieval(audio[there], video[there])
-    assert all(np.array_equal(found.ways[way].ranks, clean.ways[way].ranks) for way in WAYS)
+    assert all(np.array_equal(found.directions[way].ranks, clean.directions[way].ranks) for way in WAYS)
     with pytest.raises(EvaluationError, match="no clip has both"):
         retrieval(np.full((4, 3), np.nan), np.ones((4, 3)))
     with pytest.raises(EvaluationError, match="not two tables"):
@@ -440,7 +440,7 @@ def test_retrieval_as_users_call_it(capsys: pytest.CaptureFixture[str], tmp_path
     assert document["left_out"] == ["id2"] and document["missing"] == ["nowhere"]
     assert document["ids_sha256"] == list_hash([f"id{n}" for n in kept])
     for way in WAYS:
-        recall = direct.ways[way].recall[5]
+        recall = direct.directions[way].recall[5]
         assert document[way]["R@5"] == pytest.approx(vars(recall))
     assert document["chance"]["R@1"] == pytest.approx(1 / 19)
 

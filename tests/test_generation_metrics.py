@@ -68,32 +68,32 @@ def settings(**fields: Any) -> Settings:
 
 def test_what_needs_no_network_is_always_there(folders: tuple[Path, Path]) -> None:
     found = evaluate(*folders, settings())
-    assert [each.key for each in found.measures] == LIGHT
-    assert found.ids == NAMES and {each.clips for each in found.measures} == {3}
+    assert [each.key for each in found.metrics] == LIGHT
+    assert found.ids == NAMES and {each.clips for each in found.metrics} == {3}
     assert set(found.absent) == set(BACKBONES)
-    assert all(each.value.low <= each.value.value <= each.value.high for each in found.measures)
+    assert all(each.value.low <= each.value.value <= each.value.high for each in found.metrics)
     same = evaluate(folders[0], folders[0], settings())
-    assert [each.value.value for each in same.measures] == pytest.approx([0, 0, 1], abs=1e-9)
+    assert [each.value.value for each in same.metrics] == pytest.approx([0, 0, 1], abs=1e-9)
 
 
 def test_networks_measure_what_their_features_say(folders: tuple[Path, Path], weights: Path) -> None:
     found = evaluate(*folders, settings(weights=weights, seconds=8.0))
     keys = ["FD-VGG", "FD-PANN", "KL-PANNS-softmax", "ISC-PANNS-mean"]
-    assert [each.key for each in found.measures] == [*keys, *LIGHT]
+    assert [each.key for each in found.metrics] == [*keys, *LIGHT]
     assert set(found.absent) == {"passt", "yamnet", "imagebind", "synchformer"}
     # as av-benchmark reads its cache
     caches = [torch.load(side / "cache" / "vggish_features.pth", weights_only=True) for side in folders]
     assert [sorted(cache) for cache in caches] == [NAMES, NAMES]
     assert {tuple(value.shape) for cache in caches for value in cache.values()} == {(1, 128)}
     wanted = frechet(*(torch.cat([cache[name] for name in NAMES]).numpy() for cache in caches))
-    assert found.measures[0].value.value == pytest.approx(wanted)
+    assert found.metrics[0].value.value == pytest.approx(wanted)
     real, made = (torch.load(side / "cache" / "pann_features.pth", weights_only=True) for side in folders)
     assert {name: value.shape for name, value in made["cat"].items()} == {"2048": (2048,), "logits": (527,)}
     logits = [torch.stack([cache[name]["logits"] for name in NAMES]).numpy() for cache in (real, made)]
-    assert found.measures[2].value.value == pytest.approx(divergences(*logits).mean())
+    assert found.metrics[2].value.value == pytest.approx(divergences(*logits).mean())
     results = json.loads((folders[1] / "cache" / "output_metrics.json").read_text())
     assert sorted(results) == sorted([*keys, "ISC-PANNS-std"])
-    assert results["FD-VGG"] == found.measures[0].value.value
+    assert results["FD-VGG"] == found.metrics[0].value.value
     assert not list(folders[0].rglob("*.part")) + list(folders[0].rglob("*.tmp*"))
 
 
@@ -113,21 +113,22 @@ def test_features_are_made_once_and_again_where_a_file_has_changed(
     first = evaluate(*folders, chosen)
     assert len(read) == 3 * (2 + 2 + 2)  # look, compare, features
     read.clear()
-    assert evaluate(*folders, chosen).measures == first.measures
+    assert evaluate(*folders, chosen).metrics == first.metrics
     assert read == []
     write_wav(folders[1] / "cat.wav", noise(1.3, 16_000, 99))
     changed = evaluate(*folders, chosen)
     assert sorted(read) == ["cat"] * 4  # looked at, compared (both), its features
-    assert changed.measures != first.measures
+    assert changed.metrics != first.metrics
     read.clear()
     evaluate(*folders, settings(weights=weights, backbones=("vggish",), seconds=1.0))  # another cache
     assert len(read) == 18
     # other weights make other features
     other = weights.parent / "other"
     shutil.copytree(weights, other, dirs_exist_ok=True)
-    state = torch.load(other / BACKBONES["vggish"][0].file, weights_only=True)
+    state = torch.load(other / BACKBONES["vggish"].reference.file, weights_only=True)
     torch.save(
-        {**state, "embeddings.4.bias": state["embeddings.4.bias"] + 1}, other / BACKBONES["vggish"][0].file
+        {**state, "embeddings.4.bias": state["embeddings.4.bias"] + 1},
+        other / BACKBONES["vggish"].reference.file,
     )
     read.clear()
     evaluate(*folders, settings(weights=other, backbones=("vggish",)))
@@ -159,12 +160,12 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(folders: tuple[Path, Path], 
 
     again = evaluate(*folders, settings(**chosen), note)
     assert [path.name for path in done] == ["dog.wav", "bell.wav", "cat.wav", "dog.wav"]
-    assert again.measures == whole.measures
+    assert again.metrics == whole.metrics
     assert not (cache / "vggish.part").exists()
 
 
 def test_only_our_own_features_go_with_their_clips(tmp_path: Path) -> None:
-    kind, table = BACKBONES["vggish"][0], tmp_path / "vggish_features.pth"
+    kind, table = BACKBONES["vggish"].reference, tmp_path / "vggish_features.pth"
     torch.save({name: torch.zeros(8, 128) for name in ("cat", "gone")}, table)
     for clips in (["cat", "dog"], ["cat"]):
         shelf = FeatureCache(tmp_path, kind, "weights")
@@ -190,7 +191,7 @@ def test_features_of_av_benchmark_are_taken_as_they_are(tmp_path: Path) -> None:
         for table, content in tables.items():
             torch.save(content, tmp_path / side / f"{table}.pth")
     found = evaluate(tmp_path / "real", tmp_path / "made", settings())
-    assert [each.key for each in found.measures] == [
+    assert [each.key for each in found.metrics] == [
         "FD-VGG",
         "FD-PASST",
         "KL-PASST-softmax",
@@ -206,8 +207,8 @@ def test_features_of_av_benchmark_are_taken_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(Incomplete):
         evaluate(tmp_path / "real", tmp_path / "made", settings())
     found = evaluate(tmp_path / "real", tmp_path / "made", settings(allow_missing=True))
-    assert {each.key: each.clips for each in found.measures}["FD-VGG"] == 12
-    assert {each.key: each.clips for each in found.measures}["KL-PASST-softmax"] == 11
+    assert {each.key: each.clips for each in found.metrics}["FD-VGG"] == 12
+    assert {each.key: each.clips for each in found.metrics}["KL-PASST-softmax"] == 11
     assert found.faults[0].id == "c"
     (tmp_path / "made" / "passt_logits.pth").write_bytes(b"torn")
     with pytest.raises(EvaluationError, match=r"passt_logits.pth: not a cache of features .*; delete it"):
@@ -273,7 +274,7 @@ def test_a_bad_clip_is_named_and_fails_the_run(folders: tuple[Path, Path], how: 
         assert re.search(FAULTS[how], fault.reason), fault.reason
     found = evaluate(*folders, settings(allow_missing=True))
     assert [fault.id for fault in found.faults] == ["owl"]
-    assert found.ids == NAMES and found.measures == good.measures
+    assert found.ids == NAMES and found.metrics == good.metrics
 
 
 def test_a_videos_own_sound_counts_where_no_sound_file_has_its_name(folders: tuple[Path, Path]) -> None:
@@ -347,7 +348,7 @@ def test_a_folder_that_cannot_be_written_says_what_to_do(
     with pytest.raises(EvaluationError, match="give another folder with --cache"):
         evaluate(*folders, settings())
     elsewhere = folders[0].parent / "elsewhere"
-    assert len(evaluate(*folders, settings(cache=elsewhere)).measures) == 3
+    assert len(evaluate(*folders, settings(cache=elsewhere)).metrics) == 3
     assert sorted(path.name[:5] for path in elsewhere.iterdir()) == ["made-", "real-"]
 
 

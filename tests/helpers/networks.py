@@ -46,7 +46,7 @@ def write_weights(folder: Path, *names: str) -> Path:
         state = made_up(network)
         # a sampler's state as in PANNs' published file
         checkpoint = {"model": state, "sampler": {"indexes": np.arange(3)}} if name == "panns" else state
-        torch.save(checkpoint, folder / BACKBONES[name][0].file)
+        torch.save(checkpoint, folder / BACKBONES[name].reference.file)
     return folder
 
 

@@ -148,9 +148,9 @@ def _judges() -> list[Finding]:
     from vab.evaluate.metrics.statistics import EvaluationError
 
     findings = []
-    for name, (kind, _) in BACKBONES.items():
+    for name, backbone in BACKBONES.items():
         try:
-            path = find_weights(kind.file, kind.source, None)
+            path = find_weights(backbone.reference.file, backbone.reference.source, None)
             findings.append(Finding(f"judge {name}", "ok", str(path)))
         except EvaluationError as error:
             missing, advice = str(error).split(": ", 1)

@@ -195,10 +195,10 @@ def _retrieval(
     left_out = [names[row] for row in result.left_out]
     _log_ids("left out, without sound or picture", left_out)
     _log_ids(f"missing from {source}", missing)
-    recall = {way: list(direction.recall.values()) for way, direction in result.ways.items()}
+    recall = {way: list(direction.recall.values()) for way, direction in result.directions.items()}
     digest = list_hash([names[row] for row in result.kept])
     parts = [_heading("Retrieval", source, len(result.kept), left_out, missing, digest), result.markdown()]
-    tied = {way: direction.ties for way, direction in result.ways.items() if direction.ties}
+    tied = {way: direction.ties for way, direction in result.directions.items() if direction.ties}
     if tied:
         counts = ", ".join(f"{count} {way}" for way, count in tied.items())
         parts.append(f"Ties count for the true candidate; queries that have one: {counts}.")

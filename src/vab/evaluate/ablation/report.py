@@ -15,13 +15,10 @@ from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import RETRIEVAL_SIZES
 from vab.utils.files import write_whole
 
-LOWER = ("FD-", "KL-", "MEL-", "DeSync")  # measures of which less is better begin like this
-SAME = {
-    "FD-": FAD,
-    "KL-": KLD,
-}  # what measures of ours are held against where the paper's own is not measured
-PANELS = 6
-NAMED = 5  # clips left out that the table names
+LOWER_IS_BETTER = ("FD-", "KL-", "MEL-", "DeSync")  # how the keys of these metrics begin
+SUBSTITUTES = {"FD-": FAD, "KL-": KLD}  # the paper's metric beside ours where its own is not measured
+MAX_PANELS = 6
+MAX_NAMED_CLIPS = 5  # of those left out
 
 
 def write(result: Result, folder: Path, log: Callable[[str], None] = print) -> list[Path]:
@@ -41,36 +38,39 @@ def write(result: Result, folder: Path, log: Callable[[str], None] = print) -> l
     return [folder / file for file in files]
 
 
-def measured(result: Result) -> list[str]:
-    """Our measures, those first that the paper has."""
-    ours = list(dict.fromkeys(key for each in result.outcomes for key in each.measures))
+def metric_keys(result: Result) -> list[str]:
+    """The metrics we measured, with the paper's own first."""
+    ours = list(dict.fromkeys(key for each in result.outcomes for key in each.metrics))
     paper = list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
     return [key for key in paper if key in ours] + [key for key in ours if key not in paper]
 
 
 def counterpart(result: Result, key: str) -> str | None:
-    """The paper's measure that ours is held against: itself, or FAD for another FD, KLD for another KL."""
+    """The paper's metric to set beside ours: the same one, else FAD for another FD and KLD for another KL."""
     paper = {name for each in result.outcomes for name in each.row.paper}
     if key in paper:
         return key if comparable(result, key) else None
-    found = next((name for start, name in SAME.items() if key.startswith(start)), None)
-    return found if found in paper else None
+    substitute = next((name for start, name in SUBSTITUTES.items() if key.startswith(start)), None)
+    return substitute if substitute in paper else None
 
 
 def comparable(result: Result, key: str) -> bool:
-    """Whether the paper's number may stand beside ours: R@k falls with the number of candidates."""
+    """True if the paper's number may stand beside ours: R@k falls with the number of candidates."""
     counts = {each.clips[key] for each in result.outcomes if key in each.clips}
     return not key.startswith("R@") or counts <= {RETRIEVAL_SIZES["vggsound"]}
 
 
 def as_markdown(result: Result) -> str:
     """The table, which row is best there and here, and what it was made from."""
-    ablation, settings = result.ablation, result.settings
+    ablation = result.ablation
+    settings = result.settings
+    # 1. Columns: the paper's metrics with ours beside each, then those that the paper has not.
     paper = list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
     paper = [key for key in paper if comparable(result, key)]
-    ours = measured(result)
+    ours = metric_keys(result)
     columns = [(key, side) for key in paper for side in ("paper", "here") if side == "paper" or key in ours]
     columns += [(key, "here") for key in ours if key not in paper]
+    # 2. A row for each outcome; a cell is empty where nothing was measured or printed.
     rows = []
     for each in result.outcomes:
         cells = [each.row.name]
@@ -78,9 +78,10 @@ def as_markdown(result: Result) -> str:
             if side == "paper":
                 cells.append(f"{each.row.paper[key]:g}" if key in each.row.paper else "")
             else:
-                cells.append(each.measures[key].plain() if key in each.measures else "")
+                cells.append(each.metrics[key].plain() if key in each.metrics else "")
         rows.append(cells)
     header = ["", *(f"{_title(key)}, {side}" for key, side in columns)]
+    # 3. What the numbers stand on.
     counts = sorted({count for each in result.outcomes for count in each.clips.values()})
     clips = " to ".join(f"{count:,}" for count in dict.fromkeys((*counts[:1], *counts[-1:])))
     stores = ", ".join(str(path) for path in settings.stores)
@@ -91,15 +92,16 @@ def as_markdown(result: Result) -> str:
         "Brackets: 95 % bootstrap intervals.",
         markdown(header, rows),
     ]
+    # 4. Which row is best, and what the reader must know to compare.
     best = [line for key in ours if (line := _best(result, key))]
     parts += ["\n".join(f"* {line}" for line in best)] if best else []
     parts += [f"Not run: {each.row.name}. {each.reason}" for each in result.outcomes if each.reason]
     for each in result.outcomes:
         if each.left_out:
-            told = "; ".join(f"{fault.id}: {fault.reason}" for fault in each.left_out[:NAMED])
-            more = len(each.left_out) - NAMED
+            reasons = "; ".join(f"{fault.id}: {fault.reason}" for fault in each.left_out[:MAX_NAMED_CLIPS])
+            more = len(each.left_out) - MAX_NAMED_CLIPS
             rest = f" and {more} more, named in the JSON" if more > 0 else ""
-            parts.append(f"Left out of {each.row.name}, {len(each.left_out)} clips: {told}{rest}")
+            parts.append(f"Left out of {each.row.name}, {len(each.left_out)} clips: {reasons}{rest}")
     if absent := dict.fromkeys(name for each in result.outcomes for name in each.absent):
         parts.append(f"Not measured with {', '.join(absent)}: the JSON says why.")
     if any(key.startswith("R@") and not comparable(result, key) for key in ours):
@@ -111,15 +113,15 @@ def as_markdown(result: Result) -> str:
 
 
 def _best(result: Result, key: str) -> str:
-    """Which row is best in the paper and which here; empty if the paper has nothing like it."""
+    """A sentence that names the best row in the paper and here; "" if the paper has no such metric."""
     there = counterpart(result, key)
     if there is None:
         return ""
-    here = {each.row.name: each.measures[key].value for each in result.outcomes if key in each.measures}
+    here = {each.row.name: each.metrics[key].value for each in result.outcomes if key in each.metrics}
     paper = {each.row.name: each.row.paper[there] for each in result.outcomes if there in each.row.paper}
     if len(here) < 2 or len(paper) < 2:
         return ""
-    choose = min if key.startswith(LOWER) else max
+    choose = min if key.startswith(LOWER_IS_BETTER) else max
     return (
         f"{_title(there)} is best with {choose(paper, key=paper.__getitem__)} in the paper, "
         f"{_title(key)} with {choose(here, key=here.__getitem__)} here"
@@ -140,8 +142,8 @@ def plot(result: Result) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise EvaluationError(f"no plot ({error}): pip install 'vab[eval]'") from None
-    ours = measured(result)
-    keys = ([key for key in ours if counterpart(result, key)] or ours)[:PANELS]
+    ours = metric_keys(result)
+    keys = ([key for key in ours if counterpart(result, key)] or ours)[:MAX_PANELS]
     if not keys:
         raise EvaluationError("nothing was measured, so there is nothing to plot")
     figure = Figure(figsize=(4.2 * len(keys), 3.6), layout="constrained")
@@ -156,13 +158,22 @@ def plot(result: Result) -> bytes:
 
 
 def _panel(axis: Any, result: Result, key: str, names: list[str]) -> None:
-    places = [n for n, each in enumerate(result.outcomes) if key in each.measures]
-    found = [result.outcomes[n].measures[key] for n in places]
-    spread = [[max(0.0, e.value - e.low) for e in found], [max(0.0, e.high - e.value) for e in found]]
-    axis.errorbar(places, [e.value for e in found], yerr=spread, marker="o", capsize=3, color="tab:blue")
+    places = [n for n, each in enumerate(result.outcomes) if key in each.metrics]
+    intervals = [result.outcomes[n].metrics[key] for n in places]
+    below = [max(0.0, each.value - each.low) for each in intervals]
+    above = [max(0.0, each.high - each.value) for each in intervals]
+    axis.errorbar(
+        places,
+        [each.value for each in intervals],
+        yerr=[below, above],
+        marker="o",
+        capsize=3,
+        color="tab:blue",
+    )
     axis.set_ylabel(f"{_title(key)}, here", color="tab:blue")
     axis.set_xticks(range(len(names)), names)
     there = counterpart(result, key)
+    # the paper's numbers are of another model: an axis of their own
     if there is not None:
         other = axis.twinx()
         places = [n for n, each in enumerate(result.outcomes) if there in each.row.paper]

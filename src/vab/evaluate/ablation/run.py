@@ -1,7 +1,7 @@
-"""One ablation from end to end: train what has to be, make sounds, measure (appendices C and D).
+"""Run an ablation from end to end: train, synthesize, measure (appendices C and D).
 
-Everything lands in one folder and is shared between ablations: the networks of a variant of the preset stand
-in ``<variant>/<order of training>``, sounds beside them. What is there is not done again.
+Results share one folder between ablations: the networks of a variant of the preset stand in
+``<variant>/<order of training>``, sounds beside them. What is there is not done again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from vab.utils.provenance import code_version
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run an ablation on."""
+    """Options of an ablation."""
 
     stores: tuple[Path, ...]  # of latents; each row takes the first that fits its model
     run: Path  # the folder of all that is made
@@ -63,21 +63,22 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """A row: its measures, or the reason why it could not be run."""
+    """The result of a row: its metrics, or the reason why it could not be run."""
 
     row: Row
-    measures: dict[str, Interval] = field(default_factory=dict)
-    clips: dict[str, int] = field(default_factory=dict)  # N of each measure
+    metrics: dict[str, Interval] = field(default_factory=dict)
+    clips: dict[str, int] = field(default_factory=dict)  # N of each metric
     made_with: dict[str, Any] = field(default_factory=dict)
     left_out: list[ClipError] = field(default_factory=list)  # sounds that could not be measured
     absent: dict[str, str] = field(default_factory=dict)  # backbones that could not be had, and why
-    heard: tuple[Path, Path, protocol.Settings] | None = None  # what was measured against what, and how
+    # reference, generated and settings of the evaluation of its sounds; None: no sound was made
+    evaluated: tuple[Path, Path, protocol.Settings] | None = None
     reason: str = ""
 
 
 @dataclass
 class Result:
-    """An ablation and what was found."""
+    """The results of an ablation."""
 
     ablation: Ablation
     base: str  # the model, or the preset
@@ -104,7 +105,7 @@ class Result:
                     "paper": dict(each.row.paper),
                     "here": {
                         key: value.document() | {"clips": each.clips[key]}
-                        for key, value in each.measures.items()
+                        for key, value in each.metrics.items()
                     },
                     "made_with": each.made_with,
                     "left_out": [vars(fault) for fault in each.left_out],
@@ -131,54 +132,78 @@ def ablate(
         raise EvaluationError(f"no ablation is called {name!r}; there are: {', '.join(ABLATIONS)}")
     if settings.clips < 2 or (settings.max_steps or 1) < 1 or not settings.stores:
         raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
+    # 1. Open everything that is asked for, so that a wrong call fails before anything is trained.
     ablation = ABLATIONS[name]
     stores = [LatentStore.open(path) for path in settings.stores]
-    learned = [LatentStore.open(path) for path in settings.pretraining] or stores
+    pretraining_stores = [LatentStore.open(path) for path in settings.pretraining] or stores
     for objective in {each for row in ablation.rows for each in row.chain}:
-        _preset(settings.preset, objective)  # or say now that there is none
+        _preset(settings.preset, objective)  # raises if there is none
+    # 2. Rows that are trained.
     if ablation.trains:
         for row in ablation.rows:
             _fine(changed(_preset(settings.preset, "masked"), _fitting(row.changes, "masked")), settings)
         outcomes = [
-            _trained(row, ablation.measured, stores, learned, settings, log, progress)
+            _train_row(
+                row,
+                ablation.measured,
+                stores=stores,
+                pretraining_stores=pretraining_stores,
+                settings=settings,
+                log=log,
+                progress=progress,
+            )
             for row in ablation.rows
         ]
-        _same_clips(outcomes, progress)
+        _measure_same_clips(outcomes, progress)
         return Result(ablation, settings.preset, settings, outcomes)
+    # 3. Rows that decode one finished model.
     folder = find_model(settings.model)
     own = read_config(folder)
     if own.train.objective == "causal" and name != "guidance":
         raise EvaluationError(f"{folder}: FoleyGen has no {name} to vary")
     maker = Synthesizer.load(folder, settings.codec_path, settings.device, _fine(own, settings))
-    decoded, place = own, settings.run
+    decoded = own
+    place = settings.run
     if name == "fine":
+        # it is the second stage whose decoding is varied, on the true coarse tokens
         if maker.fine is None:
             raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
-        decoded, place = maker.fine.preset, place / name
+        decoded = maker.fine.preset
+        place = place / name
         maker = replace(maker, true_coarse=True)
     outcomes = []
     for row in ablation.rows:
         log(f"{name} {row.name}")
         decode = changed(decoded, row.changes).decode
         outcome = Outcome(row, made_with={"decode": asdict(decode)})
-        _generated(outcome, maker, own, decode, stores, place, settings, progress)
+        _evaluate_sounds(
+            outcome,
+            maker,
+            preset=own,
+            decode=decode,
+            stores=stores,
+            folder=place,
+            settings=settings,
+            progress=progress,
+        )
         outcomes.append(outcome)
-    _same_clips(outcomes, progress)
+    _measure_same_clips(outcomes, progress)
     return Result(ablation, own.name, settings, outcomes)
 
 
-def _trained(
+def _train_row(
     row: Row,
     measured: Sequence[Objective],
+    *,
     stores: list[LatentStore],
-    learned: list[LatentStore],
+    pretraining_stores: list[LatentStore],
     settings: Settings,
     log: Callable[[str], None],
     progress: Progress,
 ) -> Outcome:
-    """Train a row's chain, and measure each network by what it was taught last.
+    """Train a row's chain of objectives, and evaluate the networks of those that are ``measured``.
 
-    Classes are learned from ``stores``, where all is measured, what comes before from ``learned``.
+    ``stores`` are evaluated on and trained on for classification, ``pretraining_stores`` for the rest.
     """
     outcome = Outcome(row)
     base = _preset(settings.preset, "masked")
@@ -188,26 +213,39 @@ def _trained(
         preset = changed(_preset(settings.preset, objective), _fitting(row.changes, objective))
         try:
             store = _store(stores, preset)
-            lessons = store if objective == "classification" else _store(learned, preset)
+            training_store = store if objective == "classification" else _store(pretraining_stores, preset)
         except StoreError as error:
             outcome.reason = str(error)
             return outcome
         folder = variant / "_".join(row.chain[: n + 1])
-        for part, kinds in _parts(preset):
+        # one network, or one for each input of the classifier
+        for part, inputs in _parts(preset):
             place = folder if part == "" else folder / part
             place.parent.mkdir(parents=True, exist_ok=True)
-            taught = replace(preset, train=replace(preset.train, inputs=kinds))
-            train(taught, lessons.directory, place, init=init, max_steps=settings.max_steps, log=log)
+            trained = replace(preset, train=replace(preset.train, inputs=inputs))
+            train(trained, training_store.directory, place, init=init, max_steps=settings.max_steps, log=log)
             outcome.made_with["_".join(row.chain[: n + 1]) + part] = str(place)
             if objective not in measured:
                 continue
             if objective == "masked":
-                maker = Synthesizer.load(place, settings.codec_path, settings.device, _fine(taught, settings))
-                _generated(outcome, maker, taught, taught.decode, [store], place, settings, progress)
+                maker = Synthesizer.load(
+                    place, settings.codec_path, settings.device, _fine(trained, settings)
+                )
+                _evaluate_sounds(
+                    outcome,
+                    maker,
+                    preset=trained,
+                    decode=trained.decode,
+                    stores=[store],
+                    folder=place,
+                    settings=settings,
+                    progress=progress,
+                )
                 continue
-            found = _measured(place, objective, store, settings)
-            outcome.measures |= {key: value for key, (value, _) in found.items()}
-            outcome.clips |= {key: clips for key, (_, clips) in found.items()}
+            for key, (value, clips) in _evaluate_network(place, objective, store, settings).items():
+                outcome.metrics[key] = value
+                outcome.clips[key] = clips
+        # the next objective goes on from these weights
         init = folder
     return outcome
 
@@ -237,7 +275,7 @@ def _fine(preset: Preset, settings: Settings) -> Path | None:
 
 
 def _parts(preset: Preset) -> list[tuple[str, Any]]:
-    """Trainings of one objective: one classifier for sound, picture and both, or, as in the paper, three."""
+    """(folder, inputs) of each training of an objective: one classifier for all inputs, or the paper's 3."""
     if preset.train.objective != "classification":
         return [("", preset.train.inputs)]
     if set(preset.train.inputs) == set(COLUMNS):
@@ -246,12 +284,14 @@ def _parts(preset: Preset) -> list[tuple[str, Any]]:
 
 
 def _fitting(changes: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
-    """Those of the changes that concern an objective: training's are those of masked prediction."""
-    return {n: v for n, v in changes.items() if n.startswith("model.") or objective == "masked"}
+    """Select the changes that concern an objective: changes to training are meant for masked prediction."""
+    return {
+        name: value for name, value in changes.items() if name.startswith("model.") or objective == "masked"
+    }
 
 
 def _variant(preset: Preset, changes: Mapping[str, Any]) -> str:
-    """The folder's name for what differs from the preset: ``base`` if nothing does."""
+    """Name the folder of a variant after its changes to the preset: ``base`` if there are none."""
     parts = [
         f"{name.partition('.')[2]}-{value}"
         for name, value in sorted(changes.items())
@@ -272,45 +312,46 @@ def _store(stores: list[LatentStore], preset: Preset) -> LatentStore:
     return stores[-1]
 
 
-def _measured(
+def _evaluate_network(
     folder: Path, objective: Objective, store: LatentStore, settings: Settings
 ) -> dict[str, tuple[Interval, int]]:
-    """Retrieval or classification by a trained network: measure -> value and N."""
-    taught = read_config(folder)
-    clips = ClipBatches(store, taught, settings.split)
+    """Retrieval or classification by a trained network: metric -> value and N."""
+    preset = read_config(folder)
+    clips = ClipBatches(store, preset, settings.split)
     if not len(clips):
         raise EvaluationError(f"{store.directory} has no clip with sound in the split {settings.split}")
     finetuned = load_finetuned(folder)
-    measures: dict[str, tuple[Interval, int]] = {}
+    metrics: dict[str, tuple[Interval, int]] = {}
     if objective == "contrastive":
         assert finetuned.contrastive is not None
         vectors = embed_store(finetuned.contrastive[0].to(pick_device(settings.device)), clips)
         result = retrieval(vectors.audio, vectors.video, vectors.labels)
-        for way, found_way in result.ways.items():
-            named = {f"R@{k}": each for k, each in found_way.recall.items()}
-            named |= {"P@1": found_way.precision[1]} if found_way.precision else {}
-            for name, each in named.items():
-                measures[f"{name} {ARROWS[way]} %"] = (_percent(each), len(result.kept))
-        return measures
+        for way, direction in result.directions.items():
+            shares = {f"R@{k}": share for k, share in direction.recall.items()}
+            if direction.precision:
+                shares["P@1"] = direction.precision[1]
+            for name, share in shares.items():
+                metrics[f"{name} {ARROWS[way]} %"] = (_percent(share), len(result.kept))
+        return metrics
     assert finetuned.classifier is not None
     network = finetuned.classifier[0].to(pick_device(settings.device))
-    for kind in taught.train.inputs:
-        _, scores = classify_store(network, clips, kind, taught.train.loss)
-        targets, _ = targets_of(clips.labels(), taught.classes)
-        result_of = classification(scores, targets, taught.classes)
-        if result_of.accuracy is None:
-            measures[f"mAP {COLUMNS[kind]} %"] = (
-                _percent(result_of.mean_average_precision),
-                len(result_of.kept),
-            )
+    targets, _ = targets_of(clips.labels(), preset.classes)
+    for kind in preset.train.inputs:
+        _, scores = classify_store(network, clips, kind, preset.train.loss)
+        measured = classification(scores, targets, preset.classes)
+        # clips of several labels have no accuracy
+        if measured.accuracy is None:
+            name, share = "mAP", measured.mean_average_precision
         else:
-            measures[f"accuracy {COLUMNS[kind]} %"] = (_percent(result_of.accuracy[1]), len(result_of.kept))
-    return measures
+            name, share = "accuracy", measured.accuracy[1]
+        metrics[f"{name} {COLUMNS[kind]} %"] = (_percent(share), len(measured.kept))
+    return metrics
 
 
-def _generated(
+def _evaluate_sounds(
     outcome: Outcome,
     maker: Synthesizer,
+    *,
     preset: Preset,
     decode: DecodeConfig,
     stores: list[LatentStore],
@@ -318,17 +359,18 @@ def _generated(
     settings: Settings,
     progress: Progress,
 ) -> None:
-    """Make sounds with these settings of decoding, measure them against the true ones, and note it."""
+    """Synthesize with these settings of decoding, and enter the metrics against the true sounds."""
     store = _store(stores, preset)
     clips = ClipBatches(store, preset, settings.split)
     rows = chosen_rows(clips, settings.clips)
     reference = settings.reference
     if reference is None:
         reference = reconstruct_true(store, rows, maker, settings.run, progress)
+    # the folder tells apart sounds of different decoding; candidates are not ranked here
     values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "num_candidates")
     sounds = folder / "sounds" / "_".join(values)
     synthesize(maker, clips, rows, decode, settings.seed, sounds, progress)
-    chosen = protocol.Settings(
+    options = protocol.Settings(
         seconds=preset.model.seconds,
         weights=settings.weights,
         allow_missing=True,
@@ -337,31 +379,28 @@ def _generated(
         device=settings.device,
         clips=frozenset(file_name(store.ids[row]) for row in rows),
     )
-    outcome.heard = (reference, sounds, chosen)
+    outcome.evaluated = (reference, sounds, options)
     outcome.left_out = _compare(outcome, progress)
 
 
 def _compare(outcome: Outcome, progress: Progress) -> list[ClipError]:
-    """Measure a row's sounds, and say which could not be."""
-    assert outcome.heard is not None
-    found = protocol.evaluate(*outcome.heard, progress)
-    outcome.measures |= {each.key: each.value for each in found.measures}
-    outcome.clips |= {each.key: each.clips for each in found.measures}
-    outcome.absent = found.absent
-    return found.faults
+    """Evaluate a row's sounds. Returns the clips that could not be measured."""
+    assert outcome.evaluated is not None
+    result = protocol.evaluate(*outcome.evaluated, progress)
+    outcome.metrics |= {each.key: each.value for each in result.metrics}
+    outcome.clips |= {each.key: each.clips for each in result.metrics}
+    outcome.absent = result.absent
+    return result.faults
 
 
-def _same_clips(outcomes: Sequence[Outcome], progress: Progress) -> None:
+def _measure_same_clips(outcomes: Sequence[Outcome], progress: Progress) -> None:
     """Measure all rows again without the clips that one of them lacks: rows are compared on the same ones."""
     lacking = {fault.id for outcome in outcomes for fault in outcome.left_out}
     for outcome in outcomes:
-        if lacking and outcome.heard is not None:
-            reference, sounds, chosen = outcome.heard
-            outcome.heard = (
-                reference,
-                sounds,
-                replace(chosen, clips=(chosen.clips or frozenset()) - lacking),
-            )
+        if lacking and outcome.evaluated is not None:
+            reference, sounds, options = outcome.evaluated
+            options = replace(options, clips=(options.clips or frozenset()) - lacking)
+            outcome.evaluated = (reference, sounds, options)
             _compare(outcome, progress)
 
 

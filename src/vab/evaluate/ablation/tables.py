@@ -1,4 +1,4 @@
-"""The paper's ablations (appendices C and D) as lists of rows: what is changed, and what the paper measured.
+"""The paper's ablations (appendices C and D) as lists of rows: changed fields, and the paper's numbers.
 
 A row names the few fields of a preset that differ. ``chain`` is the order of training; without one only the
 decoding differs, and a finished model serves all rows. Nothing here imports torch.
@@ -15,7 +15,11 @@ from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
 
 Objective = Literal["masked", "contrastive", "classification"]
 FAD, KLD = "FD-VGG", "KL-PASST-softmax"  # the paper's, as ``vab evaluate generation`` names them
-COLUMNS = {"both": "V+A", "video": "V", "audio": "A"}  # what a classifier goes by, as in the paper's tables
+COLUMNS = {
+    "both": "V+A",
+    "video": "V",
+    "audio": "A",
+}  # inputs of a classifier, as the paper's tables name them
 ARROWS = dict(zip(WAYS, ("V → A", "A → V"), strict=True))
 
 _PRETRAINED: tuple[Objective, ...] = ("masked", "classification")
@@ -28,7 +32,7 @@ class Row:
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)  # "decode.num_steps": 8
-    paper: Mapping[str, float] = field(default_factory=dict)  # measure -> the paper's number
+    paper: Mapping[str, float] = field(default_factory=dict)  # metric -> the paper's number
     chain: tuple[Objective, ...] = ()
 
 
@@ -40,13 +44,11 @@ class Ablation:
     title: str
     source: str  # where in the paper, and on which model there
     rows: tuple[Row, ...]
-    measured: tuple[
-        Objective, ...
-    ] = ()  # what is measured of the networks trained: by what each learned last
+    measured: tuple[Objective, ...] = ()  # networks whose last objective is one of these are evaluated
 
     @property
     def trains(self) -> bool:
-        """Whether its rows are trained, and not only decoded."""
+        """True if its rows are trained, not only decoded."""
         return any(row.chain for row in self.rows)
 
 
@@ -64,8 +66,8 @@ def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
 def _scores(source: str, system: str) -> dict[str, float]:
     """Accuracy on VGGSound as the paper prints it."""
     row = next(row for row in CLASSIFICATION if (row.source, row.system) == (source, system))
-    found = zip(COLUMNS.values(), row.scores["vggsound"], strict=True)
-    return {f"accuracy {column} %": score for column, score in found if score is not None}
+    pairs = zip(COLUMNS.values(), row.scores["vggsound"], strict=True)
+    return {f"accuracy {column} %": score for column, score in pairs if score is not None}
 
 
 def _recall(source: str, system: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The networks that generated sound is measured with: one protocol, loaded when needed, from weights on disk.
+"""Registry of the networks that generated sound is measured with, loaded when needed from weights on disk.
 
 Nothing is downloaded. Each network is written out here, so that only its published weights are missing, and a
 machine without a GPU can run it.
@@ -6,10 +6,10 @@ machine without a GPU can run it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,35 +18,127 @@ from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.provenance import sha256
 
+if TYPE_CHECKING:
+    import torch
+
 Features = Any  # a tensor, or tensors by name
 
 
 class Backbone(Protocol):
-    """A network for sounds on a device."""
+    """An audio network on a device."""
 
     def __call__(self, waveform: NDArray[np.float32]) -> tuple[Features, ...]:
-        """Features of one sound [S], mono, at the rate of its kind: one for each table of the kind."""
+        """Features of one waveform [S], mono, at the spec's rate: one for each table of the spec."""
 
 
-class PictureBackbone(Protocol):
-    """A network for videos on a device."""
+class VideoBackbone(Protocol):
+    """A video network on a device."""
 
     def __call__(self, path: Path, seconds: float) -> tuple[Features, ...]:
-        """Features of the first seconds of a video: one for each table of the kind."""
+        """Features of the first seconds of a video: one for each table of the spec."""
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Features that a backbone makes, and where it leaves them in the cache."""
+    """One kind of feature: which network makes it, and where the cache holds it."""
 
     name: str
-    rate: int  # Hz of the sound; 0 if they are made of the picture
+    rate: int  # Hz of the waveform; 0 if the features are made from video
     tables: tuple[str, ...]  # files of the cache, without ".pth"; av-benchmark's where it has them
-    version: str = ""  # of what needs no weights
+    version: str = ""  # of features that need no weights
     file: str = ""  # of the published weights
     source: str = ""  # where they come from
-    made_by: str = ""  # module:class
-    whole: bool = False  # made of the whole file, however many seconds are measured
+    make: Callable[[Path, torch.device], Any] | None = None  # weights and device -> the network
+    whole: bool = False  # made from the whole file, however many seconds are measured
+
+    @property
+    def from_video(self) -> bool:
+        """True if the network takes a video, not a waveform."""
+        return self.rate == 0
+
+
+Rows = Sequence[tuple[Features, ...]]  # N clips: one of each table
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A judge: the features it needs of the reference and of the generated clips, and what it computes."""
+
+    reference: FeatureSpec
+    generated: FeatureSpec
+    # (weights, device, reference rows, generated rows) -> a number for each pair [N]; None: FD, KL and IS
+    compare: Callable[[Path | None, str, Rows, Rows], NDArray[np.floating]] | None = None
+    compares_with_weights: bool = False  # ``compare`` runs a network too, so cached features are not enough
+    min_segments: int = 0  # of the features of a clip
+
+    @property
+    def specs(self) -> tuple[FeatureSpec, FeatureSpec]:
+        """The features of the reference and of the generated clips."""
+        return self.reference, self.generated
+
+
+# The modules of the networks are imported when one is loaded: `vab doctor` lists the registry without them.
+
+
+def _vggish(weights: Path, device: torch.device) -> Backbone:
+    from vab.evaluate.backbones.vggish import VGGishBackbone
+
+    return VGGishBackbone(weights, device)
+
+
+def _panns(weights: Path, device: torch.device) -> Backbone:
+    from vab.evaluate.backbones.panns import PANNsBackbone
+
+    return PANNsBackbone(weights, device)
+
+
+def _passt(weights: Path, device: torch.device) -> Backbone:
+    from vab.evaluate.backbones.passt import PaSSTBackbone
+
+    return PaSSTBackbone(weights, device)
+
+
+def _yamnet(weights: Path, device: torch.device) -> Backbone:
+    from vab.evaluate.backbones.yamnet import YamnetBackbone
+
+    return YamnetBackbone(weights, device)
+
+
+def _imagebind_audio(weights: Path, device: torch.device) -> Backbone:
+    from vab.evaluate.backbones.imagebind import ImageBindAudio
+
+    return ImageBindAudio(weights, device)
+
+
+def _imagebind_video(weights: Path, device: torch.device) -> VideoBackbone:
+    from vab.evaluate.backbones.imagebind import ImageBindVideo
+
+    return ImageBindVideo(weights, device)
+
+
+def _cosines(weights: Path | None, device: str, videos: Rows, audios: Rows) -> NDArray[np.floating]:
+    from vab.evaluate.backbones.imagebind import cosines
+
+    return cosines([clip[0] for clip in videos], [clip[0] for clip in audios])
+
+
+def _synchformer_audio(weights: Path, device: torch.device) -> Backbone:
+    from vab.evaluate.backbones.synchformer import SynchformerAudio
+
+    return SynchformerAudio(weights, device)
+
+
+def _synchformer_video(weights: Path, device: torch.device) -> VideoBackbone:
+    from vab.evaluate.backbones.synchformer import SynchformerVideo
+
+    return SynchformerVideo(weights, device)
+
+
+def _offsets(weights: Path | None, device: str, videos: Rows, audios: Rows) -> NDArray[np.floating]:
+    from vab.evaluate.backbones.synchformer import offsets
+
+    assert weights is not None  # ``compares_with_weights``
+    return offsets(weights, device, [clip[0] for clip in videos], [clip[0] for clip in audios])
 
 
 VGGISH = FeatureSpec(
@@ -55,7 +147,7 @@ VGGISH = FeatureSpec(
     ("vggish_features",),
     file="vggish-10086976.pth",
     source="https://github.com/harritaylor/torchvggish/releases/tag/v0.1",
-    made_by="vggish:VGGishBackbone",
+    make=_vggish,
 )
 PANNS = FeatureSpec(
     "panns",
@@ -63,7 +155,7 @@ PANNS = FeatureSpec(
     ("pann_features",),
     file="Cnn14_16k_mAP=0.438.pth",
     source="https://zenodo.org/records/3987831",
-    made_by="panns:PANNsBackbone",
+    make=_panns,
 )
 PASST = FeatureSpec(
     "passt",
@@ -71,7 +163,7 @@ PASST = FeatureSpec(
     ("passt_features_embed", "passt_logits"),
     file="passt-s-f128-p16-s10-ap.476-swa.pt",
     source="https://github.com/kkoutini/PaSST/releases/tag/v0.0.1-audioset",
-    made_by="passt:PaSSTBackbone",
+    make=_passt,
 )
 YAMNET = FeatureSpec(
     "yamnet",
@@ -79,68 +171,71 @@ YAMNET = FeatureSpec(
     ("yamnet_features", "yamnet_logits"),
     file="yamnet_spectra_in.tflite",
     source="https://github.com/google-coral/coralmicro/tree/main/models",
-    made_by="yamnet:YamnetBackbone",
+    make=_yamnet,
 )
-IMAGEBIND_SOUND = FeatureSpec(
+IMAGEBIND_AUDIO = FeatureSpec(
     "imagebind_audio",
     16_000,
     ("imagebind_audio",),
     file="imagebind_huge.pth",
     source="https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
-    made_by="imagebind:ImageBindSound",
+    make=_imagebind_audio,
     whole=True,
 )
-IMAGEBIND_PICTURE = replace(
-    IMAGEBIND_SOUND,
-    name="imagebind_video",
-    rate=0,
-    tables=("imagebind_video",),
-    made_by="imagebind:ImageBindPicture",
+IMAGEBIND_VIDEO = replace(
+    IMAGEBIND_AUDIO, name="imagebind_video", rate=0, tables=("imagebind_video",), make=_imagebind_video
 )
-SYNCHFORMER_SOUND = FeatureSpec(
+SYNCHFORMER_AUDIO = FeatureSpec(
     "synchformer_audio",
     16_000,
     ("synchformer_audio",),
     file="synchformer_state_dict.pth",
     source="https://github.com/hkchengrex/MMAudio/releases/tag/v0.1",
-    made_by="synchformer:SynchformerSound",
+    make=_synchformer_audio,
 )
-SYNCHFORMER_PICTURE = replace(
-    SYNCHFORMER_SOUND,
+SYNCHFORMER_VIDEO = replace(
+    SYNCHFORMER_AUDIO,
     name="synchformer_video",
     rate=0,
     tables=("synchformer_video",),
-    made_by="synchformer:SynchformerPicture",
+    make=_synchformer_video,
 )
-BACKBONES = {  # what is made of the reference, and of what was generated
-    "vggish": (VGGISH, VGGISH),
-    "panns": (PANNS, PANNS),
-    "passt": (PASST, PASST),
-    "yamnet": (YAMNET, YAMNET),
-    "imagebind": (IMAGEBIND_PICTURE, IMAGEBIND_SOUND),
-    "synchformer": (SYNCHFORMER_PICTURE, SYNCHFORMER_SOUND),
+BACKBONES = {
+    "vggish": BackboneSpec(VGGISH, VGGISH),
+    "panns": BackboneSpec(PANNS, PANNS),
+    "passt": BackboneSpec(PASST, PASST),
+    "yamnet": BackboneSpec(YAMNET, YAMNET),
+    "imagebind": BackboneSpec(IMAGEBIND_VIDEO, IMAGEBIND_AUDIO, compare=_cosines),
+    "synchformer": BackboneSpec(
+        SYNCHFORMER_VIDEO,
+        SYNCHFORMER_AUDIO,
+        compare=_offsets,
+        compares_with_weights=True,
+        min_segments=14,
+    ),
 }
 
 
-def find(kind: FeatureSpec, weights: Path | None) -> tuple[Path, str]:
-    """The weights of a kind and the start of their sha256. ``EvaluationError`` if they are not there."""
+def find(spec: FeatureSpec, weights: Path | None) -> tuple[Path, str]:
+    """The weights of a feature's network and the start of their sha256. ``EvaluationError`` if not there."""
     from vab.evaluate.backbones.weights import find_weights
 
-    path = find_weights(kind.file, kind.source, weights)
+    path = find_weights(spec.file, spec.source, weights)
     try:
         return path, sha256(path.read_bytes())[:16]
     except OSError as error:
         raise EvaluationError(f"{path}: {first_line(error)}") from None
 
 
-def load(kind: FeatureSpec, path: Path, device: str) -> Any:
-    """The backbone of a kind with its weights on a device (``auto``: the best there is); a ``Backbone`` for
-    sounds, a ``PictureBackbone`` for pictures.
+def load(spec: FeatureSpec, path: Path, device: str) -> Any:
+    """The network of a feature with its weights, on a device (``auto``: the best there is).
+
+    A ``Backbone``, or a ``VideoBackbone`` if the feature is made from video.
 
     ``EvaluationError`` for weights that do not fit or a package that is missing; ``SettingError`` for a
     device that is not there.
     """
     from vab.utils.device import pick_device
 
-    module, name = kind.made_by.split(":")
-    return getattr(import_module(f"{__package__}.{module}"), name)(path, pick_device(device))
+    assert spec.make is not None
+    return spec.make(path, pick_device(device))

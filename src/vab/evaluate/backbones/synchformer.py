@@ -1,4 +1,4 @@
-"""Synchformer, for DeSync of av-benchmark: by how many seconds are sound and picture apart?
+"""Synchformer, the network of av-benchmark's DeSync: the offset in seconds between audio and video.
 
 Iashin et al., "Synchformer: Efficient Synchronization from Sparse Cues" (2024), model 24-01-04T16-39-21. The
 part that compares is written out here, so DeSync of features that are there needs its weights alone; making
@@ -28,11 +28,11 @@ from vab.utils.mel import mel_filters
 
 WIDTH, HEADS, LAYERS = 768, 8, 3
 SEGMENTS = 14  # of 0.64 s, one every 0.32 s: 4.8 s are compared at once
-TOKENS = (8, 6)  # of a segment of picture, of sound
-GRID = tuple(np.linspace(-2, 2, 21))  # seconds that the classes stand for
-LEAST = 4.8  # seconds
+TOKENS = (8, 6)  # of a segment of video, of audio
+OFFSETS = tuple(np.linspace(-2, 2, 21))  # seconds, one for each class
+MIN_SECONDS = 4.8
 RATE, SEGMENT, BANDS, FRAMES = 16_000, 10_240, 128, 66
-FPS, PICTURES = 25.0, 16  # frames of a segment
+FPS, SEGMENT_FRAMES = 25.0, 16  # video frames a second, in a segment
 
 
 class _Attention(nn.Module):
@@ -42,9 +42,10 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            each(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for each in (self.query, self.key, self.value)
-        )
+        # [B, L, 768] -> [B, heads, L, 96]
+        q = self.query(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        k = self.key(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        v = self.value(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -69,16 +70,18 @@ class _Transformer(nn.Module):
         self.pos_emb_cfg = nn.ParameterDict({"pos_emb": nn.Parameter(places)})
         self.blocks = nn.Sequential(*(_Block() for _ in range(LAYERS)))
         self.ln_f = nn.LayerNorm(WIDTH)
-        self.off_head = nn.Linear(WIDTH, len(GRID))
+        self.off_head = nn.Linear(WIDTH, len(OFFSETS))
 
-    def forward(self, picture: Tensor, sound: Tensor) -> Tensor:
-        offset, other = (token.expand(len(sound), -1, -1) for token in (self.OFF_tok, self.MOD_tok))
-        x = torch.cat([offset, self.vis_in_lnorm(picture), other, self.aud_in_lnorm(sound)], 1)
+    def forward(self, video: Tensor, audio: Tensor) -> Tensor:
+        # [OFF, 112 video tokens, MOD, 84 audio tokens]; the offset is read from the first
+        offset = self.OFF_tok.expand(len(audio), -1, -1)
+        separator = self.MOD_tok.expand(len(audio), -1, -1)
+        x = torch.cat([offset, self.vis_in_lnorm(video), separator, self.aud_in_lnorm(audio)], 1)
         return self.off_head(self.ln_f(self.blocks(x + self.pos_emb_cfg["pos_emb"]))[:, 0])
 
 
 class Comparison(nn.Module):
-    """Features of picture [B, 14, 8, 768] and sound [B, 14, 6, 768] -> logits [B, 21] of their offset.
+    """Features of video [B, 14, 8, 768] and audio [B, 14, 6, 768] -> logits [B, 21] of their offset.
 
     The names of the weights are those of ``synchformer_state_dict.pth`` without its extractors.
     """
@@ -88,30 +91,36 @@ class Comparison(nn.Module):
         self.vproj, self.aproj = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         self.transformer = _Transformer()
 
-    def forward(self, picture: Tensor, sound: Tensor) -> Tensor:
-        return self.transformer(self.vproj(picture).flatten(1, 2), self.aproj(sound).flatten(1, 2))
+    def forward(self, video: Tensor, audio: Tensor) -> Tensor:
+        # segments and their tokens become one sequence: [B, 14, n, 768] -> [B, 14 * n, 768]
+        return self.transformer(self.vproj(video).flatten(1, 2), self.aproj(audio).flatten(1, 2))
 
 
 @torch.inference_mode()
 def offsets(
-    weights: Path, device: str, pictures: Sequence[Tensor], sounds: Sequence[Tensor]
+    weights: Path, device: str, videos: Sequence[Tensor], audios: Sequence[Tensor]
 ) -> NDArray[np.float64]:
-    """|seconds| between pictures [n, 8, 768] and sounds [n, 6, 768] of N clips: [N].
+    """|seconds| between video [n, 8, 768] and audio [n, 6, 768] of N clips: [N].
 
     Each is the mean of two: over the first 4.8 s, and over the last.
     """
-    network = load_weights(Comparison(), weights, but=("vfeat_extractor.", "afeat_extractor."))
-    network, found = network.to(place := pick_device(device)), []
-    for picture, sound in zip(pictures, sounds, strict=True):
-        ends = [torch.stack([x[:SEGMENTS], x[-SEGMENTS:]]).float().to(place) for x in (picture, sound)]
-        found.append(np.abs(np.array(GRID)[network(*ends).argmax(1).cpu().numpy()]).mean())
-    return np.array(found)
+    place = pick_device(device)
+    network = load_weights(Comparison(), weights, but=("vfeat_extractor.", "afeat_extractor.")).to(place)
+    results = []
+    for video, audio in zip(videos, audios, strict=True):
+        # [n, tokens, 768] -> [2, 14, tokens, 768]: the two ends of the clip as one batch
+        video_ends = torch.stack([video[:SEGMENTS], video[-SEGMENTS:]]).float().to(place)
+        audio_ends = torch.stack([audio[:SEGMENTS], audio[-SEGMENTS:]]).float().to(place)
+        classes = network(video_ends, audio_ends).argmax(1).cpu().numpy()
+        results.append(np.abs(np.array(OFFSETS)[classes]).mean())
+    return np.array(results)
 
 
-def sound_input(waveform: NDArray[np.float32]) -> Tensor:
+def audio_input(waveform: NDArray[np.float32]) -> Tensor:
     """Log-mel segments [1, n, 1, 128, 66] of a waveform [S]. ``MediaError`` below 4.8 s."""
-    if len(waveform) < LEAST * RATE:
+    if len(waveform) < MIN_SECONDS * RATE:
         raise MediaError(f"too short for DeSync: {len(waveform) / RATE:.2f} s, where 4.8 s are needed")
+    # [S] -> [n, 10240]: segments of 0.64 s that overlap by a half
     segments = torch.from_numpy(waveform).unfold(0, SEGMENT, SEGMENT // 2)
     window = F.pad(torch.hann_window(400), (312, 312))
     spectrum = torch.stft(segments, 1024, 160, window=window, return_complex=True).abs().square()
@@ -121,15 +130,17 @@ def sound_input(waveform: NDArray[np.float32]) -> Tensor:
     return ((mel + 4.2677393) / (2 * 4.5689974))[None, :, None]
 
 
-def picture_input(path: Path, seconds: float) -> Tensor:
+def video_input(path: Path, seconds: float) -> Tensor:
     """Segments [n, 1, 16, 3, 224, 224] of a video. ``MediaError`` below 4.8 s."""
     frames = normalised(resized(path, FPS, seconds, 224), (0.5,) * 3, (0.5,) * 3)
-    if len(frames) < LEAST * FPS:
-        raise MediaError(f"too short for DeSync: {len(frames) / FPS:.2f} s, where {LEAST} s are needed")
-    y, x = (round((size - 224) / 2) for size in frames.shape[-2:])
+    if len(frames) < MIN_SECONDS * FPS:
+        raise MediaError(f"too short for DeSync: {len(frames) / FPS:.2f} s, where {MIN_SECONDS} s are needed")
+    # the middle 224 x 224
+    y = round((frames.shape[-2] - 224) / 2)
+    x = round((frames.shape[-1] - 224) / 2)
     frames = frames[:, :, y : y + 224, x : x + 224]
-    starts = range(0, len(frames) - PICTURES + 1, PICTURES // 2)
-    return torch.stack([frames[start : start + PICTURES] for start in starts])[:, None]
+    starts = range(0, len(frames) - SEGMENT_FRAMES + 1, SEGMENT_FRAMES // 2)
+    return torch.stack([frames[start : start + SEGMENT_FRAMES] for start in starts])[:, None]
 
 
 @cache
@@ -144,7 +155,7 @@ def _network(weights: Path, device: torch.device) -> Any:
     return load_weights(Synchformer(), weights).to(device)
 
 
-class SynchformerSound:
+class SynchformerAudio:
     """Waveform [S] at 16 kHz -> features [n, 6, 768]."""
 
     def __init__(self, weights: Path, device: torch.device) -> None:
@@ -152,10 +163,10 @@ class SynchformerSound:
 
     @torch.inference_mode()
     def __call__(self, waveform: NDArray[np.float32]) -> tuple[Tensor]:
-        return (self.network.extract_afeats(sound_input(waveform).to(self.device))[0].cpu(),)
+        return (self.network.extract_afeats(audio_input(waveform).to(self.device))[0].cpu(),)
 
 
-class SynchformerPicture:
+class SynchformerVideo:
     """A video and how many of its seconds -> features [n, 8, 768]."""
 
     def __init__(self, weights: Path, device: torch.device) -> None:
@@ -163,4 +174,4 @@ class SynchformerPicture:
 
     @torch.inference_mode()
     def __call__(self, path: Path, seconds: float) -> tuple[Tensor]:
-        return (self.network.extract_vfeats(picture_input(path, seconds).to(self.device))[:, 0].cpu(),)
+        return (self.network.extract_vfeats(video_input(path, seconds).to(self.device))[:, 0].cpu(),)

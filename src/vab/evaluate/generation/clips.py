@@ -13,9 +13,10 @@ from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, NoInputs, copies, expand
 from vab.media.reader import read_audio
 
-SHORTEST = 0.975  # seconds: one patch of VGGish
-SLACK = 0.25  # seconds by which a generated sound may end before its reference; AAC fills its last frames
-SILENT = 1e-4  # -80 dB below full scale: no sample is louder
+MIN_CLIP_SECONDS = 0.975  # one patch of VGGish
+# by which a generated sound may end before its reference: AAC fills its last frames
+ALIGNMENT_SLACK_SECONDS = 0.25
+MIN_PEAK = 1e-4  # -80 dB below full scale: a clip with no louder sample is silent
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Folder:
     videos: dict[str, Path]
     faults: list[ClipError] = field(default_factory=list)  # two files of one name, or with the same bytes
 
-    def stamp(self, name: str, picture: bool = False) -> str | None:
+    def stamp(self, name: str, from_video: bool = False) -> str | None:
         """What tells that a file has changed: size and time. None for a clip that is only in the cache."""
-        files = self.videos if picture else self.sounds
+        files = self.videos if from_video else self.sounds
         if name not in files:
             return None
         try:
@@ -91,7 +92,7 @@ def read_clip(path: Path, rate: int, seconds: float | None) -> NDArray[np.float3
 
 def check_clip(path: Path, sound: NDArray[np.float32], rate: int) -> None:
     """Raises ``MediaError`` for a sound [S] that is too short or silent."""
-    if len(sound) < SHORTEST * rate:
-        raise MediaError(f"{path}: too short, {len(sound) / rate:.2f} s; {SHORTEST} s are needed")
-    if np.abs(sound).max() < SILENT:
+    if len(sound) < MIN_CLIP_SECONDS * rate:
+        raise MediaError(f"{path}: too short, {len(sound) / rate:.2f} s; {MIN_CLIP_SECONDS} s are needed")
+    if np.abs(sound).max() < MIN_PEAK:
         raise MediaError(f"{path}: silent")

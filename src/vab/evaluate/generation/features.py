@@ -1,8 +1,9 @@
-"""Clips of a folder -> features on its shelves. A clip is decoded once for each rate, for all networks."""
+"""Extract the features of a folder's clips into its caches. Each clip is decoded once per sample rate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,53 +15,55 @@ from numpy.typing import NDArray
 from vab.errors import first_line
 from vab.evaluate.backbones.registry import Features, FeatureSpec
 from vab.evaluate.generation.cache import FeatureCache
-from vab.evaluate.generation.clips import SLACK, ClipError, Folder, check_clip, read_clip
+from vab.evaluate.generation.clips import ALIGNMENT_SLACK_SECONDS, ClipError, Folder, check_clip, read_clip
 from vab.evaluate.metrics import signal
 from vab.media.container import MediaError
 from vab.utils.progress import Progress
 
 RATE = 16_000
-SOUND = FeatureSpec("sound", RATE, ("vab_sound",), version="1")  # what needs no network, by clip
-PAIRS = FeatureSpec("pairs", RATE, ("vab_pairs",), version="1")  # and by pair
+SOUND = FeatureSpec("sound", RATE, ("vab_sound",), version="1")  # of a clip, without any network
+PAIRS = FeatureSpec("pairs", RATE, ("vab_pairs",), version="1")  # of a pair of clips
 
 
 @dataclass
 class ClipSet:
-    """A folder and the shelves of its features, by the name of their kind."""
+    """A folder of clips and the caches of their features, by the name of the feature."""
 
     folder: Folder
-    cache: Path
-    shelves: dict[str, FeatureCache] = field(default_factory=dict)
+    cache_dir: Path
+    caches: dict[str, FeatureCache] = field(default_factory=dict)
 
     @property
     def ids(self) -> set[str]:
-        """The clips of the folder; those of the features in it if it holds no sound."""
+        """The clips of the folder; if it holds no sound, those of the features in it."""
         names = set(self.folder.sounds) | {fault.id for fault in self.folder.faults}
-        return names or {name for shelf in self.shelves.values() for name in shelf.features}
+        return names or {name for cache in self.caches.values() for name in cache.features}
 
-    def shelf(self, kind: FeatureSpec, weights: str | None) -> FeatureCache:
-        """The shelf of a kind whose weights have this hash, read from disk the first time."""
-        if kind.name not in self.shelves:
-            self.shelves[kind.name] = FeatureCache(self.cache, kind, weights)
+    def open_cache(self, spec: FeatureSpec, weights: str | None) -> FeatureCache:
+        """The cache of a feature made with weights of this hash, read from disk the first time."""
+        if spec.name not in self.caches:
+            self.caches[spec.name] = FeatureCache(self.cache_dir, spec, weights)
             if self.folder.sounds:
-                self.shelves[kind.name].keep(self.folder.sounds)
-        return self.shelves[kind.name]
+                self.caches[spec.name].keep(self.folder.sounds)
+        return self.caches[spec.name]
 
-    def lacking(self, kind: FeatureSpec, ids: Sequence[str]) -> list[str]:
-        """Those of the clips that have no features of a kind, or of another state of their file."""
-        shelf = self.shelves[kind.name]
-        return [name for name in ids if not shelf.has(name, self.folder.stamp(name, kind.rate == 0))]
+    def missing(self, spec: FeatureSpec, ids: Sequence[str]) -> list[str]:
+        """The clips whose features are not cached, or were made from another state of their file."""
+        cache = self.caches[spec.name]
+        return [name for name in ids if not cache.has(name, self.folder.stamp(name, spec.from_video))]
 
 
-def look(side: ClipSet, ids: Sequence[str], seconds: float, progress: Progress) -> list[ClipError]:
-    """Read every clip, keep what needs no network, and say which cannot be measured: unreadable, too short,
-    silent."""
-    shelf = side.shelf(SOUND, SOUND.version)
-    todo, faults = side.lacking(SOUND, ids), []
-    with _saving([shelf]):
+def scan_clips(side: ClipSet, ids: Sequence[str], seconds: float, progress: Progress) -> list[ClipError]:
+    """Read every clip, cache what needs no network, and return those that cannot be measured: unreadable, too
+    short, silent."""
+    cache = side.open_cache(SOUND, SOUND.version)
+    todo = side.missing(SOUND, ids)
+    faults = []
+    with _saved_at_end([cache]):
         for n, name in enumerate(todo):
             path = side.folder.sounds[name]
             progress(n, len(todo), path, "looking", n, len(todo))
+            # taken before the file is read: a change meanwhile is seen by the next run
             stamp = side.folder.stamp(name)
             try:
                 waveform = read_clip(path, RATE, seconds)
@@ -68,11 +71,11 @@ def look(side: ClipSet, ids: Sequence[str], seconds: float, progress: Progress) 
             except MediaError as error:
                 faults.append(ClipError(name, first_line(error)))
                 continue
-            shelf.put(name, stamp or "", (_without_network(waveform),))
+            cache.put(name, stamp or "", (_signal_features(waveform),))
     return faults
 
 
-def _without_network(waveform: NDArray[np.float32]) -> Features:
+def _signal_features(waveform: NDArray[np.float32]) -> Features:
     return {
         "seconds": torch.tensor(len(waveform) / RATE, dtype=torch.float64),
         "statistics": torch.from_numpy(signal.statistics(waveform)),
@@ -83,67 +86,75 @@ def _without_network(waveform: NDArray[np.float32]) -> Features:
 def ends_early(reference: ClipSet, generated: ClipSet, ids: Sequence[str]) -> list[ClipError]:
     """Generated sounds that end before their reference does."""
     faults = []
-    shelves = [side.shelves[SOUND.name] for side in (reference, generated)]
     for name in ids:
-        long, short = (float(shelf.features[name][0]["seconds"]) for shelf in shelves)
-        if short < long - SLACK:
-            reason = f"too short, {short:.2f} s, where the reference has {long:.2f} s"
+        wanted = _scanned_seconds(reference, name)
+        actual = _scanned_seconds(generated, name)
+        if actual < wanted - ALIGNMENT_SLACK_SECONDS:
+            reason = f"too short, {actual:.2f} s, where the reference has {wanted:.2f} s"
             faults.append(ClipError(name, f"{generated.folder.sounds[name]}: {reason}"))
     return faults
+
+
+def _scanned_seconds(side: ClipSet, name: str) -> float:
+    return float(side.caches[SOUND.name].features[name][0]["seconds"])
 
 
 def compare(
     reference: ClipSet, generated: ClipSet, ids: Sequence[str], seconds: float, progress: Progress
 ) -> list[float]:
-    """The mel distance of each pair; kept with the features of the generated sounds."""
-    shelf = generated.shelf(PAIRS, PAIRS.version)
+    """The mel distance of each pair of clips, cached beside the features of the generated ones."""
+    cache = generated.open_cache(PAIRS, PAIRS.version)
+    # a distance is out of date if either file has changed
     stamps = {name: f"{reference.folder.stamp(name)} {generated.folder.stamp(name)}" for name in ids}
-    todo = [name for name in ids if not shelf.has(name, stamps[name])]
-    with _saving([shelf]):
+    todo = [name for name in ids if not cache.has(name, stamps[name])]
+    with _saved_at_end([cache]):
         for n, name in enumerate(todo):
             progress(n, len(todo), generated.folder.sounds[name], "comparing", n, len(todo))
-            a, b = (read_clip(side.folder.sounds[name], RATE, seconds) for side in (reference, generated))
-            shelf.put(name, stamps[name], (torch.tensor(signal.mel_distance(a, b), dtype=torch.float64),))
-    return [float(shelf.features[name][0]) for name in ids]
+            real = read_clip(reference.folder.sounds[name], RATE, seconds)
+            made = read_clip(generated.folder.sounds[name], RATE, seconds)
+            cache.put(
+                name, stamps[name], (torch.tensor(signal.mel_distance(real, made), dtype=torch.float64),)
+            )
+    return [float(cache.features[name][0]) for name in ids]
 
 
 def extract(
     side: ClipSet, ids: Sequence[str], networks: Mapping[FeatureSpec, Any], seconds: float, progress: Progress
 ) -> dict[tuple[str, str], str]:
-    """Fill the shelves of these kinds; what could not be made, as kind and clip, and why."""
-    lacking = {kind: set(side.lacking(kind, ids)) for kind in networks}
-    todo = [name for name in ids if any(name in names for names in lacking.values())]
+    """Cache the features of these networks. Returns the failures: (feature, clip) -> reason."""
+    missing = {spec: set(side.missing(spec, ids)) for spec in networks}
+    todo = [name for name in ids if any(name in names for names in missing.values())]
     failed: dict[tuple[str, str], str] = {}
-    with _saving([side.shelves[kind.name] for kind in networks]):
+    with _saved_at_end([side.caches[spec.name] for spec in networks]):
         for n, name in enumerate(todo):
             progress(n, len(todo), side.folder.sounds[name], "features", n, len(todo))
-            kinds = [kind for kind in networks if name in lacking[kind]]
-            for rate, whole in sorted({(kind.rate, kind.whole) for kind in kinds}):
-                picture = rate == 0
-                path = (side.folder.videos if picture else side.folder.sounds).get(name)
+            wanted = [spec for spec in networks if name in missing[spec]]
+            # networks that take the same waveform share one decoding of the clip
+            for rate, whole in sorted({(spec.rate, spec.whole) for spec in wanted}):
+                specs = [spec for spec in wanted if (spec.rate, spec.whole) == (rate, whole)]
+                from_video = specs[0].from_video
+                path = (side.folder.videos if from_video else side.folder.sounds).get(name)
                 if path is None:
                     continue
-                stamp = side.folder.stamp(name, picture) or ""
-                heard = None if picture else read_clip(path, rate, None if whole else seconds)
-                for kind in (kind for kind in kinds if (kind.rate, kind.whole) == (rate, whole)):
-                    network = networks[kind]
+                stamp = side.folder.stamp(name, from_video) or ""
+                waveform = None if from_video else read_clip(path, rate, None if whole else seconds)
+                for spec in specs:
+                    network = networks[spec]
                     try:
-                        made = network(path, seconds) if heard is None else network(heard)
-                        side.shelves[kind.name].put(name, stamp, made)
+                        features = network(path, seconds) if waveform is None else network(waveform)
+                        side.caches[spec.name].put(name, stamp, features)
                     except MediaError as error:
-                        failed[kind.name, name] = first_line(error)
+                        failed[spec.name, name] = first_line(error)
     return failed
 
 
-class _saving:
-    """Saves shelves at the end: whole if all went well, else as something to go on from."""
-
-    def __init__(self, shelves: Sequence[FeatureCache]) -> None:
-        self.shelves = shelves
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for shelf in self.shelves:
-            shelf.save(complete=kind is None)
+@contextmanager
+def _saved_at_end(caches: Sequence[FeatureCache]) -> Iterator[None]:
+    """Save the caches: complete if the block succeeds, else as a part that a later run goes on from."""
+    complete = False
+    try:
+        yield
+        complete = True
+    finally:
+        for cache in caches:
+            cache.save(complete)

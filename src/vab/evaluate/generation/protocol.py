@@ -1,4 +1,4 @@
-"""How good is generated sound (section 4, Tables 1 and 15 to 18): two folders in, measures out.
+"""Evaluation of generated sound (section 4, Tables 1 and 15 to 18): two folders in, metrics out.
 
 FD, KL and IS follow av-benchmark in every step, so that 8 s of sound give its numbers; the paper's clips are
 10 s, and its FAD and KLD are FD on VGGish and KL on PaSST.
@@ -9,23 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vab.evaluate.backbones.registry import BACKBONES, FeatureSpec, find, load
+from vab.evaluate.backbones.registry import BACKBONES, FeatureSpec, Rows, find, load
 from vab.evaluate.generation.cache import cache_folder, tables_in
 from vab.evaluate.generation.clips import ClipError, open_folder
-from vab.evaluate.generation.features import SOUND, ClipSet, compare, ends_early, extract, look
-from vab.evaluate.generation.scores import (
-    AV_BENCHMARK,
-    PICTURES,
-    Measure,
-    of_backbone,
-    of_pictures,
-    of_sound,
-    similarities,
-)
+from vab.evaluate.generation.features import SOUND, ClipSet, compare, ends_early, extract, scan_clips
+from vab.evaluate.generation.scores import AV_BENCHMARK, Metric, of_backbone, of_pairs, of_signal
 from vab.evaluate.metrics.distances import RESAMPLES
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.evaluate.metrics.tables import generation_beside_paper, markdown
@@ -44,36 +36,36 @@ class Incomplete(EvaluationError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure, and with what."""
+    """Options of an evaluation."""
 
     seconds: float = 10.0  # of each clip, from its beginning
     backbones: tuple[str, ...] | None = None  # None: those whose weights or features are there
     weights: Path | None = None  # the folder of their weights
     cache: Path | None = None  # of the features; None: beside the sounds
     allow_missing: bool = False
-    resamples: int = RESAMPLES  # for measures of whole sets
+    resamples: int = RESAMPLES  # for metrics of whole sets
     device: str = "auto"
     clips: frozenset[str] | None = None  # the only ones that count; None: all that are in either folder
 
 
-@dataclass
+@dataclass(frozen=True)
 class Generation:
-    """What was found. ``faults`` were left out; ``absent`` backbones could not be had, for these reasons."""
+    """The result of an evaluation."""
 
     reference: Path
     generated: Path
     seconds: float | None  # of each clip; None: not known, for features were all there was
-    ids: list[str] = field(default_factory=list)
-    measures: list[Measure] = field(default_factory=list)
-    faults: list[ClipError] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)
-    weights: dict[str, str | None] = field(default_factory=dict)  # backbone -> start of the sha256
-    external: list[str] = field(default_factory=list)  # backbones with features that somebody else made
+    ids: list[str]  # of the clips that were measured
+    metrics: list[Metric]
+    faults: list[ClipError]  # clips that were left out
+    absent: dict[str, str]  # backbones that could not be used -> the reason
+    weights: dict[str, str | None]  # backbone -> start of the sha256
+    external: list[str]  # backbones with features that somebody else made
     unwritten: str = ""  # why av-benchmark's results could not be written
 
-    def get(self, key: str) -> Measure | None:
-        """The measure of that key, if it was measured."""
-        return next((measure for measure in self.measures if measure.key == key), None)
+    def get(self, key: str) -> Metric | None:
+        """The metric of that key; None if it was not measured."""
+        return next((metric for metric in self.metrics if metric.key == key), None)
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -85,7 +77,7 @@ class Generation:
             "ids_sha256": list_hash(self.ids),
             "measures": {
                 each.key: each.value.document() | {"clips": each.clips, "better": each.better}
-                for each in self.measures
+                for each in self.metrics
             },
             "av_benchmark": self.av_benchmark(),
             "left_out": [vars(fault) for fault in self.faults],
@@ -95,26 +87,44 @@ class Generation:
         }
 
     def markdown(self) -> str:
-        """What was measured on what, a table of the measures, and the paper's rows beside ours."""
-        heard = "features as they are" if self.seconds is None else f"the first {self.seconds:g} s"
-        heading = f"Generation: {self.generated} against {self.reference}, {heard}"
+        """A heading, a table of the metrics, and the paper's rows beside ours."""
+        extent = "features as they are" if self.seconds is None else f"the first {self.seconds:g} s"
+        heading = f"Generation: {self.generated} against {self.reference}, {extent}"
         counts = f"N = {len(self.ids):,}, {len(self.faults):,} left out; sha256 of the ids"
         note = f"{counts} {list_hash(self.ids)[:16]}. Brackets: 95 % bootstrap intervals."
-        rows = [[each.key, each.value.plain(), each.better, f"{each.clips:,}"] for each in self.measures]
-        fad, kld = (self.get(key) for key in ("FD-VGG", "KL-PASST-softmax"))
-        ours = (None if each is None else each.value for each in (fad, kld))
-        paper = generation_beside_paper(self.generated.name, len(self.ids), self.seconds, *ours)
+        rows = [[each.key, each.value.plain(), each.better, f"{each.clips:,}"] for each in self.metrics]
+        fad = self.get("FD-VGG")
+        kld = self.get("KL-PASST-softmax")
+        paper = generation_beside_paper(
+            self.generated.name,
+            len(self.ids),
+            self.seconds,
+            fad=None if fad is None else fad.value,
+            kld=None if kld is None else kld.value,
+        )
         return "\n\n".join([heading, note, markdown(("measure", "value", "better", "N"), rows), paper])
 
     def av_benchmark(self) -> dict[str, float]:
-        """What av-benchmark's ``output_metrics.json`` would hold: its keys, bare numbers."""
-        found = {each.key: each.value.value for each in self.measures if each.key in AV_BENCHMARK}
-        deviations = {
-            each.key.replace("-mean", "-std"): each.deviation
-            for each in self.measures
-            if each.key in AV_BENCHMARK and each.deviation is not None
-        }
-        return found | deviations
+        """The content of av-benchmark's ``output_metrics.json``: its keys, bare numbers."""
+        return _av_benchmark(self.metrics)
+
+
+def _av_benchmark(metrics: Sequence[Metric]) -> dict[str, float]:
+    values = {each.key: each.value.value for each in metrics if each.key in AV_BENCHMARK}
+    deviations = {
+        each.key.replace("-mean", "-std"): each.deviation
+        for each in metrics
+        if each.key in AV_BENCHMARK and each.deviation is not None
+    }
+    return values | deviations
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a backbone; None and None where cached features must do."""
+
+    path: Path | None = None
+    digest: str | None = None  # start of the sha256
 
 
 def evaluate(
@@ -127,41 +137,73 @@ def evaluate(
     Raises ``Incomplete`` with every clip that cannot be measured unless they may be missing, and
     ``EvaluationError`` if nothing can, or a backbone that was asked for cannot be had.
     """
+    # 1. Open both folders, and the caches of the backbones that can be used.
     _check(settings)
-    found = Generation(reference, generated, settings.seconds)
-    sides = (_side(reference, settings), _side(generated, settings))
-    weights = _weights(sides, settings, found)
-    ids, faults = _pairs(sides, settings.clips)
+    sides = (_open_side(reference, settings), _open_side(generated, settings))
+    weights, absent = _find_weights(sides, settings)
+    for name, found in weights.items():
+        for side, spec in zip(sides, BACKBONES[name].specs, strict=True):
+            side.open_cache(spec, found.digest)
+
+    # 2. Pair the clips by name and read them all: what is wrong with any is known before a network runs.
+    ids, faults = _pair_clips(sides, settings.clips)
     for side in sides:
         if side.folder.sounds:
-            bad = {fault.id for fault in faults}
-            faults += look(side, [name for name in ids if name not in bad], settings.seconds, progress)
-    heard = all(side.folder.sounds for side in sides)
-    bad = {fault.id for fault in faults}
-    for side in sides:
-        if not side.folder.sounds:
-            found.seconds, found.absent["the sounds"] = None, f"{side.folder.path} holds features alone"
-    if heard:
-        faults += ends_early(*sides, [name for name in ids if name not in bad])
-    _judge(faults, settings, found)
-    bad = {fault.id for fault in faults}
-    found.ids = [name for name in ids if name not in bad]
-    if len(found.ids) < 2:
-        raise EvaluationError(f"{len(found.ids)} of the clips can be measured; two are the least")
-    failed = _features(sides, weights, settings, found, progress)
-    for name in [name for name in weights if name not in found.absent]:
-        found.measures += _measure(name, weights[name], sides, failed, settings, found)
-    if heard:
-        mel = compare(*sides, found.ids, settings.seconds, progress)
-        rows = [[side.shelves[SOUND.name].features[name] for name in found.ids] for side in sides]
-        found.measures += of_sound(rows[0], rows[1], mel, settings.resamples)
-    if results := found.av_benchmark():
-        path = sides[1].cache / "output_metrics.json"
-        try:
-            write_whole(path, json.dumps(results, indent=4).encode())
-        except OSError as error:  # what was measured is not lost for that
-            found.unwritten = f"{path}: {error.strerror}"
-    return found
+            unreadable = scan_clips(side, ids, settings.seconds, progress)
+            faults += unreadable
+            ids = _without(ids, unreadable)
+        else:
+            absent["the sounds"] = f"{side.folder.path} holds features alone"
+    have_sounds = all(side.folder.sounds for side in sides)
+    if have_sounds:
+        short = ends_early(*sides, ids)
+        faults += short
+        ids = _without(ids, short)
+    faults = _left_out(faults, settings)
+    if len(ids) < 2:
+        raise EvaluationError(f"{len(ids)} of the clips can be measured; two are the least")
+
+    # 3. Make the features that are not cached.
+    networks, unloadable = _load_networks(sides, weights, ids, settings)
+    absent |= unloadable
+    failed: dict[tuple[str, str], str] = {}
+    for side, loaded in zip(sides, networks, strict=True):
+        failed |= extract(side, ids, loaded, settings.seconds, progress)
+
+    # 4. Measure with each backbone, on the clips that have its features.
+    metrics: list[Metric] = []
+    external = []
+    for name in [name for name in weights if name not in absent]:
+        featureless = _without_features(name, sides, ids, failed)
+        faults = _left_out([*faults, *featureless], settings)
+        if any(
+            side.caches[spec.name].external for side, spec in zip(sides, BACKBONES[name].specs, strict=True)
+        ):
+            external.append(name)
+        usable = _without(ids, featureless)
+        if len(usable) < 2:
+            absent[name] = f"{len(usable)} clips have its features; two are the least"
+            continue
+        metrics += _backbone_metrics(name, weights[name], sides, usable, settings)
+
+    # 5. Measure what needs no network.
+    if have_sounds:
+        distances = compare(*sides, ids, settings.seconds, progress)
+        rows = [_rows(side, SOUND, ids) for side in sides]
+        metrics += of_signal(rows[0], rows[1], distances, settings.resamples)
+
+    return Generation(
+        reference=reference,
+        generated=generated,
+        seconds=settings.seconds if have_sounds else None,
+        ids=ids,
+        metrics=metrics,
+        faults=faults,
+        absent=absent,
+        weights={name: found.digest for name, found in weights.items()},
+        external=external,
+        unwritten=_write_av_benchmark(sides[1].cache_dir / "output_metrics.json", metrics),
+    )
 
 
 def _check(settings: Settings) -> None:
@@ -174,130 +216,137 @@ def _check(settings: Settings) -> None:
         raise EvaluationError("the number of resamples cannot be negative")
 
 
-def _side(path: Path, settings: Settings) -> ClipSet:
+def _open_side(path: Path, settings: Settings) -> ClipSet:
     """A folder and where its features are: a folder without sounds may hold them itself."""
     folder = open_folder(path)
     cache = cache_folder(path, settings.seconds, settings.cache)
     if not folder.sounds and not folder.faults:
-        kinds = [kind for both in BACKBONES.values() for kind in both]
-        places = [place for place in (path, cache) if tables_in(place, kinds)]
+        specs = [spec for backbone in BACKBONES.values() for spec in backbone.specs]
+        places = [place for place in (path, cache) if tables_in(place, specs)]
         if not places:
             raise EvaluationError(f"{path}: has neither sounds nor videos nor features in it")
         cache = places[0]
     return ClipSet(folder, cache)
 
 
-def _weights(sides: Sequence[ClipSet], settings: Settings, found: Generation) -> dict[str, Path | None]:
-    """The backbones to measure with and the files of their weights; None where features must do."""
-    wanted: dict[str, Path | None] = {}
+def _find_weights(sides: Sequence[ClipSet], settings: Settings) -> tuple[dict[str, Weights], dict[str, str]]:
+    """The weights of the backbones to measure with; and of those that cannot be used, the reason."""
+    weights: dict[str, Weights] = {}
+    absent: dict[str, str] = {}
     for name in settings.backbones or BACKBONES:
-        both = list(zip(sides, BACKBONES[name], strict=True))
-        made = all(tables_in(side.cache, [kind]) for side, kind in both)
+        backbone = BACKBONES[name]
+        cached = all(
+            tables_in(side.cache_dir, [spec]) for side, spec in zip(sides, backbone.specs, strict=True)
+        )
         try:
-            path, digest = find(BACKBONES[name][0], settings.weights)
-            if not made and name in PICTURES and not sides[0].folder.videos:
+            path, digest = find(backbone.reference, settings.weights)
+            if not cached and backbone.reference.from_video and not sides[0].folder.videos:
                 raise EvaluationError(f"no videos in {sides[0].folder.path}")
-            wanted[name], found.weights[name] = path, digest
+            weights[name] = Weights(path, digest)
         except EvaluationError as error:
-            if not made or name == "synchformer":  # which also compares with its weights
-                _give_up(name, error, settings, found)
-                continue
-            wanted[name], found.weights[name] = None, None
-        for side, kind in both:
-            side.shelf(kind, found.weights[name])
-    return wanted
+            if cached and not backbone.compares_with_weights:
+                weights[name] = Weights()
+            else:
+                absent[name] = _reason(name, error, settings)
+    return weights, absent
 
 
-def _give_up(name: str, error: EvaluationError, settings: Settings, found: Generation) -> None:
-    """Note why a backbone cannot be had; an error if it was asked for."""
+def _reason(name: str, error: EvaluationError, settings: Settings) -> str:
+    """Why a backbone cannot be used; an error if it was asked for."""
     if settings.backbones:
         raise EvaluationError(f"{name}: {error}") from None
-    found.absent[name] = str(error)
+    return str(error)
 
 
-def _pairs(sides: Sequence[ClipSet], wanted: frozenset[str] | None) -> tuple[list[str], list[ClipError]]:
-    """Clips that both sides have, and those that only one has or that are there twice."""
-    there = [side.ids if wanted is None else side.ids & wanted for side in sides]
-    faults = [fault for side in sides for fault in side.folder.faults if fault.id in there[0] | there[1]]
+def _pair_clips(sides: Sequence[ClipSet], wanted: frozenset[str] | None) -> tuple[list[str], list[ClipError]]:
+    """Clips that both sides have once, and those that only one has or that are there twice."""
+    reference = sides[0].ids if wanted is None else sides[0].ids & wanted
+    generated = sides[1].ids if wanted is None else sides[1].ids & wanted
+    faults = [fault for side in sides for fault in side.folder.faults if fault.id in reference | generated]
     twice = {fault.id for fault in faults}
-    for here, other, side in ((there[0], there[1], sides[1]), (there[1], there[0], sides[0])):
-        faults += [
-            ClipError(name, f"missing from {side.folder.path}") for name in sorted(here - other - twice)
-        ]
-    return sorted((there[0] & there[1]) - twice), faults
+    for there, lacking, side in ((reference, generated, sides[1]), (generated, reference, sides[0])):
+        alone = sorted(there - lacking - twice)
+        faults += [ClipError(name, f"missing from {side.folder.path}") for name in alone]
+    return sorted((reference & generated) - twice), faults
 
 
-def _judge(faults: list[ClipError], settings: Settings, found: Generation) -> None:
-    """Note what is left out, or refuse."""
-    found.faults = sorted([*found.faults, *faults], key=lambda fault: (fault.id, fault.reason))
-    if faults and not settings.allow_missing:
-        raise Incomplete(found.faults)
+def _without(ids: Sequence[str], faults: Sequence[ClipError]) -> list[str]:
+    bad = {fault.id for fault in faults}
+    return [name for name in ids if name not in bad]
 
 
-def _features(
-    sides: Sequence[ClipSet],
-    weights: dict[str, Path | None],
-    settings: Settings,
-    found: Generation,
-    progress: Progress,
-) -> dict[tuple[str, str], str]:
-    """Make the features that are not there; what could not be made, as kind and clip, and why."""
+def _left_out(faults: Sequence[ClipError], settings: Settings) -> list[ClipError]:
+    """The clips to leave out, in order; ``Incomplete`` if none may be missing."""
+    ordered = sorted(faults, key=lambda fault: (fault.id, fault.reason))
+    if ordered and not settings.allow_missing:
+        raise Incomplete(ordered)
+    return ordered
+
+
+def _load_networks(
+    sides: Sequence[ClipSet], weights: dict[str, Weights], ids: Sequence[str], settings: Settings
+) -> tuple[list[dict[FeatureSpec, Any]], dict[str, str]]:
+    """The networks whose features are not all cached, for each side; and why others cannot be loaded."""
     networks: list[dict[FeatureSpec, Any]] = [{}, {}]
-    for name, path in weights.items():
-        for side, kind, loaded in zip(sides, BACKBONES[name], networks, strict=True):
-            if path is None or not side.folder.sounds or not side.lacking(kind, found.ids):
+    absent: dict[str, str] = {}
+    for name, found in weights.items():
+        for side, spec, loaded in zip(sides, BACKBONES[name].specs, networks, strict=True):
+            if found.path is None or not side.folder.sounds or not side.missing(spec, ids):
                 continue
-            same = networks[0].get(kind)  # one network serves both sides
             try:
-                loaded[kind] = same if same is not None else load(kind, path, settings.device)
+                # one network serves both sides
+                same = networks[0].get(spec)
+                loaded[spec] = same if same is not None else load(spec, found.path, settings.device)
             except EvaluationError as error:
-                _give_up(name, error, settings, found)
+                absent[name] = _reason(name, error, settings)
                 break
-    failed: dict[tuple[str, str], str] = {}
-    for side, loaded in zip(sides, networks, strict=True):
-        failed |= extract(side, found.ids, loaded, settings.seconds, progress)
-    return failed
+    return networks, absent
 
 
-def _measure(
-    name: str,
-    path: Path | None,
-    sides: Sequence[ClipSet],
-    failed: dict[tuple[str, str], str],
-    settings: Settings,
-    found: Generation,
-) -> list[Measure]:
-    """What a backbone says about the clips that have its features; the others are left out, or refused."""
-    both = list(zip(sides, BACKBONES[name], strict=True))
-    faults = [
-        ClipError(
-            clip, failed.get((kind.name, clip), f"no {kind.name} among the features of {side.folder.path}")
-        )
-        for side, kind in both
-        for clip in side.lacking(kind, found.ids)
-    ]
-    if name == "synchformer":
-        from vab.evaluate.backbones.synchformer import SEGMENTS
+def _without_features(
+    name: str, sides: Sequence[ClipSet], ids: Sequence[str], failed: dict[tuple[str, str], str]
+) -> list[ClipError]:
+    """Clips without the features of a backbone, or with too few segments of them."""
+    backbone = BACKBONES[name]
+    pairs = list(zip(sides, backbone.specs, strict=True))
+    faults = []
+    for side, spec in pairs:
+        for clip in side.missing(spec, ids):
+            reason = failed.get((spec.name, clip), f"no {spec.name} among the features of {side.folder.path}")
+            faults.append(ClipError(clip, reason))
+    if backbone.min_segments:
+        complete = _without(ids, faults)
+        need = f"where {backbone.min_segments} are needed"
+        for side, spec in pairs:
+            for clip, features in zip(complete, _rows(side, spec, complete), strict=True):
+                if len(features[0]) < backbone.min_segments:
+                    held = f"{len(features[0])} segments among the features of {side.folder.path}"
+                    faults.append(ClipError(clip, f"too short for DeSync: {held}, {need}"))
+    return faults
 
-        lacking, need = {fault.id for fault in faults}, f"where {SEGMENTS} are needed"
-        for side, kind in both:
-            made = side.shelves[kind.name].features
-            counts = {clip: len(made[clip][0]) for clip in found.ids if clip not in lacking}
-            reason = f"too short for DeSync: {{}} segments among the features of {side.folder.path}, {need}"
-            faults += [ClipError(clip, reason.format(n)) for clip, n in counts.items() if n < SEGMENTS]
-    _judge(faults, settings, found)
-    if any(side.shelves[kind.name].external for side, kind in both):
-        found.external.append(name)
-    ids = [clip for clip in found.ids if clip not in {fault.id for fault in faults}]
-    if len(ids) < 2:
-        found.absent[name] = f"{len(ids)} clips have its features; two are the least"
-        return []
-    rows = [[side.shelves[kind.name].features[clip] for clip in ids] for side, kind in both]
-    if name == "imagebind":
-        return of_pictures(name, similarities(rows[0], rows[1]))
-    if name == "synchformer" and path is not None:
-        from vab.evaluate.backbones.synchformer import offsets
 
-        pictures, sounds = ([clip[0] for clip in clips] for clips in rows)
-        return of_pictures(name, offsets(path, settings.device, pictures, sounds))
-    return of_backbone(name, rows[0], rows[1], settings.resamples)
+def _backbone_metrics(
+    name: str, weights: Weights, sides: Sequence[ClipSet], ids: Sequence[str], settings: Settings
+) -> list[Metric]:
+    """The metrics of a backbone on clips that all have its features."""
+    backbone = BACKBONES[name]
+    reference = _rows(sides[0], backbone.reference, ids)
+    generated = _rows(sides[1], backbone.generated, ids)
+    if backbone.compare is None:
+        return of_backbone(name, reference, generated, settings.resamples)
+    return of_pairs(name, backbone.compare(weights.path, settings.device, reference, generated))
+
+
+def _rows(side: ClipSet, spec: FeatureSpec, ids: Sequence[str]) -> Rows:
+    features = side.caches[spec.name].features
+    return [features[name] for name in ids]
+
+
+def _write_av_benchmark(path: Path, metrics: Sequence[Metric]) -> str:
+    """Write av-benchmark's results, if there are any; the reason if that fails, "" otherwise."""
+    if results := _av_benchmark(metrics):
+        try:
+            write_whole(path, json.dumps(results, indent=4).encode())
+        except OSError as error:  # the metrics are not lost for that
+            return f"{path}: {error.strerror}"
+    return ""

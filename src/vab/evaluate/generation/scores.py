@@ -1,4 +1,4 @@
-"""Features of two sets of sounds -> measures with intervals, under the names av-benchmark gives them.
+"""Features of two sets of clips -> metrics with intervals, under the names av-benchmark gives them.
 
 N clips; clip i of the one set belongs to clip i of the other.
 """
@@ -12,16 +12,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.evaluate.backbones.registry import Features
+from vab.evaluate.backbones.registry import Features, Rows
 from vab.evaluate.metrics import signal
 from vab.evaluate.metrics.distances import divergences, frechet_interval, inception_interval, inception_score
 from vab.evaluate.metrics.statistics import Interval, intervals
 
-Rows = Sequence[tuple[Features, ...]]  # N clips: one of each table
-
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """One number with its interval, on so many clips."""
 
     key: str  # av-benchmark's where it has it
@@ -37,7 +35,7 @@ KEYS = {  # backbone: its name in the keys of FD, of KL and of IS; "" where it d
     "passt": ("PASST", "PASST", "PASST"),
     "yamnet": ("YAMNET", "YAMNET", "YAMNET"),
 }
-PICTURES: dict[str, tuple[str, Literal["lower", "higher"]]] = {
+AUDIO_VIDEO: dict[str, tuple[str, Literal["lower", "higher"]]] = {
     "imagebind": ("IB-Score", "higher"),
     "synchformer": ("DeSync", "lower"),
 }
@@ -47,60 +45,62 @@ AV_BENCHMARK = (
 )  # what stands in its output_metrics.json, and the deviations of the inception scores
 
 
-def of_backbone(name: str, reference: Rows, generated: Rows, resamples: int) -> list[Measure]:
-    """FD, and where the backbone is a tagger KL(reference || generated) and IS of the generated sounds.
+def of_backbone(name: str, reference: Rows, generated: Rows, resamples: int) -> list[Metric]:
+    """FD, and where the backbone is a tagger KL(reference || generated) and IS of the generated clips.
 
     FD is over the patches of all clips for VGGish, which has some for each, and over clips for the others.
     """
     distance, divergence, score = KEYS[name]
-    embeddings = [[_embedding(name, clip) for clip in clips] for clips in (reference, generated)]
-    value = frechet_interval(embeddings[0], embeddings[1], resamples)
-    found = [Measure(f"FD-{distance}", "lower", value, len(reference))]
-    if divergence:
-        logits = [np.stack([_logits(name, clip) for clip in clips]) for clips in (reference, generated)]
-        each = divergences(logits[0], logits[1])
-        found.append(Measure(f"KL-{divergence}-softmax", "lower", intervals(each[:, None])[0], len(each)))
-        known = inception_interval(logits[1], resamples)
-        deviation = inception_score(logits[1])[1]
-        found.append(Measure(f"ISC-{score}-mean", "higher", known, len(each), deviation))
-    return found
+    reference_embeddings = [_embedding(clip) for clip in reference]
+    generated_embeddings = [_embedding(clip) for clip in generated]
+    value = frechet_interval(reference_embeddings, generated_embeddings, resamples)
+    metrics = [Metric(f"FD-{distance}", "lower", value, len(reference))]
+    if not divergence:
+        return metrics
+
+    # [N, C] each
+    reference_logits = np.stack([_logits(clip) for clip in reference])
+    generated_logits = np.stack([_logits(clip) for clip in generated])
+    each = divergences(reference_logits, generated_logits)
+    metrics.append(Metric(f"KL-{divergence}-softmax", "lower", intervals(each[:, None])[0], len(each)))
+    inception = inception_interval(generated_logits, resamples)
+    _, deviation = inception_score(generated_logits)
+    metrics.append(Metric(f"ISC-{score}-mean", "higher", inception, len(each), deviation))
+    return metrics
 
 
-def of_pictures(name: str, distances: NDArray[np.floating]) -> list[Measure]:
-    """IB-Score or DeSync of N clips: the mean."""
-    key, better = PICTURES[name]
-    return [Measure(key, better, intervals(distances[:, None])[0], len(distances))]
+def of_pairs(name: str, values: NDArray[np.floating]) -> list[Metric]:
+    """IB-Score or DeSync: the mean of the values [N] of N clips."""
+    key, better = AUDIO_VIDEO[name]
+    return [Metric(key, better, intervals(values[:, None])[0], len(values))]
 
 
-def similarities(pictures: Rows, sounds: Rows) -> NDArray[np.floating]:
-    """Cosine of each picture and its sound: [N]."""
-    a, b = (
-        np.stack([clip[0].float().numpy() for clip in clips]).astype(np.float64)
-        for clips in (pictures, sounds)
-    )
-    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-
-
-def of_sound(reference: Rows, generated: Rows, distances: Sequence[float], resamples: int) -> list[Measure]:
-    """What needs no network: FD of log-mel statistics, mel distance and agreement of onsets, pair by pair."""
-    statistics = [[clip[0]["statistics"].numpy()[None] for clip in clips] for clips in (reference, generated)]
-    onsets = [[clip[0]["onsets"].numpy() for clip in clips] for clips in (reference, generated)]
-    agreement = [signal.onset_agreement(a, b) for a, b in zip(*onsets, strict=True)]
-    mel, same = intervals(np.stack([np.asarray(distances), np.asarray(agreement)], axis=1))
+def of_signal(reference: Rows, generated: Rows, distances: Sequence[float], resamples: int) -> list[Metric]:
+    """Metrics that need no network: FD of log-mel statistics, mel distance, onset F1 of each pair."""
+    reference_statistics = [clip[0]["statistics"].numpy()[None] for clip in reference]
+    generated_statistics = [clip[0]["statistics"].numpy()[None] for clip in generated]
+    agreement = [
+        signal.onset_agreement(real[0]["onsets"].numpy(), made[0]["onsets"].numpy())
+        for real, made in zip(reference, generated, strict=True)
+    ]
+    # both means over the same resamples of the pairs
+    mel, onset_f1 = intervals(np.stack([np.asarray(distances), np.asarray(agreement)], axis=1))
     n = len(reference)
+    value = frechet_interval(reference_statistics, generated_statistics, resamples)
     return [
-        Measure("FD-LOGMEL", "lower", frechet_interval(statistics[0], statistics[1], resamples), n),
-        Measure("MEL-distance", "lower", mel, n),
-        Measure("ONSET-F1", "higher", same, n),
+        Metric("FD-LOGMEL", "lower", value, n),
+        Metric("MEL-distance", "lower", mel, n),
+        Metric("ONSET-F1", "higher", onset_f1, n),
     ]
 
 
-def _embedding(name: str, clip: tuple[Features, ...]) -> NDArray[np.floating]:
+def _embedding(clip: tuple[Features, ...]) -> NDArray[np.floating]:
     """Rows [n, D] of one clip."""
-    features = clip[0]["2048"] if name == "panns" else clip[0]
+    # av-benchmark keeps PANNs' embedding and logits in one table
+    features = clip[0]["2048"] if isinstance(clip[0], dict) else clip[0]
     return np.atleast_2d(features.float().numpy())
 
 
-def _logits(name: str, clip: tuple[Features, ...]) -> NDArray[np.floating]:
+def _logits(clip: tuple[Features, ...]) -> NDArray[np.floating]:
     """[C] of one clip."""
-    return (clip[0]["logits"] if name == "panns" else clip[1]).float().numpy()
+    return (clip[0]["logits"] if isinstance(clip[0], dict) else clip[1]).float().numpy()

@@ -1,4 +1,4 @@
-"""Audio-visual retrieval (section 4, Table 3): the sound of a picture, the picture of a sound."""
+"""Audio-visual retrieval (section 4, Table 3): recall and median rank, video to audio and back."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import WAYS, Way
 
 CUTOFFS = (1, 5, 10)
-BLOCK = 256
+BLOCK_ROWS = 256  # queries that are compared at once
 GRID = 2.0**26  # coordinates are multiples of 1 / GRID, about 1.5e-8
 
 
 @dataclass(frozen=True)
 class Direction:
-    """Queries of one kind against all candidates of the other. Shares are 0 to 1."""
+    """Retrieval one way: queries of one modality against all candidates of the other. Shares are 0 to 1."""
 
     ranks: NDArray[np.int64]  # [N] candidates strictly more similar than the true one: 0 is best
     recall: dict[int, Interval]  # k -> R@k
@@ -31,18 +31,18 @@ class Direction:
 
     def document(self) -> dict[str, Any]:
         """For JSON; without the ranks."""
-        named = {f"R@{k}": found.document() for k, found in self.recall.items()}
-        named |= {f"P@{k}": found.document() for k, found in (self.precision or {}).items()}
-        return named | {"median_rank": self.median_rank.document(), "ties": self.ties}
+        shares = {f"R@{k}": share.document() for k, share in self.recall.items()}
+        shares |= {f"P@{k}": share.document() for k, share in (self.precision or {}).items()}
+        return shares | {"median_rank": self.median_rank.document(), "ties": self.ties}
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Both directions on N clips, and what blind guessing would reach."""
+    """Retrieval both ways on N clips, and the level of chance."""
 
     kept: NDArray[np.int64]  # [N] rows that were used
-    left_out: NDArray[np.int64]  # rows that lack a sound or a picture
-    ways: dict[Way, Direction]
+    left_out: NDArray[np.int64]  # rows that lack audio or video
+    directions: dict[Way, Direction]
     chance_recall: dict[int, float]  # k -> k / N
     chance_median_rank: float  # (N + 1) / 2
     chance_precision: float | None  # for every k the same
@@ -53,7 +53,7 @@ class Retrieval:
         chance: dict[str, float | None] = {f"R@{k}": share for k, share in self.chance_recall.items()}
         chance |= {"P@k": self.chance_precision, "median_rank": self.chance_median_rank}
         document: dict[str, Any] = {"clips": len(self.kept), "labelled": self.labelled}
-        document |= {way: direction.document() for way, direction in self.ways.items()}
+        document |= {way: direction.document() for way, direction in self.directions.items()}
         return document | {"chance": chance}
 
     def markdown(self) -> str:
@@ -62,11 +62,11 @@ class Retrieval:
         header = ["", *(f"R@{k} %" for k in CUTOFFS), "median rank"]
         header += [f"P@{k} %" for k in CUTOFFS] if by_class else []
         rows = []
-        for way, found in self.ways.items():
-            rank = found.median_rank
-            row = [way, *(found.recall[k].percent() for k in CUTOFFS)]
+        for way, direction in self.directions.items():
+            rank = direction.median_rank
+            row = [way, *(direction.recall[k].percent() for k in CUTOFFS)]
             row += [f"{rank.value:g} [{rank.low:g}, {rank.high:g}]"]
-            rows.append(row + [each.percent() for each in (found.precision or {}).values()])
+            rows.append(row + [each.percent() for each in (direction.precision or {}).values()])
         chance = ["chance", *(f"{100 * share:.2g}" for share in self.chance_recall.values())]
         chance.append(f"{self.chance_median_rank:g}")
         if self.chance_precision is not None:
@@ -78,9 +78,9 @@ def retrieval(
     audio: NDArray[np.floating],
     video: NDArray[np.floating],
     labels: Sequence[str] | None = None,
-    block: int = BLOCK,
+    block: int = BLOCK_ROWS,
 ) -> Retrieval:
-    """Retrieval by cosine similarity among N clips, whose sound and picture are rows of the same number.
+    """Retrieval by cosine similarity among N clips: row i of ``audio`` belongs to row i of ``video``.
 
     audio, video [N, D] of any length: they are normalised here. Rows with a NaN or infinity in either are
     left out. A rank is ``#(s_ij > s_ii)``: how many candidates are *strictly* more similar than the true one;
@@ -100,24 +100,28 @@ def retrieval(
         raise EvaluationError(f"{len(labels)} labels for {len(audio)} clips")
     if block < 1:
         raise EvaluationError("the block must be 1 or more")
-    there = np.isfinite(audio).all(1) & np.isfinite(video).all(1)
-    kept = np.flatnonzero(there)
+    # 1. Clips that have both embeddings.
+    complete = np.isfinite(audio).all(1) & np.isfinite(video).all(1)
+    kept = np.flatnonzero(complete)
     if not len(kept):
         raise EvaluationError("no clip has both a sound and a picture")
     texts = [] if labels is None else [labels[int(row)] for row in kept]
-    known = _Labels(texts) if any(map(labels_of, texts)) else None
+    known_labels = _Labels(texts) if any(map(labels_of, texts)) else None
+    # 2. Both ways, on exact coordinates.
     vectors: dict[Way, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    vectors[WAYS[0]] = _on_grid(video[kept]), _on_grid(audio[kept])
-    vectors[WAYS[1]] = vectors[WAYS[0]][::-1]
+    video_vectors = _on_grid(video[kept])
+    audio_vectors = _on_grid(audio[kept])
+    vectors[WAYS[0]] = video_vectors, audio_vectors
+    vectors[WAYS[1]] = audio_vectors, video_vectors
     n = len(kept)
     return Retrieval(
         kept=kept,
-        left_out=np.flatnonzero(~there),
-        ways={way: _direction(*pair, known, block) for way, pair in vectors.items()},
+        left_out=np.flatnonzero(~complete),
+        directions={way: _direction(*pair, known_labels, block) for way, pair in vectors.items()},
         chance_recall={k: min(k, n) / n for k in CUTOFFS},
         chance_median_rank=(n + 1) / 2,
-        chance_precision=None if known is None else known.chance(block),
-        labelled=0 if known is None else len(known.queries),
+        chance_precision=None if known_labels is None else known_labels.chance(block),
+        labelled=0 if known_labels is None else len(known_labels.queries),
     )
 
 
@@ -130,7 +134,7 @@ def _on_grid(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 class _Labels:
-    """Which clips share a label, block by block: [N, N] at once would be too much."""
+    """The relation "shares a label" between clips, computed in blocks: [N, N] at once would be too much."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         pairs = [(row, label) for row, text in enumerate(texts) for label in labels_of(text)]
@@ -141,14 +145,15 @@ class _Labels:
         self.queries = np.unique(self.row)  # clips that have a label
 
     def shared(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Whether clips start to stop share a label with each clip: bool [stop - start, N]."""
+        """True where a clip of start to stop shares a label with a clip: bool [stop - start, N]."""
+        # only the labels L of this block: a dense [N, L] instead of one over all labels
         own = np.unique(self.kind[(self.row >= start) & (self.row < stop)])
         column = np.full(self.kinds, -1)
         column[own] = np.arange(len(own))
         relevant = column[self.kind] >= 0
         hot = np.zeros((self.clips, len(own)), np.float32)
         hot[self.row[relevant], column[self.kind[relevant]]] = 1
-        return hot[start:stop] @ hot.T > 0
+        return hot[start:stop] @ hot.T > 0  # [stop - start, L] @ [L, N]: how many labels two clips share
 
     def chance(self, block: int) -> float:
         """The mean share of all clips that share a label with a query."""
@@ -166,6 +171,7 @@ def _direction(
     for start in range(0, n, block):
         stop = min(start + block, n)
         similar = queries[start:stop] @ candidates.T  # [stop - start, N]
+        # the diagonal of the whole [N, N]: each query with its true candidate
         own = similar[np.arange(stop - start), np.arange(start, stop), None]
         ranks[start:stop] = np.count_nonzero(similar > own, axis=1)
         ties[start:stop] = np.count_nonzero(similar == own, axis=1) > 1
@@ -185,18 +191,21 @@ def _direction(
 
 
 def _precision(similar: NDArray[np.float64], shared: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Share of good ones among the first k, for each k: [B, len(CUTOFFS)] of similar, shared [B, N].
+    """Precision at each k of CUTOFFS: [B, len(CUTOFFS)] from similarities and relevance [B, N].
 
     Candidates as similar as the last of the first k have equal claims to the places that are left.
     """
     n = similar.shape[1]
     cutoffs = [min(k, n) for k in CUTOFFS]
+    # a partial sort is enough: only the k-th largest of each row must stand at its place
     ordered = np.partition(similar, [n - k for k in cutoffs], axis=1)
-    found = []
+    precisions = []
     for k in cutoffs:
         last = ordered[:, n - k, None]
-        above, level = similar > last, similar == last
+        above = similar > last
+        level = similar == last
+        # those level with the last share the places that are left
         places = k - np.count_nonzero(above, axis=1)
         share = np.count_nonzero(level & shared, axis=1) / np.count_nonzero(level, axis=1)
-        found.append((np.count_nonzero(above & shared, axis=1) + places * share) / k)
-    return np.stack(found, axis=1)
+        precisions.append((np.count_nonzero(above & shared, axis=1) + places * share) / k)
+    return np.stack(precisions, axis=1)
