@@ -14,7 +14,7 @@ from vab.cli import main
 from vab.data.shard import Latents, StoreError
 from vab.data.store import LatentStore
 from vab.errors import TrainError
-from vab.evaluate.cross_validation import _chosen, cross_validate
+from vab.evaluate.cross_validation import _best_epoch, cross_validate
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.models.hub import read_config
 from vab.training.batches import ClipBatches, folds_of, hold_out
@@ -104,7 +104,7 @@ def test_cut_off_in_the_middle_of_a_fold_it_ends_the_same(latents: Path, tmp_pat
     assert any("resuming" in line and "fold1 at step 15" in line for line in told)
 
 
-def test_one_epoch_is_chosen_for_all_folds_by_the_mean() -> None:
+def test_one_epoch_is_best_epoch_for_all_folds_by_the_mean() -> None:
     """By hand: the best epoch of each fold is another one; the mean is best at step 20."""
     shares = {"fold1": [0.5, 0.7, 0.9], "fold2": [0.8, 0.7, 0.3]}
     measured = {
@@ -112,7 +112,7 @@ def test_one_epoch_is_chosen_for_all_folds_by_the_mean() -> None:
         for fold, each in shares.items()
     }
     clips = {"fold1": 1000, "fold2": 1000}
-    best = _chosen(measured, "accuracy/audio", clips, epoch=10)
+    best = _best_epoch(measured, "accuracy/audio", clips, epoch=10)
     assert (best.epoch, best.step, best.folds) == (2, 20, {"fold1": 0.7, "fold2": 0.7})
     assert best.mean.value == pytest.approx(0.7) and best.last == pytest.approx(0.6)
     width = 2 * 1.96 * np.sqrt(0.7 * 0.3 / 2000)  # two folds of 1000 independent clips

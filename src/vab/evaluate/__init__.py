@@ -1,1 +1,1 @@
-"""Evaluation: measures with their intervals, and the paper's numbers beside ours."""
+"""Evaluation: metrics with confidence intervals, beside the paper's numbers."""

@@ -30,7 +30,7 @@ Kind = Literal["audio", "video", "both"]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What classifiers by one input reach: shares, 0 to 1, of the clips whose likeliest class is theirs."""
+    """Top-1 accuracy of the classifiers by one input, as shares from 0 to 1."""
 
     epoch: int  # after which the mean over the folds is best; the first is 1
     step: int
@@ -41,7 +41,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Folds:
-    """The folds of a store, each tested on by a classifier that learned from the others."""
+    """The result of cross-validation: each fold is tested on by a classifier trained on the others."""
 
     clips: dict[str, int]  # of each fold
     classes: int
@@ -51,16 +51,16 @@ class Folds:
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
-        found = {k: asdict(each) | {"mean": each.mean.document()} for k, each in self.accuracy.items()}
-        return {**vars(self), "accuracy": found, "N": sum(self.clips.values())}
+        accuracy = {k: asdict(each) | {"mean": each.mean.document()} for k, each in self.accuracy.items()}
+        return {**vars(self), "accuracy": accuracy, "N": sum(self.clips.values())}
 
     def markdown(self) -> str:
         """A table: one row for each input."""
         header = ["from", *(f"{fold} %" for fold in self.clips), "mean %", "epoch", "last epoch %"]
         rows = []
-        for kind, found in self.accuracy.items():
-            each = [f"{100 * share:.1f}" for share in found.folds.values()]
-            rows.append([kind, *each, found.mean.percent(), f"{found.epoch}", f"{100 * found.last:.1f}"])
+        for kind, each in self.accuracy.items():
+            folds = [f"{100 * share:.1f}" for share in each.folds.values()]
+            rows.append([kind, *folds, each.mean.percent(), f"{each.epoch}", f"{100 * each.last:.1f}"])
         rows.append(["N", *map(str, self.clips.values()), f"{sum(self.clips.values())}", "", ""])
         return markdown(header, rows)
 
@@ -83,33 +83,39 @@ def cross_validate(
     and so are the errors; ``EvaluationError`` for a store without folds or labels, or with clips that lack a
     picture where the classifier goes by it.
     """
+    # 1. The folds and their classes.
     store = LatentStore.open(store_dir)
     check_fits(store, preset)
     rows = _rows(store, preset)
-    labels = {label for found in rows.values() for row in found for label in labels_of(store.labels[row])}
-    clips = {fold: len(found) for fold, found in rows.items()}
-    most = (sum(clips.values()) - min(clips.values())) / preset.train.batch_size  # steps of an epoch
-    steps = math.ceil(preset.train.epochs * most) if max_steps is None else max_steps
-    epoch = math.ceil(most)
+    every_row = np.concatenate(list(rows.values()))
+    labels = {label for row in every_row for label in labels_of(store.labels[row])}
+    clips = {fold: len(fold_rows) for fold, fold_rows in rows.items()}
+    # 2. The same epochs for all runs: those of the largest training set, which lacks the smallest fold.
+    steps_per_epoch = (sum(clips.values()) - min(clips.values())) / preset.train.batch_size
+    steps = math.ceil(preset.train.epochs * steps_per_epoch) if max_steps is None else max_steps
+    epoch = math.ceil(steps_per_epoch)
     preset = replace(
         preset,
         classes=preset.classes or tuple(sorted(labels)),
         train=replace(preset.train, save_every=epoch),
     )
+    # 3. A run for each fold, measured on that fold after each epoch.
     measured = {}
     for fold in rows:
         run = Path(run_dir) / fold
         train(preset, store_dir, run, init=init, devices=devices, max_steps=steps, fold=fold, log=log)
         measured[fold] = _dev_lines(run)
-    accuracy = {kind: _chosen(measured, f"accuracy/{kind}", clips, epoch) for kind in preset.train.inputs}
-    names = [store.ids[row] for found in rows.values() for row in found]
+    # 4. For each input, the epoch that is best for all folds together.
+    accuracy = {kind: _best_epoch(measured, f"accuracy/{kind}", clips, epoch) for kind in preset.train.inputs}
+    names = [store.ids[row] for row in every_row]
     return Folds(clips, len(preset.classes), math.ceil(steps / epoch), accuracy, list_hash(names))
 
 
 def _rows(store: LatentStore, preset: Preset) -> dict[str, NDArray[np.int64]]:
     """The clips of each fold; ``EvaluationError`` if they cannot be cross-validated."""
-    splits, heard, seen = np.array(store.splits), store.has("tokens"), store.has("features")
-    rows = {fold: np.flatnonzero((splits == fold) & heard) for fold in folds_of(store)}
+    splits = np.array(store.splits)
+    has_audio = store.has("tokens")
+    rows = {fold: np.flatnonzero((splits == fold) & has_audio) for fold in folds_of(store)}
     if len(rows) < 2:
         raise EvaluationError(
             f"{store.directory} has no folds: splits called fold1, fold2 ... (as `vab data esc50` makes them)"
@@ -117,16 +123,17 @@ def _rows(store: LatentStore, preset: Preset) -> dict[str, NDArray[np.int64]]:
     every = np.concatenate(list(rows.values()))
     if not any(labels_of(store.labels[row]) for row in every):
         raise EvaluationError(f"{store.directory} has no labels to learn")
-    blind = int((~seen[every]).sum())
-    if blind and set(preset.train.inputs) != {"audio"}:
+    without_video = int((~store.has("features")[every]).sum())
+    if without_video and set(preset.train.inputs) != {"audio"}:
         raise EvaluationError(
-            f"{store.directory}: {blind} clips of its folds have no picture; give --train.inputs audio"
+            f"{store.directory}: {without_video} clips of its folds have no picture; "
+            "give --train.inputs audio"
         )
     return rows
 
 
 def _dev_lines(run: Path) -> dict[int, dict[str, float]]:
-    """What a run measured on its fold: step -> measures."""
+    """The metrics of a run on its fold: step -> metrics."""
     path = run / "metrics.jsonl"
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -135,13 +142,15 @@ def _dev_lines(run: Path) -> dict[int, dict[str, float]]:
         raise EvaluationError(f"{path}: damaged ({first_line(error)}); train this fold anew") from None
 
 
-def _chosen(
+def _best_epoch(
     measured: Mapping[str, Mapping[int, Mapping[str, float]]], name: str, clips: Mapping[str, int], epoch: int
 ) -> Accuracy:
     """The accuracies after the epoch with the best mean; of several, the first."""
+    # steps that all runs have measured
     steps = sorted(set.intersection(*(set(lines) for lines in measured.values())))
     means = [float(np.mean([lines[step][name] for lines in measured.values()])) for step in steps]
     best = int(np.argmax(means))
+    # the interval: resample the clips of each fold, and average the folds
     folds = {fold: lines[steps[best]][name] for fold, lines in measured.items()}
     resampled = [_resampled(share, clips[fold], seed) for seed, (fold, share) in enumerate(folds.items())]
     mean = Interval.of(means[best], np.mean(resampled, axis=0))
@@ -149,6 +158,7 @@ def _chosen(
 
 
 def _resampled(share: float, clips: int, seed: int) -> NDArray[np.floating]:
-    """The accuracies [R] of resamples of a fold's clips, of which that share is told right."""
+    """Accuracies [R] of resamples of a fold's clips, of which that share is classified correctly."""
+    # which ones are correct does not matter: clips are drawn alike
     right = np.arange(clips) < round(share * clips)
     return bootstrap(lambda rows: right[rows].mean(1)[:, None], clips, seed=seed)[:, 0]

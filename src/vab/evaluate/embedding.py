@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vab.inference.embedder import AT_ONCE, Inputs, Scores, _probabilities
 from vab.inference.embeddings import Embeddings
@@ -15,20 +16,21 @@ from vab.training.batches import Batch, ClipBatches
 
 @torch.no_grad()
 def embed_store(network: Contrastive, clips: ClipBatches) -> Embeddings:
-    """Sound and picture of every clip of a split, as they are paired there; NaN rows without a picture.
+    """Embed audio and video of every clip of a split, as they are paired there; NaN rows without video.
 
-    Computed where the network is.
+    Computed on the network's device.
     """
-    ids, audio, video = [], [], []
+    ids: list[str] = []
+    audio = []
+    video = []
     for batch in _batches(clips, network):
-        seen = ~batch.feature_padding.all(1)
-        padding = batch.feature_padding & seen[:, None]
-        heard = network.embed(batch.tokens, None, batch.token_padding)
-        shown = network.embed(None, batch.features, padding)
-        shown[~seen] = torch.nan
+        has_video, padding = _video_padding(batch)
+        audio_embeddings = network.embed(batch.tokens, None, batch.token_padding)  # [B, D]
+        video_embeddings = network.embed(None, batch.features, padding)
+        video_embeddings[~has_video] = torch.nan
         ids += batch.ids
-        audio.append(heard.cpu().numpy())
-        video.append(shown.cpu().numpy())
+        audio.append(audio_embeddings.cpu().numpy())
+        video.append(video_embeddings.cpu().numpy())
     return Embeddings(ids, np.concatenate(audio), np.concatenate(video), clips.labels())
 
 
@@ -36,21 +38,28 @@ def embed_store(network: Contrastive, clips: ClipBatches) -> Embeddings:
 def classify_store(
     network: Classifier, clips: ClipBatches, inputs: Inputs, loss: str
 ) -> tuple[list[str], Scores]:
-    """Ids and class probabilities [n, N] of every clip of a split; NaN rows without a picture to go by.
+    """Ids and class probabilities [n, N] of every clip of a split; NaN rows where an input is missing.
 
-    Computed where the network is.
+    Computed on the network's device.
     """
-    ids, found = [], []
+    ids: list[str] = []
+    results = []
     for batch in _batches(clips, network):
-        seen = ~batch.feature_padding.all(1)
-        padding = batch.feature_padding & seen[:, None]
+        has_video, padding = _video_padding(batch)
         tensors = (batch.tokens, batch.features, batch.token_padding, padding)
         scores = _probabilities(network, inputs, loss, *tensors)
         if inputs != "audio":
-            scores[~seen] = torch.nan
+            scores[~has_video] = torch.nan
         ids += batch.ids
-        found.append(scores.cpu().numpy())
-    return ids, np.concatenate(found)
+        results.append(scores.cpu().numpy())
+    return ids, np.concatenate(results)
+
+
+def _video_padding(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The clips with video, bool [B], and the padding of the features [B, F]."""
+    has_video = ~batch.feature_padding.all(1)
+    # attention over padding alone would be NaN: clips without video get none, and lose their rows later
+    return has_video, batch.feature_padding & has_video[:, None]
 
 
 def _batches(clips: ClipBatches, network: torch.nn.Module) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""A classifier's scores for clips, in memory and from an npz."""
+"""Predictions of a classifier, read from an npz."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
 
+ARRAYS = ("id", "label", "scores", "classes")
 NEEDED = "id [N], label [N], scores [N, C], classes [C]"
 
 
@@ -26,8 +27,9 @@ class Predictions:
     classes: list[str]  # of the columns
 
     def rows(self, rows: NDArray[np.int64]) -> Predictions:
-        """Those of some rows."""
-        ids, labels = ([texts[row] for row in rows] for texts in (self.ids, self.labels))
+        """Select rows."""
+        ids = [self.ids[row] for row in rows]
+        labels = [self.labels[row] for row in rows]
         return Predictions(ids, self.scores[rows], labels, self.classes)
 
 
@@ -38,26 +40,26 @@ def read_predictions(path: str | Path) -> Predictions:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("id", "label", "scores", "classes") if name in file}
+            arrays = {name: file[name] for name in ARRAYS if name in file}
     except OSError as error:
         raise EvaluationError(f"{path}: {first_line(error)}") from None
     except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise EvaluationError(
             f"{path}: not an npz of predictions ({first_line(error)}); needed: {NEEDED}"
         ) from None
-    missing = [name for name in ("id", "label", "scores", "classes") if name not in found]
+    missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         raise EvaluationError(f"{path}: has no {', '.join(missing)}; needed: {NEEDED}")
-    scores = found["scores"]
+    scores = arrays["scores"]
     if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
         raise EvaluationError(f"{path}: scores is not a table of numbers [N, C]")
-    sizes = (len(found["id"]), len(found["label"]), len(found["classes"]))
+    sizes = (len(arrays["id"]), len(arrays["label"]), len(arrays["classes"]))
     if sizes != (len(scores), len(scores), scores.shape[1]):
         raise EvaluationError(f"{path}: id, label, classes have lengths {sizes} for scores {scores.shape}")
-    ids, labels, classes = (_texts(found[name]) for name in ("id", "label", "classes"))
+    classes = _texts(arrays["classes"])
     if len(set(classes)) < len(classes):
         raise EvaluationError(f"{path}: a class stands there twice")
-    return Predictions(ids, scores, labels, classes)
+    return Predictions(_texts(arrays["id"]), scores, _texts(arrays["label"]), classes)
 
 
 def _texts(values: Sequence[object] | NDArray) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sounds through a codec and back (Appendix D.1, Table 15): the best that a model of its tokens can reach."""
+"""Reconstruct sounds with a codec (Appendix D.1, Table 15): the best that a model of its tokens can reach."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vab.media.inputs import AUDIO, VIDEOS, expand
 from vab.media.reader import read_audio, write_wav
 from vab.utils.progress import Progress
 
-CONTEXT = 250  # audio frames on either side of a chunk: even an LSTM has forgotten what lies beyond
+CONTEXT_FRAMES = 250  # audio frames on either side of a chunk: even an LSTM has forgotten what lies beyond
 
 
 def reconstruct_files(
@@ -28,17 +28,20 @@ def reconstruct_files(
     skip_existing: bool = False,
     show: Progress = lambda *_: None,
 ) -> Iterator[Result]:
-    """``out/<stem>.wav`` for all sounds and videos that ``names`` stand for: through the first ``codebooks``
-    (None: all) of the codec, as long as the input.
+    """Write ``out/<stem>.wav`` for all sounds and videos that ``names`` stand for.
+
+    Encoded and decoded with the first ``num_codebooks`` (None: all) of the codec, as long as the input.
 
     One result for each file as it is done; what is wrong with one is its result. Raises ``SettingError`` for
     codebooks that the codec does not have, or nothing to do, and ``OSError`` if ``out`` is no folder.
     """
+    # 1. Check the call.
     kept = codec.num_codebooks if num_codebooks is None else num_codebooks
     if not 1 <= kept <= codec.num_codebooks:
         raise SettingError(f"{codec.name} has {codec.num_codebooks} codebooks, so not {kept}")
     entries = expand(names, leave_out=out, kinds=AUDIO + VIDEOS)
     out.mkdir(parents=True, exist_ok=True)
+    # 2. One file after another; two inputs must not write the same result, nor one over an input.
     inputs = {path.resolve() for path, _ in entries}
     owners: dict[Path, Path] = {}
     for n, (path, reason) in enumerate(entries):
@@ -53,19 +56,20 @@ def reconstruct_files(
         elif skip_existing and wav.is_file():
             yield Result(str(path), "skipped", (str(wav),))
         else:
-            yield _one(path, wav, codec, kept)
+            yield _reconstruct(path, wav, codec, kept)
 
 
 @torch.inference_mode()
-def _one(path: Path, wav: Path, codec: Codec, num_codebooks: int) -> Result:
+def _reconstruct(path: Path, wav: Path, codec: Codec, num_codebooks: int) -> Result:
     try:
         waveform = read_audio(path)
         if not np.isfinite(waveform).all():
             raise MediaError(f"{path}: holds NaN or infinity")
         frames = samples_to_frames(len(waveform))
-        tokens = encode_long(codec, lambda begin, n: waveform[begin : begin + n], 0, frames, CONTEXT)
-        back = torch.cat(list(decode_long(codec, tokens[:num_codebooks])))[: len(waveform)]
-        write_wav(wav, back.cpu().numpy())
+        tokens = encode_long(codec, lambda begin, n: waveform[begin : begin + n], 0, frames, CONTEXT_FRAMES)
+        # [S] at the codec's rate; the last frame is longer than what is left of the input
+        decoded = torch.cat(list(decode_long(codec, tokens[:num_codebooks])))[: len(waveform)]
+        write_wav(wav, decoded.cpu().numpy())
     except Exception as error:  # one bad file out of many must not end the others
         return Result(str(path), "failed", error=failure(path, error))
     return Result(str(path), "done", (str(wav),), len(waveform) / codec.sample_rate)

@@ -1,1 +1,1 @@
-"""The ablation tables: what is changed, the runs and the report."""
+"""The ablation tables: rows, runs and report."""

@@ -1,1 +1,1 @@
-"""Networks whose features and classes generated sound is judged by."""
+"""Networks whose features and classes the metrics of generated sound are computed on."""

@@ -1,4 +1,4 @@
-"""Frames of a video as evaluation networks take them."""
+"""Video frames in the formats of the evaluation networks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vab.media.file import MediaFile
 
 
 def resized(path: Path, fps: float, seconds: float, side: int) -> Tensor:
-    """A frame each 1 / fps seconds, its short side scaled to ``side``: uint8 [T, 3, H, W].
+    """Sample a frame every 1 / fps seconds, its short side scaled to ``side``: uint8 [T, 3, H, W].
 
-    As FFmpeg's filter ``fps`` picks them, av-benchmark's way: the last one before the middle of its time.
-    Of the first ``seconds``, or of as many as there are.
+    As FFmpeg's filter ``fps`` picks them, av-benchmark's way: the last one before the middle of its interval.
+    From the first ``seconds``, or as many as there are.
     Bicubic with antialiasing, as torchvision's Resize. ``MediaError`` as ``MediaFile.frames``.
     """
     from torchvision.transforms.v2 import InterpolationMode
@@ -32,6 +32,8 @@ def resized(path: Path, fps: float, seconds: float, side: int) -> Tensor:
 
 
 def normalised(frames: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
-    """uint8 [T, 3, H, W] -> float32, in deviations from the mean of each colour."""
-    middle, spread = (torch.tensor(values)[:, None, None] for values in (mean, deviation))
-    return (frames.float() / 255 - middle) / spread
+    """uint8 [T, 3, H, W] -> float32, standardised for each colour."""
+    # [3] -> [3, 1, 1]
+    channel_mean = torch.tensor(mean)[:, None, None]
+    channel_deviation = torch.tensor(deviation)[:, None, None]
+    return (frames.float() / 255 - channel_mean) / channel_deviation

@@ -29,6 +29,7 @@ class _Fourier(nn.Module):
         self.conv_imag = nn.Conv1d(1, FFT // 2 + 1, FFT, stride=STEP, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # [B, S] -> [B, bins, T] twice, real and imaginary part
         x = F.pad(x[:, None], (FFT // 2, FFT // 2), mode="reflect")
         return (self.conv_real(x).square() + self.conv_imag(x).square()).transpose(1, 2)
 
@@ -61,13 +62,15 @@ class Cnn14(nn.Module):
         self.fc_audioset = nn.Linear(2048, CLASSES)
 
     def forward(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        # log-mel in dB
         mel = self.spectrogram_extractor["stft"](waveforms) @ self.logmel_extractor["melW"]
         x = 10 * torch.log10(mel.clamp_min(1e-10))[:, None]  # [B, 1, T, bands]
+        # batch norm over the bands: they must stand where channels do
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
         for n in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"conv_block{n}")(x)
             x = F.avg_pool2d(x, 2) if n < len(WIDTHS) else x
-        x = x.mean(3)
+        x = x.mean(3)  # [B, 2048, T / 32]
         x = F.relu(self.fc1(x.amax(2) + x.mean(2)))
         return x, self.fc_audioset(x)
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from vab.evaluate.backbones.weights import load_weights
 from vab.utils.mel import mel_filters
 
-RATE, SAMPLES = 32_000, 320_000  # Hz; the network hears 10 s, shorter sounds are filled with silence
+RATE, SAMPLES = 32_000, 320_000  # Hz; the network takes 10 s; shorter waveforms are padded with zeros
 CLASSES, WIDTH, DEPTH, HEADS = 527, 768, 12, 12
 PATCH, STRIDE = 16, 10  # mel bands and frames
 GRID = (12, 99)  # patches over 128 bands and 1000 frames
@@ -58,13 +58,16 @@ class PaSST(nn.Module):
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """[B, 128, 1000] of waveforms [B, 320000]: pre-emphasis, power, Kaldi's filters up to 15 kHz."""
         x = waveforms[:, 1:] - 0.97 * waveforms[:, :-1]
+        # [B, 513, 1000]
         spectrum = torch.stft(x, FFT, STEP, WINDOW, self.window, return_complex=True)
         mel = torch.einsum("bft,fm->bmt", spectrum.abs().square(), self.filters)
         return (torch.log(mel + 1e-5) + 4.5) / 5
 
     def forward(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        # patches [B, 768, 12, 99] with their positions in frequency and time -> [B, 1188, 768]
         x = self.patch_embed["proj"](self.log_mel(waveforms)[:, None])
         x = (x + self.time_new_pos_embed + self.freq_new_pos_embed).flatten(2).transpose(1, 2)
+        # the class and the distillation token come first
         tokens = torch.cat([self.cls_token, self.dist_token], 1) + self.new_pos_embed
         x = self.norm(self.blocks(torch.cat([tokens.expand(len(x), -1, -1), x], 1)))
         embedding = x[:, :2].mean(1)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from vab.evaluate.backbones.weights import load_weights
 from vab.utils.mel import log_mel_frames, patches
 
-LENGTH = 96  # frames of a patch, 0.96 s; patches do not overlap
-CHANNELS = (64, None, 128, None, 256, 256, None, 512, 512, None)  # None: halve both sides
+PATCH_FRAMES = 96  # 0.96 s; patches do not overlap
+CHANNELS = (64, None, 128, None, 256, 256, None, 512, 512, None)  # of convolutions; None: halve both sides
 
 
 class VGGish(nn.Module):
@@ -50,5 +50,6 @@ class VGGishBackbone:
 
     @torch.inference_mode()
     def __call__(self, waveform: NDArray[np.float32]) -> tuple[Tensor]:
-        x = torch.from_numpy(patches(log_mel_frames(waveform, 0.01), LENGTH, LENGTH))
+        # [S] -> [patches, 96, 64]
+        x = torch.from_numpy(patches(log_mel_frames(waveform, 0.01), PATCH_FRAMES, PATCH_FRAMES))
         return (self.network(x.to(next(self.network.parameters()).device)).cpu(),)

@@ -1,4 +1,4 @@
-"""Published weights of evaluation networks: where they lie, and how they are read without running code."""
+"""Find the published weights of evaluation networks, and load them without running code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vab.evaluate.metrics.statistics import EvaluationError
 
 Network = TypeVar("Network", bound=nn.Module)
 # plain arrays, which torch alone would refuse: PANNs' file keeps the state of a sampler in them
-HARMLESS = [
+SAFE_GLOBALS = [
     (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # type: ignore[attr-defined]
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
     np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
@@ -26,23 +26,23 @@ HARMLESS = [
 ]
 
 
-def folders(given: Path | None) -> list[Path]:
-    """Where to look for weights: the folder given, ``$VAB_WEIGHTS``, and where other tools keep theirs."""
+def folders(chosen: Path | None) -> list[Path]:
+    """Folders to search for weights: ``chosen``, ``$VAB_WEIGHTS``, and where other tools keep theirs."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     torch_home = Path(os.environ.get("TORCH_HOME", cache / "torch"))
-    named = [given] if given else []
+    named = [chosen] if chosen else []
     named += [Path(os.environ["VAB_WEIGHTS"])] if os.environ.get("VAB_WEIGHTS") else []
     return [*named, cache / "vab", torch_home / "hub" / "checkpoints", cache / "audioldm_eval" / "ckpt"]
 
 
-def find_weights(file: str, source: str, given: Path | None) -> Path:
+def find_weights(file: str, source: str, chosen: Path | None) -> Path:
     """The file of that name. ``EvaluationError`` says where it comes from and where it may lie."""
-    places = folders(given)
+    places = folders(chosen)
     for folder in places:
         if (folder / file).is_file():
             return folder / file
-    if given is not None:
-        raise EvaluationError(f"no {file} in {given} (it comes from {source})")
+    if chosen is not None:
+        raise EvaluationError(f"no {file} in {chosen} (it comes from {source})")
     raise EvaluationError(f"no {file}: get it from {source} and put it into {places[0]}, or pass --weights")
 
 
@@ -53,7 +53,7 @@ def load_weights(network: Network, path: Path, but: tuple[str, ...] = ()) -> Net
     under ``model``. ``EvaluationError`` in one line.
     """
     try:
-        with torch.serialization.safe_globals(HARMLESS):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
             state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("model", state)
         network.load_state_dict({k: v for k, v in state.items() if not k.startswith(but)})

@@ -1,6 +1,6 @@
 """YAMNet, AudioSet's small tagger, from a TFLite file whose input is one log-mel patch [96, 64].
 
-The file is of 4 MB and its licence Apache-2.0, so it is the judge where nothing larger can be had.
+The file has 4 MB and the Apache-2.0 licence, so it serves where nothing larger can be had.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.mel import RATE, log_mel_frames, patches
 
 LENGTH, STEP = 96, 48  # frames of a patch and between patches: 0.96 s, 0.48 s
-SHORTEST = 0.975 + 0.48  # seconds; shorter sounds are said again
+MIN_SECONDS = 0.975 + 0.48  # shorter waveforms are repeated
 CLASSES = 521
-LEAST = 1e-6  # of a score, so that its logit is finite
+MIN_SCORE = 1e-6  # so that its logit is finite
 
 
 class Yamnet:
-    """AudioSet scores of a sound."""
+    """AudioSet's classes of a waveform."""
 
     def __init__(self, path: str | Path) -> None:
         """Raises ``EvaluationError`` without ai-edge-litert (``vab[eval]``), or for another kind of file."""
@@ -45,19 +45,20 @@ class Yamnet:
 
     def scores(self, waveform: NDArray[np.floating]) -> NDArray[np.float32]:
         """Waveform [S] at 16 kHz -> scores [patches, 521] in 0..1, one for every 0.48 s."""
-        frames = log_mel_frames(repeated(waveform, SHORTEST), 0.001)
-        found = []
+        frames = log_mel_frames(repeated(waveform, MIN_SECONDS), 0.001)
+        scores = []
         for patch in patches(frames, LENGTH, STEP):
             self.interpreter.set_tensor(self.input["index"], patch.reshape(self.input["shape"]))
             self.interpreter.invoke()
-            found.append(self.interpreter.get_tensor(self.output["index"]).reshape(-1).copy())
-        return np.stack(found)
+            # a copy: the interpreter writes the next result into the same memory
+            scores.append(self.interpreter.get_tensor(self.output["index"]).reshape(-1).copy())
+        return np.stack(scores)
 
 
 def repeated(waveform: NDArray[np.floating], seconds: float) -> NDArray[np.floating]:
-    """The waveform [S] at 16 kHz, said again until it lasts ``seconds``."""
-    need = int(np.ceil(seconds * RATE))
-    return waveform if len(waveform) >= need else np.resize(waveform, need)
+    """The waveform [S] at 16 kHz, repeated until it lasts ``seconds``."""
+    samples = int(np.ceil(seconds * RATE))
+    return waveform if len(waveform) >= samples else np.resize(waveform, samples)
 
 
 class YamnetBackbone:
@@ -67,7 +68,8 @@ class YamnetBackbone:
         self.network = Yamnet(weights)
 
     def __call__(self, waveform: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        scores = self.network.scores(waveform).clip(LEAST, 1 - LEAST)
+        scores = self.network.scores(waveform).clip(MIN_SCORE, 1 - MIN_SCORE)
+        # the mean score of a class over time, as a logit
         mean = scores.mean(0)
         logits = np.log(mean) - np.log1p(-mean)
         return torch.from_numpy(np.log(scores).mean(0)), torch.from_numpy(logits)

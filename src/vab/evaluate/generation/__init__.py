@@ -1,1 +1,1 @@
-"""Table 1: sounds, their features and their scores."""
+"""Evaluation of generated sound (Table 1): synthesis, features, metrics."""

@@ -1,7 +1,7 @@
-"""Features on disk, in the files of av-benchmark: dicts of tensors by clip, in the folder ``cache``.
+"""Feature cache on disk, in the files of av-benchmark: dicts of tensors by clip, in the folder ``cache``.
 
-Beside a table lies what av-benchmark does not keep: with which weights, and from which state of each file the
-features were made. While they are being made they stand in a ``.part`` file, which a later run goes on from.
+Beside a table lies a record of what av-benchmark does not keep: the weights, and the state of each file, that
+the features were made from. Unfinished work stands in a ``.part`` file, which a later run goes on from.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.files import atomic, write_whole
 from vab.utils.provenance import sha256
 
-EVERY = 60.0  # seconds between saves
-ITS_LENGTH = 8.0  # seconds of sound behind av-benchmark's own cache
+SAVE_EVERY_SECONDS = 60.0
+AV_BENCHMARK_SECONDS = 8.0  # of sound behind av-benchmark's own cache
 
 
 def cache_folder(folder: Path, seconds: float, base: Path | None) -> Path:
-    """Where the features of a folder's sounds lie: in it, as av-benchmark has it for 8 s, or in ``base``."""
-    name = "cache" if seconds == ITS_LENGTH else f"cache_{seconds:g}s"
+    """The cache folder of a folder of clips: inside it, as av-benchmark has it for 8 s, or in ``base``."""
+    name = "cache" if seconds == AV_BENCHMARK_SECONDS else f"cache_{seconds:g}s"
     if base is None:
         return folder / name
-    place = folder.resolve()  # folders of one name must not share
+    # the hash keeps apart folders of the same name
+    place = folder.resolve()
     return base / f"{place.name}-{sha256(str(place))[:8]}" / name
 
 
 class FeatureCache:
-    """Features of one kind for the clips of one folder.
+    """Features of one spec for the clips of one folder.
 
     Tables that have no record were made by av-benchmark: they count for whatever file has their name.
     Raises ``EvaluationError`` for a file that cannot be read, or a folder that cannot be written.
     """
 
-    def __init__(self, folder: Path, kind: FeatureSpec, weights: str | None) -> None:
+    def __init__(self, folder: Path, spec: FeatureSpec, weights: str | None) -> None:
         """``weights`` is their hash; None: not known, so what is here is taken whatever it was made with."""
-        self.folder, self.kind = folder, kind
+        self.folder = folder
+        self.spec = spec
         self.features: dict[str, tuple[Features, ...]] = {}
         self.stamps: dict[str, str | None] = {}
         self.weights = weights
@@ -52,43 +54,46 @@ class FeatureCache:
 
     @property
     def external(self) -> bool:
-        """Whether it holds anything that somebody else made."""
+        """True if it holds features that somebody else made."""
         return any(stamp is None for stamp in self.stamps.values())
 
     def has(self, name: str, stamp: str | None) -> bool:
-        """Whether the features of a clip are here, made from its file as it is (None: whatever it is)."""
+        """True if it holds the features of a clip, made from this state of its file (None: any state)."""
         if name not in self.features:
             return False
         return stamp is None or self.stamps[name] is None or self.stamps[name] == stamp
 
     def keep(self, names: Collection[str]) -> None:
-        """Drop the features that were made of clips that are gone. What others made stays in their tables."""
+        """Drop the features of clips that are gone; those that somebody else made stay in their tables."""
         gone = {name for name in set(self.features) - set(names) if self.stamps[name] is not None}
         for name in gone:
             del self.features[name], self.stamps[name]
         self.dirty = self.dirty or bool(gone)
 
     def put(self, name: str, stamp: str, features: tuple[Features, ...]) -> None:
-        """Keep the features of a clip; saved now and then."""
-        self.features[name], self.stamps[name] = features, stamp
+        """Store the features of a clip, and save every minute."""
+        self.features[name] = features
+        self.stamps[name] = stamp
         self.dirty = True
-        if time.monotonic() - self.saved_at > EVERY:
+        if time.monotonic() - self.saved_at > SAVE_EVERY_SECONDS:
             self.save(False)
 
     def save(self, complete: bool) -> None:
-        """Write what is new: the tables if it is complete, else the file a later run goes on from."""
+        """Write changes: the tables if all clips are done, else the part that a later run goes on from."""
         if not self.dirty:
             return
-        part = self.folder / f"{self.kind.name}.part"
+        part = self.folder / f"{self.spec.name}.part"
         try:
             if complete:
-                for n, table in enumerate(self.kind.tables):
+                for n, table in enumerate(self.spec.tables):
                     _save({k: self.features[k][n] for k in sorted(self.features)}, self._path(table))
+                # last, so that a crash before it leaves clips that the record does not know
                 record = {"weights": self.weights, "stamps": self.stamps}
                 write_whole(self._record(), json.dumps(record).encode())
                 part.unlink(missing_ok=True)
                 self.dirty = False
             else:
+                # features that somebody else made stand in their own tables already
                 new = {k: v for k, v in self.features.items() if self.stamps[k] is not None}
                 stamps = {k: self.stamps[k] for k in new}
                 _save({"weights": self.weights, "stamps": stamps, "features": new}, part)
@@ -101,10 +106,10 @@ class FeatureCache:
         return self.folder / f"{table}.pth"
 
     def _record(self) -> Path:
-        return self.folder / f"{self.kind.name}.json"
+        return self.folder / f"{self.spec.name}.json"
 
     def _read(self) -> None:
-        paths = [self._path(table) for table in self.kind.tables]
+        paths = [self._path(table) for table in self.spec.tables]
         if all(path.is_file() for path in paths):
             record = _record_of(self._record())
             if record is None or self._fits(record["weights"]):
@@ -112,15 +117,16 @@ class FeatureCache:
                 names = set.intersection(*(set(table) for table in tables))
                 self.features = {name: tuple(table[name] for table in tables) for name in sorted(names)}
                 stamps = None if record is None else record["stamps"]
-                # a clip that the record does not know was written just before a crash: make it again
+                # a clip that the record does not know was written just before a crash: extract it again
                 self.stamps = {name: None if stamps is None else stamps.get(name, "") for name in names}
                 self.weights = self.weights or (record or {}).get("weights")
-        part = self.folder / f"{self.kind.name}.part"
+        part = self.folder / f"{self.spec.name}.part"
         if part.is_file():
-            found = _load(part)
-            if self._fits(found["weights"]):
-                self.features |= found["features"]
-                self.stamps |= found["stamps"]
+            # unfinished work of an earlier run counts before the tables
+            unfinished = _load(part)
+            if self._fits(unfinished["weights"]):
+                self.features |= unfinished["features"]
+                self.stamps |= unfinished["stamps"]
                 self.dirty = True
 
     def _fits(self, weights: str | None) -> bool:
@@ -139,12 +145,12 @@ def _record_of(path: Path) -> dict[str, Any] | None:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise EvaluationError(f"{path}: not a cache of features ({first_line(error)}); delete it") from None
-    if not isinstance(found, dict):
-        raise EvaluationError(f"{path}: not a cache of features but a {type(found).__name__}; delete it")
-    return found
+    if not isinstance(content, dict):
+        raise EvaluationError(f"{path}: not a cache of features but a {type(content).__name__}; delete it")
+    return content
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
@@ -152,6 +158,6 @@ def _save(content: dict[str, Any], path: Path) -> None:
         torch.save(content, temporary)
 
 
-def tables_in(folder: Path, kinds: Iterable[FeatureSpec]) -> list[FeatureSpec]:
-    """The kinds whose tables lie in a folder."""
-    return [kind for kind in kinds if all((folder / f"{table}.pth").is_file() for table in kind.tables)]
+def tables_in(folder: Path, specs: Iterable[FeatureSpec]) -> list[FeatureSpec]:
+    """The specs whose tables lie in a folder."""
+    return [spec for spec in specs if all((folder / f"{table}.pth").is_file() for table in spec.tables)]

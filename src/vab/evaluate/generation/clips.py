@@ -1,4 +1,4 @@
-"""The folders that are compared: which sounds there are, and what is wrong with them."""
+"""Folders of clips to compare: which sounds they hold, and checks of each sound."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class Folder:
     faults: list[ClipError] = field(default_factory=list)  # two files of one name, or with the same bytes
 
     def stamp(self, name: str, from_video: bool = False) -> str | None:
-        """What tells that a file has changed: size and time. None for a clip that is only in the cache."""
+        """Size and time of a clip's file, to see that it has changed; None for a clip in the cache alone."""
         files = self.videos if from_video else self.sounds
         if name not in files:
             return None
         try:
-            found = files[name].stat()
+            state = files[name].stat()
         except OSError:  # reading it will say why
             return "gone"
-        return f"{found.st_size} {found.st_mtime_ns}"
+        return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def open_folder(path: Path) -> Folder:
-    """What a folder holds, in it and below. A folder with neither sound nor video in it has no clips.
+    """List the clips of a folder and of those below it; there are none without sounds or videos.
 
     Raises ``EvaluationError`` if it is no folder.
     """
@@ -59,40 +59,43 @@ def open_folder(path: Path) -> Folder:
         files = [file for file, _ in expand([path], kinds=AUDIO + VIDEOS)]
     except NoInputs:
         files = []
-    by_kind: tuple[dict[str, list[Path]], dict[str, list[Path]]] = ({}, {})
+    # files by their names without endings, which must be unique among sounds and among videos
+    sounds: dict[str, list[Path]] = {}
+    videos: dict[str, list[Path]] = {}
     for file in files:
-        by_kind[file.suffix.lower() in VIDEOS].setdefault(file.stem, []).append(file)
-    sounds, videos = by_kind
-    found = Folder(path, {}, {name: several[0] for name, several in videos.items()})
+        by_name = videos if file.suffix.lower() in VIDEOS else sounds
+        by_name.setdefault(file.stem, []).append(file)
+    folder = Folder(path, {}, {name: several[0] for name, several in videos.items()})
     for name in sorted(sounds.keys() | videos.keys()):
         several = max(sounds.get(name, []), videos.get(name, []), key=len)
         if len(several) == 1:
-            found.sounds[name] = sounds.get(name, several)[0]
+            folder.sounds[name] = sounds.get(name, several)[0]
         else:
-            found.faults.append(ClipError(name, f"{several[1]}: has the name of {several[0]}"))
-    for copy, first in copies(found.sounds.values()).items():
-        found.faults.append(ClipError(copy.stem, f"{copy}: is a copy of {first}"))
-        del found.sounds[copy.stem]
-    return found
+            folder.faults.append(ClipError(name, f"{several[1]}: has the name of {several[0]}"))
+    # a clip counted twice would falsify every metric
+    for copy, first in copies(folder.sounds.values()).items():
+        folder.faults.append(ClipError(copy.stem, f"{copy}: is a copy of {first}"))
+        del folder.sounds[copy.stem]
+    return folder
 
 
 def read_clip(path: Path, rate: int, seconds: float | None) -> NDArray[np.float32]:
-    """The first ``seconds`` of a file (None: all): mono [S] at ``rate``, the mean of the whole taken away.
+    """Read the first ``seconds`` of a file (None: all): mono [S] at ``rate``, minus the mean of the whole.
 
     As av-benchmark reads it. Raises ``MediaError`` if there is no sound in it, or what it holds is no number.
     """
-    sound = read_audio(path, rate=rate)
-    if not len(sound):
+    waveform = read_audio(path, rate=rate)
+    if not len(waveform):
         raise MediaError(f"{path}: its audio stream is empty")
-    if not np.isfinite(sound).all():
+    if not np.isfinite(waveform).all():
         raise MediaError(f"{path}: holds NaN or infinity")
-    sound = sound - sound.mean(dtype=np.float64)
-    return sound[: None if seconds is None else round(seconds * rate)].astype(np.float32)
+    waveform = waveform - waveform.mean(dtype=np.float64)
+    return waveform[: None if seconds is None else round(seconds * rate)].astype(np.float32)
 
 
-def check_clip(path: Path, sound: NDArray[np.float32], rate: int) -> None:
-    """Raises ``MediaError`` for a sound [S] that is too short or silent."""
-    if len(sound) < MIN_CLIP_SECONDS * rate:
-        raise MediaError(f"{path}: too short, {len(sound) / rate:.2f} s; {MIN_CLIP_SECONDS} s are needed")
-    if np.abs(sound).max() < MIN_PEAK:
+def check_clip(path: Path, waveform: NDArray[np.float32], rate: int) -> None:
+    """Raises ``MediaError`` for a waveform [S] that is too short or silent."""
+    if len(waveform) < MIN_CLIP_SECONDS * rate:
+        raise MediaError(f"{path}: too short, {len(waveform) / rate:.2f} s; {MIN_CLIP_SECONDS} s are needed")
+    if np.abs(waveform).max() < MIN_PEAK:
         raise MediaError(f"{path}: silent")

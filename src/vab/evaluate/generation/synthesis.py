@@ -1,6 +1,6 @@
-"""Sounds for the clips of a store, as files to measure: those a model makes, and the true ones (appendix D).
+"""Write sounds for the clips of a store, to be evaluated: a model's, and the true ones (appendix D).
 
-The pictures are the store's features, so that a sweep over decoding needs neither media nor image encoder.
+Video comes as the store's features, so that a sweep over decoding needs neither media nor image encoder.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from vab.utils.files import write_whole
 from vab.utils.progress import Progress
 from vab.utils.provenance import sha256
 
-AT_ONCE = 8  # clips; a fixed share of all, so that a run that was cut goes on to the same sounds
-MADE = "made.json"  # in a folder of sounds: what they were made with
+BATCH_CLIPS = 8  # fixed, so that a run that was interrupted goes on to the same sounds
+MADE = "made.json"  # in a folder of sounds: the record of how they were made
 
 
 @dataclass(frozen=True)
 class Synthesizer:
-    """What makes sound from features: the stages of a model directory, and its codec."""
+    """Features -> sound: the stages of a model directory, and its codec."""
 
     first: Stage
     fine: Stage | None
@@ -46,7 +46,7 @@ class Synthesizer:
     weights: str  # hash of all of them
     codec_weights: str  # of these alone
     device: torch.device
-    # the second stage alone works, on the clips' own coarse tokens; these stay alone if it has no step
+    # run the second stage alone, on the clips' own coarse tokens; with no steps, these are the result
     true_coarse: bool = False
 
     @classmethod
@@ -61,16 +61,20 @@ class Synthesizer:
 
         Raises ``ModelError`` or ``CodecError``.
         """
-        first, place = load_stage(folder), pick_device(device)
+        # 1. The networks, in evaluation mode on the device.
+        place = pick_device(device)
+        first = load_stage(folder)
         second = load_fine(folder) if fine is None else load_stage(fine)
         if second is not None:
             check_fine(second.preset.model, first.preset.model)
-        if codec_path is None and (folder / CODEC).is_file():
-            codec_path = folder
         for stage in (first, second):
             if stage is not None:
                 stage.network.eval().requires_grad_(False).to(place)
+        # 2. The codec: the model's own, if it has one beside its weights.
+        if codec_path is None and (folder / CODEC).is_file():
+            codec_path = folder
         codec = load_codec(first.preset.model.codec, codec_path, place)
+        # 3. One hash of all that decides what is made.
         network: Any = codec
         decoder = _digest(getattr(network, "model", network))
         parts = [_digest(first.network), decoder]
@@ -85,8 +89,9 @@ class Synthesizer:
         num_codebooks = (self.fine or self.first).preset.model.num_codebooks
         shape = (len(batch.ids), num_codebooks, self.first.preset.model.audio_length)
         empty = torch.zeros(shape, dtype=torch.int64, device=self.device)
-        none = torch.zeros_like(empty, dtype=torch.bool)
+        unknown = torch.zeros_like(empty, dtype=torch.bool)  # no token is given
         features = batch.features.to(self.device)
+        # a generator for each clip: its noise does not depend on the batch it is in
         noise = {use: [make_generator(seed, use, name) for name in batch.ids] for use in ("sound", "fine")}
         fine = self.fine
         if self.true_coarse:
@@ -94,21 +99,21 @@ class Synthesizer:
             fine = Stage(fine.network, replace(fine.preset, decode=decode)) if decode.num_steps else None
             first = batch.tokens[:, :coarse].to(self.device)
         else:
-            first = self.first.fill(empty[:, :coarse], none[:, :coarse], features, decode, noise["sound"])
-        return first if fine is None else fine.refine(first, empty, none, features, noise["fine"])
+            first = self.first.fill(empty[:, :coarse], unknown[:, :coarse], features, decode, noise["sound"])
+        return first if fine is None else fine.refine(first, empty, unknown, features, noise["fine"])
 
 
 def _digest(network: nn.Module) -> str:
     """sha256 of a network's weights."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def chosen_rows(clips: ClipBatches, count: int | None) -> NDArray[np.int64]:
-    """At most ``count`` clips (None: all) with sound and picture, spread evenly.
+    """At most ``count`` clips (None: all) with audio and video, spread evenly.
 
     ``EvaluationError`` if there is none.
     """
@@ -126,10 +131,11 @@ def reconstruct_true(
     run: Path,
     progress: Progress = lambda *_: None,
 ) -> Path:
-    """The clips' own sounds as the maker's codec gives them back: the best a model can reach.
+    """Decode the clips' own tokens with the synthesizer's codec: the best that a model can reach.
 
     Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each codec and choice.
     """
+    # 1. The store's tokens mean something to their own codec alone.
     codec = maker.codec
     device = codec.codebook_vectors().device
     own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.num_codebooks]
@@ -139,6 +145,7 @@ def reconstruct_true(
         raise EvaluationError(
             f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
         )
+    # 2. Decode the clips whose files are missing.
     ids = [store.ids[row] for row in rows]
     made = {"store": store.fingerprint(), "clips": list_hash(ids), "codec": maker.codec_weights}
     folder = run / "true" / "-".join(value[:8] for value in made.values())
@@ -158,7 +165,7 @@ def synthesize(
     folder: Path,
     progress: Progress = lambda *_: None,
 ) -> None:
-    """A sound for each clip's picture, ``folder/<id>.wav``; those that are there are not made again.
+    """Write a sound for each clip's video, ``folder/<id>.wav``; those that are there are not made again.
 
     ``EvaluationError`` if the folder holds sounds that were made otherwise.
     """
@@ -180,34 +187,38 @@ def synthesize(
 
 
 def file_name(clip: str) -> str:
-    """The name without its ending of the file that holds a clip's sound."""
+    """The file name of a clip's sound, without its ending."""
     return re.sub(r"[^\w.-]", "_", clip)
 
 
 def _missing(
     folder: Path, made: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: Progress
 ) -> Iterator[tuple[NDArray[np.int64], list[Path]]]:
-    """Rows whose files are not all there, some at a time, and the files."""
+    """Yield batches of rows whose files are not all there, with the paths of the files.
+
+    ``made`` is the record of how the sounds are made; a folder with another record is refused.
+    """
     names = [file_name(name) for name in ids]
     if len(set(names)) < len(names):
         raise EvaluationError("two clips would have the same file: their ids differ only in odd characters")
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / MADE
+    # as it reads back from JSON: tuples become lists
     made = json.loads(json.dumps(made))
     if not about.exists():
         write_whole(about, (json.dumps(made, indent=1) + "\n").encode())
-    elif (old := _made(about)) != made:
+    elif (old := _read_record(about)) != made:
         other = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
         raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
-    for start in range(0, len(rows), AT_ONCE):
-        paths = [folder / f"{name}.wav" for name in names[start : start + AT_ONCE]]
+    for start in range(0, len(rows), BATCH_CLIPS):
+        paths = [folder / f"{name}.wav" for name in names[start : start + BATCH_CLIPS]]
         progress(start, len(rows), paths[0], folder.name, start, len(rows))
         if not all(path.is_file() for path in paths):
-            yield rows[start : start + AT_ONCE], paths
+            yield rows[start : start + BATCH_CLIPS], paths
 
 
-def _made(about: Path) -> dict[str, Any]:
-    """What the sounds of a folder were made with."""
+def _read_record(about: Path) -> dict[str, Any]:
+    """The record of how the sounds of a folder were made."""
     try:
         return dict(json.loads(about.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:

@@ -16,7 +16,7 @@ from vab.evaluate.metrics.statistics import RESAMPLES, EvaluationError, Interval
 from vab.evaluate.metrics.tables import markdown
 
 CUTOFFS = (1, 5)
-PRINTED = 60  # classes at most in a table for people
+MAX_PRINTED_CLASSES = 60  # in a table for people
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Classification:
             parts.append(
                 f"{self.empty} of {len(self.classes)} classes have no clip and are left out of the means."
             )
-        if len(self.classes) <= PRINTED:
+        if len(self.classes) <= MAX_PRINTED_CLASSES:
             lines = [
                 [each.name, str(each.clips), _percent(each.accuracy), _percent(each.average_precision)]
                 for each in self.classes
@@ -83,7 +83,7 @@ class Classification:
 
 
 def targets_of(labels: Sequence[str], classes: Sequence[str]) -> tuple[NDArray[np.bool_], list[str]]:
-    """Which classes clips have, bool [N, C], and the labels that are no class, sorted."""
+    """The classes of clips as bool [N, C], and the labels that are no class, sorted."""
     number = {name: n for n, name in enumerate(classes)}
     targets = np.zeros((len(labels), len(classes)), bool)
     unknown = set()
@@ -111,12 +111,13 @@ def classification(
     Raises ``EvaluationError``: shapes that differ, nothing left, two labels where one is due, or no
     scikit-learn, which comes with ``vab[eval]``.
     """
+    # 1. Clips that have scores and a class.
     metrics, sparse, stats = _tools()
     if scores.shape != targets.shape or scores.ndim != 2 or scores.shape[1] != len(classes):
         sizes = f"scores {scores.shape}, targets {targets.shape}, {len(classes)} classes"
         raise EvaluationError(f"{sizes}: they do not fit together")
-    there = np.isfinite(scores).all(1) & targets.any(1)
-    kept = np.flatnonzero(there)
+    usable = np.isfinite(scores).all(1) & targets.any(1)
+    kept = np.flatnonzero(usable)
     if not len(kept):
         raise EvaluationError("no clip has both scores and a label among the classes")
     wide: NDArray[np.float64] = scores[kept].astype(np.float64)
@@ -127,12 +128,15 @@ def classification(
         raise EvaluationError(f"{count} clips have several labels, where accuracy needs one")
     multi_label = several if multi_label is None else multi_label
 
+    # 2. Class by class: accuracy, average precision, ROC area, and the last two on resampled clips.
     right = None if multi_label else _right(wide, targets.argmax(1))
     weights = _weights(len(kept))
-    one_by_one, areas = [], []
+    one_by_one = []
+    areas = []
     resampled = np.full((2, len(classes), RESAMPLES), np.nan)  # of average precision and of ROC area
     for n, name in enumerate(classes):
-        target, score = targets[:, n], wide[:, n]
+        target = targets[:, n]
+        score = wide[:, n]
         clips = int(target.sum())
         if not clips:
             one_by_one.append(OneClass(name, 0, None, None))
@@ -140,9 +144,11 @@ def classification(
         accuracy = None if right is None else float(right[target, 0].mean())
         precision = float(metrics.average_precision_score(target, score))
         one_by_one.append(OneClass(name, clips, accuracy, precision))
+        # without a negative there is no ROC curve
         if clips < len(target):
             areas.append(float(metrics.roc_auc_score(target, score)))
         resampled[:, n] = _resampled(score, target, weights, sparse)
+    # 3. Unweighted means over the classes that have a clip.
     precisions = [each.average_precision for each in one_by_one if each.average_precision is not None]
     mean_area = float(np.mean(areas)) if areas else math.nan
 
@@ -151,7 +157,7 @@ def classification(
 
     return Classification(
         kept=kept,
-        left_out=np.flatnonzero(~there),
+        left_out=np.flatnonzero(~usable),
         multi_label=multi_label,
         accuracy=None if right is None else dict(zip(CUTOFFS, intervals(right), strict=True)),
         mean_average_precision=_centred(float(np.mean(precisions)), _mean(resampled[0])),
@@ -171,16 +177,18 @@ def _tools() -> tuple[ModuleType, ModuleType, ModuleType]:
 
 
 def _right(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Whether the first k hold a clip's class: [N, len(CUTOFFS)], 1 or 0; between where scores tie."""
+    """Top-k hit of each clip, [N, len(CUTOFFS)]: 1 or 0, and between where scores tie."""
     own = scores[np.arange(len(scores)), classes, None]
-    above, level = np.count_nonzero(scores > own, axis=1), np.count_nonzero(scores == own, axis=1)
+    above = np.count_nonzero(scores > own, axis=1)
+    level = np.count_nonzero(scores == own, axis=1)  # with the class itself, so at least 1
     return np.stack([np.clip((k - above) / level, 0, 1) for k in CUTOFFS], axis=1)
 
 
 def _weights(n: int) -> NDArray[np.float32]:
-    """How often each of n clips is in each resample: [n, R]."""
+    """Multiplicity of each of n clips in each resample: [n, R]."""
 
     def counts(rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        # one bincount for all resamples: each counts in cells of its own
         cells = rows + n * np.arange(len(rows))[:, None]
         return np.bincount(cells.ravel(), minlength=n * len(rows)).reshape(-1, n).astype(np.float32)
 
@@ -195,16 +203,22 @@ def _resampled(
     The clips fall into segments of falling score: those of one score that a clip of the class has, and the
     runs between. NaN where a resample has no clip of the class (or, for the area, no other).
     """
+    # 1. Clips by falling score; equal scores are one level.
     order = np.argsort(-score, kind="stable")
     score, target = score[order], target[order]
     level = np.concatenate([[0], np.cumsum(score[1:] != score[:-1])])
+    # 2. Levels without a clip of the class join with their neighbours: they only add false positives.
     matters = np.zeros(level[-1] + 1, bool)
     matters[level[target]] = True
     segment = np.concatenate([[0], np.cumsum(matters[1:] | matters[:-1])])[level]
+    # 3. Weighted counts [segments, R] of others and of the class, by one sparse product.
     cells = (np.ones(len(order), np.float32), (2 * segment + target, order))
     sums = sparse.csr_matrix(cells, shape=(2 * (segment[-1] + 1), len(order))) @ weights
-    others, own = sums[0::2].astype(np.float64), sums[1::2].astype(np.float64)
-    hits, misses = own.cumsum(0), others.cumsum(0)
+    others = sums[0::2].astype(np.float64)
+    own = sums[1::2].astype(np.float64)
+    # 4. Both areas as sums over the segments, in all resamples at once.
+    hits = own.cumsum(0)
+    misses = others.cumsum(0)
     precision = hits / np.maximum(hits + misses, 1)  # weights are whole numbers
     with np.errstate(invalid="ignore"):
         area = (own * (misses[-1] - misses + others / 2)).sum(0) / (hits[-1] * misses[-1])

@@ -1,4 +1,4 @@
-"""Distances between sets of sounds, on features of any network (section 4): numpy in float64.
+"""Fréchet distance, KL divergence and inception score on features of any network (section 4), in float64.
 
 N, M clips, D features, C classes.
 """
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from vab.evaluate.metrics.statistics import EvaluationError, Interval, bootstrap
 
-RESAMPLES = 200  # for measures of whole sets, which are slow to compute anew
-SPLITS = 10  # of the inception score
-SHUFFLE = 2020  # seed of its order, as in av-benchmark
+RESAMPLES = 200  # for metrics of whole sets, which are slow to compute anew
+NUM_SPLITS = 10  # of the inception score
+SHUFFLE_SEED = 2020  # of its order, as in av-benchmark
 
 
 def frechet(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
@@ -26,8 +26,11 @@ def frechet(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """
     if min(len(a), len(b)) < 2:
         raise EvaluationError("a Fréchet distance needs two clips or more on either side")
-    left, right = _factor(a), _factor(b)
+    # the covariances as factors: A = L^T L, B = R^T R
+    left = _factor(a)
+    right = _factor(b)
     between = np.asarray(a, np.float64).mean(0) - np.asarray(b, np.float64).mean(0)
+    # tr (A B)^(1/2) is the sum of the singular values of L R^T
     overlap = np.linalg.svd(left @ right.T, compute_uv=False).sum()
     # rounding may leave equal laws a hair below zero
     return max(0.0, float(between @ between + np.square(left).sum() + np.square(right).sum() - 2 * overlap))
@@ -49,10 +52,10 @@ def frechet_interval(
     """
     value = frechet(np.concatenate(a), np.concatenate(b))
 
-    def resampled(rows: NDArray[np.int64]) -> float:
+    def distance(rows: NDArray[np.int64]) -> float:
         return frechet(np.concatenate([a[row] for row in rows]), np.concatenate([b[row] for row in rows]))
 
-    return _spread(value, _drawn(resampled, len(a), resamples))
+    return _spread(value, _resampled(distance, len(a), resamples))
 
 
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -64,8 +67,9 @@ def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def divergences(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> NDArray[np.float64]:
     """KL(reference || generated) [N] in nats, pair by pair, of the softmax of logits [N, C]."""
-    wanted, found = log_softmax(reference), log_softmax(generated)
-    return (np.exp(wanted) * (wanted - found)).sum(1)
+    log_p = log_softmax(reference)
+    log_q = log_softmax(generated)
+    return (np.exp(log_p) * (log_p - log_q)).sum(1)
 
 
 def inception_score(logits: NDArray[np.floating]) -> tuple[float, float]:
@@ -73,33 +77,37 @@ def inception_score(logits: NDArray[np.floating]) -> tuple[float, float]:
 
     The clips are shuffled as av-benchmark does. Fewer than ten clips make as many parts.
     """
-    order = np.random.RandomState(SHUFFLE).permutation(len(logits))
+    order = np.random.RandomState(SHUFFLE_SEED).permutation(len(logits))
     scores = _scores(log_softmax(logits)[order])
     return float(np.mean(scores)), float(np.std(scores))
 
 
 def inception_interval(logits: NDArray[np.floating], resamples: int = RESAMPLES) -> Interval:
     """The inception score of logits [N, C] with its interval, moved to the value as for Fréchet distances."""
-    order = np.random.RandomState(SHUFFLE).permutation(len(logits))
-    known = log_softmax(logits)[order]
-    found = _drawn(lambda rows: float(np.mean(_scores(known[rows]))), len(known), resamples)
-    return _spread(float(np.mean(_scores(known))), found)
+    order = np.random.RandomState(SHUFFLE_SEED).permutation(len(logits))
+    log_p = log_softmax(logits)[order]
+    resampled = _resampled(lambda rows: float(np.mean(_scores(log_p[rows]))), len(log_p), resamples)
+    return _spread(float(np.mean(_scores(log_p))), resampled)
 
 
-def _scores(known: NDArray[np.float64]) -> list[float]:
+def _scores(log_p: NDArray[np.float64]) -> list[float]:
     """The score of each part of log-probabilities [N, C]."""
-    n, parts = len(known), min(SPLITS, len(known))
+    n = len(log_p)
+    parts = min(NUM_SPLITS, n)
     scores = []
     for i in range(parts):
-        part = known[i * n // parts : (i + 1) * n // parts]
+        part = log_p[i * n // parts : (i + 1) * n // parts]
         probability = np.exp(part)
+        # log of the marginal p(class); a class that no clip has must not make it -inf
         mean = np.log(np.maximum(probability.mean(0), np.finfo(np.float64).tiny))
         scores.append(float(np.exp((probability * (part - mean)).sum(1).mean())))
     return scores
 
 
-def _drawn(statistic: Callable[[NDArray[np.int64]], float], n: int, resamples: int) -> NDArray[np.floating]:
-    """A measure of whole sets on resamples of n clips: [R]."""
+def _resampled(
+    statistic: Callable[[NDArray[np.int64]], float], n: int, resamples: int
+) -> NDArray[np.floating]:
+    """A metric of whole sets on resamples of n clips: [R]; NaN if no resamples are asked for."""
     if not resamples:
         return np.full(1, np.nan)
     one_by_one = bootstrap(lambda rows: np.array([[statistic(row)] for row in rows]), n, resamples)
@@ -108,5 +116,7 @@ def _drawn(statistic: Callable[[NDArray[np.int64]], float], n: int, resamples: i
 
 def _spread(value: float, resampled: NDArray[np.floating]) -> Interval:
     """The spread of resampled values about the measured one; distances do not go below zero."""
-    found = Interval.of(value, resampled - resampled.mean() + value)
-    return Interval(value, max(0.0, found.low), found.high) if found.low < 0 else found
+    interval = Interval.of(value, resampled - resampled.mean() + value)
+    if interval.low < 0:
+        return Interval(value, 0.0, interval.high)
+    return interval

@@ -1,4 +1,4 @@
-"""What two sounds can be compared by without any network: log-mel statistics, mel distance, onsets.
+"""Signal metrics that need no network: log-mel statistics, mel distance, onsets.
 
 S samples at 16 kHz, T frames of 10 ms.
 """
@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 
 from vab.utils.mel import RATE, log_mel_frames, magnitudes, mel_filters
 
-FLOOR = 1e-3  # of mel magnitudes, below which nothing counts: about what YAMNet hears as silence
+MEL_FLOOR = 1e-3  # smaller mel magnitudes count as this: about what YAMNet takes for silence
 WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, of the multi-scale mel distance; hop a quarter
-CLAMP = 1e-5  # of its mel magnitudes
-RISE = 0.35  # nats, mean over the bands: how far an onset must stand above its surroundings
-LAG = 2  # frames over which a rise is measured
-NEAR, AROUND = 3, 10  # frames: an onset is the highest within NEAR, and is held against the mean of AROUND
-TOLERANCE = 0.05  # seconds by which two onsets may differ and still agree
+MIN_MAGNITUDE = 1e-5  # of its mel bands
+MIN_RISE = 0.35  # nats, mean over the bands: how far an onset must stand above its surroundings
+LAG_FRAMES = 2  # over which a rise is measured
+PEAK_RADIUS = 3  # frames within which an onset is the highest
+MEAN_RADIUS = 10  # frames whose mean it must exceed
+ONSET_TOLERANCE_SECONDS = 0.05  # by which two onsets may differ and still agree
 
 
 def statistics(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
     """Mean and deviation over time of log-mel frames: [128] of a waveform [S]."""
-    frames = log_mel_frames(waveform, FLOOR)
+    frames = log_mel_frames(waveform, MEL_FLOOR)
     return np.concatenate([frames.mean(0), frames.std(0)])
 
 
@@ -34,37 +35,43 @@ def mel_distance(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     common = min(len(a), len(b))
     if common < WINDOWS[-1]:
         raise ValueError(f"the mel distance needs {WINDOWS[-1]} samples, not {common}")
-    found = []
+    distances = []
     for window in WINDOWS:
         filters = mel_filters(window // 16, window, RATE, 0.0, RATE / 2)
-        bands = [magnitudes(sound[:common], window, window // 4, window) @ filters for sound in (a, b)]
-        x, y = (np.log10(np.maximum(band, CLAMP)) for band in bands)
-        found.append(np.abs(x - y).mean())
-    return float(np.mean(found))
+        # [S] -> [T, bands], in log10
+        log_mels = [
+            np.log10(np.maximum(magnitudes(x[:common], window, window // 4, window) @ filters, MIN_MAGNITUDE))
+            for x in (a, b)
+        ]
+        distances.append(np.abs(log_mels[0] - log_mels[1]).mean())
+    return float(np.mean(distances))
 
 
 def onsets(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
-    """When something begins in a waveform [S]: seconds, rising [n].
+    """Onset times of a waveform [S]: seconds, ascending [n].
 
     An onset is a local maximum of the spectral flux (the mean over mel bands of what rises within 20 ms) that
     stands 0.35 nats above the mean of the flux around it. A clip that starts amid a sound has none
     there: a cut is no event.
     """
-    frames = log_mel_frames(waveform, FLOOR)
-    if len(frames) <= LAG:
+    frames = log_mel_frames(waveform, MEL_FLOOR)
+    if len(frames) <= LAG_FRAMES:
         return np.zeros(0, np.float32)
-    flux = np.maximum(frames[LAG:] - frames[:-LAG], 0.0).mean(1)
-    highest = _around(flux, NEAR).max(1)
-    level = _around(flux, AROUND).mean(1)
+    # spectral flux [T]: the mean over the bands of what has risen in 20 ms
+    flux = np.maximum(frames[LAG_FRAMES:] - frames[:-LAG_FRAMES], 0.0).mean(1)
+    highest = _neighbours(flux, PEAK_RADIUS).max(1)
+    level = _neighbours(flux, MEAN_RADIUS).mean(1)
     # a plateau has one onset: its first frame
     first = np.concatenate([[True], flux[1:] > flux[:-1]])
-    peaks = np.flatnonzero(first & (flux >= highest) & (flux > level + RISE))
-    return ((peaks + LAG) * 0.01 + 0.0125).astype(np.float32)  # the middle of the window that has risen
+    peaks = np.flatnonzero(first & (flux >= highest) & (flux > level + MIN_RISE))
+    return ((peaks + LAG_FRAMES) * 0.01 + 0.0125).astype(
+        np.float32
+    )  # the middle of the window that has risen
 
 
-def _around(values: NDArray[np.floating], reach: int) -> NDArray[np.floating]:
-    """Neighbours [T, 2 reach + 1] of each of values [T]; the ends are repeated."""
-    return np.lib.stride_tricks.sliding_window_view(np.pad(values, reach, mode="edge"), 2 * reach + 1)
+def _neighbours(values: NDArray[np.floating], radius: int) -> NDArray[np.floating]:
+    """Neighbours [T, 2 radius + 1] of each of values [T]; the ends are repeated."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(values, radius, mode="edge"), 2 * radius + 1)
 
 
 def onset_agreement(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> float:
@@ -74,11 +81,14 @@ def onset_agreement(reference: NDArray[np.floating], generated: NDArray[np.float
     """
     if not len(reference) and not len(generated):
         return 1.0
+    # both lists ascend, so that pairing greedily from the left pairs as many as can be
     hits = i = j = 0
     while i < len(reference) and j < len(generated):
         later = float(generated[j]) - float(reference[i])
-        if abs(later) <= TOLERANCE + 1e-6:
-            hits, i, j = hits + 1, i + 1, j + 1
+        if abs(later) <= ONSET_TOLERANCE_SECONDS + 1e-6:
+            hits += 1
+            i += 1
+            j += 1
         elif later > 0:
             i += 1
         else:

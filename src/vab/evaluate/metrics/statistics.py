@@ -1,4 +1,4 @@
-"""What every evaluation shares: intervals, which clips were used, and tables with the paper's rows beside."""
+"""Bootstrap intervals, id lists and their hash, shared by all evaluations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vab.errors import VABError, first_line
 
 RESAMPLES = 1000
-AT_ONCE = 2**20  # numbers of one chunk of resamples: bounds the memory of a bootstrap
+CHUNK_NUMBERS = 2**20  # drawn rows in one chunk of resamples: bounds the memory of a bootstrap
 
 
 class EvaluationError(VABError, ValueError):
@@ -26,7 +26,7 @@ class EvaluationError(VABError, ValueError):
 
 @dataclass(frozen=True)
 class Interval:
-    """A measure and its 95 % interval."""
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -34,7 +34,7 @@ class Interval:
 
     @classmethod
     def of(cls, value: float, resampled: NDArray[np.floating]) -> Interval:
-        """The percentile interval of a measure from its resampled values [R]; NaN does not count."""
+        """Percentile interval of a value from its resampled values [R]; NaN does not count."""
         known = resampled[~np.isnan(resampled)]
         if not len(known):
             return cls(float(value), math.nan, math.nan)
@@ -69,7 +69,8 @@ def bootstrap(
     The same seed and n draw the same rows, so two systems on the same clips are compared on the same draws.
     """
     generator = np.random.default_rng(seed)
-    size = max(1, AT_ONCE // n)
+    # a chunk holds as many resamples as fit, so memory does not grow with their number
+    size = max(1, CHUNK_NUMBERS // n)
     sizes = [min(size, resamples - start) for start in range(0, resamples, size)]
     return np.concatenate([statistic(generator.integers(0, n, (count, n))) for count in sizes])
 
@@ -81,7 +82,7 @@ def intervals(values: NDArray[np.floating]) -> list[Interval]:
 
 
 def list_hash(ids: Collection[str]) -> str:
-    """Which clips a number stands on: sha256 of the sorted ids joined by newlines."""
+    """Order-independent hash of the evaluated clip ids: sha256 of them sorted and joined by newlines."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 
@@ -99,17 +100,17 @@ def read_ids(path: str | Path) -> list[str]:
         raise EvaluationError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
     if text.lstrip().startswith(("[", "{")):
         try:
-            found: Any = json.loads(text)
-            if isinstance(found, dict):
-                found = [entry["video_id"] for entry in found["data"]]
+            entries: Any = json.loads(text)
+            if isinstance(entries, dict):
+                entries = [entry["video_id"] for entry in entries["data"]]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             reason = f"neither a JSON list of ids nor a list as CAV-MAE writes it ({error})"
             raise EvaluationError(f"{path}: {reason}") from None
-        if not all(isinstance(name, str) for name in found):
+        if not all(isinstance(name, str) for name in entries):
             raise EvaluationError(f"{path}: a JSON list, but not of ids (strings)")
     else:
-        found = [line.strip() for line in text.splitlines()]
-    ids = list(dict.fromkeys(name for name in found if name))
+        entries = [line.strip() for line in text.splitlines()]
+    ids = list(dict.fromkeys(name for name in entries if name))
     if not ids:
         raise EvaluationError(f"{path}: has no ids in it")
     return ids

@@ -1,4 +1,4 @@
-"""Tables in Markdown: ours beside the paper's."""
+"""Markdown tables of our results beside the paper's."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def retrieval_beside_paper(
     """Columns of Table 3 for one benchmark as Markdown: the paper's rows, and ours (R@1, 5, 10 both ways)."""
     rows = []
     for name in dict.fromkeys(row.system for row in _retrieval_rows(benchmark)):
-        found = {row.way: row for row in _retrieval_rows(benchmark) if row.system == name}
-        numbers = [f"{number:.1f}" for way in WAYS for number in found[way].recall[benchmark]]
-        rows.append([name, *numbers, found[WAYS[0]].source])
+        by_way = {row.way: row for row in _retrieval_rows(benchmark) if row.system == name}
+        numbers = [f"{number:.1f}" for way in WAYS for number in by_way[way].recall[benchmark]]
+        rows.append([name, *numbers, by_way[WAYS[0]].source])
     rows.append([system, *(each.percent() for way in WAYS for each in recall[way]), f"here, N = {clips:,}"])
     header = ["system", *(f"{way} R@{k}" for way in ("V → A", "A → V") for k in (1, 5, 10)), "source"]
     size = RETRIEVAL_SIZES.get(benchmark)
@@ -71,8 +71,8 @@ def generation_beside_paper(
     """Tables 1 and 15 as Markdown: the paper's rows, and ours (None: not measured)."""
     rows = []
     for row in GENERATION:
-        given = (row.fad, row.kld, row.seconds)
-        rows.append([row.system, *("" if n is None else f"{n:g}" for n in given), row.source])
+        numbers = (row.fad, row.kld, row.seconds)
+        rows.append([row.system, *("" if n is None else f"{n:g}" for n in numbers), row.source])
     ours = ["not measured" if each is None else each.plain() for each in (fad, kld)]
     long = "" if seconds is None else f", {seconds:g} s"
     rows.append([system, *ours, "", f"here, N = {clips:,}{long}"])
@@ -81,5 +81,5 @@ def generation_beside_paper(
 
 
 def _retrieval_rows(benchmark: RetrievalBenchmark) -> list[RetrievalRow]:
-    """What stands beside ours: Table 3, and the system after the paper; not the ablations."""
+    """Rows to set beside ours: Table 3 and the system after the paper, not the ablations."""
     return [r for r in RETRIEVAL if benchmark in r.recall and r.source not in ("Table 10", "Table 14")]
