@@ -24,7 +24,7 @@ from helpers.tiny import picture_packets, write_video
 from vab.cli import main
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.agreement import as_matrix, krippendorff_alpha
-from vab.listening.answers import LEASE, QUESTIONS, Answer, Answers, Refused, UnknownRater
+from vab.listening.answers import LEASE_SECONDS, QUESTIONS, Answer, Answers, Refused, UnknownRater
 from vab.listening.clips import check_video
 from vab.listening.export import export, export_answers, table
 from vab.listening.figure import COLOURS, plot
@@ -252,7 +252,7 @@ def test_no_order_of_events_makes_one_answer_too_many(data: st.DataObject) -> No
             rater = data.draw(st.sampled_from(people))
             act = data.draw(st.sampled_from(["ask", "answer", "answer", "leave"]))
             if act == "leave":
-                now[0] += data.draw(st.sampled_from([1.0, LEASE + 1]))
+                now[0] += data.draw(st.sampled_from([1.0, LEASE_SECONDS + 1]))
             elif act == "ask":
                 found = answers.next(rater)
                 if found.trial is not None:
@@ -267,7 +267,7 @@ def test_no_order_of_events_makes_one_answer_too_many(data: st.DataObject) -> No
                 else:
                     said_first = next(iter(listened(study, rater, trial, grade).values()))
                     kept.setdefault((rater, trial.id), said_first)
-        now[0] += LEASE + 1
+        now[0] += LEASE_SECONDS + 1
         for rater in people:  # everybody goes on to the end
             while (found := answers.next(rater)).trial is not None:
                 answers.answer(rater, found.trial.id, listened(study, rater, found.trial))
@@ -387,7 +387,7 @@ def test_the_last_one_waits_for_whoever_has_it(tmp_path: Path) -> None:
     while (found := answers.next(two)).trial is not None:
         answers.answer(two, found.trial.id, listened(answers.study, two, found.trial))
     assert found.state == "wait"
-    now[0] += LEASE + 1
+    now[0] += LEASE_SECONDS + 1
     assert answers.next(two).trial == held
     answers.answer(two, held.id, grades(held, 5))
     with pytest.raises(Refused, match="others have answered"):

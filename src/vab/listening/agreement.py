@@ -1,4 +1,4 @@
-"""Do raters agree? Krippendorff's alpha for ordered grades."""
+"""Agreement of raters: Krippendorff's alpha for ordered grades."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ def krippendorff_alpha(grades: NDArray[np.floating]) -> float:
     units = [unit for unit in units if len(unit) > 1]
     if not units:
         return math.nan
-    values, places = np.unique(np.concatenate(units), return_inverse=True)
+    # index of each grade among the distinct ones, unit by unit
+    values, indices = np.unique(np.concatenate(units), return_inverse=True)
+    # coincidence matrix: how often two values meet in one unit, which counts as many grades as it has
     coincidences = np.zeros((len(values), len(values)))
     start = 0
     for unit in units:
-        counts = np.bincount(places[start : start + len(unit)], minlength=len(values)).astype(float)
+        counts = np.bincount(indices[start : start + len(unit)], minlength=len(values)).astype(float)
         coincidences += (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
         start += len(unit)
+    # ordinal distance: squared difference of mean ranks
     totals = coincidences.sum(1)
-    middle = np.cumsum(totals) - totals / 2  # mean rank of each value
-    distances = (middle[:, None] - middle[None, :]) ** 2
+    mean_ranks = np.cumsum(totals) - totals / 2
+    distances = (mean_ranks[:, None] - mean_ranks[None, :]) ** 2
+    # alpha = 1 - observed / expected disagreement
     expected = (np.outer(totals, totals) * distances).sum() / (totals.sum() - 1)
     return float(1 - (coincidences * distances).sum() / expected) if expected > 0 else math.nan
 

@@ -1,7 +1,7 @@
-"""Who was asked what, and what they said: SQLite, one answer per rater and trial, kept, then confirmed.
+"""The answers of a study in SQLite: one per rater and trial, on the disk before it is confirmed.
 
-Who asks for a trial gets a lease on it, so that two raters at once never make four of three answers. A lease
-that was not used for an hour counts no more, and somebody else may get the trial.
+A rater who asks for a trial gets a lease on it, so that two raters at once never make four answers of three.
+A lease that was not used for an hour expires, and somebody else may get the trial.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from vab.errors import VABError
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.study import ANSWERS, BEEPS, CHECK_EVERY, SURVEYS, Study, Survey, Trial
 
-LEASE = 3600.0  # seconds
-PATIENCE = 30.0  # seconds to wait for another process that writes
+LEASE_SECONDS = 3600.0
+LOCK_TIMEOUT_SECONDS = 30.0  # for another process that writes
 TABLES = """
 CREATE TABLE IF NOT EXISTS raters (id TEXT PRIMARY KEY, place INTEGER UNIQUE);
 CREATE TABLE IF NOT EXISTS leases (
@@ -37,16 +37,16 @@ QUESTIONS: dict[Survey, tuple[str, ...]] = {"preference": ("quality", "relevance
 
 
 class UnknownRater(VABError):
-    """Nobody was given this link."""
+    """A link that belongs to no rater."""
 
 
 class Refused(VABError):
-    """An answer that is not kept; the message says why, for the rater."""
+    """An answer that is refused; the message tells the rater why."""
 
 
 @dataclass(frozen=True)
 class Next:
-    """What a rater sees next. ``done`` of ``total`` trials are answered, attention checks among them."""
+    """The next trial of a rater. ``done`` of ``total`` are answered, attention checks among them."""
 
     state: Literal["trial", "wait", "done"]  # wait: all that is left is with others at the moment
     done: int
@@ -68,19 +68,19 @@ class Answer:
 
 def grade(answer: Answer, question: str) -> int:
     """A grade from the first system's side."""
-    shown = answer.grades[question]
-    return 6 - shown if answer.swapped and question != "score" else shown
+    as_shown = answer.grades[question]
+    return 6 - as_shown if answer.swapped and question != "score" else as_shown
 
 
 def passed(answer: Answer, check: Trial) -> bool:
-    """Whether somebody heard that beeps are not the sound of this clip."""
+    """True if the rater noticed that beeps are not the sound of this clip."""
     if check.systems == (BEEPS,):
         return answer.grades["score"] <= 2
     return all(grade(answer, question) < 3 for question in QUESTIONS["preference"])
 
 
 def trusted(checks: Sequence[bool]) -> bool:
-    """Whether a rater's answers count: of the attention checks they failed less than a half."""
+    """True if a rater's answers count: they failed less than half of their attention checks."""
     return not checks or 2 * checks.count(False) < len(checks)
 
 
@@ -100,7 +100,7 @@ class Answers:
             raise EvaluationError(f"{self.path}: cannot be used ({error})") from None
 
     def invite(self, people: int) -> list[str]:
-        """Ids for at least so many raters, in the order they were made; those there are stay."""
+        """Ensure ids for at least ``people`` raters; all ids, in the order they were made."""
         with self._write() as database:
             (known,) = database.execute("SELECT COUNT(*) FROM raters").fetchone()
             for place in range(known, people):
@@ -108,14 +108,16 @@ class Answers:
             return [row[0] for row in database.execute("SELECT id FROM raters ORDER BY place")]
 
     def next(self, rater: str) -> Next:
-        """What this rater answers next, with a lease on it; the same again until it is answered.
+        """The trial this rater answers next, with a lease on it; the same again until it is answered.
 
         Raises ``UnknownRater``.
         """
         with self._write() as database:
-            answered, taken = self._known(database, rater)
+            answered, taken = self._progress_of(database, rater)
+            # the trial they already hold, else a new one
             chosen = self._held(database, rater, taken) or self._choose(rater, answered, taken)
             if chosen is not None:
+                # renew the lease, but keep the time of the first asking
                 now = self.clock()
                 database.execute(
                     "INSERT INTO leases VALUES (?, ?, ?, ?) "
@@ -128,36 +130,39 @@ class Answers:
             state: Literal["wait", "done"] = "wait" if self._others(database, rater, answered) else "done"
             return Next(state, len(answered), total)
 
-    def seen(self, rater: str, trial: str) -> Trial | None:
-        """A trial that this rater was given, now or before; None otherwise."""
+    def trial_of(self, rater: str, trial: str) -> Trial | None:
+        """A trial that was put to this rater, now or before; None otherwise."""
         with self._open() as database:
             query = "SELECT 1 FROM {} WHERE rater = ? AND trial = ?"
-            found = any(
+            asked = any(
                 database.execute(query.format(table), (rater, trial)).fetchone()
                 for table in ("leases", "answers")
             )
-        return self.trials.get(trial) if found else None
+        return self.trials.get(trial) if asked else None
 
     def answer(self, rater: str, trial: str, grades: dict[str, int]) -> None:
-        """Keep an answer; when this returns it is on the disk. A second one of the same changes nothing.
+        """Store an answer; it is on the disk when this returns. A second one to a trial changes nothing.
 
         Raises ``UnknownRater``, or ``Refused`` if it was not asked, is not complete, or came so late that
         others have answered instead.
         """
+        # 1. The answer must be complete and belong to this study.
         if trial not in self.trials:
             raise Refused("This question is not part of the study.")
         asked = QUESTIONS[self.trials[trial].survey]
         if set(grades) != set(asked) or any(type(g) is not int or not 1 <= g <= 5 for g in grades.values()):
             raise Refused("Every question needs one of its five answers.")
         with self._write() as database:
-            answered, taken = self._known(database, rater)
+            answered, taken = self._progress_of(database, rater)
             if trial in answered:
                 return
+            # 2. It must have been asked: there is a lease, even if it has expired.
             lease = database.execute(
                 "SELECT first FROM leases WHERE rater = ? AND trial = ?", (rater, trial)
             ).fetchone()
             if lease is None:
                 raise Refused("This question was not put to you.")
+            # 3. Late: the lease expired, and others have made the trial's answers complete.
             late = not self.trials[trial].check and taken.get(trial, 0) >= self.study.raters
             if not late:
                 row = [grades.get(name) for name in ("quality", "relevance", "score")]
@@ -180,12 +185,12 @@ class Answers:
             "SELECT rater, trial, swapped, quality, relevance, score, asked, answered FROM answers "
             "ORDER BY answered, rater, trial"
         ).fetchall()
-        found = []
+        answers = []
         for rater, trial, swapped, quality, relevance, score, asked, answered in rows:
             grades = {"quality": quality, "relevance": relevance, "score": score}
-            given = {name: value for name, value in grades.items() if value is not None}
-            found.append(Answer(rater, trial, bool(swapped), given, asked, answered))
-        return found
+            grades = {name: value for name, value in grades.items() if value is not None}
+            answers.append(Answer(rater, trial, bool(swapped), grades, asked, answered))
+        return answers
 
     def progress(self) -> list[tuple[str, int]]:
         """Each rater's id and how many trials they have answered, in the order of their links."""
@@ -197,7 +202,7 @@ class Answers:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
+        database = sqlite3.connect(self.path, timeout=LOCK_TIMEOUT_SECONDS, isolation_level=None)
         try:
             database.execute("PRAGMA synchronous = FULL")  # a commit survives a loss of power
             yield database
@@ -208,6 +213,7 @@ class Answers:
     def _write(self) -> Iterator[sqlite3.Connection]:
         """A transaction that nobody else writes in; rolled back if the block fails."""
         with self._open() as database:
+            # the write lock at once: a transaction that upgrades later can fail instead of waiting
             database.execute("BEGIN IMMEDIATE")
             try:
                 yield database
@@ -216,8 +222,8 @@ class Answers:
                 raise
             database.execute("COMMIT")
 
-    def _known(self, database: sqlite3.Connection, rater: str) -> tuple[set[str], dict[str, int]]:
-        """What this rater has answered, and for each trial how many others have or are about to.
+    def _progress_of(self, database: sqlite3.Connection, rater: str) -> tuple[set[str], dict[str, int]]:
+        """The trials this rater has answered, and the number of others who have each trial or a lease on it.
 
         Those who failed their attention checks do not count: somebody else is asked in their place.
         """
@@ -226,10 +232,10 @@ class Answers:
         answered = {t for (t,) in database.execute("SELECT trial FROM answers WHERE rater = ?", (rater,))}
         taken = database.execute(
             "SELECT trial, rater FROM answers UNION SELECT trial, rater FROM leases WHERE since > ?",
-            (self.clock() - LEASE,),
+            (self.clock() - LEASE_SECONDS,),
         ).fetchall()
-        out = self._rejected(database) | {rater}
-        return answered, Counter(trial for trial, other in taken if other not in out)
+        excluded = self._rejected(database) | {rater}
+        return answered, Counter(trial for trial, other in taken if other not in excluded)
 
     def _rejected(self, database: sqlite3.Connection) -> set[str]:
         """Raters whose answers do not count, as things stand."""
@@ -238,10 +244,10 @@ class Answers:
             trial = self.trials[answer.trial]
             if trial.check:
                 checks.setdefault(answer.rater, []).append(passed(answer, trial))
-        return {rater for rater, found in checks.items() if not trusted(found)}
+        return {rater for rater, results in checks.items() if not trusted(results)}
 
     def _held(self, database: sqlite3.Connection, rater: str, taken: dict[str, int]) -> Trial | None:
-        """The trial this rater has a lease on, if it is still to be had."""
+        """The trial this rater has a lease on, unless others have completed it meanwhile."""
         query = "SELECT trial FROM leases WHERE rater = ? ORDER BY since DESC"
         for (name,) in database.execute(query, (rater,)).fetchall():
             trial = self.trials[name]
@@ -251,7 +257,8 @@ class Answers:
         return None
 
     def _choose(self, rater: str, answered: set[str], taken: dict[str, int]) -> Trial | None:
-        """A new trial: a check if one is due, else one of those with the fewest raters, in random order."""
+        """A new trial: a check if one is due, else one with the fewest raters, at random among equals."""
+        # one survey after the other
         for survey in SURVEYS:
             checks = [trial for trial in self.study.of(survey, check=True) if trial.id not in answered]
             if checks and self._checks_due(rater, survey, answered, 0) > 0:
@@ -262,28 +269,32 @@ class Answers:
         return None
 
     def _free(self, rater: str, survey: Survey, answered: set[str], taken: dict[str, int]) -> list[Trial]:
-        """Trials of a survey that this rater may be given now."""
-        limit, done = self.study.per_person, sum(not self.trials[name].check for name in answered)
+        """Trials of a survey that this rater may still answer."""
+        limit = self.study.per_person
+        done = sum(not self.trials[name].check for name in answered)
         if limit is not None and done >= limit:
             return []
         full = self.study.raters
         return [t for t in self.study.of(survey) if t.id not in answered and taken.get(t.id, 0) < full]
 
     def _checks_due(self, rater: str, survey: Survey, answered: set[str], more: int) -> int:
-        """Checks to answer yet once ``more`` further trials of the survey are answered."""
+        """Number of checks still due once ``more`` further trials of the survey are answered."""
         mine = [self.trials[name] for name in answered if self.trials[name].survey == survey]
-        seen = sum(trial.check for trial in mine)
-        done = len(mine) - seen + more
+        checked = sum(trial.check for trial in mine)
+        done = len(mine) - checked + more
         due = 0
         most = min(len(self.study.of(survey)), self.study.per_person or CHECK_EVERY)
-        for n in range(len(self.study.of(survey, check=True))):  # one somewhere in each ten, but not at once
+        # one check somewhere in each ten trials, but not among the first two of them
+        for n in range(len(self.study.of(survey, check=True))):
             drawn = int(self.study.draw("check", rater, survey, str(n)), 16)
-            place = n * CHECK_EVERY + 2 + drawn % (CHECK_EVERY - 2)
-            due += done >= (place if n else min(place, most - 1))  # the first one before a short part is over
-        return max(0, due - seen)
+            position = n * CHECK_EVERY + 2 + drawn % (CHECK_EVERY - 2)
+            # the first one before a short survey is over
+            due += done >= (position if n else min(position, most - 1))
+        return max(0, due - checked)
 
     def _total(self, rater: str, answered: set[str], taken: dict[str, int]) -> int:
-        """Trials that this rater will have answered, as far as one can say now."""
+        """Number of trials that this rater will have answered, as things stand."""
+        # what is left of the rater's own limit goes to one survey after the other
         limit = self.study.per_person
         left = None if limit is None else limit - sum(not self.trials[name].check for name in answered)
         total = len(answered)
@@ -296,7 +307,8 @@ class Answers:
         return total
 
     def _others(self, database: sqlite3.Connection, rater: str, answered: set[str]) -> bool:
-        """Whether a trial that this rater could answer is only waiting for somebody else's answer."""
-        given, out = database.execute("SELECT trial, rater FROM answers").fetchall(), self._rejected(database)
-        counts = Counter(trial for trial, other in given if other not in out)
+        """True if a trial that this rater could answer is held back by somebody else's lease alone."""
+        answers = database.execute("SELECT trial, rater FROM answers").fetchall()
+        excluded = self._rejected(database)
+        counts = Counter(trial for trial, other in answers if other not in excluded)
         return any(self._free(rater, survey, answered, counts) for survey in SURVEYS)

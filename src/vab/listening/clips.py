@@ -1,4 +1,4 @@
-"""The videos of a study: can a browser play them, copies without tags, and copies with beeps for a sound."""
+"""Videos of a study: check that browsers play them, copy them without tags, and copy them with beeps."""
 
 from __future__ import annotations
 
@@ -15,47 +15,52 @@ from vab.media.container import MediaError, audio_stream, open_media, video_stre
 from vab.media.file import MediaFile
 from vab.utils.files import atomic
 
-PICTURES = {  # what all browsers play, and MP4 holds: not AV1 (Apple), 10 bits, 4:2:2 or 4:4:4
+VIDEO_CODECS = {  # profiles that all browsers play, and MP4 holds: not AV1 (Apple), 10 bits, 4:2:2 or 4:4:4
     "h264": ("Constrained Baseline", "Baseline", "Main", "High"),
     "vp9": ("Profile 0",),
 }
-PIXELS = ("yuv420p", "yuvj420p")
-SOUNDS = ("aac", "mp3", "opus", "flac")
-BEEP = 0.1  # amplitude of the beeps
-PITCH = 1000.0  # Hz
+PIXEL_FORMATS = ("yuv420p", "yuvj420p")
+AUDIO_CODECS = ("aac", "mp3", "opus", "flac")
+BEEP_AMPLITUDE = 0.1
+BEEP_HZ = 1000.0
 
 
 def check_video(path: Path) -> None:
     """``MediaError`` unless ``path`` is a video with sound, both of which all browsers play."""
     with MediaFile(path) as file:
+        # 1. A video with sound ...
         info = file.info
         if info.kind != "video":
             raise MediaError(f"{path}: has no picture; a study shows video with its sound")
         if not info.has_audio:
             raise MediaError(f"{path}: has no sound to judge")
+        # 2. ... in codecs that all browsers play ...
         with file.container() as container:
-            video, audio = video_stream(container), audio_stream(container)
+            video = video_stream(container)
+            audio = audio_stream(container)
             assert video is not None and audio is not None  # the facts say so
             context: Any = video.codec_context
             codec, profile = context.codec.canonical_name, context.profile
-            if profile not in PICTURES.get(codec, ()) or context.pix_fmt not in PIXELS:
-                found = ", ".join(filter(None, (codec, profile, context.pix_fmt)))
+            if profile not in VIDEO_CODECS.get(codec, ()) or context.pix_fmt not in PIXEL_FORMATS:
+                encoding = ", ".join(filter(None, (codec, profile, context.pix_fmt)))
                 raise MediaError(
-                    f"{path}: its picture is {found}, which not all browsers play; "
+                    f"{path}: its picture is {encoding}, which not all browsers play; "
                     "encode it as 8-bit 4:2:0 H.264 (ffmpeg -c:v libx264 -pix_fmt yuv420p)"
                 )
             codec = audio.codec_context.codec.canonical_name
-            if codec not in SOUNDS:
+            if codec not in AUDIO_CODECS:
                 raise MediaError(
-                    f"{path}: its sound is {codec}, which browsers do not play; encode it as {SOUNDS[0]}"
+                    f"{path}: its sound is {codec}, which browsers do not play; "
+                    f"encode it as {AUDIO_CODECS[0]}"
                 )
+        # 3. ... and whose sound can be decoded.
         waveform = file.audio()
     if not len(waveform) or not np.isfinite(waveform).all():
         raise MediaError(f"{path}: its sound is empty or holds NaN or infinity")
 
 
 def copy_video(path: Path, out: Path) -> None:
-    """Picture and sound of ``path`` in a new MP4, packet by packet: nothing is encoded, no tag is kept."""
+    """Copy video and audio of ``path`` into a new MP4, packet by packet: not encoded anew, without tags."""
     with atomic(out) as temporary, open_media(path) as source:
         streams: list[Any] = [video_stream(source), audio_stream(source)]
         try:
@@ -63,6 +68,7 @@ def copy_video(path: Path, out: Path) -> None:
                 f"file:{temporary}", "w", format="mp4", container_options={"movflags": "+faststart"}
             ) as target:
                 copies = {s.index: target.add_stream_from_template(s, opaque=True) for s in streams}
+                # tags may name the system
                 for copy in copies.values():
                     copy.metadata.clear()
                 for packet in source.demux(*streams):
@@ -74,8 +80,8 @@ def copy_video(path: Path, out: Path) -> None:
 
 
 def copy_with_beeps(path: Path, out: Path) -> None:
-    """The picture of ``path`` with a short beep twice a second: a sound that is worse than any."""
+    """Copy the video of ``path`` with a short beep twice a second: sound that is worse than any system's."""
     with MediaFile(path) as file:
         time = np.arange(round(file.times.seconds * SAMPLE_RATE)) / SAMPLE_RATE
-        beeps = BEEP * np.sin(2 * np.pi * PITCH * time) * (time % 0.5 < 0.2)
+        beeps = BEEP_AMPLITUDE * np.sin(2 * np.pi * BEEP_HZ * time) * (time % 0.5 < 0.2)
         file.mux(beeps.astype(np.float32), SAMPLE_RATE, out)

@@ -1,4 +1,4 @@
-"""Results and answers as files: CSV, JSON and the picture of Figure 4."""
+"""Write results and answers of a study: CSV, JSON, and a plot like Figure 4."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def export_answers(study: Study, answers: Sequence[Answer], folder: Path) -> lis
     return _write(files, folder)
 
 
-def export(found: Results, folder: Path) -> list[Path]:
+def export(results: Results, folder: Path) -> list[Path]:
     """Write results.json, and preference.png if there are preferences.
 
     ``EvaluationError`` if the plot cannot be made, ``OSError`` if the folder cannot be written to; each file
     is complete or not there.
     """
-    files = {"results.json": json.dumps(found.document(), indent=1).encode()}
-    if found.preferences:
-        files["preference.png"] = plot(found.preferences)
+    files = {"results.json": json.dumps(results.document(), indent=1).encode()}
+    if results.preferences:
+        files["preference.png"] = plot(results.preferences)
     return _write(files, folder)
 
 
@@ -50,28 +50,29 @@ def _write(files: dict[str, bytes], folder: Path) -> list[Path]:
 
 
 def table(study: Study, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Every answer, checks too: who, when, what stood where, and the grades as they were shown."""
+    """A row for each answer, checks too: rater, times, the system in each place, and the grades as shown."""
     trials = {trial.id: trial for trial in study.trials}
     rows = []
     for each in answers:
         trial = trials[each.trial]
-        shown = [system or "(beeps)" for system in trial.systems]
-        shown = shown[::-1] if each.swapped else shown
-        asked, answered = (
-            datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-            for moment in (each.asked, each.answered)
-        )
+        systems = [system or "(beeps)" for system in trial.systems]
+        if each.swapped:
+            systems.reverse()
         rows.append(
             {
                 "rater": each.rater,
                 "survey": trial.survey,
                 "clip": trial.clip,
-                "video_1": shown[0],
-                "video_2": shown[1] if len(shown) > 1 else None,
+                "video_1": systems[0],
+                "video_2": systems[1] if len(systems) > 1 else None,
                 **{name: each.grades.get(name) for name in ("quality", "relevance", "score")},
                 "check": trial.check,
-                "asked": asked,
-                "answered": answered,
+                "asked": _timestamp(each.asked),
+                "answered": _timestamp(each.answered),
             }
         )
     return rows
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

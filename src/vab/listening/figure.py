@@ -1,4 +1,4 @@
-"""The paper's Figure 4: for each pair of systems, how the answers divide over the five grades."""
+"""Plot of preferences like the paper's Figure 4: the shares of the five grades for each pair of systems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vab.listening.results import Preference
 
 TITLES = {"quality": "OVR (overall quality)", "relevance": "REL (visual relevance)"}
 COLOURS = ("#1f5fbf", "#8fb4ea", "#d9d9d9", "#f5bd8b", "#d96b1e")
-NARROW = 0.05  # share of answers too narrow to write a number into
+MIN_LABELLED_SHARE = 0.05  # narrower bars get no number
 
 
 def plot(preferences: Sequence[Preference]) -> bytes:
@@ -31,7 +31,7 @@ def plot(preferences: Sequence[Preference]) -> bytes:
     axes = figure.subplots(1, len(questions), squeeze=False, sharey=True)[0]
     for axis, question in zip(axes, questions, strict=True):
         _panel(axis, question, [each for each in preferences if each.question == question])
-    axes[0].invert_yaxis()  # of all, for they share it: the first pair is on top
+    axes[0].invert_yaxis()  # shared by all axes: the first pair is on top
     first = preferences[0].first
     names = (
         f"strongly {first}",
@@ -52,8 +52,9 @@ def _panel(axis: Any, question: str, rows: Sequence[Preference]) -> None:
     left = [0.0] * len(rows)
     for grade, colour in enumerate(COLOURS):
         shares = [each.counts[grade] / sum(each.counts) for each in rows]
+        # each grade is stacked on those before it
         bars = axis.barh(names, shares, left=left, color=colour, edgecolor="white", label=f"{grade + 1}")
-        labels = [f"{100 * share:.0f}" if share >= NARROW else "" for share in shares]
+        labels = [f"{100 * share:.0f}" if share >= MIN_LABELLED_SHARE else "" for share in shares]
         axis.bar_label(
             bars, labels, label_type="center", fontsize=8, color="black" if 0 < grade < 4 else "white"
         )

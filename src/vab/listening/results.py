@@ -1,7 +1,7 @@
-"""Answers -> what they say: preferences (Figure 4), opinion scores (Table 2), intervals, agreement.
+"""Results of a study: preferences (Figure 4), opinion scores (Table 2), intervals, agreement of raters.
 
 Grades are counted from the first system's side: 1 is a strong preference for it, 5 for the other. Intervals
-are 95 %, by resampling clips, since three grades of one clip are no three clips.
+are 95 %, by resampling clips: three grades of one clip are not independent.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Rater:
-    """How one rater did."""
+    """The record of one rater."""
 
     id: str
     answers: int  # without checks
@@ -63,7 +63,7 @@ class Rater:
 
 @dataclass(frozen=True)
 class Results:
-    """What a study has found so far."""
+    """The results of a study so far."""
 
     study: Study
     raters: tuple[Rater, ...]
@@ -75,12 +75,12 @@ class Results:
 
     @property
     def trials(self) -> int:
-        """Trials to be answered, without checks."""
+        """Number of trials to be answered, without checks."""
         return sum(not trial.check for trial in self.study.trials)
 
     def markdown(self) -> str:
-        """For people: tables, with the paper's Table 2 beside."""
-        out = [rater for rater in self.raters if not rater.trusted]
+        """Tables of the results, with the paper's Table 2."""
+        rejected = [rater for rater in self.raters if not rater.trusted]
         lines = [
             f"Listening study: {', '.join(self.study.systems)}; {len(self.study.clips):,} clips, "
             f"{len(self.raters):,} raters, {self.answers:,} answers. {self.complete:,} of {self.trials:,} "
@@ -89,8 +89,8 @@ class Results:
             "intervals over clips. Agreement: Krippendorff's alpha for ordered grades "
             f"({', '.join(f'{name} {_number(alpha)}' for name, alpha in self.agreement.items())}).",
         ]
-        if out:
-            names = ", ".join(f"{rater.id} ({rater.failed} of {rater.checks})" for rater in out)
+        if rejected:
+            names = ", ".join(f"{rater.id} ({rater.failed} of {rater.checks})" for rater in rejected)
             lines.append(f"Left out, for failing half of their attention checks or more: {names}.")
         unchecked = [rater.id for rater in self.raters if not rater.checks]
         if unchecked:
@@ -154,31 +154,37 @@ class Results:
 
 def results(study: Study, answers: Sequence[Answer]) -> Results:
     """Count the answers of trusted raters. ``EvaluationError`` if there are none."""
+    # 1. Whose answers count.
     trials = {trial.id: trial for trial in study.trials}
     raters = [_rater(name, answers, trials) for name in sorted({answer.rater for answer in answers})]
-    count = {rater.id for rater in raters if rater.trusted}
-    kept = [each for each in answers if each.rater in count and not trials[each.trial].check]
+    trusted_ids = {rater.id for rater in raters if rater.trusted}
+    kept = [each for each in answers if each.rater in trusted_ids and not trials[each.trial].check]
     if not kept:
         left_out = f"; {len(raters)} raters failed their attention checks" if raters else ""
         raise EvaluationError(f"{study.folder}: no answers yet{left_out}")
-    by_trial = Counter(each.trial for each in kept)
-    preferences, opinions, agreement = [], [], {}
+    # 2. Each question apart: agreement over all its answers, then each system by itself.
+    preferences = []
+    opinions = []
+    agreement = {}
     for survey, questions in QUESTIONS.items():
         mine = [each for each in kept if trials[each.trial].survey == survey]
         for question in questions if mine else ():
             grades = [(each, trials[each.trial], grade(each, question)) for each in mine]
             agreement[question] = krippendorff_alpha(
-                as_matrix([(each.rater, each.trial, given) for each, _, given in grades])
+                as_matrix([(each.rater, each.trial, value) for each, _, value in grades])
             )
             for system in study.systems:
-                of = [(trial.clip, given) for _, trial, given in grades if trial.systems[-1] == system]
-                if not of:
+                # a preference is about its second system, compared with the first of the study
+                by_clip = [(trial.clip, value) for _, trial, value in grades if trial.systems[-1] == system]
+                if not by_clip:
                     continue
                 if survey == "preference":
-                    preferences.append(_preference(study.systems[0], system, question, of))
+                    preferences.append(_preference(study.systems[0], system, question, by_clip))
                 else:
-                    opinions.append(_opinion(system, of))
-    complete = sum(count >= study.raters for count in by_trial.values())
+                    opinions.append(_opinion(system, by_clip))
+    # 3. How far the study is.
+    answers_of_trial = Counter(each.trial for each in kept)
+    complete = sum(count >= study.raters for count in answers_of_trial.values())
     return Results(study, tuple(raters), len(kept), complete, tuple(preferences), tuple(opinions), agreement)
 
 
@@ -189,10 +195,10 @@ def _rater(name: str, answers: Sequence[Answer], trials: dict[str, Trial]) -> Ra
 
 
 def _preference(first: str, other: str, question: str, grades: Sequence[tuple[str, int]]) -> Preference:
-    wins = _over_clips(grades, lambda given: given < 3)
-    losses = _over_clips(grades, lambda given: given > 3)
-    lead = _over_clips(grades, lambda given: np.sign(3 - given))
-    counts = Counter(given for _, given in grades)
+    wins = _over_clips(grades, lambda value: value < 3)
+    losses = _over_clips(grades, lambda value: value > 3)
+    lead = _over_clips(grades, lambda value: np.sign(3 - value))
+    counts = Counter(value for _, value in grades)
     clips = len({clip for clip, _ in grades})
     return Preference(
         first, other, question, tuple(counts[n] for n in range(1, 6)), clips, wins, losses, lead
@@ -206,14 +212,16 @@ def _opinion(system: str, scores: Sequence[tuple[str, int]]) -> Opinion:
     return Opinion(system, len(values), clips, _over_clips(scores, lambda score: score), deviation)
 
 
-def _over_clips(grades: Sequence[tuple[str, int]], value: Callable[[Any], Any]) -> Interval:
-    """The mean of a value of all grades, with an interval from resampled clips."""
+def _over_clips(grades: Sequence[tuple[str, int]], transform: Callable[[Any], Any]) -> Interval:
+    """The mean of ``transform`` over all grades, with an interval from resampled clips."""
     clips = sorted({clip for clip, _ in grades})
-    place = {clip: n for n, clip in enumerate(clips)}
-    sums, counts = np.zeros(len(clips)), np.zeros(len(clips))
-    for clip, given in grades:
-        sums[place[clip]] += value(given)
-        counts[place[clip]] += 1
+    row = {clip: n for n, clip in enumerate(clips)}
+    # sum and number of the grades of each clip, for clips may differ in that number
+    sums = np.zeros(len(clips))
+    counts = np.zeros(len(clips))
+    for clip, value in grades:
+        sums[row[clip]] += transform(value)
+        counts[row[clip]] += 1
 
     def mean(rows: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(sums[rows].sum(1) / counts[rows].sum(1))[:, None]
@@ -226,5 +234,5 @@ def _number(value: float) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """NaN is None in JSON."""
+    """None for NaN, which JSON does not have."""
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,6 +1,6 @@
-"""The page of a study: one link per rater, no accounts, nothing that names a system or a file.
+"""The web page of a study: one link per rater, no accounts, nothing that names a system or a file.
 
-What a rater's browser may fetch is the page itself and the videos of the trials this rater was given.
+A rater's browser may fetch the page itself and the videos of the trials that were put to this rater.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vab.web import HEADERS as COMMON
 from vab.web import check_server
 
 PAGE = Path(__file__).parent / "page"
-LARGEST = 4096  # bytes of an answer
+MAX_ANSWER_BYTES = 4096
 HEADERS = COMMON | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "media-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -41,16 +41,17 @@ def make_app(study: Study, answers: Answers) -> Any:
         return FileResponse(PAGE / request.url.path.rpartition("/")[2], headers=HEADERS)
 
     def state(rater: str) -> Response:
-        found = answers.next(rater)
-        document: dict[str, Any] = {"state": found.state, "done": found.done, "total": found.total}
-        if found.trial is not None:
-            places = range(1, len(found.trial.files) + 1)
-            document |= {"trial": found.trial.id, "survey": found.trial.survey}
-            document["videos"] = [f"{rater}/{found.trial.id}/{place}.mp4" for place in places]
+        upcoming = answers.next(rater)
+        document: dict[str, Any] = {"state": upcoming.state, "done": upcoming.done, "total": upcoming.total}
+        if upcoming.trial is not None:
+            # videos are named by their place on the page, which says nothing of the system
+            places = range(1, len(upcoming.trial.files) + 1)
+            document |= {"trial": upcoming.trial.id, "survey": upcoming.trial.survey}
+            document["videos"] = [f"{rater}/{upcoming.trial.id}/{place}.mp4" for place in places]
         return JSONResponse(document, headers=HEADERS)
 
     def ask(request: Request) -> Response:
-        return _told(lambda: state(request.path_params["rater"]))
+        return _answered(lambda: state(request.path_params["rater"]))
 
     def keep(rater: str, trial: str, body: bytes) -> Response:
         try:
@@ -63,24 +64,27 @@ def make_app(study: Study, answers: Answers) -> Any:
         return state(rater)
 
     async def answer(request: Request) -> Response:
+        # read no more than an answer can be, whatever is announced
         body = b""
         async for part in request.stream():
             body += part
-            if len(body) > LARGEST:
+            if len(body) > MAX_ANSWER_BYTES:
                 return _error("The answer is too long.", 413)
-        rater, trial = request.path_params["rater"], request.path_params["trial"]
-        return await run_in_threadpool(_told, lambda: keep(rater, trial, body))
+        rater = request.path_params["rater"]
+        trial = request.path_params["trial"]
+        return await run_in_threadpool(_answered, lambda: keep(rater, trial, body))
 
     def video(request: Request) -> Response:
-        rater, place = request.path_params["rater"], request.path_params["place"]
-        trial = answers.seen(rater, request.path_params["trial"])
+        rater = request.path_params["rater"]
+        place = request.path_params["place"]
+        trial = answers.trial_of(rater, request.path_params["trial"])
         if trial is None or not 1 <= place <= len(trial.files):
             return _error("There is no such video.", 404)
         files = trial.files[::-1] if study.swapped(rater, trial.id) else trial.files
         headers = HEADERS | {"Cache-Control": "private, max-age=3600"}
         return FileResponse(study.folder / MEDIA / files[place - 1], headers=headers, media_type="video/mp4")
 
-    def _told(act: Callable[[], Response]) -> Response:
+    def _answered(act: Callable[[], Response]) -> Response:
         try:
             return act()
         except UnknownRater:

@@ -1,4 +1,4 @@
-"""What a study asks: folders of results -> trials, in a folder that can be copied and served anywhere.
+"""Build a study: folders of results -> trials, in a folder that can be copied and served anywhere.
 
 Appendix A: raters see two videos of one clip, of two systems, and grade which one is better in five steps, in
 overall quality and in visual relevance; each pair is seen by three raters. A second survey asks for a mean
@@ -24,10 +24,10 @@ from vab.utils.progress import Progress
 Survey = Literal["preference", "mos"]
 SURVEYS: tuple[Survey, ...] = get_args(Survey)
 CHECK_EVERY = 10  # trials of a rater, with one attention check among them
-BEEPS = ""  # what stands for a system in a check: sound that nobody can take for the clip's own
+BEEPS = ""  # in a check, instead of a system: sound that nobody can take for the clip's own
 STUDY, MEDIA, ANSWERS = "study.json", "media", "answers.sqlite"
 FORMAT = 1
-NAMED = 10  # faults named in one line
+MAX_NAMED_FAULTS = 10  # in one line
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Trial:
 
     @property
     def check(self) -> bool:
-        """Whether this is an attention check."""
+        """True for an attention check."""
         return BEEPS in self.systems
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is asked, of whom, and how often."""
+    """The trials of a study, and how many raters get them."""
 
     folder: Path
     seed: int
@@ -63,7 +63,7 @@ class Study:
         return [trial for trial in self.trials if trial.survey == survey and trial.check == check]
 
     def swapped(self, rater: str, trial: str) -> bool:
-        """Whether this rater sees the two videos of a trial the other way round."""
+        """True if this rater sees the two videos of a trial in reverse order."""
         return int(self.draw("side", rater, trial), 16) % 2 == 1
 
     def draw(self, *words: str) -> str:
@@ -90,28 +90,32 @@ def build_study(
     it is complete. Raises ``EvaluationError`` with every clip that is missing somewhere or cannot be played,
     or if the call makes no sense.
     """
-    _check_call(folders, out, clips, raters, per_person, surveys)
-    found = [open_folder(folder) for folder in folders]
-    systems = tuple(folder.path.resolve().name for folder in found)
-    names = _same_names(found, systems)
+    # 1. The clips that all systems have.
+    _check_call(folders, out, clips=clips, raters=raters, per_person=per_person, surveys=surveys)
+    opened = [open_folder(folder) for folder in folders]
+    systems = tuple(folder.path.resolve().name for folder in opened)
+    names = _same_names(opened)
     if clips is not None:
         if clips > len(names):
             raise EvaluationError(f"{clips} clips are wanted, the folders have {len(names)}")
         names = sorted(sorted(names, key=lambda name: _hash(str(seed), "clip", name))[:clips])
+    # 2. All of them must play in a browser.
     faults = []
-    for n, (folder, name) in enumerate((folder, name) for folder in found for name in names):
-        progress(n, len(found) * len(names), folder.videos[name], "look", 0, 1)
+    for n, (folder, name) in enumerate((folder, name) for folder in opened for name in names):
+        progress(n, len(opened) * len(names), folder.videos[name], "look", 0, 1)
         try:
             check_video(folder.videos[name])
         except MediaError as error:
             faults.append(str(error))
     _refuse(faults)
-    study = _plan(out, systems, tuple(names), raters, per_person, surveys, seed)
+    # 3. The trials, then their files under names that say nothing; the folder appears when it is complete.
+    trials = _plan(systems, tuple(names), surveys, seed)
+    study = Study(out, seed, raters, per_person, systems, tuple(names), trials)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
         built = Path(temporary) / "study"
         (built / MEDIA).mkdir(parents=True)
-        sources = dict(zip(systems, found, strict=True))
+        sources = dict(zip(systems, opened, strict=True))
         files = {
             file: (system, trial.clip)
             for trial in study.trials
@@ -120,7 +124,8 @@ def build_study(
         for n, (file, (system, clip)) in enumerate(files.items()):
             source = sources[system or systems[0]].videos[clip]
             progress(n, len(files), source, "copy", 0, 1)
-            (copy_video if system != BEEPS else copy_with_beeps)(source, built / MEDIA / file)
+            copy = copy_with_beeps if system == BEEPS else copy_video
+            copy(source, built / MEDIA / file)
         document = {"format": FORMAT, **asdict(study)}
         del document["folder"]
         (built / STUDY).write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -140,6 +145,7 @@ def open_study(folder: Path) -> Study:
     try:
         if document.pop("format") != FORMAT:
             raise EvaluationError(f"{path}: made by another version of vab; build the study again")
+        # JSON has lists where the study has tuples
         trials = tuple(
             Trial(**(trial | {key: tuple(trial[key]) for key in ("systems", "files")}))
             for trial in document.pop("trials")
@@ -159,6 +165,7 @@ def open_study(folder: Path) -> Study:
 def _check_call(
     folders: Sequence[Path],
     out: Path,
+    *,
     clips: int | None,
     raters: int,
     per_person: int | None,
@@ -179,12 +186,12 @@ def _check_call(
         raise EvaluationError(f"{out}: exists, and may hold answers; give the study another folder with -o")
 
 
-def _same_names(found: Sequence[Folder], systems: Sequence[str]) -> list[str]:
-    """The names of clips, in all folders, each with a video; ``EvaluationError`` names what is not so."""
-    names = sorted({name for folder in found for name in folder.sounds.keys() | folder.videos.keys()})
-    faults = [fault.reason for folder in found for fault in folder.faults]
-    doubled = {fault.id for folder in found for fault in folder.faults}
-    for folder in found:
+def _same_names(folders: Sequence[Folder]) -> list[str]:
+    """The names of the clips; ``EvaluationError`` unless each has a video in every folder."""
+    names = sorted({name for folder in folders for name in folder.sounds.keys() | folder.videos.keys()})
+    faults = [fault.reason for folder in folders for fault in folder.faults]
+    doubled = {fault.id for folder in folders for fault in folder.faults}
+    for folder in folders:
         for name in names:
             if name in folder.videos or name in doubled:
                 continue
@@ -193,44 +200,42 @@ def _same_names(found: Sequence[Folder], systems: Sequence[str]) -> list[str]:
             else:
                 faults.append(f"{folder.path / name}.mp4: is missing, other folders have it")
     if not names:
-        raise EvaluationError(f"{' and '.join(str(folder.path) for folder in found)}: no videos in them")
+        raise EvaluationError(f"{' and '.join(str(folder.path) for folder in folders)}: no videos in them")
     _refuse(faults)
     return names
 
 
 def _refuse(faults: Sequence[str]) -> None:
     if faults:
-        more = f"; and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-        raise EvaluationError(f"nothing was built: {'; '.join(faults[:NAMED])}{more}")
+        more = f"; and {len(faults) - MAX_NAMED_FAULTS} more" if len(faults) > MAX_NAMED_FAULTS else ""
+        raise EvaluationError(f"nothing was built: {'; '.join(faults[:MAX_NAMED_FAULTS])}{more}")
 
 
 def _plan(
-    out: Path,
-    systems: tuple[str, ...],
-    clips: tuple[str, ...],
-    raters: int,
-    per_person: int | None,
-    surveys: Sequence[Survey],
-    seed: int,
-) -> Study:
+    systems: tuple[str, ...], clips: tuple[str, ...], surveys: Sequence[Survey], seed: int
+) -> tuple[Trial, ...]:
     """All trials, and the checks that as many trials can need, each on another clip."""
     trials = []
     for survey in SURVEYS:
         if survey not in surveys:
             continue
-        asked: list[tuple[str, ...]]
+        # the systems of a question, and those of a check
+        questions: list[tuple[str, ...]]
         check: tuple[str, ...]
         if survey == "preference":
-            asked, check = [(systems[0], other) for other in systems[1:]], (systems[0], BEEPS)
+            questions = [(systems[0], other) for other in systems[1:]]
+            check = (systems[0], BEEPS)
         else:
-            asked, check = [(system,) for system in systems], (BEEPS,)
-        pairs = [(clip, each) for clip in clips for each in asked]
+            questions = [(system,) for system in systems]
+            check = (BEEPS,)
+        pairs = [(clip, question) for clip in clips for question in questions]
+        # checks on clips drawn at random, so that nobody can tell them by the clip
         checked = sorted(clips, key=lambda clip: _hash(str(seed), "check", clip))
         pairs += [(clip, check) for clip in checked[: len(pairs) // CHECK_EVERY + 1]]
-        for clip, each in pairs:
-            files = tuple(f"{_hash(str(seed), 'file', system, clip)}.mp4" for system in each)
-            trials.append(Trial(_hash(str(seed), survey, clip, *each), survey, clip, each, files))
-    return Study(out, seed, raters, per_person, systems, clips, tuple(trials))
+        for clip, shown in pairs:
+            files = tuple(f"{_hash(str(seed), 'file', system, clip)}.mp4" for system in shown)
+            trials.append(Trial(_hash(str(seed), survey, clip, *shown), survey, clip, shown, files))
+    return tuple(trials)
 
 
 def _hash(*words: str) -> str:
