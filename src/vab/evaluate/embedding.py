@@ -46,6 +46,7 @@ def classify_store(
     results = []
     for batch in _batches(clips, network):
         has_video, padding = _video_padding(batch)
+        # [b, N]
         tensors = (batch.tokens, batch.features, batch.token_padding, padding)
         scores = _probabilities(network, inputs, loss, *tensors)
         if inputs != "audio":

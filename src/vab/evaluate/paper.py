@@ -50,7 +50,7 @@ class GenerationRow:
 
 @dataclass(frozen=True)
 class OpinionRow:
-    """How people judged one system: 150 clips of VGGSound's test set, three raters each, scores 1 to 5."""
+    """Mean opinion score of one system: 150 clips of VGGSound's test set, three raters each, from 1 to 5."""
 
     source: str
     system: str
@@ -137,7 +137,7 @@ RETRIEVAL: tuple[RetrievalRow, ...] = (
             "VAB-Encodec": (37.5, 64.0, 73.7, 34.9, 62.7, 73.1, 9.6, 23.3, 32.9),
         },
     ),
-    # as written down in reference/anchors_code.md A1
+    # published after the paper: the numbers of its page
     *_retrieval(
         "CAV-MAE Sync, its page (CVPR 2025)",
         "video to audio",

@@ -47,12 +47,14 @@ def read_predictions(path: str | Path) -> Predictions:
         raise EvaluationError(
             f"{path}: not an npz of predictions ({first_line(error)}); needed: {NEEDED}"
         ) from None
+    # check names, types and shapes before anything is used
     missing = [name for name in ARRAYS if name not in arrays]
     if missing:
         raise EvaluationError(f"{path}: has no {', '.join(missing)}; needed: {NEEDED}")
     scores = arrays["scores"]
     if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.floating):
         raise EvaluationError(f"{path}: scores is not a table of numbers [N, C]")
+    # all arrays must agree on N and C
     sizes = (len(arrays["id"]), len(arrays["label"]), len(arrays["classes"]))
     if sizes != (len(scores), len(scores), scores.shape[1]):
         raise EvaluationError(f"{path}: id, label, classes have lengths {sizes} for scores {scores.shape}")

@@ -36,9 +36,10 @@ def reconstruct_files(
     codebooks that the codec does not have, or nothing to do, and ``OSError`` if ``out`` is no folder.
     """
     # 1. Check the call.
-    kept = codec.num_codebooks if num_codebooks is None else num_codebooks
-    if not 1 <= kept <= codec.num_codebooks:
-        raise SettingError(f"{codec.name} has {codec.num_codebooks} codebooks, so not {kept}")
+    if num_codebooks is None:
+        num_codebooks = codec.num_codebooks
+    if not 1 <= num_codebooks <= codec.num_codebooks:
+        raise SettingError(f"{codec.name} has {codec.num_codebooks} codebooks, so not {num_codebooks}")
     entries = expand(names, leave_out=out, kinds=AUDIO + VIDEOS)
     out.mkdir(parents=True, exist_ok=True)
     # 2. One file after another; two inputs must not write the same result, nor one over an input.
@@ -56,7 +57,7 @@ def reconstruct_files(
         elif skip_existing and wav.is_file():
             yield Result(str(path), "skipped", (str(wav),))
         else:
-            yield _reconstruct(path, wav, codec, kept)
+            yield _reconstruct(path, wav, codec, num_codebooks)
 
 
 @torch.inference_mode()

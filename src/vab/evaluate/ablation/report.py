@@ -29,6 +29,7 @@ def write(result: Result, folder: Path, log: Callable[[str], None] = print) -> l
         f"{name}.md": as_markdown(result).encode() + b"\n",
         f"{name}.json": json.dumps(result.document(), indent=1).encode() + b"\n",
     }
+    # without matplotlib there is no plot, but still the tables
     try:
         files[f"{name}.png"] = plot(result)
     except EvaluationError as error:
@@ -121,6 +122,7 @@ def _best(result: Result, key: str) -> str:
     paper = {each.row.name: each.row.paper[there] for each in result.outcomes if there in each.row.paper}
     if len(here) < 2 or len(paper) < 2:
         return ""
+    # both metrics have the same direction
     choose = min if key.startswith(LOWER_IS_BETTER) else max
     return (
         f"{_title(there)} is best with {choose(paper, key=paper.__getitem__)} in the paper, "
@@ -142,6 +144,7 @@ def plot(result: Result) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise EvaluationError(f"no plot ({error}): pip install 'vab[eval]'") from None
+    # metrics with a counterpart in the paper say most
     ours = metric_keys(result)
     keys = ([key for key in ours if counterpart(result, key)] or ours)[:MAX_PANELS]
     if not keys:

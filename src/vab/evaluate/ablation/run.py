@@ -208,6 +208,7 @@ def _train_row(
     outcome = Outcome(row)
     base = _preset(settings.preset, "masked")
     variant = settings.run / _variant(base, row.changes)
+    # each training of the chain has a folder named after all those before it
     init: Path | None = None
     for n, objective in enumerate(row.chain):
         preset = changed(_preset(settings.preset, objective), _fitting(row.changes, objective))
@@ -225,6 +226,7 @@ def _train_row(
             trained = replace(preset, train=replace(preset.train, inputs=inputs))
             train(trained, training_store.directory, place, init=init, max_steps=settings.max_steps, log=log)
             outcome.made_with["_".join(row.chain[: n + 1]) + part] = str(place)
+            # evaluate it, if the table does
             if objective not in measured:
                 continue
             if objective == "masked":
@@ -254,10 +256,10 @@ def _preset(name: str, objective: Objective) -> Preset:
     """The preset of one objective: vab-tiny, vab-tiny-contrastive, vab-tiny-classes (or -vggsound)."""
     endings = {"masked": ("",), "contrastive": ("-contrastive",), "classification": ("-classes", "-vggsound")}
     names = [name + ending for ending in endings[objective]]
-    found = next((PRESETS[each] for each in names if each in PRESETS), None)
-    if found is None or found.train.objective != objective:
+    preset = next((PRESETS[each] for each in names if each in PRESETS), None)
+    if preset is None or preset.train.objective != objective:
         raise EvaluationError(f"{name}: there is no preset {' or '.join(names)} for {objective} training")
-    return found
+    return preset
 
 
 def _fine(preset: Preset, settings: Settings) -> Path | None:
@@ -302,6 +304,7 @@ def _variant(preset: Preset, changes: Mapping[str, Any]) -> str:
 
 def _store(stores: list[LatentStore], preset: Preset) -> LatentStore:
     """The first store that fits; ``StoreError`` says why the last one does not."""
+    # the error of the last store is the one to see: it is raised outside of the loop
     for store in stores[:-1]:
         try:
             check_fits(store, preset)
@@ -321,6 +324,7 @@ def _evaluate_network(
     if not len(clips):
         raise EvaluationError(f"{store.directory} has no clip with sound in the split {settings.split}")
     finetuned = load_finetuned(folder)
+    # R@k both ways, and with labels the share of first results of the query's class
     metrics: dict[str, tuple[Interval, int]] = {}
     if objective == "contrastive":
         assert finetuned.contrastive is not None
@@ -335,6 +339,7 @@ def _evaluate_network(
         return metrics
     assert finetuned.classifier is not None
     network = finetuned.classifier[0].to(pick_device(settings.device))
+    # one classifier may take several inputs: a metric for each
     targets, _ = targets_of(clips.labels(), preset.classes)
     for kind in preset.train.inputs:
         _, scores = classify_store(network, clips, kind, preset.train.loss)

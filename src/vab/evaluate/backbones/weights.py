@@ -55,6 +55,7 @@ def load_weights(network: Network, path: Path, but: tuple[str, ...] = ()) -> Net
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             state = torch.load(path, map_location="cpu", weights_only=True)
+        # a training checkpoint
         state = state.get("model", state)
         network.load_state_dict({k: v for k, v in state.items() if not k.startswith(but)})
     except Exception as error:  # a file of another kind can fail anywhere in the reader

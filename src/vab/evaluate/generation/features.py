@@ -122,6 +122,7 @@ def extract(
     side: ClipSet, ids: Sequence[str], networks: Mapping[FeatureSpec, Any], seconds: float, progress: Progress
 ) -> dict[tuple[str, str], str]:
     """Cache the features of these networks. Returns the failures: (feature, clip) -> reason."""
+    # a clip is decoded if any network lacks its features
     missing = {spec: set(side.missing(spec, ids)) for spec in networks}
     todo = [name for name in ids if any(name in names for names in missing.values())]
     failed: dict[tuple[str, str], str] = {}
@@ -134,12 +135,14 @@ def extract(
                 specs = [spec for spec in wanted if (spec.rate, spec.whole) == (rate, whole)]
                 from_video = specs[0].from_video
                 path = (side.folder.videos if from_video else side.folder.sounds).get(name)
+                # a sound without video has no features of video; the caller names it
                 if path is None:
                     continue
                 stamp = side.folder.stamp(name, from_video) or ""
                 waveform = None if from_video else read_clip(path, rate, None if whole else seconds)
                 for spec in specs:
                     network = networks[spec]
+                    # a clip that one network refuses may do for the others
                     try:
                         features = network(path, seconds) if waveform is None else network(waveform)
                         side.caches[spec.name].put(name, stamp, features)

@@ -222,6 +222,7 @@ def _open_side(path: Path, settings: Settings) -> ClipSet:
     cache = cache_folder(path, settings.seconds, settings.cache)
     if not folder.sounds and not folder.faults:
         specs = [spec for backbone in BACKBONES.values() for spec in backbone.specs]
+        # av-benchmark's own folder of features, or the cache of an earlier run
         places = [place for place in (path, cache) if tables_in(place, specs)]
         if not places:
             raise EvaluationError(f"{path}: has neither sounds nor videos nor features in it")
@@ -235,6 +236,7 @@ def _find_weights(sides: Sequence[ClipSet], settings: Settings) -> tuple[dict[st
     absent: dict[str, str] = {}
     for name in settings.backbones or BACKBONES:
         backbone = BACKBONES[name]
+        # features in both caches do without weights
         cached = all(
             tables_in(side.cache_dir, [spec]) for side, spec in zip(sides, backbone.specs, strict=True)
         )
@@ -263,6 +265,7 @@ def _pair_clips(sides: Sequence[ClipSet], wanted: frozenset[str] | None) -> tupl
     reference = sides[0].ids if wanted is None else sides[0].ids & wanted
     generated = sides[1].ids if wanted is None else sides[1].ids & wanted
     faults = [fault for side in sides for fault in side.folder.faults if fault.id in reference | generated]
+    # a name that stands for two files is one fault, not also a missing clip
     twice = {fault.id for fault in faults}
     for there, lacking, side in ((reference, generated, sides[1]), (generated, reference, sides[0])):
         alone = sorted(there - lacking - twice)
@@ -287,6 +290,7 @@ def _load_networks(
     sides: Sequence[ClipSet], weights: dict[str, Weights], ids: Sequence[str], settings: Settings
 ) -> tuple[list[dict[FeatureSpec, Any]], dict[str, str]]:
     """The networks whose features are not all cached, for each side; and why others cannot be loaded."""
+    # for the reference, for the generated clips
     networks: list[dict[FeatureSpec, Any]] = [{}, {}]
     absent: dict[str, str] = {}
     for name, found in weights.items():
@@ -315,6 +319,7 @@ def _without_features(
             reason = failed.get((spec.name, clip), f"no {spec.name} among the features of {side.folder.path}")
             faults.append(ClipError(clip, reason))
     if backbone.min_segments:
+        # whoever made them may have made them of shorter clips
         complete = _without(ids, faults)
         need = f"where {backbone.min_segments} are needed"
         for side, spec in pairs:

@@ -147,9 +147,9 @@ def reconstruct_true(
         )
     # 2. Decode the clips whose files are missing.
     ids = [store.ids[row] for row in rows]
-    made = {"store": store.fingerprint(), "clips": list_hash(ids), "codec": maker.codec_weights}
-    folder = run / "true" / "-".join(value[:8] for value in made.values())
-    for part, paths in _missing(folder, made, ids, rows, progress):
+    record = {"store": store.fingerprint(), "clips": list_hash(ids), "codec": maker.codec_weights}
+    folder = run / "true" / "-".join(value[:8] for value in record.values())
+    for part, paths in _missing(folder, record, ids, rows, progress):
         tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
         for path, waveform in zip(paths, codec.decode(tokens), strict=True):
             write_wav(path, waveform.float().cpu().numpy())
@@ -170,14 +170,14 @@ def synthesize(
     ``EvaluationError`` if the folder holds sounds that were made otherwise.
     """
     ids = [clips.store.ids[row] for row in rows]
-    made = {
+    record = {
         "weights": maker.weights,
         "decode": asdict(decode),
         "seed": seed,
         "store": clips.store.fingerprint(),
         "clips": list_hash(ids),
     }
-    for part, paths in _missing(folder, made, ids, rows, progress):
+    for part, paths in _missing(folder, record, ids, rows, progress):
         batch = clips.dev_batch(part)
         tokens = maker.tokens(batch, decode, seed)
         with torch.no_grad():
@@ -192,11 +192,11 @@ def file_name(clip: str) -> str:
 
 
 def _missing(
-    folder: Path, made: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: Progress
+    folder: Path, record: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: Progress
 ) -> Iterator[tuple[NDArray[np.int64], list[Path]]]:
     """Yield batches of rows whose files are not all there, with the paths of the files.
 
-    ``made`` is the record of how the sounds are made; a folder with another record is refused.
+    ``record`` says how the sounds are made; a folder with another record is refused.
     """
     names = [file_name(name) for name in ids]
     if len(set(names)) < len(names):
@@ -204,11 +204,11 @@ def _missing(
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / MADE
     # as it reads back from JSON: tuples become lists
-    made = json.loads(json.dumps(made))
+    record = json.loads(json.dumps(record))
     if not about.exists():
-        write_whole(about, (json.dumps(made, indent=1) + "\n").encode())
-    elif (old := _read_record(about)) != made:
-        other = sorted(key for key in old.keys() | made.keys() if old.get(key) != made.get(key))
+        write_whole(about, (json.dumps(record, indent=1) + "\n").encode())
+    elif (old := _read_record(about)) != record:
+        other = sorted(key for key in old.keys() | record.keys() if old.get(key) != record.get(key))
         raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
     for start in range(0, len(rows), BATCH_CLIPS):
         paths = [folder / f"{name}.wav" for name in names[start : start + BATCH_CLIPS]]

@@ -61,6 +61,7 @@ def frechet_interval(
 def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     """Log-probabilities [N, C] of logits [N, C]."""
     wide = np.asarray(logits, np.float64)
+    # the largest logit becomes 0, so that exp cannot overflow
     wide = wide - wide.max(1, keepdims=True)
     return wide - np.log(np.exp(wide).sum(1, keepdims=True))
 

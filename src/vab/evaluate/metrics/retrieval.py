@@ -129,6 +129,7 @@ def _on_grid(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     """Vectors [N, D] of length one, rounded to the grid; zeros stay zeros."""
     wide = vectors.astype(np.float64)
     length = np.linalg.norm(wide, axis=1, keepdims=True)
+    # a vector of zeros has no direction: leave it
     wide /= np.where(length > 0, length, 1)
     return np.rint(wide * GRID) / GRID
 
@@ -137,6 +138,7 @@ class _Labels:
     """The relation "shares a label" between clips, computed in blocks: [N, N] at once would be too much."""
 
     def __init__(self, texts: Sequence[str]) -> None:
+        # (clip, label) pairs as two flat arrays: a clip may have several labels
         pairs = [(row, label) for row, text in enumerate(texts) for label in labels_of(text)]
         numbers = {label: n for n, label in enumerate(dict.fromkeys(label for _, label in pairs))}
         self.clips, self.kinds = len(texts), len(numbers)
@@ -170,14 +172,17 @@ def _direction(
     precision = np.zeros((n, len(CUTOFFS)))
     for start in range(0, n, block):
         stop = min(start + block, n)
-        similar = queries[start:stop] @ candidates.T  # [stop - start, N]
+        # [block, D] @ [D, N] -> [block, N]
+        similar = queries[start:stop] @ candidates.T
         # the diagonal of the whole [N, N]: each query with its true candidate
         own = similar[np.arange(stop - start), np.arange(start, stop), None]
         ranks[start:stop] = np.count_nonzero(similar > own, axis=1)
         ties[start:stop] = np.count_nonzero(similar == own, axis=1) > 1
         if labels is not None:
             precision[start:stop] = _precision(similar, labels.shared(start, stop))
+    # [N, len(CUTOFFS)]: 1 where the true candidate is among the first k
     hits = np.stack([ranks < k for k in CUTOFFS], axis=1).astype(np.float64)
+    # a median is no mean of per-query values, so it is resampled by itself
     medians = bootstrap(lambda rows: np.median(ranks[rows] + 1, axis=1)[:, None], n)
     return Direction(
         ranks=ranks,

@@ -77,6 +77,7 @@ def bootstrap(
 
 def intervals(values: NDArray[np.floating]) -> list[Interval]:
     """The M means over N things of values [N, M], each with its bootstrap interval."""
+    # [resamples, N] rows -> [resamples, M] means
     resampled = bootstrap(lambda rows: values[rows].mean(1), len(values))
     return [Interval.of(float(mean), resampled[:, n]) for n, mean in enumerate(values.mean(0))]
 
@@ -110,6 +111,7 @@ def read_ids(path: str | Path) -> list[str]:
             raise EvaluationError(f"{path}: a JSON list, but not of ids (strings)")
     else:
         entries = [line.strip() for line in text.splitlines()]
+    # each once, in the order of the file
     ids = list(dict.fromkeys(name for name in entries if name))
     if not ids:
         raise EvaluationError(f"{path}: has no ids in it")

@@ -27,6 +27,7 @@ COLUMNS: tuple[Inputs, Inputs, Inputs] = ("av", "v", "a")
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
+    # a bar in a name would start a new cell
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
@@ -36,6 +37,7 @@ def retrieval_beside_paper(
     benchmark: RetrievalBenchmark, system: str, clips: int, recall: Mapping[Way, Sequence[Interval]]
 ) -> str:
     """Columns of Table 3 for one benchmark as Markdown: the paper's rows, and ours (R@1, 5, 10 both ways)."""
+    # the paper's systems in its order, each with both ways in one row
     rows = []
     for name in dict.fromkeys(row.system for row in _retrieval_rows(benchmark)):
         by_way = {row.way: row for row in _retrieval_rows(benchmark) if row.system == name}
