@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from vab.evaluate.metrics.statistics import EvaluationError
+from vab.evaluate.metrics.figures import as_png, new_figure
 from vab.listening.results import Preference
 
 TITLES = {"quality": "OVR (overall quality)", "relevance": "REL (visual relevance)"}
@@ -19,15 +18,9 @@ def plot(preferences: Sequence[Preference]) -> bytes:
 
     ``EvaluationError`` without matplotlib, which comes with ``vab[eval]``.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EvaluationError(f"no plot ({error}): pip install 'vab[eval]'") from None
     questions = list(dict.fromkeys(each.question for each in preferences))
     pairs = len(preferences) // len(questions)
-    figure = Figure(figsize=(4.8 * len(questions), 1.7 + 0.5 * pairs), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.8 * len(questions), 1.7 + 0.5 * pairs)
     axes = figure.subplots(1, len(questions), squeeze=False, sharey=True)[0]
     for axis, question in zip(axes, questions, strict=True):
         _panel(axis, question, [each for each in preferences if each.question == question])
@@ -42,9 +35,7 @@ def plot(preferences: Sequence[Preference]) -> bytes:
     )
     handles, _ = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    return stream.getvalue()
+    return as_png(figure)
 
 
 def _panel(axis: Any, question: str, rows: Sequence[Preference]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from vab.evaluate.ablation.run import Result
 from vab.evaluate.ablation.tables import FAD, KLD
+from vab.evaluate.metrics.figures import as_png, new_figure
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import RETRIEVAL_SIZES
@@ -139,25 +139,17 @@ def plot(result: Result) -> bytes:
 
     ``EvaluationError`` without matplotlib, which comes with ``vab[eval]``, or with nothing to show.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EvaluationError(f"no plot ({error}): pip install 'vab[eval]'") from None
     # metrics with a counterpart in the paper say most
     ours = metric_keys(result)
     keys = ([key for key in ours if counterpart(result, key)] or ours)[:MAX_PANELS]
     if not keys:
         raise EvaluationError("nothing was measured, so there is nothing to plot")
-    figure = Figure(figsize=(4.2 * len(keys), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.2 * len(keys), 3.6)
     names = [each.row.name for each in result.outcomes]
     for axis, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
         _panel(axis, result, key, names)
     figure.suptitle(result.ablation.title)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    return stream.getvalue()
+    return as_png(figure)
 
 
 def _panel(axis: Any, result: Result, key: str, names: list[str]) -> None:
