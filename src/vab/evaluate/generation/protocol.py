@@ -176,9 +176,9 @@ def evaluate(
     for name in [name for name in weights if name not in absent]:
         featureless = _without_features(name, sides, ids, failed)
         faults = _left_out([*faults, *featureless], settings)
-        if any(
-            side.caches[spec.name].external for side, spec in zip(sides, BACKBONES[name].specs, strict=True)
-        ):
+        # features from elsewhere carry no record of their weights: the reader must know
+        specs = BACKBONES[name].specs
+        if any(side.caches[spec.name].external for side, spec in zip(sides, specs, strict=True)):
             external.append(name)
         usable = _without(ids, featureless)
         if len(usable) < 2:
