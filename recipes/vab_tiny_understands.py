@@ -35,8 +35,7 @@ from vab.evaluate.embedding import classify_store, embed_store
 from vab.evaluate.metrics.statistics import Interval, bootstrap
 from vab.evaluate.metrics.tables import COLUMNS, markdown
 from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
-from vab.inference.embedder import Inputs
-from vab.models.heads import load_finetuned, load_network
+from vab.models.heads import Inputs, load_finetuned, load_network
 from vab.models.hub import read_config
 from vab.models.vab import VAB
 from vab.training.batches import ClipBatches

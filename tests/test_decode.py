@@ -439,7 +439,14 @@ def test_long_clips_depend_on_their_seeds_alone() -> None:
 
     def run(b: slice | int, generators: torch.Generator | list[torch.Generator]) -> Tensor:
         return generate_long(
-            lambda *span: toy(15), tokens[b], nothing(tokens)[b], 15, config(), generators, 10, 3
+            lambda *span: toy(15),
+            tokens[b],
+            nothing(tokens)[b],
+            15,
+            config(),
+            generators,
+            window=10,
+            overlap=3,
         )
 
     together = run(slice(None), seeds(5, 6))
@@ -470,7 +477,15 @@ def test_a_window_without_work_is_not_asked_for() -> None:
         return toy(9)
 
     generate_long(
-        logits_fn_for, tokens, known, 9, config(2), seeds(0), 10, 0, progress=lambda *now: told.append(now)
+        logits_fn_for,
+        tokens,
+        known,
+        9,
+        config(2),
+        seeds(0),
+        window=10,
+        overlap=0,
+        progress=lambda *now: told.append(now),
     )
     assert spans == [(20, 30)]
     assert told == [(2, 6), (4, 6), (5, 6), (6, 6)]
@@ -504,10 +519,11 @@ def test_arguments_that_do_not_fit() -> None:
         "generator of its own": (tokens, known, 6, config(), shared),
         "steps >= 1": (tokens, known, 6, config(steps=0), pair),
         "top_k >= 0": (tokens, known, 6, config(top_k=-1), pair),
-        "first 1 codebooks": (tokens, known, 6, config(), pair, 1),
         r"not in 0\.\.5": (tokens + 6, ~known, 6, config(), pair),
         r"logits \[2, 2, 4, 6\] do not": (tokens, known, 6, config(), pair),
     }
     for message, arguments in mistakes.items():
         with pytest.raises(ValueError, match=message):
             generate(toy(6, num_conditioning_codebooks=1), *arguments)
+    with pytest.raises(ValueError, match="first 1 codebooks"):
+        generate(toy(6), tokens, known, 6, config(), pair, num_conditioning_codebooks=1)

@@ -143,7 +143,7 @@ def test_slopes_are_distinct_and_between_0_and_1(heads: int) -> None:
 
 def bias_of(config: ModelConfig, video: int, audio: int) -> Tensor:
     cpu = torch.device("cpu")
-    return alibi_bias(config.num_heads, video, audio, config.positions, config.fps, cpu, torch.float32)
+    return alibi_bias(config, video, audio, cpu, torch.float32)
 
 
 def test_bias_by_sequence() -> None:

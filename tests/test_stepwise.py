@@ -171,14 +171,17 @@ def test_long_sound_is_windows_that_continue() -> None:
     known = nothing(answer)
     known[:, 40:60] = True
     start = torch.where(known, answer, 0)
-    call = (start, known, 32, PLAIN, seeds(1)[0], 20, 5)
-    result = generate_long(step_fn_for, *call, progress=lambda step, steps: done.append((step, steps)))
+    lengths = {"window": 20, "overlap": 5}
+    call = (start, known, 32, PLAIN, seeds(1)[0])
+    result = generate_long(
+        step_fn_for, *call, **lengths, progress=lambda step, steps: done.append((step, steps))
+    )
     assert torch.equal(result, answer)
     assert asked == [(0, 20), (15, 35), (30, 50), (45, 65), (50, 70)]
     assert done == sorted(done) and done[-1] == (5 * 22, 5 * 22)
     one = generate(toy(32), answer[None, :, :15], nothing(answer[None, :, :15]), 32, PLAIN, seeds(2))[0]
-    short = (answer[:, :15], nothing(answer[:, :15]), 32, PLAIN, seeds(2)[0], 20, 5)
-    assert torch.equal(generate_long(lambda start, stop: toy(32), *short), one)
+    short = (answer[:, :15], nothing(answer[:, :15]), 32, PLAIN, seeds(2)[0])
+    assert torch.equal(generate_long(lambda start, stop: toy(32), *short, **lengths), one)
 
 
 def test_what_cannot_be_decoded() -> None:

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from vab.codecs.codec import DAC, Codec, EnCodec, load_codec
 from vab.config import SAMPLE_RATE, Preset
 from vab.errors import SettingError
-from vab.models.foleygen import FoleyGen
+from vab.models.foleygen import build_network
 from vab.models.hub import BUNDLED
-from vab.models.vab import VAB
 from vab.presets import PRESETS
 from vab.sampling.stages import Stage
 from vab.vision import RECIPES, TimmEncoder, VisionEncoder, load_vision
@@ -85,8 +84,7 @@ def random_system(
 
 def random_stage(preset: Preset, codec: Codec, device: torch.device) -> Stage:
     """The network of a preset with the vectors of a codec and otherwise random weights."""
-    kind = FoleyGen if preset.train.objective == "causal" else VAB
-    network = fill(lambda: kind(preset.model))
+    network = fill(lambda: build_network(preset))
     vectors = codec.codebook_vectors()[: preset.model.num_codebooks]
     network.audio_embedding.vectors = vectors.detach().float().clone()
     return Stage(network.eval().requires_grad_(False).to(device), preset)

@@ -106,4 +106,4 @@ def fill_in(
     """Sample tokens [B,K,T] for the inputs of :func:`blank_inputs`, with one seed for each clip."""
     decode = stage.preset.decode if steps is None else replace(stage.preset.decode, num_steps=steps)
     generators = [torch.Generator().manual_seed(n) for n in range(len(tokens))]
-    return stage.fill(tokens, known, features, decode, generators, progress)
+    return stage.fill(tokens, known, features, decode, generators, progress=progress)

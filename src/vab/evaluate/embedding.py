@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.inference.embedder import AT_ONCE, Inputs, Scores, _probabilities
+from vab.inference.embedder import WINDOWS_PER_PASS, Scores, class_probabilities
 from vab.inference.embeddings import Embeddings
-from vab.models.heads import Classifier, Contrastive
+from vab.models.heads import Classifier, Contrastive, Inputs
 from vab.training.batches import Batch, ClipBatches
 
 
@@ -48,7 +48,7 @@ def classify_store(
         has_video, padding = _video_padding(batch)
         # [b, N]
         tensors = (batch.tokens, batch.features, batch.token_padding, padding)
-        scores = _probabilities(network, inputs, loss, *tensors)
+        scores = class_probabilities(network(*tensors, inputs=inputs), loss)
         if inputs != "audio":
             scores[~has_video] = torch.nan
         ids += batch.ids
@@ -65,5 +65,5 @@ def _video_padding(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _batches(clips: ClipBatches, network: torch.nn.Module) -> Iterator[Batch]:
     device = next(network.parameters()).device
-    for start in range(0, len(clips), AT_ONCE):
-        yield clips.dev_batch(clips.rows[start : start + AT_ONCE]).to(device)
+    for start in range(0, len(clips), WINDOWS_PER_PASS):
+        yield clips.dev_batch(clips.rows[start : start + WINDOWS_PER_PASS]).to(device)

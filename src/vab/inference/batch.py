@@ -1,4 +1,4 @@
-"""Many files in, many files out: names of results, what is skipped, what failed, and how long it took."""
+"""Batch generation: output paths, skipping, per-file errors and timings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +22,7 @@ Status = Literal["done", "skipped", "failed"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What to generate, and with what."""
+    """Options of a batch: model, decoding, outputs."""
 
     model: str | None = None  # None is the bundled one
     seed: int = 0
@@ -39,7 +40,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one input."""
+    """The outcome for one input file."""
 
     input: str
     status: Status
@@ -52,7 +53,7 @@ class Result:
 def generate_files(
     names: Iterable[str | Path], out: str | Path, settings: Settings, show: Progress = lambda *_: None
 ) -> Iterator[Result]:
-    """Sounds for all that ``names`` stand for (``inputs.expand``), one result per file as it is done.
+    """Generate sound for all files that ``names`` expand to (``inputs.expand``); yields a result per file.
 
     Sample n of ``dog.mp4`` is ``out/dog.wav`` and ``out/dog.mp4``, later ones ``dog_2``, ``dog_3`` ... An
     image gives no mp4. If two inputs would write the same name, the later one fails; so does one whose
@@ -60,6 +61,7 @@ def generate_files(
     Raises ``SettingError`` or ``NoInputs`` for a call that makes no sense, ``OSError`` if ``out`` is no
     folder, and as ``VABPipeline.from_pretrained``; what is wrong with one file is that file's result.
     """
+    # 1. Check settings and expand names, before anything is loaded or written.
     out = Path(out)
     check(settings)
     entries = expand(names, leave_out=out)
@@ -68,6 +70,7 @@ def generate_files(
     owners: dict[Path, Path] = {}
     pipe: VABPipeline | None = None
     for index, (path, reason) in enumerate(entries):
+        # 2. Files that cannot be done, and files that are done already.
         if reason is None:
             reason = _claim(path, out, settings.samples, owners, sources)
         if reason is not None:
@@ -76,25 +79,25 @@ def generate_files(
         if settings.skip_existing and (existing := _finished(path, out, settings.samples)):
             yield Result(str(path), "skipped", tuple(map(str, existing)))
             continue
-        load = 0.0
+        # 3. Load the model once, for the first file that needs it; that file's timings hold it.
+        load_seconds = 0.0
         if pipe is None:
             show(index, len(entries), path, "load", 0, 1)
             begin = time.perf_counter()
             pipe = _load(settings)
-            load = time.perf_counter() - begin
+            load_seconds = time.perf_counter() - begin
 
-        def report(stage: str, done: int, total: int, n: int = index, file: Path = path) -> None:
-            show(n, len(entries), file, stage, done, total)
-
-        yield _one(pipe, path, out, settings, load, report)
+        # 4. Generate and write.
+        report = partial(show, index, len(entries), path)
+        yield _generate_file(pipe, path, out, settings, load_seconds, report)
 
 
 def check(settings: Settings) -> None:
-    """``SettingError`` for values that make no sense, before anything is loaded."""
+    """``SettingError`` for values out of range, before anything is loaded."""
     values = asdict(settings)
-    for name, least in (("samples", 1), ("rerank", 1), ("steps", 1), ("seed", 0), ("temperature", 0)):
-        if values[name] is not None and not values[name] >= least:
-            raise SettingError(f"{name} must be {least} or more, not {values[name]}")
+    for name, minimum in (("samples", 1), ("rerank", 1), ("steps", 1), ("seed", 0), ("temperature", 0)):
+        if values[name] is not None and not values[name] >= minimum:
+            raise SettingError(f"{name} must be {minimum} or more, not {values[name]}")
     for name in ("guidance", "temperature"):
         if values[name] is not None and not math.isfinite(values[name]):
             raise SettingError(f"{name} must be a finite number, not {values[name]}")
@@ -107,6 +110,7 @@ def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
     """All results as one JSON document."""
     rows = list(results)
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "skipped", "failed")}
+    # JSON has no infinity: an open end is null.
     keep = [[start, stop if math.isfinite(stop) else None] for start, stop in settings.keep]
     return {
         "settings": asdict(settings) | {"keep": keep},
@@ -115,16 +119,16 @@ def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _names(path: Path, out: Path, samples: int) -> list[Path]:
-    """Where the sounds of one input go, one wav per sample."""
+def _wav_paths(path: Path, out: Path, samples: int) -> list[Path]:
+    """Output paths of one input, one wav per sample."""
     return [out / f"{path.stem}{f'_{n}' if n > 1 else ''}.wav" for n in range(1, samples + 1)]
 
 
 def _claim(
     path: Path, out: Path, samples: int, owners: dict[Path, Path], sources: dict[Path, Path]
 ) -> str | None:
-    """Take the names of one input's results; the reason if another one has them."""
-    names = [name for wav in _names(path, out, samples) for name in (wav, wav.with_suffix(".mp4"))]
+    """Reserve the output paths of one input; an error message if they are taken."""
+    names = [name for wav in _wav_paths(path, out, samples) for name in (wav, wav.with_suffix(".mp4"))]
     for name in names:
         if name in owners:
             return f"its result {name} would overwrite that of {owners[name]}; give it another folder with -o"
@@ -135,19 +139,20 @@ def _claim(
 
 
 def _finished(path: Path, out: Path, samples: int) -> list[Path]:
-    """All results of one input if they exist; files appear under their names only when complete."""
+    """All outputs of one input, if they exist. Files get their names only when complete."""
     from vab.media.container import MediaError
     from vab.media.file import MediaFile
 
-    sounds = _names(path, out, samples)
-    videos = [name.with_suffix(".mp4") for name in sounds]
-    if not all(name.is_file() for name in sounds):
+    wavs = _wav_paths(path, out, samples)
+    videos = [wav.with_suffix(".mp4") for wav in wavs]
+    if not all(wav.is_file() for wav in wavs):
         return []
-    if all(name.is_file() for name in videos):
-        return [*sounds, *videos]
+    if all(video.is_file() for video in videos):
+        return [*wavs, *videos]
+    # Without mp4 the input is done only if it is an image.
     try:
         with MediaFile(path) as file:
-            return sounds if file.kind == "image" else []
+            return wavs if file.kind == "image" else []
     except MediaError:
         return []
 
@@ -162,19 +167,19 @@ def _load(settings: Settings) -> VABPipeline:
         vision_path=settings.vision_path,
     )
     if (settings.rerank or 1) > 1:
-        _ = pipe.embedder.contrastive  # a model without embeddings says so before the first file
+        pipe.embedder.check_contrastive()  # before the first file
     return pipe
 
 
-def _one(
+def _generate_file(
     pipe: VABPipeline,
     path: Path,
     out: Path,
     settings: Settings,
-    load: float,
+    load_seconds: float,
     report: Callable[[str, int, int], None],
 ) -> Result:
-    """Generate for one file and write; any fault of it becomes its result."""
+    """Generate and write the sounds of one file; any error becomes its result."""
     from vab.media.file import MediaFile
     from vab.media.reader import write_wav
     from vab.sampling.parallel import decode_settings
@@ -182,7 +187,7 @@ def _one(
     decode = decode_settings(
         pipe.config.decode, settings.steps, settings.guidance, settings.temperature, settings.rerank
     )
-    timings = {"load": load, "mux": 0.0}
+    timings = {"load": load_seconds, "mux": 0.0}
     outputs: list[str] = []
     length = 0.0
     try:
@@ -190,14 +195,14 @@ def _one(
             sounds = pipe.generate_many(
                 file, settings.samples, seed=settings.seed, decode=decode, keep=settings.keep, progress=report
             )
-            for name, audio in zip(_names(path, out, settings.samples), sounds, strict=True):
-                # The sound alone first: a picture that mp4 cannot hold must not cost it.
+            for wav, audio in zip(_wav_paths(path, out, settings.samples), sounds, strict=True):
+                # The wav comes first: it must not be lost to a video that mp4 cannot hold.
                 begin = time.perf_counter()
-                write_wav(name, audio.waveform, audio.rate)
-                outputs.append(str(name))
+                write_wav(wav, audio.waveform, audio.rate)
+                outputs.append(str(wav))
                 if not file.is_image:
-                    file.mux(audio.waveform, audio.rate, name.with_suffix(".mp4"))
-                    outputs.append(str(name.with_suffix(".mp4")))
+                    file.mux(audio.waveform, audio.rate, wav.with_suffix(".mp4"))
+                    outputs.append(str(wav.with_suffix(".mp4")))
                 timings["mux"] += time.perf_counter() - begin
                 length = len(audio.waveform) / audio.rate
                 for stage, seconds in audio.timings.items():

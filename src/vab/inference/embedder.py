@@ -1,10 +1,11 @@
-"""Embeddings and class scores, from a store of latents or straight from media (sections 3.4, 3.5)."""
+"""Embeddings and class probabilities of media files and of latents (sections 3.4, 3.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,23 +21,22 @@ from vab.errors import failure
 from vab.inference.embeddings import Embedded
 from vab.media.container import MediaError
 from vab.media.reader import probe
-from vab.models.heads import Classifier, Contrastive, load_finetuned
-from vab.models.hub import CODEC, ModelError, find_model, read_config
+from vab.models.heads import Classifier, Contrastive, Finetuned, Inputs, load_finetuned
+from vab.models.hub import ModelError, codec_source, find_model, read_config
 from vab.utils.device import pick_device
 from vab.utils.provenance import sha256
 from vab.vision import VisionEncoder, load_vision
 
-Inputs = Literal["audio", "video", "both"]
 Scores = NDArray[np.float32]
 
-SHORTEST = 1.0  # seconds; a shorter rest at the end of a long file is left out
-AT_ONCE = 16  # windows in one pass, and decoded ahead
+MIN_WINDOW_SECONDS = 1.0  # a shorter rest at the end of a long file is left out
+WINDOWS_PER_PASS = 16  # also decoded ahead
 
 
 class Embedder:
-    """A codec, an image encoder, and what fine-tuning made: files in, vectors or classes out.
+    """A codec, an image encoder and the fine-tuned networks: files in, vectors or classes out.
 
-    ``contrastive`` and ``classifier`` come with the presets they were taught with; a model may lack either.
+    A model may lack the contrastive network or the classifier.
     """
 
     def __init__(
@@ -44,18 +44,17 @@ class Embedder:
         config: ModelConfig,
         codec: Codec,
         vision: VisionEncoder,
-        contrastive: tuple[Contrastive, Preset] | None,
-        classifier: tuple[Classifier, Preset] | None,
+        finetuned: Finetuned,
         device: str = "cpu",
     ) -> None:
         self.config = config
         self.device = pick_device(device)
         self.codec = codec.to(self.device)
         self.vision = vision.to(self.device)
-        self._contrastive, self._classifier = contrastive, classifier
-        for found in (contrastive, classifier):
-            if found is not None:
-                found[0].eval().requires_grad_(False).to(self.device)
+        self.finetuned = finetuned
+        for pair in (finetuned.contrastive, finetuned.classifier):
+            if pair is not None:
+                pair[0].eval().requires_grad_(False).to(self.device)
 
     @classmethod
     def from_pretrained(
@@ -74,25 +73,29 @@ class Embedder:
         """
         folder = find_model(source, **hub)
         model = read_config(folder).model
-        found = load_finetuned(folder)
-        if codec_path is None and (folder / CODEC).is_file():
-            codec_path = folder
-        codec, vision = load_codec(model.codec, codec_path), load_vision(model.vision, vision_path)
-        return cls(model, codec, vision, found.contrastive, found.classifier, device=pick_device(device).type)
+        finetuned = load_finetuned(folder)
+        codec = load_codec(model.codec, codec_source(folder, codec_path))
+        vision = load_vision(model.vision, vision_path)
+        return cls(model, codec, vision, finetuned, device=pick_device(device).type)
+
+    def check_contrastive(self) -> None:
+        """``ModelError`` if this model gives no embeddings."""
+        if self.finetuned.contrastive is None:
+            raise ModelError("this model gives no embeddings; make them with `vab finetune contrastive`")
 
     @property
     def contrastive(self) -> Contrastive:
         """The network that embeds; ``ModelError`` if this model has none."""
-        if self._contrastive is None:
-            raise ModelError("this model gives no embeddings; make them with `vab finetune contrastive`")
-        return self._contrastive[0]
+        self.check_contrastive()
+        assert self.finetuned.contrastive is not None
+        return self.finetuned.contrastive[0]
 
     @property
     def classifier(self) -> tuple[Classifier, Preset]:
-        """The network that classifies, and what it was taught; ``ModelError`` if this model has none."""
-        if self._classifier is None:
+        """The network that classifies, and the preset of its training; ``ModelError`` if there is none."""
+        if self.finetuned.classifier is None:
             raise ModelError("this model knows no classes; teach it some with `vab finetune classify`")
-        return self._classifier
+        return self.finetuned.classifier
 
     def fingerprint(self) -> str:
         """Hash of everything that embeddings depend on."""
@@ -118,57 +121,64 @@ class Embedder:
             except Exception as error:  # as below: one bad file must not end the others
                 yield path, failure(path, error)
                 continue
-            found = [None if np.isnan(vectors).all() else vectors for vectors in (audio, video)]
+            streams = [None if np.isnan(vectors).all() else vectors for vectors in (audio, video)]
             starts = np.array([clip.start for clip in clips])
-            yield path, Embedded(starts, starts + [clip.seconds or 0.0 for clip in clips], *found)
+            yield path, Embedded(starts, starts + [clip.seconds or 0.0 for clip in clips], *streams)
 
     def classify_files(
         self, paths: Iterable[str | Path], inputs: Inputs | None = None
     ) -> Iterator[tuple[Path, tuple[Inputs, Scores] | str]]:
-        """Each file with what was gone by and the probability [N] of each class, or the reason why not.
+        """Yield each file with (modality used, class probabilities [N]), or with an error message.
 
-        Probabilities are means over the windows. ``inputs``: what to go by; None is all that the file has
-        and the classifier was taught.
+        Probabilities are means over the windows. ``inputs``: the modality to use; None is all that the file
+        has and the classifier was trained on.
         """
-        network, learned = self.classifier
+        network, preset = self.classifier
+        # In order of preference.
         order: tuple[Inputs, ...] = ("both", "audio", "video") if inputs is None else (inputs,)
         for path, _, rows in self._files(paths):
             if isinstance(rows, str):
                 yield path, rows
                 continue
-            there = {"audio": any(map(has_sound, rows)), "video": any(map(has_picture, rows))}
-            missing = [name for name, found in there.items() if not found]
-            there["both"] = not missing
-            taught = [kind for kind in order if inputs or kind in learned.train.inputs]
-            chosen = next((kind for kind in taught if there[kind]), None)
+            present = {"audio": any(map(has_audio, rows)), "video": any(map(has_video, rows))}
+            missing = [name for name, is_present in present.items() if not is_present]
+            present["both"] = not missing
+            usable = [kind for kind in order if inputs or kind in preset.train.inputs]
+            chosen = next((kind for kind in usable if present[kind]), None)
             if chosen is None:
                 yield path, f"{path}: has no {' and no '.join(missing)}, which the classes are told from"
                 continue
-            scores = classify_latents(network, rows, chosen, learned.train.loss, self.device)
+            scores = classify_latents(network, rows, chosen, preset.train.loss, self.device)
             yield path, (chosen, np.nanmean(scores, axis=0))
 
     def _files(self, paths: Iterable[str | Path]) -> Iterator[tuple[Path, list[Clip], list[Latents] | str]]:
-        """Each file with its windows and their latents, or the reason. Decoding runs ahead of encoding."""
-        seconds, fps = self.config.seconds, self.config.fps
-        meta = latents_meta(self.codec, self.vision, seconds, fps)
+        """Each file with its windows and their latents, or an error. Decoding runs ahead of encoding."""
+        # 1. Cut files into windows and decode them in worker threads.
+        seconds = self.config.seconds
+        meta = latents_meta(self.codec, self.vision, seconds, self.config.fps)
         clips = (clip for path in paths for clip in windows(Path(path), seconds))
-        decoded = read_ahead(clips, meta, self.vision.decode_size, AT_ONCE)
-        size = 1 if self.device.type == "cpu" else AT_ONCE  # a CPU gains nothing from many at once
+        decoded = read_ahead(clips, meta, self.vision.decode_size, WINDOWS_PER_PASS)
 
-        def encoded() -> Iterator[tuple[Clip, Latents | str]]:
-            while part := [pair for _, pair in zip(range(size), decoded, strict=False)]:
-                good = [result for _, result in part if not isinstance(result, str)]
-                made = iter(self._encode(good, meta))
-                yield from ((clip, r if isinstance(r, str) else next(made)) for clip, r in part)
-
+        # 2. Encode, 3. and gather the windows of each file: a window that starts at 0 begins the next.
         file: list[tuple[Clip, Latents | str]] = []
-        for pair in encoded():
+        for pair in self._encode_batches(decoded, meta):
             if pair[0].start == 0 and file:
-                yield _together(file)
+                yield _merge_windows(file)
                 file = []
             file.append(pair)
         if file:
-            yield _together(file)
+            yield _merge_windows(file)
+
+    def _encode_batches(
+        self, decoded: Iterator[tuple[Clip, Decoded | str]], meta: StoreMeta
+    ) -> Iterator[tuple[Clip, Latents | str]]:
+        """Latents of decoded clips, in their order; errors are passed on."""
+        batch_size = 1 if self.device.type == "cpu" else WINDOWS_PER_PASS  # a CPU gains nothing from many
+        while batch := list(islice(decoded, batch_size)):
+            valid = [result for _, result in batch if not isinstance(result, str)]
+            encoded = iter(self._encode(valid, meta))
+            for clip, result in batch:
+                yield clip, result if isinstance(result, str) else next(encoded)
 
     def _encode(self, batch: list[Decoded], meta: StoreMeta) -> list[Latents | str]:
         """Latents of decoded clips. If they fail together, each is tried alone, or fails with a reason."""
@@ -181,13 +191,17 @@ class Embedder:
             return [failure(clip.audio or clip.video or clip.id, error)]
 
 
-def _together(pairs: list[tuple[Clip, Latents | str]]) -> tuple[Path, list[Clip], list[Latents] | str]:
-    """The windows of one file; the first reason why not, if one fails."""
-    clips, results = [clip for clip, _ in pairs], [result for _, result in pairs]
+def _merge_windows(pairs: list[tuple[Clip, Latents | str]]) -> tuple[Path, list[Clip], list[Latents] | str]:
+    """One file from its windows: path, clips and their latents, or the first error."""
+    clips = [clip for clip, _ in pairs]
     path = clips[0].audio or clips[0].video
     assert path is not None
-    wrong = next((result for result in results if isinstance(result, str)), None)
-    return path, clips, wrong or [result for result in results if isinstance(result, Latents)]
+    rows = []
+    for _, result in pairs:
+        if isinstance(result, str):
+            return path, clips, result
+        rows.append(result)
+    return path, clips, rows
 
 
 def windows(path: Path, seconds: float) -> list[Clip]:
@@ -201,22 +215,23 @@ def windows(path: Path, seconds: float) -> list[Clip]:
         return [Clip(f"{path.name}#0", path, None)]
     if info.kind == "image":
         return [Clip(f"{path.name}#0", None, path, 0.0, seconds)]
-    sound = path if info.has_audio or info.kind == "audio" else None
-    picture = None if info.kind == "audio" else path
-    starts = np.arange(0.0, max(info.seconds - min(SHORTEST, seconds), 1e-9), seconds)
+    audio = path if info.has_audio or info.kind == "audio" else None
+    video = None if info.kind == "audio" else path
+    # At least one window, however short the file is.
+    starts = np.arange(0.0, max(info.seconds - min(MIN_WINDOW_SECONDS, seconds), 1e-9), seconds)
     return [
-        Clip(f"{path.name}#{n}", sound, picture, start, min(seconds, info.seconds - start) or None)
+        Clip(f"{path.name}#{n}", audio, video, start, min(seconds, info.seconds - start) or None)
         for n, start in enumerate(starts.tolist())
     ]
 
 
-def has_sound(row: Latents) -> bool:
-    """Whether a clip has sound of its own."""
+def has_audio(row: Latents) -> bool:
+    """True if a clip has audio of its own."""
     return row.tokens is not None and row.real_tokens != 0
 
 
-def has_picture(row: Latents) -> bool:
-    """Whether a clip has a picture of its own."""
+def has_video(row: Latents) -> bool:
+    """True if a clip has video of its own."""
     return row.features is not None and row.real_features != 0
 
 
@@ -224,85 +239,79 @@ def has_picture(row: Latents) -> bool:
 def embed_latents(
     network: Contrastive, rows: Sequence[Latents], device: torch.device
 ) -> tuple[Scores, Scores]:
-    """Unit vectors of sounds and pictures, float32 [n, D] each; NaN rows where a stream is absent."""
-    width = network.trunk.config.hidden_dim
-    audio, video = (np.full((len(rows), width), np.nan, np.float32) for _ in range(2))
-    for out, there, column in ((audio, has_sound, 0), (video, has_picture, 1)):
-        chosen = [n for n, row in enumerate(rows) if there(row)]
-        for start in range(0, len(chosen), AT_ONCE):
-            part = chosen[start : start + AT_ONCE]
-            tensors = _tensors(network.trunk.config, [rows[n] for n in part], device)
-            tokens, features = (tensors[0], None) if column == 0 else (None, tensors[1])
-            out[part] = network.embed(tokens, features, tensors[2 + column]).cpu().numpy()
+    """Unit vectors of audio and of video, float32 [n,D] each; NaN rows where a stream is absent."""
+    config = network.trunk.config
+    audio = np.full((len(rows), config.hidden_dim), np.nan, np.float32)
+    video = audio.copy()
+    for part in _passes(rows, has_audio):
+        tokens, _, padding, _ = _tensors(config, [rows[n] for n in part], device)
+        audio[part] = network.embed(tokens, None, padding).cpu().numpy()
+    for part in _passes(rows, has_video):
+        _, features, _, padding = _tensors(config, [rows[n] for n in part], device)
+        video[part] = network.embed(None, features, padding).cpu().numpy()
     return audio, video
+
+
+def _passes(rows: Sequence[Latents], *present: Callable[[Latents], bool]) -> Iterator[list[int]]:
+    """The numbers of the rows that have all of ``present``, as many at a time as go through the network."""
+    numbers = [n for n, row in enumerate(rows) if all(is_present(row) for is_present in present)]
+    for start in range(0, len(numbers), WINDOWS_PER_PASS):
+        yield numbers[start : start + WINDOWS_PER_PASS]
 
 
 @torch.no_grad()
 def audio_video_similarity(network: Contrastive, tokens: Tensor, features: Tensor) -> Tensor:
-    """How near each sound is to the picture: cosines [n], the mean over the windows.
+    """Cosine similarity [n] of each of n sounds with the video, the mean over the windows.
 
     tokens [n,K,T] and features [F,dim] of one clip, which both start at its first moment.
     """
     config = network.trunk.config
-    found = []
+    similarities = []
     for start in range(0, tokens.shape[2], config.audio_length):
         first = round(start / FRAME_RATE * config.fps)
-        seen = features[None, first : first + config.video_length]
-        if not len(seen[0]):
+        video_window = features[None, first : first + config.video_length]
+        audio_window = tokens[:, : config.num_codebooks, start : start + config.audio_length]
+        # Tokens are padded to whole windows, features may end before the last.
+        if not video_window.shape[1]:
             break
-        heard = network.embed(tokens[:, : config.num_codebooks, start : start + config.audio_length], None)
-        found.append(heard @ network.embed(None, seen)[0])
-    return torch.stack(found).mean(0)
+        # [n,D] @ [D] -> [n]
+        similarities.append(network.embed(audio_window, None) @ network.embed(None, video_window)[0])
+    return torch.stack(similarities).mean(0)
 
 
 @torch.no_grad()
 def classify_latents(
     network: Classifier, rows: Sequence[Latents], inputs: Inputs, loss: str, device: torch.device
 ) -> Scores:
-    """Probabilities [n, N] of the classes; NaN rows where what ``inputs`` asks for is absent."""
-    out = np.full((len(rows), network.head.out_features), np.nan, np.float32)
-    wanted = {"audio": (has_sound,), "video": (has_picture,), "both": (has_sound, has_picture)}[inputs]
-    chosen = [n for n, row in enumerate(rows) if all(there(row) for there in wanted)]
-    for start in range(0, len(chosen), AT_ONCE):
-        part = chosen[start : start + AT_ONCE]
-        tensors = _tensors(network.trunk.config, [rows[n] for n in part], device)
-        out[part] = _probabilities(network, inputs, loss, *tensors).cpu().numpy()
-    return out
+    """Probabilities [n,N] of the classes; NaN rows where what ``inputs`` asks for is absent."""
+    scores = np.full((len(rows), network.head.out_features), np.nan, np.float32)
+    needed = {"audio": (has_audio,), "video": (has_video,), "both": (has_audio, has_video)}[inputs]
+    for part in _passes(rows, *needed):
+        logits = network(*_tensors(network.trunk.config, [rows[n] for n in part], device), inputs=inputs)
+        scores[part] = class_probabilities(logits, loss).cpu().numpy()
+    return scores
 
 
-def _probabilities(
-    network: Classifier,
-    inputs: Inputs,
-    loss: str,
-    tokens: Tensor,
-    features: Tensor,
-    token_padding: Tensor,
-    feature_padding: Tensor,
-) -> Tensor:
-    if inputs == "audio":
-        logits = network(tokens, None, token_padding, None)
-    elif inputs == "video":
-        logits = network(None, features, None, feature_padding)
-    else:
-        logits = network(tokens, features, token_padding, feature_padding)
+def class_probabilities(logits: Tensor, loss: str) -> Tensor:
+    """Probabilities of logits [n,N]: softmax for one label a clip (``loss`` "ce"), else sigmoid."""
     return logits.float().softmax(-1) if loss == "ce" else logits.float().sigmoid()
 
 
 def _tensors(
     config: ModelConfig, rows: Sequence[Latents], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """tokens [n,K,T], features [n,F,dim] and their paddings; a stream that is absent is zeros."""
-    frames, places = config.audio_length, config.video_length
-    tokens = np.zeros((len(rows), config.num_codebooks, frames), np.int64)
-    features = np.zeros((len(rows), places, config.vision_dim), np.float32)
-    paddings = [np.zeros((len(rows), n), bool) for n in (frames, places)]
+    """tokens [n,K,T], features [n,F,dim] and their paddings [n,T], [n,F]; an absent stream is zeros."""
+    num_audio = config.audio_length
+    num_video = config.video_length
+    tokens = torch.zeros(len(rows), config.num_codebooks, num_audio, dtype=torch.int64)
+    features = torch.zeros(len(rows), num_video, config.vision_dim)
+    token_padding = torch.zeros(len(rows), num_audio, dtype=torch.bool)
+    feature_padding = torch.zeros(len(rows), num_video, dtype=torch.bool)
     for n, row in enumerate(rows):
         if row.tokens is not None:
-            tokens[n] = row.tokens[: config.num_codebooks]
-            paddings[0][n, frames if row.real_tokens is None else row.real_tokens :] = True
+            tokens[n] = torch.from_numpy(row.tokens[: config.num_codebooks].astype(np.int64))
+            token_padding[n, num_audio if row.real_tokens is None else row.real_tokens :] = True
         if row.features is not None:
-            features[n] = row.features
-            paddings[1][n, places if row.real_features is None else row.real_features :] = True
-    values = (tokens, features, *paddings)
-    first, second, third, fourth = (torch.from_numpy(value).to(device) for value in values)
-    return first, second, third, fourth
+            features[n] = torch.from_numpy(row.features.astype(np.float32))
+            feature_padding[n, num_video if row.real_features is None else row.real_features :] = True
+    return tokens.to(device), features.to(device), token_padding.to(device), feature_padding.to(device)

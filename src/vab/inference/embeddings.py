@@ -1,4 +1,4 @@
-"""Embeddings of files: what one file becomes, and many of them on disk as npz or parquet."""
+"""Embeddings of media files: their types, and reading and writing them as npz or parquet."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from vab.utils.files import write_whole
 
 Kind = Literal["audio", "video"]
 
+COLUMNS = ("id", "label", "audio", "video")
+
 
 class EmbeddingsError(VABError, ValueError):
     """A file of embeddings that cannot be used; the message says why."""
@@ -26,7 +28,7 @@ class EmbeddingsError(VABError, ValueError):
 
 @dataclass(frozen=True)
 class Embedded:
-    """One file: for each stream it has, a vector of length one for each of its W windows.
+    """Unit vectors of one file, for each stream it has and each of its W windows.
 
     A row of NaN: the stream ends before that window. At least one row is not.
     """
@@ -37,14 +39,14 @@ class Embedded:
     video: NDArray[np.float32] | None = None  # [W, D]
 
     def mean(self, kind: Kind) -> NDArray[np.float32] | None:
-        """The mean over the windows, of length one again: float32 [D]; None without that stream."""
+        """The mean over the windows, normalised again: float32 [D]; None without that stream."""
         vectors = self.audio if kind == "audio" else self.video
         return None if vectors is None else unit(np.nanmean(vectors, axis=0))
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """N files or clips. A row of NaN: that stream is absent."""
+    """Embeddings of N files or clips. A row of NaN: that stream is absent."""
 
     ids: list[str]
     audio: NDArray[np.float32]  # [N, D]
@@ -57,19 +59,19 @@ class Embeddings:
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors [..., D] brought to length one; zeros stay zeros."""
+    """Normalise vectors [..., D] to length one; zeros stay zeros."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.maximum(length, 1e-12)).astype(np.float32)
 
 
 def collect(ids: Sequence[str], files: Sequence[Embedded], labels: Sequence[str], dim: int) -> Embeddings:
-    """The means of embedded files side by side, and their windows."""
+    """Stack the means of embedded files [N, D], and keep their windows."""
     absent = np.full(dim, np.nan, np.float32)
 
     def rows(kind: Kind) -> NDArray[np.float32]:
         means = [file.mean(kind) for file in files]
-        found = [absent if mean is None else mean for mean in means]
-        return np.stack(found) if found else np.zeros((0, dim), np.float32)
+        vectors = [absent if mean is None else mean for mean in means]
+        return np.stack(vectors) if vectors else np.zeros((0, dim), np.float32)
 
     return Embeddings(list(ids), rows("audio"), rows("video"), list(labels), list(files))
 
@@ -81,6 +83,7 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
     stand in parquet as lists ``window_start``, ``window_end``, ``window_audio``, ``window_video`` per row;
     in npz side by side, with ``window_row`` saying whose each is. Pickled objects are never written.
     """
+    # 1. Columns of windows, one entry a file; a stream a file lacks is NaN in each of its windows.
     path = Path(path)
     dim = embeddings.audio.shape[1]
     windows = embeddings.windows or []
@@ -91,6 +94,8 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
         columns["window_end"].append(file.ends)
         columns["window_audio"].append(empty if file.audio is None else file.audio)
         columns["window_video"].append(empty if file.video is None else file.video)
+
+    # 2. Serialise in memory, so that the file can be written whole.
     buffer = io.BytesIO()
     if path.suffix == ".npz":
         arrays: dict[str, Any] = {
@@ -119,19 +124,20 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
-    """Read what :func:`write_embeddings` or any tool wrote: ``id``, ``audio`` [N, D], ``video`` [N, D].
+    """Read npz or parquet, of :func:`write_embeddings` or another tool: ``id``, ``audio``, ``video`` [N, D].
 
     ``label`` may be missing; windows are not read. Raises ``EmbeddingsError`` with the file and the reason.
     """
+    # 1. Read the columns that are there.
     path = Path(path)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in ("id", "label", "audio", "video") if name in file}
+                columns = {name: file[name] for name in COLUMNS if name in file}
         elif path.suffix == ".parquet":
             table = pq.read_table(path)
-            names = [name for name in ("id", "label", "audio", "video") if name in table.column_names]
-            found = {name: np.array(table[name].to_pylist()) for name in names}
+            names = [name for name in COLUMNS if name in table.column_names]
+            columns = {name: np.array(table[name].to_pylist()) for name in names}
         else:
             raise EmbeddingsError(f"{path}: embeddings are read from .npz or .parquet")
     except OSError as error:
@@ -140,16 +146,20 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise
     except (ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
         raise EmbeddingsError(f"{path}: {first_line(error)}") from None
-    missing = [name for name in ("id", "audio", "video") if name not in found]
+
+    # 2. Check that they fit each other.
+    missing = [name for name in ("id", "audio", "video") if name not in columns]
     if missing:
         raise EmbeddingsError(f"{path}: has no {', '.join(missing)}; needed: id, audio [N, D], video [N, D]")
-    ids, labels = found["id"], found.get("label", np.full(len(found["id"]), ""))
+    ids = columns["id"]
+    labels = columns.get("label", np.full(len(ids), ""))
     for name in ("audio", "video"):
-        if found[name].ndim != 2 or not np.issubdtype(found[name].dtype, np.floating):
+        if columns[name].ndim != 2 or not np.issubdtype(columns[name].dtype, np.floating):
             raise EmbeddingsError(f"{path}: {name} is not a table of numbers [N, D]")
-    if not len(ids) == len(labels) == len(found["audio"]) == len(found["video"]):
+    if not len(ids) == len(labels) == len(columns["audio"]) == len(columns["video"]):
         raise EmbeddingsError(f"{path}: id, label, audio and video are not equally long")
-    if found["audio"].shape[1] != found["video"].shape[1]:
+    if columns["audio"].shape[1] != columns["video"].shape[1]:
         raise EmbeddingsError(f"{path}: audio and video vectors are not equally long")
-    audio, video = (found[name].astype(np.float32) for name in ("audio", "video"))
+    audio = columns["audio"].astype(np.float32)
+    video = columns["video"].astype(np.float32)
     return Embeddings([str(i) for i in ids], audio, video, [str(label) for label in labels])

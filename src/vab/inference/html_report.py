@@ -1,4 +1,4 @@
-"""What `vab generate` made, as one HTML file that needs nothing else: pictures, sounds, settings, timings."""
+"""The report of `vab generate` as one self-contained HTML file: frames, audio, settings, timings."""
 
 from __future__ import annotations
 
@@ -29,23 +29,27 @@ from vab.utils.mel import magnitudes, mel_filters
 from vab.utils.provenance import code_version
 
 PAGE = Path(__file__).parents[1] / "assets" / "report.html"
-STRIP, HEIGHT = 10, 108  # pictures of a clip, and how high they are in pixels
-COLUMNS = 800  # of the mel picture and the waveform
-WINDOW, FFT, BANDS = 640, 1024, 96  # samples, samples, mel bands
-DEEPEST = 80.0  # dB below the loudest
+STRIP_FRAMES = 10  # frames of a clip in a row
+STRIP_HEIGHT = 108  # pixels
+COLUMNS = 800  # of the mel spectrogram and the waveform
+WINDOW_SAMPLES = 640
+FFT_SAMPLES = 1024
+NUM_MEL_BANDS = 96
+DYNAMIC_RANGE_DB = 80.0  # below the loudest
 COLOURS = ((0, 0, 4), (60, 15, 110), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
 
 
 def write_report(path: Path, results: Sequence[Result], settings: Settings) -> None:
     """Write ``path`` whole or not at all. ``OSError`` if it cannot be written.
 
-    Of an input or a sound that cannot be read any more stands there why. What is not UTF-8 in a file's name
-    becomes a question mark.
+    In place of an input or an output that cannot be read any more stands the error. Bytes of a file name
+    that are not UTF-8 become question marks.
     """
     page = Template(PAGE.read_text(encoding="utf-8"))
     moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     document = summary(results, settings)
     counts = [f"{document[status]} {status}" for status in ("done", "skipped", "failed") if document[status]]
+    # Cut the page where the inputs go, so that they can be written one by one.
     head, foot = page.substitute(
         made=f"{moment}, vab {escape(code_version()['version'])}",
         counts=", ".join(counts),
@@ -60,16 +64,17 @@ def write_report(path: Path, results: Sequence[Result], settings: Settings) -> N
 
 
 def _decoding(settings: Settings) -> dict[str, Any]:
-    """The decoding that was done: the model's own, with what was chosen in its place."""
-    given = (settings.steps, settings.guidance, settings.temperature, settings.rerank)
+    """The decoding settings in effect: the model's own, with those of the call in their place."""
+    overrides = (settings.steps, settings.guidance, settings.temperature, settings.rerank)
     try:
-        chosen = asdict(decode_settings(read_config(find_model(settings.model)).decode, *given))
+        chosen = asdict(decode_settings(read_config(find_model(settings.model)).decode, *overrides))
     except (ModelError, ValueError):  # no input came as far as the model
         return {}
     return chosen | {"rerank": chosen.pop("num_candidates"), "model": settings.model or BUNDLED}
 
 
 def _input(result: Result) -> Iterator[str]:
+    """The section of one input file, with an article for each of its outputs."""
     name = escape(Path(result.input).name)
     yield f'<section><h2>{name}</h2><p class="path">{escape(result.input)}, {result.status}</p>'
     if result.error:
@@ -90,7 +95,7 @@ def _input(result: Result) -> Iterator[str]:
 
 
 def _sound(path: Path, strip: Sequence[str]) -> Iterator[str]:
-    """The player of one sound; picture strip, waveform and mel picture share its time axis."""
+    """The player of one output; frames, waveform and mel spectrogram share its time axis."""
     yield f'<article><h3>{escape(path.name)}</h3><div class="axis">'
     try:
         waveform = read_audio(path)
@@ -105,48 +110,57 @@ def _sound(path: Path, strip: Sequence[str]) -> Iterator[str]:
     yield f'<img class="mel" alt="mel picture, low tones at the bottom" src="{_png(mel_picture(waveform))}">'
     yield '<i class="now" hidden></i></div>'
     yield f'<audio controls preload="metadata" src="{_uri("audio/wav", data)}"></audio>'
-    peak, level = (_decibels(value) for value in (np.abs(waveform).max(), _rms(waveform)))
+    peak = _decibels(np.abs(waveform).max())
+    level = _decibels(_rms(waveform))
     seconds = len(waveform) / SAMPLE_RATE
     yield f"<p>{seconds:.2f} s, peak {peak} dB, mean level {level} dB</p></article>"
 
 
 def _strip(path: Path) -> list[str]:
-    """Pictures at even distances, from the beginning to the end."""
+    """Evenly spaced frames of a file as <img> elements."""
     images = []
     with MediaFile(path) as file:
         seconds = file.seconds  # 0 for an image
-        frames = file.frames(STRIP / seconds, size=HEIGHT) if seconds else file.frames(1.0)
+        frames = file.frames(STRIP_FRAMES / seconds, size=STRIP_HEIGHT) if seconds else file.frames(1.0)
         for frame in frames:
             image = Image.fromarray(frame)
-            image.thumbnail((2 * HEIGHT, HEIGHT))
+            image.thumbnail((2 * STRIP_HEIGHT, STRIP_HEIGHT))
             stream = io.BytesIO()
             image.save(stream, "JPEG", quality=80)
             images.append(f'<img alt="" src="{_uri("image/jpeg", stream.getvalue())}">')
-    return images[:STRIP]
+    return images[:STRIP_FRAMES]
 
 
 def outline(waveform: NDArray[np.floating]) -> str:
-    """The highest and the lowest sample of each of up to ``COLUMNS`` parts of [S], as the path of an SVG."""
+    """The envelope of [S] as an SVG path: highest and lowest sample of each of up to ``COLUMNS`` parts."""
     parts = np.array_split(waveform, min(COLUMNS, len(waveform)))
     xs = np.linspace(0, COLUMNS, len(parts))
     tops = [f"{x:.0f} {-part.max():.3f}" for x, part in zip(xs, parts, strict=True)]
     bottoms = [f"{x:.0f} {-part.min() + 0.01:.3f}" for x, part in zip(xs, parts, strict=True)]
+    # Along the tops to the right, back along the bottoms, closed.
     return f"M{'L'.join([*tops, *bottoms[::-1]])}Z"
 
 
 def mel_picture(waveform: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Mel bands of [S] at 16 kHz as RGB [bands, columns, 3], low at the bottom, the loudest brightest."""
+    """Mel spectrogram of [S] at 16 kHz as RGB [bands, columns, 3], low tones at the bottom."""
+    # 1. Mel magnitudes [columns, bands].
     step = max(160, len(waveform) // COLUMNS)
-    padded = np.pad(waveform, (WINDOW // 2, WINDOW // 2))
-    bands = magnitudes(padded, WINDOW, step, FFT) @ mel_filters(BANDS, FFT, SAMPLE_RATE, 50.0, 8000.0)
+    padded = np.pad(waveform, (WINDOW_SAMPLES // 2, WINDOW_SAMPLES // 2))
+    filters = mel_filters(NUM_MEL_BANDS, FFT_SAMPLES, SAMPLE_RATE, 50.0, 8000.0)
+    bands = magnitudes(padded, WINDOW_SAMPLES, step, FFT_SAMPLES) @ filters
+
+    # 2. Decibels below the loudest as 0..1, upside down: [bands, columns].
     decibels = 20 * np.log10(np.maximum(bands, 1e-9))
-    loud = np.clip((decibels - decibels.max()) / DEEPEST + 1, 0, 1).T[::-1]
-    places = np.linspace(0, 1, len(COLOURS))
-    channels = [np.interp(loud, places, [colour[n] for colour in COLOURS]) for n in range(3)]
+    brightness = np.clip((decibels - decibels.max()) / DYNAMIC_RANGE_DB + 1, 0, 1).T[::-1]
+
+    # 3. Between the colours of the map.
+    stops = np.linspace(0, 1, len(COLOURS))
+    channels = [np.interp(brightness, stops, [colour[n] for colour in COLOURS]) for n in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:
+    """A data URI of an image [H, W, 3]."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", optimize=True)
     return _uri("image/png", stream.getvalue())
@@ -165,7 +179,7 @@ def _rms(waveform: NDArray[np.floating]) -> float:
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    """A definition list; what is no text stands as in JSON."""
+    """An HTML definition list; values other than text are written as JSON."""
     cells = (
         f"<dt>{escape(name.replace('_', ' '))}</dt>"
         f"<dd>{escape(value if isinstance(value, str) else json.dumps(value))}</dd>"

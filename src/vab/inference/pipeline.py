@@ -1,4 +1,4 @@
-"""File in, sound out: probe, features, tokens, waveform (section 3.3), for any length.
+"""The pipeline from a video file to its sound: features, tokens, waveform (section 3.3), for any length.
 
 A clip's sound depends on the clip, the seed and the settings alone: noise is drawn on the CPU from
 (seed, number of the sample), and every sample is decoded on its own.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vab.codecs.codec import Codec, decode_long, encode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
-from vab.config import video_frames as video_places
+from vab.config import video_frames as num_video_frames
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
 from vab.inference.splice import AudioSource, Span, crossfade_into, kept_samples, read_original, slice_audio
@@ -31,7 +31,7 @@ from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
 from vab.media.reader import as_media_file, write_wav
 from vab.models.heads import Finetuned, load_finetuned, save_finetuned
-from vab.models.hub import CODEC, CONFIG, FINE, ModelError, find_model, read_config
+from vab.models.hub import CONFIG, FINE, ModelError, codec_source, find_model, read_config
 from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
@@ -42,20 +42,20 @@ from vab.vision import VisionEncoder, load_vision
 CARD = "README.md"  # of a model directory, written by huggingface_hub
 IMAGE_SECONDS = 10.0  # of sound for an image
 MAX_VIDEO_SECONDS = 2 * 3600.0
-CONTEXT = 50  # audio frames of a video's own sound that are encoded with what is kept, on either side
+CONTEXT_FRAMES = 50  # audio frames encoded with a kept span, on either side
 
-Progress = Callable[[str, int, int], None]  # stage, done, in all
+Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
 class Audio:
-    """A mono sound and what it took to make it."""
+    """A generated mono waveform, with the tokens and features behind it and the time it took."""
 
     waveform: np.ndarray  # float32 [S], about -1..1
     rate: int = SAMPLE_RATE
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-    tokens: Tensor | None = None  # int64 [K,T] that it was decoded from, at least a window of them
-    features: Tensor | None = None  # [F,dim] of the picture that it was made for, as long as the tokens
+    tokens: Tensor | None = None  # int64 [K,T] that it was decoded from, at least a window
+    features: Tensor | None = None  # [F,dim] of the video, as long as the tokens
 
     def save(self, path: str | Path) -> None:
         """Write a 16-bit WAV file, complete or not at all."""
@@ -84,9 +84,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             _check_codec(fine.preset.model, fine.network, codec)
             fine.network.eval().requires_grad_(False).to(pick_device(device))
         self.config = config
-        self.fine = (
-            fine  # the second stage (section 3.3), for a codec of more codebooks than ``network`` makes
-        )
+        # The second stage (section 3.3), for a codec of more codebooks than ``network`` makes.
+        self.fine = fine
         self.device = pick_device(device)
         self.network = network.eval().requires_grad_(False).to(self.device)
         self.codec = codec.to(self.device)
@@ -126,10 +125,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     ) -> Self:
         folder = Path(model_id)
         stage = load_stage(folder)
-        model = stage.preset.model
-        if codec_path is None and (folder / CODEC).is_file():
-            codec_path = folder
-        codec, vision = load_codec(model.codec, codec_path), load_vision(model.vision, vision_path)
+        codec = load_codec(stage.preset.model.codec, codec_source(folder, codec_path))
+        vision = load_vision(stage.preset.model.vision, vision_path)
         pipeline = cls(stage.preset, stage.network, codec, vision, device, load_fine(folder))
         pipeline.finetuned = load_finetuned(folder)
         return pipeline
@@ -142,17 +139,17 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         repo_id: str | None = None,
         **options: Any,
     ) -> str | None:
-        """As in huggingface_hub; what stands in the directory is replaced when all is written, not before.
+        """As in huggingface_hub; the directory is replaced as a whole, once everything is written.
 
-        ``repo_id`` (the directory's name) and ``options`` (config, model_card_kwargs, token ...) are those
-        of ``push_to_hub``; returned is what that returns.
+        ``repo_id`` (default: the directory's name) and ``options`` (config, model_card_kwargs, token ...)
+        are those of ``push_to_hub``, and so is the result.
         """
         folder = Path(save_directory)
-        with whole_folder(folder, CONFIG) as place:
+        with whole_folder(folder, CONFIG) as temporary:
             if (folder / CARD).is_file():  # a card that is there stays
-                shutil.copy(folder / CARD, place)
+                shutil.copy(folder / CARD, temporary)
             local = {name: options[name] for name in ("config", "model_card_kwargs") if name in options}
-            super().save_pretrained(place, **local)
+            super().save_pretrained(temporary, **local)
         return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -168,19 +165,26 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
     @property
     def first(self) -> Stage:
-        """The stage that makes sound from a picture."""
+        """The stage that generates the coarse tokens from video, with this pipeline's network."""
         return Stage(self.network, self.config)
 
     @property
+    def finetuned(self) -> Finetuned:
+        """The networks that embed and classify, as far as the model has them."""
+        return self._finetuned
+
+    @finetuned.setter
+    def finetuned(self, finetuned: Finetuned) -> None:
+        self._finetuned = finetuned
+        self.__dict__.pop("embedder", None)  # it holds the former networks
+
+    @cached_property
     def embedder(self) -> Embedder:
-        """The part that embeds and classifies, with this pipeline's codec and image encoder."""
-        own = self.finetuned
-        return Embedder(
-            self.config.model, self.codec, self.vision, own.contrastive, own.classifier, self.device.type
-        )
+        """The embedder and classifier of this model, with this pipeline's codec and image encoder."""
+        return Embedder(self.config.model, self.codec, self.vision, self.finetuned, self.device.type)
 
     def embed(self, path: str | Path) -> dict[str, np.ndarray]:
-        """The vectors of a file, float32 [D] of length one: ``audio`` and ``video``, as far as it has them.
+        """Unit vectors of a file, float32 [D]: ``audio`` and ``video``, as far as it has them.
 
         Raises ``MediaError`` for a file that cannot be used, ``ModelError`` if the model gives no embeddings.
         """
@@ -203,10 +207,10 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     ) -> Audio:
         """The sound of a video, exactly as long as it is; of an image, 10 s.
 
-        ``steps``, ``guidance``, ``temperature`` and ``rerank`` (so many sounds are drawn, the one nearest to
-        the picture is kept) replace the model's own. ``keep``: spans (from, to) in
-        seconds of the video's own sound that stay as they are; what is new fits to their tokens, and fades
-        into them over 20 ms. Raises ``MediaError`` for a file that cannot be used, ``ValueError`` for a
+        ``steps``, ``guidance``, ``temperature`` and ``rerank`` (so many candidates are drawn, the one nearest
+        to the video is kept) replace the model's own. ``keep``: spans (from, to) in seconds of the video's
+        own audio that stay as they are; the new audio is conditioned on their tokens, and fades into them
+        over 20 ms. Raises ``MediaError`` for a file that cannot be used, ``ValueError`` for a
         setting that makes no sense.
         """
         chosen = decode_settings(self.config.decode, steps, guidance, temperature, rerank)
@@ -226,107 +230,136 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     ) -> Iterator[Audio]:
         """``samples`` sounds for one file, one after another; the first is that of :meth:`generate`.
 
-        The file is read once: the first sound's timings hold that. A ``MediaFile`` stays open for the caller,
-        and knows its packet times afterwards. ``sound`` [S]: what ``keep`` speaks of, in place of the file's
-        own. ``seconds``: how long the sound shall be, in place of the picture's length; a picture that ends
-        sooner stands still.
+        The file is read once, and the first sound's timings hold that. A ``MediaFile`` stays open for the
+        caller, and knows its packet times afterwards. ``sound`` [S]: the audio that ``keep`` refers to, in
+        place of the file's own. ``seconds``: how long the sound shall be, in place of the video's length;
+        a video that ends sooner stands still.
         """
-        tell = progress or (lambda stage, done, total: None)
+        report = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}
         config = self.config.model
-        chosen = decode or self.config.decode
-        count = chosen.num_candidates
-        if count > 1:
-            _ = self.embedder.contrastive  # or say now that there is none
+        decode = decode or self.config.decode
+        if decode.num_candidates > 1:
+            self.embedder.check_contrastive()  # before the work begins
 
         with as_media_file(path) as file:
-            # 1. Refuse what its header shows to be of no use, before anything is decoded.
+            # 1. Refuse what the header shows to be unusable, before anything is decoded.
             if file.kind == "audio" or file.nominal_seconds > MAX_VIDEO_SECONDS:
                 sound_length(file.info)
 
-            # 2. Features [F, dim] of the whole clip, in a pass that also finds out how long it is.
-            shown = self._features(file, seed, timings, tell)
+            # 2. Features [F,dim] of the whole clip, in a pass that also finds out how long it is.
+            features = self._features(file, seed, timings, report)
             info = file.info
             length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
-            total = padded_length(samples_to_frames(length), config)  # T, audio frames
-            features = _fit(shown, video_places(total / FRAME_RATE, config.fps))
+            num_frames = padded_length(samples_to_frames(length), config)  # T
+            features = _fit(features, num_video_frames(num_frames / FRAME_RATE, config.fps))
 
-            # 3. Tokens [K, T] of the sound that is kept, and where [K, T] they are given.
-            own: AudioSource = partial(read_original, file)
+            # 3. Tokens [K,T] of the audio that is kept, and where they are known [K,T].
+            original: AudioSource = partial(read_original, file)
             if sound is not None:
                 info = replace(info, has_audio=True)
-                own = partial(slice_audio, sound)
+                original = partial(slice_audio, sound)
             kept = kept_samples(info, keep, length)
-            num_codebooks = (self.fine or self.first).preset.model.num_codebooks
-            tokens = torch.zeros(num_codebooks, total, dtype=torch.int64, device=self.device)
-            known = torch.zeros_like(tokens, dtype=torch.bool)
             with _timed(timings, "codec"):
-                for start, stop in kept:
-                    first, last = -(-start // HOP), stop // HOP
-                    if first < last:
-                        tokens[:, first:last] = encode_long(self.codec, own, first, last, CONTEXT)[
-                            :num_codebooks
-                        ]
-                        known[:, first:last] = True
+                tokens, known = self._known_tokens(original, kept, num_frames)
 
             for number in range(samples):
-                # 4. The first stage: one sound, or the nearest to the picture of several.
+                # 4. The first stage: one sound, or of several candidates the nearest to the video.
                 with _timed(timings, "sampling"):
-                    drawn = [
-                        self.first.fill(
-                            tokens[: config.num_codebooks],
-                            known[: config.num_codebooks],
-                            features,
-                            chosen,
-                            _generator(seed, number, candidate),
-                            partial(_tell, tell, "sampling", number * count + candidate, samples * count),
-                        )
-                        for candidate in range(count)
-                    ]
-                    result = drawn[0] if count == 1 else self._nearest(torch.stack(drawn), features)
+                    generators = [_generator(seed, number, n) for n in range(decode.num_candidates)]
+                    part = partial(_report_part, partial(report, "sampling"), number, samples)
+                    result = self._coarse(tokens, known, features, decode, generators, progress=part)
 
                 # 5. The second stage, if there is one, adds the finer codebooks.
                 if self.fine is not None:
                     with _timed(timings, "refining"):
-                        noise = _generator(seed, number, 0, stage=1)
-                        report = partial(_tell, tell, "refining", number, samples)
-                        result = self.fine.refine(result, tokens, known, features, noise, report)
+                        generator = _generator(seed, number, 0, stage=1)
+                        part = partial(_report_part, partial(report, "refining"), number, samples)
+                        result = self.fine.refine(result, tokens, known, features, generator, progress=part)
 
-                # 6. Tokens -> waveform [length]; what is kept goes back in as it was.
+                # 6. Tokens -> waveform [S]; the kept audio goes back in as it was.
                 with _timed(timings, "codec"):
                     waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                     for start, stop in kept:
-                        crossfade_into(waveform, own, start, stop)
+                        crossfade_into(waveform, original, start, stop)
+
+                # 7. Each sound carries its own timings; the first those of steps 2 and 3 too.
                 yield Audio(waveform, SAMPLE_RATE, dict(timings), result, features)
                 timings.clear()
 
-    def _nearest(self, drawn: Tensor, features: Tensor) -> Tensor:
-        """The one [K, T] of several sounds [n, K, T] that fits the picture best."""
-        return drawn[audio_video_similarity(self.embedder.contrastive, drawn, features).argmax()]
+    def _known_tokens(
+        self, original: AudioSource, kept: Sequence[tuple[int, int]], num_frames: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [K,T] of the samples to keep, and bool [K,T], True where a frame is kept whole."""
+        num_codebooks = (self.fine or self.first).preset.model.num_codebooks
+        tokens = torch.zeros(num_codebooks, num_frames, dtype=torch.int64, device=self.device)
+        known = torch.zeros_like(tokens, dtype=torch.bool)
+        for start, stop in kept:
+            # Frames inside the span: rounded up at its start, down at its end.
+            first = -(-start // HOP)
+            last = stop // HOP
+            if first < last:
+                encoded = encode_long(self.codec, original, first, last, CONTEXT_FRAMES)
+                tokens[:, first:last] = encoded[:num_codebooks]
+                known[:, first:last] = True
+        return tokens, known
 
-    def _features(self, file: MediaFile, seed: int, timings: dict[str, float], tell: Progress) -> Tensor:
-        """Features [F, dim] of a whole file at the model's rate (section 3.1)."""
+    def _coarse(
+        self,
+        tokens: Tensor,
+        known: Tensor,
+        features: Tensor,
+        decode: DecodeConfig,
+        generators: Sequence[torch.Generator],
+        *,
+        progress: Callable[[int, int], None],
+    ) -> Tensor:
+        """Tokens [K1,T] of the first stage: a candidate for each generator, and the best of them."""
+        num_codebooks = self.config.model.num_codebooks
+        candidates = []
+        for n, generator in enumerate(generators):
+            part = partial(_report_part, progress, n, len(generators))
+            candidates.append(
+                self.first.fill(
+                    tokens[:num_codebooks],
+                    known[:num_codebooks],
+                    features,
+                    decode,
+                    generator,
+                    progress=part,
+                )
+            )
+        return candidates[0] if len(candidates) == 1 else self._nearest(torch.stack(candidates), features)
+
+    def _nearest(self, candidates: Tensor, features: Tensor) -> Tensor:
+        """The one [K,T] of several candidates [n,K,T] that fits the video best."""
+        return candidates[audio_video_similarity(self.embedder.contrastive, candidates, features).argmax()]
+
+    def _features(self, file: MediaFile, seed: int, timings: dict[str, float], report: Progress) -> Tensor:
+        """Features [F,dim] of a whole file at the model's rate (section 3.1)."""
         fps = self.config.model.fps
-        side = self.vision.decode_size
+        size = self.vision.decode_size
         if file.is_image:
-            expected = video_places(IMAGE_SECONDS, fps)
-            frames = _moving(file, expected, seed, side)
+            expected = num_video_frames(IMAGE_SECONDS, fps)
+            frames = _moving(file, expected, seed, size)
         else:
-            expected = video_places(file.nominal_seconds, fps)
-            frames = _not_too_long(file, file.frames(fps, size=side))
+            expected = num_video_frames(file.nominal_seconds, fps)
+            frames = _not_too_long(file, file.frames(fps, size=size))
+        # Frames are decoded while they are encoded: what remains of the time is the encoder's.
         begin = time.perf_counter()
         with torch.no_grad():
-            counted = _counted(frames, timings, lambda done: tell("features", done, max(done, expected)))
+            counted = _counted(frames, timings, lambda done: report("features", done, max(done, expected)))
             features = self.vision.encode(counted)
         timings["features"] = time.perf_counter() - begin - timings["decode_video"]
         return features
 
     def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
-        """Waveform float32 [length] of tokens [K, T]."""
+        """Waveform float32 [length] of tokens [K,T]."""
         waveform = np.zeros(length, dtype=np.float32)
         done = 0
         with torch.no_grad():
             for piece in decode_long(self.codec, tokens):
+                # The last frame may reach past the end of the video: cut it.
                 part = piece.float().cpu().numpy()[: length - done]
                 waveform[done : done + len(part)] = part
                 done += len(part)
@@ -334,7 +367,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
 
 def sound_length(info: MediaInfo) -> int:
-    """Samples S of the sound for a file; ``MediaError`` if it has no picture, or lasts 0 s or too long."""
+    """Number of samples S for a file; ``MediaError`` if it has no video, or lasts 0 s or too long."""
     if info.kind == "image":
         return round(IMAGE_SECONDS * SAMPLE_RATE)
     if info.kind == "audio":
@@ -348,19 +381,19 @@ def sound_length(info: MediaInfo) -> int:
     return length
 
 
-def _fit(features: Tensor, places: int) -> Tensor:
-    """Features [places, dim]: cut, or with the last one repeated (section 3.1)."""
-    last = features[-1:].expand(max(0, places - len(features)), -1)
-    return torch.cat([features[:places], last])
+def _fit(features: Tensor, num_video: int) -> Tensor:
+    """Features [num_video,dim]: cut, or with the last one repeated (section 3.1)."""
+    last = features[-1:].expand(max(0, num_video - len(features)), -1)
+    return torch.cat([features[:num_video], last])
 
 
-def _moving(file: MediaFile, frames: int, seed: int, side: int) -> Iterator[np.ndarray]:
-    """An image as in training: a slowly moving crop."""
-    yield from moving_crop(next(file.frames(1.0)), frames, seed, side)
+def _moving(file: MediaFile, num_frames: int, seed: int, size: int) -> Iterator[np.ndarray]:
+    """Frames of an image, as in training: a slowly moving crop."""
+    yield from moving_crop(next(file.frames(1.0)), num_frames, seed, size)
 
 
 def _not_too_long(file: MediaFile, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same frames; ``MediaError`` as soon as the file turns out to be longer than a video may be."""
+    """Pass frames through; ``MediaError`` as soon as the file turns out to exceed MAX_VIDEO_SECONDS."""
     for frame in frames:
         if file.seconds_read > MAX_VIDEO_SECONDS:
             sound_length(file.info)
@@ -368,9 +401,9 @@ def _not_too_long(file: MediaFile, frames: Iterator[np.ndarray]) -> Iterator[np.
 
 
 def _counted(
-    frames: Iterator[np.ndarray], timings: dict[str, float], tell: Callable[[int], None]
+    frames: Iterator[np.ndarray], timings: dict[str, float], report: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
-    """The same frames; the time to get them is added up as ``decode_video``."""
+    """Pass frames through, and add up the time it takes to decode them as ``decode_video``."""
     timings["decode_video"] = 0.0
     done = 0
     while True:
@@ -380,30 +413,40 @@ def _counted(
         if frame is None:
             return
         done += 1
-        tell(done)
+        report(done)
         yield frame
 
 
 def _generator(seed: int, number: int, candidate: int, stage: int = 0) -> torch.Generator:
     """The noise of one candidate of one sample, in the first stage or the second."""
-    parts = (seed, number, candidate, stage) if stage else (seed, number, candidate)[: 2 + (candidate > 0)]
+    # The first candidate of the first stage is the sound without reranking: its parts are just these two.
+    parts: tuple[int, ...] = (seed, number)
+    if stage:
+        parts = (seed, number, candidate, stage)
+    elif candidate:
+        parts = (seed, number, candidate)
+    # 63 bits of the hash, for torch seeds are signed.
     state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def _tell(tell: Progress, stage: str, number: int, samples: int, done: int, total: int) -> None:
-    tell(stage, number * total + done, samples * total)
+def _report_part(
+    progress: Callable[[int, int], None], index: int, num_parts: int, done: int, total: int
+) -> None:
+    """Report progress of one of several equal parts as progress of the whole."""
+    progress(index * total + done, num_parts * total)
 
 
 @contextmanager
 def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time of the block to ``timings[stage]``."""
     begin = time.perf_counter()
     yield
     timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - begin
 
 
 def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:
-    """``ModelError`` if the parts were not made for each other, which would give noise in silence."""
+    """``ModelError`` if the parts do not belong together, which would silently generate noise."""
     if config.num_conditioning_codebooks:
         raise ModelError(
             f"this model refines {config.num_conditioning_codebooks} codebooks of another model, in "
@@ -417,9 +460,11 @@ def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: Vision
 
 
 def _check_codec(config: ModelConfig, network: VAB, codec: Codec) -> None:
-    own = codec.codebook_vectors()[: config.num_codebooks].float().cpu()
-    learned = network.audio_embedding.vectors.float().cpu()
-    if own.shape != learned.shape or (own - learned).norm() > 0.01 * learned.norm():
+    """``ModelError`` if the network was trained on another codec's codebook vectors."""
+    # Weights are saved in half precision, so the vectors may differ by rounding.
+    actual = codec.codebook_vectors()[: config.num_codebooks].float().cpu()
+    expected = network.audio_embedding.vectors.float().cpu()
+    if actual.shape != expected.shape or (actual - expected).norm() > 0.01 * expected.norm():
         raise ModelError(
             "the model was trained on the tokens of another codec than this one; "
             "put its codec.json and codec.safetensors into its folder, or name it with --codec-path"

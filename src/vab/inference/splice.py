@@ -1,4 +1,4 @@
-"""The part of a video's own sound that stays: which samples, and how they meet what is new."""
+"""Splice kept spans of a video's own audio into the generated waveform."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from vab.errors import SettingError
 from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 
-FADE = round(0.02 * SAMPLE_RATE)  # samples of cross-fade, outside of what is kept
+FADE = round(0.02 * SAMPLE_RATE)  # samples of cross-fade, outside of the kept span
 
 Span = tuple[float, float]  # seconds; the end may be infinite
-AudioSource = Callable[
-    [int, int], np.ndarray
-]  # first sample, how many -> float32 [S] of the sound that is there
+AudioSource = Callable[[int, int], np.ndarray]  # first sample, number of samples -> float32 [S]
 
 
 def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tuple[int, int]]:
-    """The spans to keep as samples (from, to), in order, those that touch made one.
+    """The spans to keep as samples (from, to), in order; spans that touch are merged.
 
-    ``MediaError`` if the file has no sound, or ends before a span starts; ``ValueError`` for no span.
+    ``MediaError`` if the file has no audio, or ends before a span starts; ``SettingError`` for a span that
+    does not end after it starts.
     """
     if keep and not info.has_audio:
         raise MediaError(f"{info.path}: has no sound of its own to keep")
@@ -30,7 +29,9 @@ def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tup
     for start, stop in sorted(keep):
         if not 0 <= start < stop:
             raise SettingError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
-        first, last = round(start * SAMPLE_RATE), round(min(stop, length / SAMPLE_RATE) * SAMPLE_RATE)
+        # The end may be infinite, or beyond the file's.
+        first = round(start * SAMPLE_RATE)
+        last = round(min(stop, length / SAMPLE_RATE) * SAMPLE_RATE)
         if first >= length:
             raise MediaError(
                 f"{info.path}: cannot keep its sound from {start:g} s on, it ends at {info.seconds:g} s"
@@ -42,26 +43,29 @@ def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tup
     return kept
 
 
-def crossfade_into(waveform: np.ndarray, sound: AudioSource, start: int, stop: int) -> None:
-    """Put samples ``start`` to ``stop`` of ``sound`` into ``waveform`` [S], with a fade on either side."""
-    begin, end = max(0, start - FADE), min(len(waveform), stop + FADE)
-    own = sound(begin, end - begin)
+def crossfade_into(waveform: np.ndarray, original: AudioSource, start: int, stop: int) -> None:
+    """Put samples ``start`` to ``stop`` of ``original`` into ``waveform`` [S], with a fade on either side."""
+    begin = max(0, start - FADE)
+    end = min(len(waveform), stop + FADE)
+    own = original(begin, end - begin)
+    # Weight of the original: up before the span, one within, down behind; a fade at the edge is shorter.
     weight = np.ones(end - begin, dtype=np.float32)
     weight[: start - begin] = (np.arange(start - begin) + 1) / (start - begin + 1)
     weight[len(weight) - (end - stop) :] = 1 - (np.arange(end - stop) + 1) / (end - stop + 1)
     waveform[begin:end] += weight * (own - waveform[begin:end])
+    # Within the span bit for bit: a sum with weight one still rounds.
     waveform[start:stop] = own[start - begin : stop - begin]
 
 
-def read_original(file: MediaFile, begin: int, samples: int) -> np.ndarray:
-    """Samples of a file's own sound, float32 [samples]; ``MediaError`` if they are not all numbers."""
-    sound = file.audio(begin / SAMPLE_RATE, samples / SAMPLE_RATE)
-    if not np.isfinite(sound).all():
+def read_original(file: MediaFile, begin: int, num_samples: int) -> np.ndarray:
+    """Samples of a file's own audio, float32 [num_samples]; ``MediaError`` if they are not all finite."""
+    waveform = file.audio(begin / SAMPLE_RATE, num_samples / SAMPLE_RATE)
+    if not np.isfinite(waveform).all():
         raise MediaError(f"{file.path}: its sound holds values that are not numbers")
-    return sound
+    return waveform
 
 
-def slice_audio(sound: np.ndarray, begin: int, samples: int) -> np.ndarray:
-    """Samples of a sound [S] at hand, float32 [samples]; silence after its end."""
-    part = sound[begin : begin + samples].astype(np.float32)
-    return np.pad(part, (0, samples - len(part)))
+def slice_audio(waveform: np.ndarray, begin: int, num_samples: int) -> np.ndarray:
+    """Samples of a waveform [S] in memory, float32 [num_samples]; silence after its end."""
+    part = waveform[begin : begin + num_samples].astype(np.float32)
+    return np.pad(part, (0, num_samples - len(part)))

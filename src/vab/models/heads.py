@@ -1,4 +1,4 @@
-"""The networks of fine-tuning: the first L1 layers with a common space or classes (sections 3.4, 3.5)."""
+"""The fine-tuned networks, contrastive and classifier, on the first L1 layers (sections 3.4, 3.5)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,17 +22,19 @@ from vab.models.hub import CONFIG, FOLDERS, MODEL, ModelError, read_config
 from vab.models.vab import Trunk
 from vab.utils.files import save_tensors, write_whole
 
-TEMPERATURE = 0.07  # of the contrast when training begins
-HOTTEST = 100.0  # largest factor of the similarities
+Inputs = Literal["audio", "video", "both"]  # the modalities a classifier goes by
+
+INITIAL_TEMPERATURE = 0.07  # of the contrastive loss
+MAX_LOGIT_SCALE = 100.0  # 1 / temperature, as in CLIP
 
 
 class Contrastive(nn.Module):
-    """Sound and picture in one space (section 3.4): two passes through the trunk, mean pool, length one."""
+    """Audio and video in one space (section 3.4): two passes through the trunk, mean pool, length one."""
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         super().__init__()
         self.trunk = Trunk(config, codebook_vectors)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(TEMPERATURE)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(INITIAL_TEMPERATURE)))
 
     def forward(
         self,
@@ -43,21 +46,24 @@ class Contrastive(nn.Module):
         """tokens [B,K,T], features [B,F,dim], paddings bool [B,T], [B,F] -> audio, video [B,D], scale."""
         audio = self.embed(tokens, None, token_padding)
         video = self.embed(None, features, feature_padding)
-        return audio, video, self.log_scale.exp().clamp(max=HOTTEST)
+        return audio, video, self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
     def embed(self, tokens: Tensor | None, features: Tensor | None, padding: Tensor | None = None) -> Tensor:
-        """The vectors [B,D], of length one, of tokens or of features; ``padding`` is theirs."""
-        paddings = (padding, None) if features is None else (None, padding)
-        return functional.normalize(self.trunk.pooled(tokens, features, *paddings).float(), dim=-1)
+        """Unit vectors [B,D] of tokens or of features, whichever is not None; ``padding`` is theirs."""
+        if features is None:
+            pooled = self.trunk.pooled(tokens, None, token_padding=padding)
+        else:
+            pooled = self.trunk.pooled(tokens, features, feature_padding=padding)
+        return functional.normalize(pooled.float(), dim=-1)
 
 
 class Classifier(nn.Module):
     """Mean pool of the trunk's output and a linear classifier (section 3.5)."""
 
-    def __init__(self, config: ModelConfig, classes: int, codebook_vectors: Tensor | None = None) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, codebook_vectors: Tensor | None = None) -> None:
         super().__init__()
         self.trunk = Trunk(config, codebook_vectors)
-        self.head = nn.Linear(config.hidden_dim, classes)
+        self.head = nn.Linear(config.hidden_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.head.bias)
 
@@ -67,8 +73,16 @@ class Classifier(nn.Module):
         features: Tensor | None,
         token_padding: Tensor | None = None,
         feature_padding: Tensor | None = None,
+        inputs: Inputs = "both",
     ) -> Tensor:
-        """Logits [B,N] from sound (tokens), picture (features) or both; what is None takes no places."""
+        """Logits [B,N] from audio (tokens), video (features) or both.
+
+        A modality that is None, or that ``inputs`` leaves out, takes no positions.
+        """
+        if inputs == "audio":
+            features, feature_padding = None, None
+        elif inputs == "video":
+            tokens, token_padding = None, None
         return self.head(self.trunk.pooled(tokens, features, token_padding, feature_padding))
 
 
@@ -77,19 +91,20 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What fine-tuning made of a model, as far as it has it: each network with the preset of its training."""
+    """The fine-tuned networks of a model, as far as it has them, each with the preset of its training."""
 
     contrastive: tuple[Contrastive, Preset] | None = None
     classifier: tuple[Classifier, Preset] | None = None
 
 
 def load_network(folder: Path, build: Callable[[], N], state: dict[str, Tensor] | None = None) -> N:
-    """The network of a model directory, float32. It is not initialised first: that would take longer.
+    """The network of a model directory, float32.
 
     ``state``: the weights, if they are not just those of the directory. ``ModelError`` if they do not fit.
     """
     path = folder / MODEL
     try:
+        # On the meta device, without memory or initial values: the weights take their place at once.
         with torch.device("meta"):
             network = build()
         state = read_weights(path) if state is None else state
@@ -100,7 +115,7 @@ def load_network(folder: Path, build: Callable[[], N], state: dict[str, Tensor] 
 
 
 def save_network(folder: Path, state: dict[str, Tensor], preset: Preset) -> None:
-    """Write what :func:`load_network` and ``read_config`` read; each file is complete or not there."""
+    """Write a model directory for :func:`load_network` and ``read_config``, each file whole or not at all."""
     folder.mkdir(exist_ok=True)
     save_tensors(folder / MODEL, state)
     write_whole(folder / CONFIG, (json.dumps(asdict(preset), indent=1) + "\n").encode())
@@ -120,48 +135,52 @@ def load_finetuned(folder: Path) -> Finetuned:
     Each is in a folder of its own, or the directory is one of them. A classifier without a trunk of its own
     (a linear probe) stands on the trunk of the contrastive network.
     """
+    # 1. Which directory holds which network, by objective.
+    folders = {kind: folder / name for kind, name in FOLDERS.items() if (folder / name / CONFIG).is_file()}
+    folders.setdefault(read_config(folder).train.objective, folder)
+
+    # 2. The contrastive network.
     contrastive: tuple[Contrastive, Preset] | None = None
+    if (source := folders.get("contrastive")) is not None:
+        preset = read_config(source)
+        contrastive = load_network(source, partial(Contrastive, preset.model)).eval(), preset
+
+    # 3. The classifier, whose trunk may be that of the contrastive network.
     classifier: tuple[Classifier, Preset] | None = None
-    places = {kind: folder / name for kind, name in FOLDERS.items() if (folder / name / CONFIG).is_file()}
-    own = read_config(folder)
-    places.setdefault(own.train.objective, folder)
-    if "contrastive" in places:
-        place = places["contrastive"]
-        taught = read_config(place)
-        contrastive = load_network(place, lambda: Contrastive(taught.model)).eval(), taught
-    if "classification" in places:
-        place = places["classification"]
-        learned = read_config(place)
-        state = read_weights(place / MODEL)
+    if (source := folders.get("classification")) is not None:
+        preset = read_config(source)
+        state = read_weights(source / MODEL)
         if contrastive is not None and not any(name.startswith("trunk.") for name in state):
             trunk = contrastive[0].trunk.state_dict()
             state |= {f"trunk.{name}": value for name, value in trunk.items()}
-        network = load_network(place, lambda: Classifier(learned.model, len(learned.classes)), state)
-        classifier = network.eval(), learned
+        build = partial(Classifier, preset.model, len(preset.classes))
+        classifier = load_network(source, build, state).eval(), preset
     return Finetuned(contrastive, classifier)
 
 
 def save_finetuned(folder: Path, finetuned: Finetuned) -> None:
-    """Write what :func:`load_finetuned` reads; a probe on the contrastive trunk keeps its head alone."""
+    """Write the folders for :func:`load_finetuned`; a probe on the contrastive trunk keeps its head alone."""
     trunk: dict[str, Tensor] = {}
     if finetuned.contrastive is not None:
-        contrastive, taught = finetuned.contrastive
-        save_network(folder / FOLDERS["contrastive"], contrastive.state_dict(), taught)
+        contrastive, preset = finetuned.contrastive
+        save_network(folder / FOLDERS["contrastive"], contrastive.state_dict(), preset)
         trunk = {f"trunk.{name}": tensor for name, tensor in contrastive.trunk.state_dict().items()}
     if finetuned.classifier is not None:
-        classifier, learned = finetuned.classifier
+        classifier, preset = finetuned.classifier
         state = classifier.state_dict()
+        # A trunk that is still the contrastive one is not written twice.
         if trunk and all(torch.equal(state[name].cpu(), tensor.cpu()) for name, tensor in trunk.items()):
             state = {name: tensor for name, tensor in state.items() if name not in trunk}
-        save_network(folder / FOLDERS["classification"], state, learned)
+        save_network(folder / FOLDERS["classification"], state, preset)
 
 
 def start_from(network: nn.Module, folder: Path) -> None:
-    """Take over the weights of a model directory as far as the network has them.
+    """Initialise a network from the weights of a model directory, as far as it has them.
 
     The trunk must be there whole. What only one of the two has (upper layers, temperature) is left as it
     is, and a classifier's head is always new. ``ModelError`` names what is missing or of another shape.
     """
+    # Names as in a bare trunk: a fine-tuned network keeps its own under "trunk.".
     saved = read_weights(folder / MODEL)
     saved = {name.removeprefix("trunk."): value for name, value in saved.items()}
     trunk = next(module for module in network.modules() if isinstance(module, Trunk))
@@ -169,9 +188,10 @@ def start_from(network: nn.Module, folder: Path) -> None:
         missing = sorted(Trunk(trunk.config).state_dict().keys() - saved.keys())
     if missing:
         raise ModelError(f"{folder}: is no model to start from, it has no {missing[0]}")
-    own = {name: name.removeprefix("trunk.") for name in network.state_dict()}
-    taken = {name: saved[n] for name, n in own.items() if n in saved and not n.startswith("head.")}
+    # Back under the names of this network.
+    names = {name: name.removeprefix("trunk.") for name in network.state_dict()}
+    shared = {name: saved[n] for name, n in names.items() if n in saved and not n.startswith("head.")}
     try:
-        network.load_state_dict(taken, strict=False)
+        network.load_state_dict(shared, strict=False)
     except RuntimeError as error:
         raise ModelError(f"{folder}: {first_line(error)}") from error

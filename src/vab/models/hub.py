@@ -1,7 +1,7 @@
-"""Which weights are at hand, and the folder of a model from its name. Nothing here imports torch.
+"""Resolve a model's name, folder or Hub id to a model directory, and list those at hand. Imports no torch.
 
 A model directory holds ``config.json`` (a ``Preset`` as nested values) and ``model.safetensors``; that of a
-model on the small codec may also hold ``codec.json`` and ``codec.safetensors``. What fine-tuning made of it
+model on the small codec may also hold ``codec.json`` and ``codec.safetensors``. Networks fine-tuned from it
 may stand in the folders ``contrastive`` and ``classes``, a second stage (coarse to fine) in ``fine``.
 """
 
@@ -19,7 +19,7 @@ from vab.errors import VABError, first_line
 from vab.presets import PRESETS
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
-FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # of what fine-tuning made of a model
+FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # objective of fine-tuning -> folder
 FINE = "fine"  # folder of a second stage
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "vab-tiny"
@@ -34,7 +34,7 @@ class ModelError(VABError):
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model and where it stands."""
+    """A model by name, and where its files are."""
 
     name: str
     state: str  # bundled, local, cached (from the Hub), or missing
@@ -51,11 +51,13 @@ def find_model(source: str | Path | None = None, **hub: Any) -> Path:
     """
     name = BUNDLED if source is None else str(source)
     path = Path(name).expanduser()
+    # 1. A folder comes first, whatever its name.
     if path.is_dir():
         missing = [file for file in (CONFIG, MODEL) if not (path / file).is_file()]
         if missing:
             raise ModelError(f"{path}: is no model directory, it has no {' and no '.join(missing)}")
         return path
+    # 2. The bundled model, and presets whose weights are not published.
     if name == BUNDLED:
         folder = ASSETS / BUNDLED
         if not is_model(folder):
@@ -69,6 +71,7 @@ def find_model(source: str | Path | None = None, **hub: Any) -> Path:
             f"{name}: nobody has published weights of it; train it with the commands in recipes/ "
             "and pass the run's folder as the model"
         )
+    # 3. What remains can only be a Hub id.
     if path.exists() or not _HUB_ID.fullmatch(name):
         raise ModelError(
             f"{name}: no model of that name, and no such folder; `vab models` shows what there is"
@@ -91,12 +94,19 @@ def _download(name: str, hub: dict[str, Any]) -> Path:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether ``folder`` is a model directory with a configuration that can be read."""
+    """True for a model directory whose configuration can be read."""
     try:
         read_config(folder)
     except ModelError:
         return False
     return (folder / MODEL).is_file()
+
+
+def codec_source(folder: Path, codec_path: str | Path | None = None) -> str | Path | None:
+    """Where to load the codec from: ``codec_path`` if it is named, else beside the weights, else None."""
+    if codec_path is None and (folder / CODEC).is_file():
+        return folder
+    return codec_path
 
 
 def read_config(folder: Path) -> Preset:
@@ -126,6 +136,7 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
             note = f"{why}: train it with the commands in recipes/"
             models.append(KnownModel(preset.name, "missing", None, 0, note))
     for folder in folders:
+        # the folder itself, its models, and the folders of models fine-tuned from those
         for pattern in (CONFIG, f"*/{CONFIG}", f"*/*/{CONFIG}"):
             for path in sorted(folder.glob(pattern)):
                 if is_model(path.parent):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,83 +23,85 @@ from vab.errors import SettingError
 
 INIT_STD = 0.02  # of every weight matrix and learned vector
 
-KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys, values -> those of earlier places too
+KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys, values -> all so far, these included
 
 
-def alibi_slopes(heads: int) -> list[float]:
+def alibi_slopes(num_heads: int) -> list[float]:
     """One slope per head: 2^(-8h/H) for H a power of two.
 
     Else the slopes of the next lower power of two, then every second one of the next higher.
     """
-    lower = 2 ** math.floor(math.log2(heads))
+    lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8 * h / lower) for h in range(1, lower + 1)]
     between = [2.0 ** (-4 * h / lower) for h in range(1, 2 * lower + 1, 2)]
-    return slopes + between[: heads - lower]
+    return slopes + between[: num_heads - lower]
 
 
 @lru_cache(maxsize=4)
 def alibi_bias(
-    heads: int,
-    video: int,
-    audio: int,
-    positions: Literal["sequence", "time"],
-    fps: float,
-    device: torch.device,
-    dtype: torch.dtype,
+    config: ModelConfig, num_video: int, num_audio: int, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """What attention adds to its scores: minus slope times distance, [1,H,L,L]. The last few are kept.
+    """The attention bias of ALiBi, minus slope times distance: [1,H,L,L]. The last few are cached.
 
-    ``sequence`` counts places in ``[video; audio]`` (the paper). ``time`` measures on one clock in audio
-    frames: video frame i sits in the middle of its share of time, at ``(i + 0.5) / fps`` seconds.
+    ``config.positions`` says what a distance is. ``sequence`` counts positions in ``[video; audio]`` (the
+    paper). ``time`` measures on one clock in audio frames: video frame i sits in the middle of its share of
+    time, at ``(i + 0.5) / fps`` seconds.
     """
-    with torch.inference_mode(False), torch.no_grad():  # kept beyond this call, training may use it next
-        if positions == "sequence":
-            place = torch.arange(video + audio, device=device, dtype=torch.float32)
+    # The result outlives this call, and training may use it next: it must not be an inference tensor.
+    with torch.inference_mode(False), torch.no_grad():
+        if config.positions == "sequence":
+            position = torch.arange(num_video + num_audio, device=device, dtype=torch.float32)
         else:
-            frames = torch.arange(video, device=device, dtype=torch.float32)
-            clock = (frames + 0.5) * FRAME_RATE / fps - 0.5
-            place = torch.cat([clock, torch.arange(audio, device=device, dtype=torch.float32)])
-        return _distance_bias(place[None], heads).to(dtype)
+            # An audio frame covers [t, t + 1) too, so its own middle, 0.5, is taken off the video's.
+            frames = torch.arange(num_video, device=device, dtype=torch.float32)
+            video_position = (frames + 0.5) * FRAME_RATE / config.fps - 0.5
+            audio_position = torch.arange(num_audio, device=device, dtype=torch.float32)
+            position = torch.cat([video_position, audio_position])
+        return _distance_bias(position[None], config.num_heads).to(dtype)
 
 
-def _distance_bias(place: Tensor, heads: int) -> Tensor:
-    """The bias [B,H,L,L] of the places [B,L]."""
-    slopes = torch.tensor(alibi_slopes(heads), device=place.device)
-    distance = (place[:, :, None] - place[:, None, :]).abs()
+def _distance_bias(position: Tensor, num_heads: int) -> Tensor:
+    """Positions [B,L] -> bias [B,H,L,L]."""
+    slopes = torch.tensor(alibi_slopes(num_heads), device=position.device)
+    # [B,L,1] - [B,1,L] -> [B,L,L], then times one slope per head
+    distance = (position[:, :, None] - position[:, None, :]).abs()
     return distance[:, None] * -slopes[:, None, None]
 
 
 class Attention(nn.Module):
     """Multi-head self-attention with its norm before it; shared by both modalities."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor, bias: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """x [B,L,D], bias [1 or B,H,L,L] -> [B,L,D].
 
-        ``kv_cache`` takes keys and values [B,H,L,D/H] and gives those of all places to attend to; then the
-        bias is that of the L places to all of these.
+        ``kv_cache`` takes keys and values [B,H,L,D/H] and gives those of all positions to attend to; then
+        the bias is that of the L positions to all of these.
         """
-        query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # [B,L,3D] -> [B,L,3,H,D/H] -> three of [B,H,L,D/H]
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
         if kv_cache is not None:
             key, value = kv_cache(key, value)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        # [B,H,L,D/H] -> [B,L,H,D/H] -> [B,L,D]
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
     """Norm, four times wider, GELU, back."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.out = nn.Linear(4 * width, width)
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.up = nn.Linear(hidden_dim, 4 * hidden_dim)
+        self.out = nn.Linear(4 * hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,N,D] -> [B,N,D]."""
@@ -108,20 +109,21 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """One feed-forward network per modality: the first F places are video (VLMo's pattern)."""
+    """One feed-forward network per modality: the first F positions are video (VLMo's pattern)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, hidden_dim: int) -> None:
         super().__init__()
-        self.video = FeedForward(width)
-        self.audio = FeedForward(width)
+        self.video = FeedForward(hidden_dim)
+        self.audio = FeedForward(hidden_dim)
 
-    def forward(self, x: Tensor, video: int) -> Tensor:
-        """x [B,L,D], of which the first ``video`` places are video -> [B,L,D]."""
-        if video == 0:
+    def forward(self, x: Tensor, num_video: int) -> Tensor:
+        """x [B,L,D], of which the first ``num_video`` positions are video -> [B,L,D]."""
+        # With one modality alone the other expert is not run at all.
+        if num_video == 0:
             return self.audio(x)
-        if video == x.shape[1]:
+        if num_video == x.shape[1]:
             return self.video(x)
-        return torch.cat([self.video(x[:, :video]), self.audio(x[:, video:])], dim=1)
+        return torch.cat([self.video(x[:, :num_video]), self.audio(x[:, num_video:])], dim=1)
 
 
 class Block(nn.Module):
@@ -133,11 +135,14 @@ class Block(nn.Module):
         self.feed_forward = Experts(config.hidden_dim) if experts else FeedForward(config.hidden_dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, video: int, bias: Tensor, kv_cache: KVCache | None = None) -> Tensor:
-        """x [B,L,D] -> [B,L,D]; the first ``video`` places are video. ``kv_cache`` is the attention's."""
+    def forward(self, x: Tensor, num_video: int, bias: Tensor, kv_cache: KVCache | None = None) -> Tensor:
+        """x [B,L,D] -> [B,L,D]; the first ``num_video`` positions are video.
+
+        ``bias`` and ``kv_cache`` are those of :class:`Attention`.
+        """
         x = x + self.dropout(self.attention(x, bias, kv_cache))
         net = self.feed_forward
-        return x + self.dropout(net(x, video) if isinstance(net, Experts) else net(x))
+        return x + self.dropout(net(x, num_video) if isinstance(net, Experts) else net(x))
 
 
 class AudioEmbedding(nn.Module):
@@ -145,8 +150,8 @@ class AudioEmbedding(nn.Module):
 
     EnCodec's residual codebooks share one space: the vectors are summed, then projected. Those of DAC are
     8-d and each has its own space: each is projected on its own and then summed, which is one
-    projection of all of them side by side. So are those of the small codec: in a sum, a fine code could
-    hardly be told from another.
+    projection of all of them concatenated. So are those of the small codec: in a sum, a fine code could
+    hardly be distinguished from another.
     """
 
     vectors: Tensor  # [K,V,C], frozen
@@ -159,30 +164,32 @@ class AudioEmbedding(nn.Module):
             raise SettingError(
                 f"codebook vectors are {tuple(vectors.shape)}, the model needs [K,V,C] = {shape}"
             )
-        self.side_by_side = config.codec != "encodec"
+        self.concatenate = config.codec != "encodec"
         self.register_buffer("vectors", vectors.detach().clone().float())
         self.mask = nn.Parameter(torch.zeros(config.num_codebooks, config.codebook_dim))
-        inputs = config.codebook_dim * (config.num_codebooks if self.side_by_side else 1)
+        inputs = config.codebook_dim * (config.num_codebooks if self.concatenate else 1)
         self.projection = nn.Linear(inputs, config.hidden_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tables = torch.cat([self.vectors.to(self.mask.dtype), self.mask[:, None]], dim=1)  # [K,V+1,C]
-        # one look-up per codebook: an id out of range is an error, not a row of the next codebook
-        found = [functional.embedding(tokens[:, k], table) for k, table in enumerate(tables)]
-        if self.side_by_side:
-            return self.projection(torch.cat(found, dim=-1))
-        return self.projection(torch.stack(found).sum(0))
+        # [MASK] is row V of each table: [K,V,C] and [K,1,C] -> [K,V+1,C]
+        tables = torch.cat([self.vectors.to(self.mask.dtype), self.mask[:, None]], dim=1)
+        # One look-up per codebook: an id out of range is an error, not a row of the next codebook.
+        vectors = [functional.embedding(tokens[:, k], table) for k, table in enumerate(tables)]
+        # K of [B,T,C] -> [B,T,K*C] or their sum [B,T,C] -> [B,T,D]
+        if self.concatenate:
+            return self.projection(torch.cat(vectors, dim=-1))
+        return self.projection(torch.stack(vectors).sum(0))
 
 
 class Trunk(nn.Module):
-    """What goes in, and the first L1 layers: the part of VAB that understands (sections 3.4, 3.5).
+    """The embeddings and the first L1 layers: the part of VAB that understands (sections 3.4, 3.5).
 
     ``codebook_vectors`` [K,V,C] are the codec's (more than K codebooks: the first K are taken). Without
     them the frozen table is random, to be filled by ``load_state_dict``. ``ValueError`` if the shape is
     wrong or the heads do not divide the width.
     """
 
-    feature_mean: Tensor  # [vision_dim] of the training pictures, frozen
+    feature_mean: Tensor  # [vision_dim] over the training features, frozen
     feature_std: Tensor
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
@@ -205,17 +212,17 @@ class Trunk(nn.Module):
         token_padding: Tensor | None = None,
         feature_padding: Tensor | None = None,
     ) -> Tensor:
-        """What the first L1 layers make of audio, video or both (sections 3.4, 3.5): [B,L',D].
+        """Audio, video or both through the first L1 layers (sections 3.4, 3.5): [B,L',D].
 
-        Unlike in :meth:`forward`, ``None`` means that the modality is absent: it takes no places.
+        Unlike in ``VAB.forward``, ``None`` means that the modality is absent: it takes no positions.
         ``ValueError`` if both are absent, or if the model has no such layers (L1 = 0).
         """
         if not self.config.num_expert_layers:
             raise SettingError("this model has no layers that give embeddings")
-        x, video = self._embed(tokens, features, feature_padding)
-        bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
+        x, num_video = self._embed(tokens, features, feature_padding)
+        bias = self._bias(x, num_video, _join_padding(x, num_video, token_padding, feature_padding))
         for block in self.blocks[: self.config.num_expert_layers]:
-            x = block(x, video, bias)
+            x = block(x, num_video, bias)
         return x
 
     def pooled(
@@ -225,14 +232,14 @@ class Trunk(nn.Module):
         token_padding: Tensor | None = None,
         feature_padding: Tensor | None = None,
     ) -> Tensor:
-        """The mean [B,D] of :meth:`encode` over its real places."""
+        """The mean [B,D] of :meth:`encode` over the positions that are no padding."""
         x = self.encode(tokens, features, token_padding, feature_padding)
-        video = 0 if features is None else features.shape[1]
-        padding = _join_padding(x, video, token_padding, feature_padding)
+        num_video = 0 if features is None else features.shape[1]
+        padding = _join_padding(x, num_video, token_padding, feature_padding)
         if padding is None:
             return x.mean(1)
-        real = ~padding[:, :, None]
-        return (x * real).sum(1) / real.sum(1).clamp(min=1)
+        valid = ~padding[:, :, None]
+        return (x * valid).sum(1) / valid.sum(1).clamp(min=1)
 
     def _embed(
         self,
@@ -241,9 +248,10 @@ class Trunk(nn.Module):
         feature_padding: Tensor | None = None,
         drop_features: Tensor | None = None,
     ) -> tuple[Tensor, int]:
-        """The sequence [B,L,D] and F, how many of its places are video."""
+        """The sequence ``[video; audio]`` [B,L,D] and F, the number of its positions that are video."""
         config = self.config
         parts = []
+        num_video = 0
         if features is not None:
             if features.ndim != 3 or features.shape[-1] != config.vision_dim:
                 raise ValueError(
@@ -254,6 +262,8 @@ class Trunk(nn.Module):
                 absent = absent | feature_padding
             if drop_features is not None:
                 absent = absent | drop_features[:, None]
+            num_video = features.shape[1]
+            # Standardise, then blank what is absent: zero is the mean of the training features.
             features = (features.to(self.feature_mean.dtype) - self.feature_mean) / self.feature_std
             features = features.masked_fill(absent[:, :, None], 0.0).to(self.video_projection.weight.dtype)
             parts.append(self.video_projection(features) + self.modality[0])
@@ -265,25 +275,22 @@ class Trunk(nn.Module):
             parts.append(self.audio_embedding(tokens) + self.modality[1])
         if not parts:
             raise ValueError("neither tokens nor features are given")
-        return (
-            torch.cat(parts, dim=1) if len(parts) == 2 else parts[0],
-            0 if features is None else features.shape[1],
-        )
+        return torch.cat(parts, dim=1) if len(parts) == 2 else parts[0], num_video
 
-    def _bias(self, x: Tensor, video: int, padding: Tensor | None) -> Tensor:
-        """ALiBi and, at padded keys, minus infinity: [1 or B,H,L,L] in the type attention runs in."""
+    def _bias(self, x: Tensor, num_video: int, padding: Tensor | None) -> Tensor:
+        """ALiBi and, at padded keys, minus infinity: [1 or B,H,L,L] in the dtype attention runs in."""
         config = self.config
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        length = x.shape[1]
-        bias = alibi_bias(
-            config.num_heads, video, length - video, config.positions, config.fps, x.device, dtype
-        )
+        device_type = x.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if autocast else x.dtype
+        bias = alibi_bias(config, num_video, x.shape[1] - num_video, x.device, dtype)
         if padding is None:
             return bias
-        if config.positions == "sequence":  # padding takes no place, or it would move the audio away
-            place = (~padding).cumsum(1).float() - 1
-            bias = _distance_bias(place, config.num_heads).to(dtype)
+        if config.positions == "sequence":
+            # Padding between video and audio must not count, or it would move the audio away.
+            position = (~padding).cumsum(1).float() - 1
+            bias = _distance_bias(position, config.num_heads).to(dtype)
+        # [B,L] -> [B,1,1,L]: no query attends to a padded key
         return bias.masked_fill(padding[:, None, None, :], -torch.inf)
 
 
@@ -307,31 +314,32 @@ class VAB(Trunk):
         feature_padding: Tensor | None = None,
         drop_features: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B,Kp,T,V] of the Kp predicted codebooks, for masked and unmasked places alike.
+        """Logits [B,Kp,T,V] of the Kp predicted codebooks, at masked and unmasked positions alike.
 
-        tokens [B,K,T] (V = [MASK]); features [B,F,vision_dim]; paddings bool [B,T] and [B,F], True where a
-        place is not real; drop_features bool [B], True for clips that are to be unconditional. Unconditional
-        is zeros in place of the standardised features, and features that are all zeros are no picture;
-        ``features=None`` is so for all, with the F that T asks for.
+        tokens [B,K,T] (V = [MASK]); features [B,F,vision_dim]; paddings bool [B,T] and [B,F], True at padded
+        positions; drop_features bool [B], True for clips that are to be unconditional. Unconditional is
+        zeros in place of the standardised features, and a feature vector of zeros alone counts as absent;
+        ``features=None`` is so for all clips, with the F that T asks for.
         ``ValueError`` if a shape does not fit the model.
         """
         if features is None:
             features, feature_padding = self._no_features(tokens, token_padding)
-        x, video = self._embed(tokens, features, feature_padding, drop_features)
-        bias = self._bias(x, video, _join_padding(x, video, token_padding, feature_padding))
+        x, num_video = self._embed(tokens, features, feature_padding, drop_features)
+        bias = self._bias(x, num_video, _join_padding(x, num_video, token_padding, feature_padding))
         for block in self.blocks:
-            x = block(x, video, bias)
-        return self.logits(x[:, video:])
+            x = block(x, num_video, bias)
+        return self.logits(x[:, num_video:])
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [B,Kp,T,V] of the top layer's output [B,T,D] at the audio's places."""
+        """Logits [B,Kp,T,V] of the top layer's output [B,T,D] at the audio positions."""
         logits = self.heads(self.norm(x))
+        # [B,T,Kp*V] -> [B,T,Kp,V] -> [B,Kp,T,V]
         return logits.unflatten(-1, (self.config.num_predicted_codebooks, -1)).transpose(1, 2)
 
     def parameter_counts(self) -> dict[str, int]:
-        """Learned numbers. The paper counts without prediction heads, and so does ``parameters``.
+        """Numbers of learned parameters; ``parameters`` leaves out the prediction heads, as the paper does.
 
-        ``expert_parameters`` are the embeddings and the first L1 layers: what embeds a clip.
+        ``expert_parameters`` are those of the trunk, which embeds a clip: embeddings and first L1 layers.
         """
         heads = _size(self.heads.parameters())
         total = _size(self.parameters())
@@ -346,21 +354,22 @@ class VAB(Trunk):
 
     def _no_features(self, tokens: Tensor, token_padding: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Zeros [B,F,vision_dim] for the F of T, and padding that leaves each clip its own F."""
-        batch, _, length = tokens.shape
+        batch, _, num_audio = tokens.shape
         config = self.config
-        video = video_frames(length / FRAME_RATE, config.fps)
-        zeros = torch.zeros(batch, video, config.vision_dim, device=tokens.device)
+        num_video = video_frames(num_audio / FRAME_RATE, config.fps)
+        zeros = torch.zeros(batch, num_video, config.vision_dim, device=tokens.device)
         if token_padding is None:
             return zeros, None
-        real = [video_frames(n / FRAME_RATE, config.fps) for n in (~token_padding).sum(1).tolist()]
-        own = torch.tensor(real, device=tokens.device)
-        return zeros, torch.arange(video, device=tokens.device) >= own[:, None]
+        # A clip with fewer valid tokens has fewer video frames: [B], then padding [B,F].
+        valid = [video_frames(n / FRAME_RATE, config.fps) for n in (~token_padding).sum(1).tolist()]
+        num_valid = torch.tensor(valid, device=tokens.device)
+        return zeros, torch.arange(num_video, device=tokens.device) >= num_valid[:, None]
 
 
 def initialise(network: nn.Module) -> None:
-    """Truncated normal; what is added to the residual stream is smaller the deeper the network."""
-    layers = sum(isinstance(module, Block) for module in network.modules())
-    residual = INIT_STD / math.sqrt(2 * max(1, layers))
+    """Truncated normal; branches into the residual stream start smaller the deeper the network (GPT-2)."""
+    num_layers = sum(isinstance(module, Block) for module in network.modules())
+    residual = INIT_STD / math.sqrt(2 * max(1, num_layers))
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
@@ -370,16 +379,16 @@ def initialise(network: nn.Module) -> None:
 
 
 def _join_padding(
-    x: Tensor, video: int, token_padding: Tensor | None, feature_padding: Tensor | None
+    x: Tensor, num_video: int, token_padding: Tensor | None, feature_padding: Tensor | None
 ) -> Tensor | None:
     """Padding [B,L] of ``[video; audio]``, or None where neither has any."""
     if token_padding is None and feature_padding is None:
         return None
     padding = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     if feature_padding is not None:
-        padding[:, :video] = feature_padding
+        padding[:, :num_video] = feature_padding
     if token_padding is not None:
-        padding[:, video:] = token_padding
+        padding[:, num_video:] = token_padding
     return padding
 
 

@@ -1,6 +1,6 @@
-"""Decoding one step after another, as FoleyGen does (appendix E): the counterpart of ``parallel``.
+"""Autoregressive decoding, as FoleyGen does it (appendix E): the counterpart of ``parallel``.
 
-Pure functions over ``step_fn``: it is told further steps of the delay pattern, int64 [B,K,n], and gives the
+Pure functions over ``step_fn``: it takes further steps of the delay pattern, int64 [B,K,n], and returns the
 logits [B,K,V] of the one that follows. Randomness is one CPU generator per clip with the same guarantees as
 there: equal logits give bit-equal tokens whatever the batch, the order, the padding and the device.
 """
@@ -26,40 +26,50 @@ def generate(
     codebook_size: int,
     config: DecodeConfig,
     generators: Sequence[torch.Generator],
+    *,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Fill in every token that is not given, in S = T + K - 1 steps at most.
+    """Fill in every token that is not known, in S = T + K - 1 steps at most.
 
-    ``tokens``, ``known`` and ``generators`` as for ``vab.sampling.parallel.generate``. A given token stays,
-    and is known to those after it alone. Sampled is from the ``config.top_k`` likeliest of softmax(logits /
-    temperature); a temperature of 0 takes the likeliest. ``config.steps`` does not count. All that is given
-    before the first token to generate goes to ``step_fn`` at once, behind the step before the first, which
-    is all V; nothing does after the last.
+    ``tokens``, ``known`` and ``generators`` as for ``vab.sampling.parallel.generate``. A known token stays,
+    and only later ones are conditioned on it. Tokens are sampled from the ``config.top_k`` likeliest of
+    softmax(logits / temperature); a temperature of 0 takes the likeliest. ``config.num_steps`` does not
+    count. All steps before the first token to generate go to ``step_fn`` at once, behind the start step,
+    which is all V; none goes there after the last.
 
     Returns new tokens [B,K,T]. Raises ``DecodeError`` when logits are not finite, ``ValueError`` when the
     arguments do not fit each other.
     """
     check_arguments(tokens, known, codebook_size, config, generators)
-    line = delay(tokens.masked_fill(~known, codebook_size), codebook_size)
-    wanted = delay(~known, False)
-    busy = wanted.any(1).any(0).nonzero()[:, 0].tolist()
-    if not busy:
+
+    # 1. Into the delay pattern: [B,K,T] -> [B,K,S], tokens and which of them to generate.
+    steps = delay(tokens.masked_fill(~known, codebook_size), codebook_size)
+    unknown = delay(~known, False)
+    num_steps = steps.shape[2]
+    active = unknown.any(1).any(0).nonzero()[:, 0].tolist()
+    if not active:
         return tokens.clone()
-    noise = torch.stack([_noise(w, g) for w, g in zip(wanted.cpu(), generators, strict=True)])
+
+    # 2. All noise in advance, [B,K,S]: it depends on a clip's own mask alone, not on those beside it.
+    noise = torch.stack([_noise(clip, g) for clip, g in zip(unknown.cpu(), generators, strict=True)])
     noise = noise.to(tokens.device)
-    new = functional.pad(line[:, :, : busy[0]], (1, 0), value=codebook_size)
-    for step in range(busy[0], busy[-1] + 1):
+
+    # 3. The prompt in one call (the start step, all V, then what is known), then step by step.
+    new = functional.pad(steps[:, :, : active[0]], (1, 0), value=codebook_size)
+    for step in range(active[0], active[-1] + 1):
         logits = step_fn(new)
-        if logits.shape[:2] != line.shape[:2]:
-            raise ValueError(f"logits {list(logits.shape)} do not start with {list(line.shape[:2])}")
-        here = wanted[:, :, step]
-        line[:, :, step][here] = _pick(logits, here, noise[:, :, step], config, step)
-        new = line[:, :, step : step + 1].clone()
+        if logits.shape[:2] != steps.shape[:2]:
+            raise ValueError(f"logits {list(logits.shape)} do not start with {list(steps.shape[:2])}")
+        mask = unknown[:, :, step]
+        steps[:, :, step][mask] = _pick(logits, mask, noise[:, :, step], config, step)
+        new = steps[:, :, step : step + 1].clone()
         if progress is not None:
-            progress(step + 1, line.shape[2])
+            progress(step + 1, num_steps)
     if progress is not None:
-        progress(line.shape[2], line.shape[2])
-    return undelay(line)
+        progress(num_steps, num_steps)
+
+    # 4. Out of the delay pattern: [B,K,S] -> [B,K,T]
+    return undelay(steps)
 
 
 @torch.no_grad()
@@ -70,6 +80,7 @@ def generate_long(
     codebook_size: int,
     config: DecodeConfig,
     generators: torch.Generator | Sequence[torch.Generator],
+    *,
     window: int,
     overlap: int,
     progress: Progress | None = None,
@@ -80,27 +91,40 @@ def generate_long(
     fresh ``step_fn`` for these audio frames.
     """
     if isinstance(generators, torch.Generator):
-        one = (codebook_size, config, [generators], window, overlap, progress)
-        return generate_long(step_fn_for, tokens[None], known[None], *one)[0]
+        # [K,T] -> [1,K,T]: one clip is a batch of one
+        return generate_long(
+            step_fn_for,
+            tokens[None],
+            known[None],
+            codebook_size,
+            config,
+            [generators],
+            window=window,
+            overlap=overlap,
+            progress=progress,
+        )[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, report: Progress) -> Tensor:
-        return generate(step_fn_for(start, stop), tokens, known, codebook_size, config, generators, report)
+    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: Progress) -> Tensor:
+        step_fn = step_fn_for(start, stop)
+        return generate(step_fn, tokens, known, codebook_size, config, generators, progress=progress)
 
-    steps = min(window, tokens.shape[2]) + tokens.shape[1] - 1
-    return in_windows(fill, tokens, known, steps, window, overlap, progress)
+    num_codebooks, num_frames = tokens.shape[1:]
+    num_steps = min(window, num_frames) + num_codebooks - 1  # S of one window
+    return in_windows(fill, tokens, known, num_steps, window=window, overlap=overlap, progress=progress)
 
 
-def _noise(wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """One uniform number for each wanted token of a clip, bool [K,S] -> [K,S], in the order of the steps."""
-    noise = torch.zeros(wanted.T.shape)
-    noise[wanted.T] = torch.rand(int(wanted.sum()), generator=generator)
+def _noise(unknown: Tensor, generator: torch.Generator) -> Tensor:
+    """One uniform number for each unknown token of a clip, bool [K,S] -> [K,S], in the order of the steps."""
+    # Boolean indexing runs over rows, so steps must be rows: [S,K].
+    noise = torch.zeros(unknown.T.shape)
+    noise[unknown.T] = torch.rand(int(unknown.sum()), generator=generator)
     return noise.T
 
 
-def _pick(logits: Tensor, here: Tensor, uniform: Tensor, config: DecodeConfig, step: int) -> Tensor:
-    """Tokens [n] for the n places of ``here`` [B,K], from logits [B,K,V] and uniform noise [B,K]."""
-    rows = logits[here].float()
+def _pick(logits: Tensor, mask: Tensor, uniform: Tensor, config: DecodeConfig, step: int) -> Tensor:
+    """Tokens [n] at the n positions of ``mask`` [B,K], from logits [B,K,V] and uniform noise [B,K]."""
+    rows = logits[mask].float()
     if not rows.isfinite().all():
-        clips = (here & ~logits.isfinite().all(-1)).any(1).nonzero()[:, 0].tolist()
+        clips = (mask & ~logits.isfinite().all(-1)).any(1).nonzero()[:, 0].tolist()
         raise DecodeError(f"clip {clips[0]} of the batch: logits are NaN or infinite at step {step + 1}")
-    return draw(rows, uniform[here], config)[0]
+    return draw(rows, uniform[mask], config)[0]

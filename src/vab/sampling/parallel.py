@@ -1,13 +1,13 @@
 """Parallel decoding of masked tokens, with guidance, for any length (section 3.3, eq. 2, appendix D).
 
-Everything here is a pure function over ``logits_fn``: tokens [B,K,T], whose hidden places hold [MASK]
+Everything here is a pure function over ``logits_fn``: tokens [B,K,T], whose masked positions hold [MASK]
 (the id ``codebook_size``), give logits [B,Kp,T,V] of the last Kp codebooks, those that do not condition.
 Which tokens are ``known`` says what the task is. None: a new sound. The first four codebooks: coarse to
 fine. All but a span: inpainting. The beginning: continuation, and the next window of a long sound.
 
 Randomness is one CPU generator per clip. Every number drawn for a clip depends on that generator and on
-which of the clip's own tokens are asked for, so that equal logits give bit-equal tokens whatever the
-batch, the order of the clips, the padding (padded places count as given) and the device.
+which of the clip's own tokens are to be generated, so that equal logits give bit-equal tokens whatever the
+batch, the order of the clips, the padding (padded positions count as known) and the device.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,10 +26,10 @@ from vab.errors import SettingError, VABError
 
 LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
 ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
-Progress = Callable[[int, int], None]  # steps done, steps in all
-# first frame, one after the last, tokens and given [B,K,n], progress of this window -> tokens [B,K,n]
+Progress = Callable[[int, int], None]  # steps done, total
+# first frame, one after the last, tokens and known [B,K,n], progress of this window -> tokens [B,K,n]
 Fill = Callable[[int, int, Tensor, Tensor, Progress], Tensor]
-ROUNDING = 1e-6  # of the total: more than float32 sums of the same probabilities are off by
+ROUNDING_TOLERANCE = 1e-6  # of the total: more than float32 sums of the same probabilities are off by
 
 
 class DecodeError(VABError, ValueError):
@@ -46,6 +47,7 @@ def classifier_free_guidance(model_fn: ModelFn, features: Tensor, scale: float) 
     if scale == 1:
         keep = torch.zeros(batch, dtype=torch.bool, device=features.device)
         return lambda tokens: model_fn(tokens, features, keep).float()
+    # [B,F,dim] -> [2B,F,dim]: conditional rows first, then unconditional ones
     twice = torch.cat([features, features])
     drop = torch.arange(2 * batch, device=features.device) >= batch
 
@@ -64,18 +66,19 @@ def generate(
     codebook_size: int,
     config: DecodeConfig,
     generators: Sequence[torch.Generator],
+    *,
     num_conditioning_codebooks: int = 0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Fill in every token that is not given, in ``config.steps`` parallel steps (section 3.3).
+    """Fill in every token that is not known, in ``config.num_steps`` parallel steps (section 3.3).
 
     ``tokens`` int64 [B,K,T] counts where ``known``, bool [B,K,T], is True; these values never change.
-    Mark padded places as given too. All other values are ignored and start as [MASK]. ``generators`` are
+    Mark padded positions as known too. All other values are ignored and start as [MASK]. ``generators`` are
     B CPU generators, one per clip. Guidance belongs to ``logits_fn``: see ``classifier_free_guidance``.
 
-    Step n = 1..N samples each token still hidden, with probability p after top-k, and scores it with
+    Step n = 1..N samples each token still masked, with probability p after top-k, and scores it with
     log p + tau_n g, g standard Gumbel noise, tau_n = mask_temperature (1 - n/N) (eq. 2): zero at the last
-    step. Of the clip's M tokens to generate, the floor(cos(pi/2 n/N) M) worst are hidden again, and the
+    step. Of the clip's M tokens to generate, the floor(cos(pi/2 n/N) M) worst are masked again, and the
     others are decided for good. With small M and many steps a step may have nothing to decide; then it
     draws nothing, and costs no forward if that is so for the whole batch.
 
@@ -85,34 +88,41 @@ def generate(
     if config.num_steps < 1:
         raise SettingError(f"decoding needs steps >= 1, not {config}")
     check_arguments(tokens, known, codebook_size, config, generators, num_conditioning_codebooks)
-    batch, num_codebooks, frames = tokens.shape
-    predicted = (batch, num_codebooks - num_conditioning_codebooks, frames)
-    skipped = num_conditioning_codebooks * frames  # places before the first one that has logits
+    batch, num_codebooks, num_frames = tokens.shape
+    predicted = (batch, num_codebooks - num_conditioning_codebooks, num_frames)
+    offset = num_conditioning_codebooks * num_frames  # positions in K*T before the first one with logits
+
+    # 1. Everything unknown is masked. Clips differ in how much that is, so each has its own positions.
     result = tokens.masked_fill(~known, codebook_size)
-    hidden = [(~clip).flatten().nonzero()[:, 0] for clip in known]  # per clip: places in K*T, ascending
-    totals = [len(places) for places in hidden]
+    masked = [(~clip).flatten().nonzero()[:, 0] for clip in known]  # per clip: positions in K*T, ascending
+    totals = [len(positions) for positions in masked]
     for step in range(1, config.num_steps + 1):
-        left = [num_masked_after(step, config.num_steps, total) for total in totals]
-        busy = [b for b, places in enumerate(hidden) if len(places) > left[b]]
-        if busy:
+        # 2. Logits for the whole batch, unless the schedule decides nothing in any clip.
+        num_left = [num_masked_after(step, config.num_steps, total) for total in totals]
+        active = [b for b, positions in enumerate(masked) if len(positions) > num_left[b]]
+        if active:
             logits = logits_fn(result.clone())
             if logits.shape[:3] != predicted:
                 raise ValueError(f"logits {list(logits.shape)} do not start with {list(predicted)}")
-        for b in busy:
-            places = hidden[b]
-            rows = logits[b].flatten(0, 1)[places - skipped].float()
+        mask_temperature = config.mask_temperature * (1 - step / config.num_steps)
+        for b in active:
+            # 3. A candidate for each masked token: [Kp,T,V] -> [Kp*T,V] -> [n,V] -> [n]
+            positions = masked[b]
+            rows = logits[b].flatten(0, 1)[positions - offset].float()
             if not torch.stack(rows.aminmax()).isfinite().all():
                 raise DecodeError(f"clip {b} of the batch: logits are NaN or infinite at step {step}")
-            uniform, gumbel = _noise(len(places), generators[b], rows.device)
+            uniform, gumbel = _noise(len(positions), generators[b], rows.device)
             sampled, log_p = draw(rows, uniform, config)
-            confidence = log_p + config.mask_temperature * (1 - step / config.num_steps) * gumbel
+
+            # 4. Keep the most confident, mask the rest again (eq. 2). A stable sort settles ties by position.
+            confidence = log_p + mask_temperature * gumbel
             ascending = confidence.argsort(stable=True)
-            decided = ascending[left[b] :]
-            result[b].view(-1)[places[decided]] = sampled[decided]
-            hidden[b] = places[ascending[: left[b]].sort().values]
+            decided = ascending[num_left[b] :]
+            result[b].view(-1)[positions[decided]] = sampled[decided]
+            masked[b] = positions[ascending[: num_left[b]].sort().values]
         if progress is not None:
             progress(step, config.num_steps)
-    assert not any(len(places) for places in hidden)  # the schedule ends at zero
+    assert not any(len(positions) for positions in masked)  # the schedule ends at zero
     return result
 
 
@@ -138,6 +148,7 @@ def generate_long(
     codebook_size: int,
     config: DecodeConfig,
     generators: torch.Generator | Sequence[torch.Generator],
+    *,
     window: int,
     overlap: int,
     num_conditioning_codebooks: int = 0,
@@ -146,53 +157,77 @@ def generate_long(
     """``generate`` for any length: one window after another, which keeps the tokens it shares with the last.
 
     Takes one clip (``tokens`` and ``known`` [K,T] and its generator) or several of one length ([B,K,T] and
-    a list of B). ``logits_fn_for(start, stop)`` gives the ``logits_fn`` of these audio frames; it is asked
-    for just before the window is done, and not for a window without a token to generate. Nothing but the
+    a list of B). ``logits_fn_for(start, stop)`` gives the ``logits_fn`` of these audio frames; it is called
+    just before the window is generated, and not for a window without a token to generate. Nothing but the
     tokens is held for longer than a window. With T <= ``window`` the result is ``generate``'s, bit for bit.
     ``progress`` counts the steps of all windows. Returns tokens shaped like ``tokens``.
     """
     if isinstance(generators, torch.Generator):
-        one = (codebook_size, config, [generators], window, overlap, num_conditioning_codebooks, progress)
-        return generate_long(logits_fn_for, tokens[None], known[None], *one)[0]
+        # [K,T] -> [1,K,T]: one clip is a batch of one
+        return generate_long(
+            logits_fn_for,
+            tokens[None],
+            known[None],
+            codebook_size,
+            config,
+            [generators],
+            window=window,
+            overlap=overlap,
+            num_conditioning_codebooks=num_conditioning_codebooks,
+            progress=progress,
+        )[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, report: Progress) -> Tensor:
-        logits_fn = logits_fn_for(start, stop)
+    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: Progress) -> Tensor:
         return generate(
-            logits_fn, tokens, known, codebook_size, config, generators, num_conditioning_codebooks, report
+            logits_fn_for(start, stop),
+            tokens,
+            known,
+            codebook_size,
+            config,
+            generators,
+            num_conditioning_codebooks=num_conditioning_codebooks,
+            progress=progress,
         )
 
-    return in_windows(fill, tokens, known, config.num_steps, window, overlap, progress)
+    num_steps = config.num_steps
+    return in_windows(fill, tokens, known, num_steps, window=window, overlap=overlap, progress=progress)
 
 
 def in_windows(
     fill: Fill,
     tokens: Tensor,
     known: Tensor,
-    steps: int,
+    num_steps: int,
+    *,
     window: int,
     overlap: int,
     progress: Progress | None = None,
 ) -> Tensor:
     """``fill`` one window after another: each keeps the tokens it shares with the one before.
 
-    ``tokens`` and ``known`` [B,K,T]. A window without a token to generate is passed over. ``progress`` counts
-    ``steps`` for each window. Returns new tokens [B,K,T].
+    ``tokens`` and ``known`` [B,K,T]. A window without a token to generate is skipped. ``progress`` counts
+    ``num_steps`` for each window. Returns new tokens [B,K,T].
     """
     spans = windows(tokens.shape[2], window, overlap)
-    result, known = tokens.clone(), known.clone()
+    result = tokens.clone()
+    known = known.clone()
     for index, (start, stop) in enumerate(spans):
-
-        def report(step: int, steps: int, before: int = index * steps) -> None:
-            if progress is not None:
-                progress(before + step, len(spans) * steps)
-
-        here = (slice(None), slice(None), slice(start, stop))
-        if known[here].all():
-            report(steps, steps)
+        report = partial(_report, progress, index * num_steps, len(spans) * num_steps)
+        if known[:, :, start:stop].all():
+            report(num_steps, num_steps)
             continue
-        result[here] = fill(start, stop, result[here], known[here], report)
-        known[here] = True
+        result[:, :, start:stop] = fill(
+            start, stop, result[:, :, start:stop], known[:, :, start:stop], report
+        )
+        # What this window generated is a fixed prefix for the next.
+        known[:, :, start:stop] = True
     return result
+
+
+def _report(progress: Progress | None, before: int, total: int, step: int, num_steps: int) -> None:
+    """Progress of one window as that of all windows."""
+    if progress is not None:
+        progress(before + step, total)
 
 
 def check_arguments(
@@ -224,6 +259,7 @@ def check_arguments(
 def _noise(count: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
     """Uniform noise in [0, 1) and standard Gumbel noise, [count] each, made on the CPU."""
     uniform, other = torch.rand(2, count, generator=generator)
+    # -log(-log(u)); u = 0 would give an infinity
     gumbel = -(-other.clamp_min(torch.finfo(other.dtype).tiny).log()).log()
     return uniform.to(device), gumbel.to(device)
 
@@ -247,12 +283,14 @@ def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]
     """
     if logits.device.type == "cuda" and not 0 < top_k < logits.shape[1]:
         return sample_like_the_cpu(logits, uniform)
-    if logits.device.type != "cpu":  # of equally likely tokens each device's top-k takes others
+    if logits.device.type != "cpu":
+        # Of equally likely tokens each device's top-k takes others, so the CPU does it.
         token, log_p = sample(logits.cpu(), uniform.cpu(), top_k)
         return token.to(logits.device), log_p.to(logits.device)
     ids = None
     if 0 < top_k < logits.shape[1]:
         logits, ids = logits.topk(top_k, dim=1)
+    # Unnormalised distribution function [n,V]; the maximum goes first, so that exp cannot overflow.
     logits = logits - logits.amax(1, keepdim=True)
     cumulative = logits.exp().cumsum(1)
     total = cumulative[:, -1:]
@@ -264,11 +302,12 @@ def sample(logits: Tensor, uniform: Tensor, top_k: int) -> tuple[Tensor, Tensor]
 
 
 def sample_like_the_cpu(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """``sample`` for a device whose float32 sums are not the CPU's: its tokens nevertheless.
+    """``sample`` on a device whose float32 sums are not the CPU's, with the CPU's tokens nevertheless.
 
-    Rounding moves the border between two tokens past a draw once in some ten thousand. Sums in float64 tell
+    Rounding moves the border between two tokens past a draw once in some ten thousand. Sums in float64 show
     which draws fall that close to a border, and only these few rows go through the CPU.
     """
+    # 1. Sample from float64 sums.
     shifted = (logits - logits.amax(1, keepdim=True)).double()
     cumulative = shifted.exp().cumsum(1)  # [n,V]
     total = cumulative[:, -1:]
@@ -277,15 +316,18 @@ def sample_like_the_cpu(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor
     chosen = torch.searchsorted(cumulative, drawn, right=True).clamp_max(last)
     log_p = (shifted.gather(1, chosen) - total.log())[:, 0].float()
     token = chosen[:, 0]
-    below, above = (
-        torch.searchsorted(cumulative, drawn + side * ROUNDING * total, right=True).clamp(0, last)[:, 0]
-        for side in (-1, 1)
-    )
+
+    # 2. Rows whose draw, moved by the tolerance either way, would give another token.
+    margin = ROUNDING_TOLERANCE * total
+    below = torch.searchsorted(cumulative, drawn - margin, right=True).clamp(0, last)[:, 0]
+    above = torch.searchsorted(cumulative, drawn + margin, right=True).clamp(0, last)[:, 0]
     unsure = (below != above).nonzero()[:, 0]
+
+    # 3. These go through the CPU.
     if len(unsure):
-        by_cpu, its_log_p = sample(logits[unsure].cpu(), uniform[unsure].cpu(), 0)
-        token[unsure] = by_cpu.to(token.device)
-        log_p[unsure] = its_log_p.to(log_p.device)
+        cpu_token, cpu_log_p = sample(logits[unsure].cpu(), uniform[unsure].cpu(), 0)
+        token[unsure] = cpu_token.to(token.device)
+        log_p[unsure] = cpu_log_p.to(log_p.device)
     return token, log_p
 
 
@@ -296,19 +338,19 @@ def decode_settings(
     temperature: float | None = None,
     rerank: int | None = None,
 ) -> DecodeConfig:
-    """``default`` with what is given in its place; ``SettingError`` names a value that makes no sense.
+    """``default``, with each argument that is not None in its place; ``SettingError`` for one out of range.
 
     ``temperature`` is that of the masks for VAB, that of the tokens for FoleyGen, which masks nothing.
     """
-    named = "sampling_temperature" if default.num_steps == 0 else "mask_temperature"
-    known: dict[str, Any] = {
+    step_by_step = default.num_steps == 0  # FoleyGen
+    overrides: dict[str, Any] = {
         "num_steps": steps,
         "guidance_scale": guidance,
-        named: temperature,
+        "sampling_temperature" if step_by_step else "mask_temperature": temperature,
         "num_candidates": rerank,
     }
-    chosen = replace(default, **{name: value for name, value in known.items() if value is not None})
-    if default.num_steps == 0 and steps is not None:
+    chosen = replace(default, **{name: value for name, value in overrides.items() if value is not None})
+    if step_by_step and steps is not None:
         raise SettingError("steps cannot be chosen: this model makes one audio frame after another")
     if chosen.num_steps < min(1, default.num_steps):
         raise SettingError(f"steps must be 1 or more, not {chosen.num_steps}")
@@ -322,5 +364,5 @@ def decode_settings(
 
 
 def num_masked_after(n: int, num_steps: int, total: int) -> int:
-    """How many of ``total`` tokens are still hidden after step ``n`` of ``num_steps`` (section 3.3)."""
+    """How many of ``total`` tokens are still masked after step ``n`` of ``num_steps`` (section 3.3)."""
     return math.floor(math.cos(math.pi / 2 * (n / num_steps)) * total)

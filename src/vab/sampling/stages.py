@@ -1,34 +1,35 @@
 """The stages of generation: which network fills in which codebooks, window by window (section 3.3).
 
 The first stage makes the coarse codebooks; for a codec of four these are all. A model directory may hold a
-second network in its folder ``fine``, which adds the finer codebooks, given the coarse ones (eq. 3).
+second network in its folder ``fine``, which adds the finer codebooks, conditioned on the coarse ones (eq. 3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
-from vab.models.foleygen import FoleyGen, IncrementalDecoder
+from vab.models.foleygen import FoleyGen, IncrementalDecoder, build_network
 from vab.models.heads import load_network, save_network
 from vab.models.hub import CONFIG, FINE, FOLDERS, ModelError, read_config
 from vab.models.vab import VAB
-from vab.sampling import autoregressive
-from vab.sampling.parallel import LogitsFn, Progress, classifier_free_guidance, generate_long
+from vab.sampling import autoregressive, parallel
+from vab.sampling.parallel import LogitsFn, Progress, classifier_free_guidance
 
-OVERLAP = 1.0  # seconds that neighbouring windows share
+OVERLAP_SECONDS = 1.0  # that neighbouring windows share
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A network that makes audio tokens, and the preset it was taught with."""
+    """A network that generates audio tokens, and the preset it was trained with."""
 
     network: VAB
     preset: Preset
@@ -40,11 +41,12 @@ class Stage:
         features: Tensor,
         decode: DecodeConfig,
         generators: torch.Generator | Sequence[torch.Generator],
+        *,
         progress: Progress | None = None,
     ) -> Tensor:
         """``tokens`` int64 [K,T] of any length, with new ones where ``known`` bool [K,T] is False.
 
-        ``features`` [F,dim] are those of the T audio frames. Windows are as long as in training. Or B clips
+        ``features`` [F,dim] cover the T audio frames. Windows are as long as in training. Or B clips
         of one length: [B,K,T], [B,K,T], [B,F,dim] and a generator for each.
         """
         config = self.preset.model
@@ -53,11 +55,21 @@ class Stage:
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
             return self._logits_fn(batch, start, stop, decode.guidance_scale)
 
-        what = (logits_fn_for, tokens, known, config.codebook_size, decode, generators)
-        lengths = (config.audio_length, window_overlap(config))
-        if isinstance(self.network, FoleyGen):
-            return autoregressive.generate_long(*what, *lengths, progress)
-        return generate_long(*what, *lengths, config.num_conditioning_codebooks, progress)
+        generate_tokens: Callable[..., Tensor] = autoregressive.generate_long
+        if not isinstance(self.network, FoleyGen):
+            conditioning = config.num_conditioning_codebooks
+            generate_tokens = partial(parallel.generate_long, num_conditioning_codebooks=conditioning)
+        return generate_tokens(
+            logits_fn_for,
+            tokens,
+            known,
+            config.codebook_size,
+            decode,
+            generators,
+            window=config.audio_length,
+            overlap=window_overlap(config),
+            progress=progress,
+        )
 
     def refine(
         self,
@@ -66,39 +78,42 @@ class Stage:
         known: Tensor,
         features: Tensor,
         generators: torch.Generator | Sequence[torch.Generator],
+        *,
         progress: Progress | None = None,
     ) -> Tensor:
         """The finer codebooks for ``coarse`` [K1,T], with the stage's own settings: tokens [K,T] (eq. 3).
 
-        ``tokens`` and ``known`` [K,T] hold what is known of them; their first K1 rows do not count. Or B
+        ``tokens`` stay where ``known``, both [K,T]; their first K1 rows are replaced by ``coarse``. Or B
         clips, as in :meth:`fill`.
         """
-        tokens, known = tokens.clone(), known.clone()
+        tokens = tokens.clone()
+        known = known.clone()
         tokens[..., : coarse.shape[-2], :] = coarse
         known[..., : coarse.shape[-2], :] = True
-        return self.fill(tokens, known, features, self.preset.decode, generators, progress)
+        return self.fill(tokens, known, features, self.preset.decode, generators, progress=progress)
 
     def _logits_fn(self, features: Tensor, start: int, stop: int, guidance: float) -> LogitsFn:
-        """Guided logits of the audio frames ``start`` to ``stop``, or of the next step of them."""
-        network, fps = self.network, self.preset.model.fps
+        """Guided logits of the audio frames ``start`` to ``stop``; of their next step for FoleyGen."""
+        network = self.network
+        fps = self.preset.model.fps
+        # The features of these frames: [B,F,dim] -> [B,f,dim]. 1e-6 keeps a whole number from rounding down.
         first = math.floor(start / FRAME_RATE * fps + 1e-6)
-        seen = features[:, first : first + video_frames((stop - start) / FRAME_RATE, fps)]
+        window = features[:, first : first + video_frames((stop - start) / FRAME_RATE, fps)]
         if isinstance(network, FoleyGen):
-            return classifier_free_guidance(IncrementalDecoder(network, stop - start), seen, guidance)
+            return classifier_free_guidance(IncrementalDecoder(network, stop - start), window, guidance)
 
-        def model(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
+        def model_fn(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
             return network(tokens, features, drop_features=drop)
 
-        return classifier_free_guidance(model, seen, guidance)
+        return classifier_free_guidance(model_fn, window, guidance)
 
 
 def load_stage(folder: Path) -> Stage:
-    """The network of a model directory that makes tokens; ``ModelError`` if it has none that can be read."""
+    """The generating network of a model directory; ``ModelError`` if it has none that can be read."""
     preset = read_config(folder)
     if preset.train.objective in FOLDERS:
         raise ModelError(f"{folder}: makes no sound, it was fine-tuned; name the model it started from")
-    kind = FoleyGen if preset.train.objective == "causal" else VAB
-    return Stage(load_network(folder, lambda: kind(preset.model)), preset)
+    return Stage(load_network(folder, partial(build_network, preset)), preset)
 
 
 def load_fine(folder: Path) -> Stage | None:
@@ -107,12 +122,12 @@ def load_fine(folder: Path) -> Stage | None:
 
 
 def save_stage(folder: Path, stage: Stage) -> None:
-    """Write what :func:`load_stage` reads."""
+    """Write a model directory for :func:`load_stage`."""
     save_network(folder, stage.network.state_dict(), stage.preset)
 
 
 def check_fine(fine: ModelConfig, first: ModelConfig) -> None:
-    """``ModelError`` that says what keeps a second stage from working on a first one's tokens."""
+    """``ModelError`` if a second stage cannot work on the tokens of a first one; it names every mismatch."""
     same = ("codec", "codebook_size", "codebook_dim", "vision", "vision_dim", "fps")
     wrong = [
         f"{name} is {getattr(fine, name)}, not {getattr(first, name)}"
@@ -135,12 +150,15 @@ def feature_step(config: ModelConfig) -> int:
 
 def window_overlap(config: ModelConfig) -> int:
     """Audio frames that windows share: about a second, so that each window starts with an image feature."""
-    window, step = config.audio_length, feature_step(config)
-    free = window - round(OVERLAP * FRAME_RATE)
+    window = config.audio_length
+    step = feature_step(config)
+    # The stride is a whole number of steps, at least one, that leaves about a second to share.
+    free = window - round(OVERLAP_SECONDS * FRAME_RATE)
     return window - min(window, max(step, free // step * step))
 
 
-def padded_length(frames: int, config: ModelConfig) -> int:
-    """Audio frames to generate for ``frames``: at least a window, as in training; then whole steps."""
-    window, step = config.audio_length, feature_step(config)
-    return window + max(0, -(-(frames - window) // step) * step)
+def padded_length(num_frames: int, config: ModelConfig) -> int:
+    """Audio frames to generate for ``num_frames``: at least a window, as in training; then whole steps."""
+    window = config.audio_length
+    step = feature_step(config)
+    return window + max(0, -(-(num_frames - window) // step) * step)

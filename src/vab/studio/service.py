@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from vab.config import DecodeConfig
 from vab.errors import SettingError
-from vab.inference.embedder import Inputs
 from vab.inference.embeddings import Embedded
 from vab.library.table import LibraryError
 from vab.media.container import MediaError
+from vab.models.heads import Inputs
 from vab.models.hub import ModelError
 from vab.sampling.parallel import decode_settings
 from vab.studio.library_view import LibraryView

@@ -10,9 +10,8 @@ import torch.distributed
 from torch import Tensor, nn
 
 from vab.config import Preset
-from vab.models.foleygen import FoleyGen
+from vab.models.foleygen import build_network
 from vab.models.heads import Classifier, Contrastive
-from vab.models.vab import VAB
 from vab.training.batches import Batch
 from vab.training.losses import classification, contrastive, masked_prediction
 from vab.training.masking import apply_mask
@@ -32,10 +31,8 @@ Objective = Callable[[nn.Module, Batch, Preset], LossOutput]
 
 def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
     """The network of the preset's objective, with fresh weights."""
-    if preset.train.objective == "masked":
-        return VAB(preset.model, codebook_vectors)
-    if preset.train.objective == "causal":
-        return FoleyGen(preset.model, codebook_vectors)
+    if preset.train.objective in ("masked", "causal"):
+        return build_network(preset, codebook_vectors)
     if preset.train.objective == "contrastive":
         return Contrastive(preset.model, codebook_vectors)
     network = Classifier(preset.model, len(preset.classes), codebook_vectors)
@@ -115,12 +112,8 @@ def classification_step(network: nn.Module, batch: Batch, preset: Preset) -> Los
     weight = batch.features.new_zeros(())
     metrics = {}
     for kind in config.inputs:
-        if kind == "audio":
-            logits = network(batch.tokens, None, batch.token_padding, None)
-        elif kind == "video":
-            logits = network(None, batch.features, None, batch.video_padding)
-        else:
-            logits = network(batch.tokens, batch.features, batch.token_padding, batch.feature_padding)
+        feature_padding = batch.video_padding if kind == "video" else batch.feature_padding
+        logits = network(batch.tokens, batch.features, batch.token_padding, feature_padding, inputs=kind)
         rows = batch.has_video if kind == "video" else torch.ones_like(batch.has_video)
         targets = batch.targets[rows]
         count = rows.sum().float()

@@ -24,7 +24,7 @@ from vab.data.store import LatentStore, spread
 from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.media.reader import write_wav
-from vab.models.hub import CODEC
+from vab.models.hub import codec_source
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
 from vab.training.batches import Batch, ClipBatches, make_generator
 from vab.utils.device import pick_device
@@ -71,9 +71,7 @@ class Synthesizer:
             if stage is not None:
                 stage.network.eval().requires_grad_(False).to(place)
         # 2. The codec: the model's own, if it has one beside its weights.
-        if codec_path is None and (folder / CODEC).is_file():
-            codec_path = folder
-        codec = load_codec(first.preset.model.codec, codec_path, place)
+        codec = load_codec(first.preset.model.codec, codec_source(folder, codec_path), place)
         # 3. One hash of all that decides what is made.
         network: Any = codec
         decoder = _digest(getattr(network, "model", network))
