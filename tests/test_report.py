@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from helpers.tiny import write_model, write_video
 from vab.cli import main
 from vab.inference.batch import Result, Settings
-from vab.inference.html_report import COLUMNS, mel_picture, outline, write_report
+from vab.inference.html_report import COLUMNS, mel_image, waveform_path, write_report
 
 NASTY = """<img src=x onerror=alert(1)>&"'{}$made"""
 
@@ -119,7 +119,7 @@ def test_a_broken_disk_leaves_the_old_report(tmp_path: Path) -> None:
 @given(st.integers(1, 40_000), st.integers(0, 9))
 def test_the_outline_holds_every_sample(length: int, seed: int) -> None:
     waveform = np.random.default_rng(seed).uniform(-1, 1, length).astype(np.float32)
-    points = [tuple(map(float, point.split())) for point in outline(waveform)[1:-1].split("L")]
+    points = [tuple(map(float, point.split())) for point in waveform_path(waveform)[1:-1].split("L")]
     assert all(0 <= x <= COLUMNS for x, _ in points)
     assert min(y for _, y in points) == pytest.approx(-waveform.max(), abs=1e-3)
     assert max(y for _, y in points) == pytest.approx(-waveform.min() + 0.01, abs=1e-3)
@@ -128,7 +128,7 @@ def test_the_outline_holds_every_sample(length: int, seed: int) -> None:
 @pytest.mark.parametrize("hertz", [200, 1000, 6000])
 def test_a_tone_is_bright_where_it_belongs(hertz: int) -> None:
     tone = 0.5 * np.sin(2 * np.pi * hertz * np.arange(32_000) / 16_000).astype(np.float32)
-    picture = mel_picture(tone).sum(2)
+    picture = mel_image(tone).sum(2)
     mel = [1127 * np.log1p(f / 700) for f in (50.0, hertz, 8000.0)]
     place = (mel[1] - mel[0]) / (mel[2] - mel[0])
     middle = picture[:, picture.shape[1] // 2]
@@ -137,5 +137,5 @@ def test_a_tone_is_bright_where_it_belongs(hertz: int) -> None:
 
 @pytest.mark.parametrize("samples", [1, 100, 16_000 * 600])
 def test_a_mel_picture_of_any_length_is_small(samples: int) -> None:
-    height, width, channels = mel_picture(np.zeros(samples, np.float32)).shape
+    height, width, channels = mel_image(np.zeros(samples, np.float32)).shape
     assert channels == 3 and 1 <= width <= COLUMNS + 1 and height == 96

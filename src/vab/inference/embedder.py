@@ -98,7 +98,7 @@ class Embedder:
         return self.finetuned.classifier
 
     def fingerprint(self) -> str:
-        """Hash of everything that embeddings depend on."""
+        """Hash of everything that embeddings depend on: codec, image encoder, contrastive network."""
         weights = (tensor.cpu().numpy().tobytes() for tensor in self.contrastive.state_dict().values())
         return sha256(weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights)
 
@@ -111,7 +111,7 @@ class Embedder:
 
     def embed_files(self, paths: Iterable[str | Path]) -> Iterator[tuple[Path, Embedded | str]]:
         """Each file with its vectors, or the reason why there are none."""
-        network = self.contrastive
+        network = self.contrastive  # fails here, before any file is read, if there is none
         for path, clips, rows in self._files(paths):
             if isinstance(rows, str):
                 yield path, rows
@@ -121,6 +121,7 @@ class Embedder:
             except Exception as error:  # as below: one bad file must not end the others
                 yield path, failure(path, error)
                 continue
+            # A stream without any window is absent, not a table of NaN.
             streams = [None if np.isnan(vectors).all() else vectors for vectors in (audio, video)]
             starts = np.array([clip.start for clip in clips])
             yield path, Embedded(starts, starts + [clip.seconds or 0.0 for clip in clips], *streams)
@@ -140,6 +141,7 @@ class Embedder:
             if isinstance(rows, str):
                 yield path, rows
                 continue
+            # The first kind that this file has and that the classifier can use.
             present = {"audio": any(map(has_audio, rows)), "video": any(map(has_video, rows))}
             missing = [name for name, is_present in present.items() if not is_present]
             present["both"] = not missing
@@ -185,6 +187,7 @@ class Embedder:
         try:
             return list(encode(batch, self.codec, self.vision, meta, self.device))
         except Exception as error:
+            # One bad clip, or a batch too large for the memory: find out which, one by one.
             if len(batch) > 1:
                 return [result for item in batch for result in self._encode([item], meta)]
             clip = batch[0].clip
@@ -268,6 +271,7 @@ def audio_video_similarity(network: Contrastive, tokens: Tensor, features: Tenso
     config = network.trunk.config
     similarities = []
     for start in range(0, tokens.shape[2], config.audio_length):
+        # Windows of both streams over the same time: [n,K,T] and [1,F,dim].
         first = round(start / FRAME_RATE * config.fps)
         video_window = features[None, first : first + config.video_length]
         audio_window = tokens[:, : config.num_codebooks, start : start + config.audio_length]
@@ -307,6 +311,7 @@ def _tensors(
     features = torch.zeros(len(rows), num_video, config.vision_dim)
     token_padding = torch.zeros(len(rows), num_audio, dtype=torch.bool)
     feature_padding = torch.zeros(len(rows), num_video, dtype=torch.bool)
+    # Stored as uint16 and float16; the network wants int64 and float32.
     for n, row in enumerate(rows):
         if row.tokens is not None:
             tokens[n] = torch.from_numpy(row.tokens[: config.num_codebooks].astype(np.int64))

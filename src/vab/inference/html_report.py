@@ -79,14 +79,15 @@ def _input(result: Result) -> Iterator[str]:
     yield f'<section><h2>{name}</h2><p class="path">{escape(result.input)}, {result.status}</p>'
     if result.error:
         yield f'<p class="error">{escape(result.error)}</p>'
-    sounds = [Path(name) for name in result.outputs if name.endswith(".wav")]
+    wavs = [Path(name) for name in result.outputs if name.endswith(".wav")]
+    # Frames of the input once, for all of its outputs.
     try:
-        strip = _strip(Path(result.input)) if sounds else []
+        strip = _strip(Path(result.input)) if wavs else []
     except (MediaError, OSError) as error:
         strip = []
         yield f'<p class="error">{escape(str(error))}</p>'
-    for sound in sounds:
-        yield from _sound(sound, strip)
+    for wav in wavs:
+        yield from _player(wav, strip)
     if result.timings:
         total = sum(result.timings.values())
         rows = {stage: f"{seconds:.2f} s" for stage, seconds in result.timings.items()}
@@ -94,7 +95,7 @@ def _input(result: Result) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _sound(path: Path, strip: Sequence[str]) -> Iterator[str]:
+def _player(path: Path, strip: Sequence[str]) -> Iterator[str]:
     """The player of one output; frames, waveform and mel spectrogram share its time axis."""
     yield f'<article><h3>{escape(path.name)}</h3><div class="axis">'
     try:
@@ -103,11 +104,12 @@ def _sound(path: Path, strip: Sequence[str]) -> Iterator[str]:
     except (MediaError, OSError) as error:
         yield f'</div><p class="error">{escape(str(error))}</p></article>'
         return
+    # All stretched to the same width, so that they share the axis and its cursor.
     if strip:
         yield f'<div class="strip">{"".join(strip)}</div>'
     yield f'<svg class="wave" viewBox="0 -1 {COLUMNS} 2" preserveAspectRatio="none" role="img" '
-    yield f'aria-label="waveform"><path d="{outline(waveform)}"/></svg>'
-    yield f'<img class="mel" alt="mel picture, low tones at the bottom" src="{_png(mel_picture(waveform))}">'
+    yield f'aria-label="waveform"><path d="{waveform_path(waveform)}"/></svg>'
+    yield f'<img class="mel" alt="mel picture, low tones at the bottom" src="{_png(mel_image(waveform))}">'
     yield '<i class="now" hidden></i></div>'
     yield f'<audio controls preload="metadata" src="{_uri("audio/wav", data)}"></audio>'
     peak = _decibels(np.abs(waveform).max())
@@ -127,11 +129,12 @@ def _strip(path: Path) -> list[str]:
             image.thumbnail((2 * STRIP_HEIGHT, STRIP_HEIGHT))
             stream = io.BytesIO()
             image.save(stream, "JPEG", quality=80)
+            # As data in the page itself: the file must need no other.
             images.append(f'<img alt="" src="{_uri("image/jpeg", stream.getvalue())}">')
     return images[:STRIP_FRAMES]
 
 
-def outline(waveform: NDArray[np.floating]) -> str:
+def waveform_path(waveform: NDArray[np.floating]) -> str:
     """The envelope of [S] as an SVG path: highest and lowest sample of each of up to ``COLUMNS`` parts."""
     parts = np.array_split(waveform, min(COLUMNS, len(waveform)))
     xs = np.linspace(0, COLUMNS, len(parts))
@@ -141,7 +144,7 @@ def outline(waveform: NDArray[np.floating]) -> str:
     return f"M{'L'.join([*tops, *bottoms[::-1]])}Z"
 
 
-def mel_picture(waveform: NDArray[np.floating]) -> NDArray[np.uint8]:
+def mel_image(waveform: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Mel spectrogram of [S] at 16 kHz as RGB [bands, columns, 3], low tones at the bottom."""
     # 1. Mel magnitudes [columns, bands].
     step = max(160, len(waveform) // COLUMNS)

@@ -78,11 +78,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         device: str = "cpu",
         fine: Stage | None = None,
     ) -> None:
+        # 1. Check that the parts were made for each other.
         _check_parts(config.model, network, codec, vision)
         if fine is not None:
             check_fine(fine.preset.model, config.model)
             _check_codec(fine.preset.model, fine.network, codec)
             fine.network.eval().requires_grad_(False).to(pick_device(device))
+
+        # 2. All of them on the device, for inference alone.
         self.config = config
         # The second stage (section 3.3), for a codec of more codebooks than ``network`` makes.
         self.fine = fine
@@ -108,6 +111,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         take these weights from. ``hub``: revision, token, cache_dir ... of ``snapshot_download``.
         Raises ``ModelError``, ``CodecError`` or ``VisionError``, each one line that says what to do.
         """
+        # ModelHubMixin would take the name for a Hub id, so it is resolved to a folder first.
         folder = find_model(source, **hub)
         read_config(folder)
         chosen: dict[str, Any] = {"codec_path": codec_path, "vision_path": vision_path}
@@ -345,7 +349,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         else:
             expected = num_video_frames(file.nominal_seconds, fps)
             frames = _not_too_long(file, file.frames(fps, size=size))
-        # Frames are decoded while they are encoded: what remains of the time is the encoder's.
+        # One pass: frames are decoded while they are encoded: what remains of the time is the encoder's.
         begin = time.perf_counter()
         with torch.no_grad():
             counted = _counted(frames, timings, lambda done: report("features", done, max(done, expected)))

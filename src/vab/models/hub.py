@@ -82,6 +82,7 @@ def find_model(source: str | Path | None = None, **hub: Any) -> Path:
 def _download(name: str, hub: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
 
+    # Only files of a model directory: never code, never other weights of the repository.
     try:
         folder = Path(snapshot_download(name, allow_patterns=_FILES, **hub))
     except Exception as error:  # the Hub, the network and the disk each raise their own kinds
@@ -125,8 +126,9 @@ def read_config(folder: Path) -> Preset:
 def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
     """The presets, then model directories in ``folders`` (up to two levels down), then the Hub's cache."""
     models = []
+    # 1. Presets. Fine-tuned ones have no directory of their own, but a folder in that of their model.
     for preset in PRESETS.values():
-        if preset.train.objective in FOLDERS:  # fine-tuned ones stand in the folder of their model
+        if preset.train.objective in FOLDERS:
             continue
         folder = ASSETS / preset.name
         if is_model(folder):
@@ -135,6 +137,7 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
             why = "not in this installation" if preset.name == BUNDLED else "weights not published"
             note = f"{why}: train it with the commands in recipes/"
             models.append(KnownModel(preset.name, "missing", None, 0, note))
+    # 2. Model directories on disk.
     for folder in folders:
         # the folder itself, its models, and the folders of models fine-tuned from those
         for pattern in (CONFIG, f"*/{CONFIG}", f"*/*/{CONFIG}"):
@@ -142,6 +145,7 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
                 if is_model(path.parent):
                     note = read_config(path.parent).note
                     models.append(_known(str(path.parent), "local", path.parent, note))
+    # 3. Downloads.
     for repo, snapshot in hub_cache():
         if is_model(snapshot):
             models.append(_known(repo, "cached", snapshot, read_config(snapshot).note))

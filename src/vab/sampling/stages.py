@@ -55,6 +55,7 @@ class Stage:
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
             return self._logits_fn(batch, start, stop, decode.guidance_scale)
 
+        # FoleyGen predicts all of its codebooks, so it takes no conditioning ones.
         generate_tokens: Callable[..., Tensor] = autoregressive.generate_long
         if not isinstance(self.network, FoleyGen):
             conditioning = config.num_conditioning_codebooks
@@ -88,6 +89,7 @@ class Stage:
         """
         tokens = tokens.clone()
         known = known.clone()
+        # The coarse codebooks are known in full; of the finer ones, what the caller knows.
         tokens[..., : coarse.shape[-2], :] = coarse
         known[..., : coarse.shape[-2], :] = True
         return self.fill(tokens, known, features, self.preset.decode, generators, progress=progress)
@@ -145,6 +147,7 @@ def check_fine(fine: ModelConfig, first: ModelConfig) -> None:
 
 def feature_step(config: ModelConfig) -> int:
     """Audio frames after which an image feature and an audio frame start together again."""
+    # 50 / fps as a fraction in lowest terms: its numerator
     return (Fraction(FRAME_RATE) / Fraction(config.fps).limit_denominator(1000)).numerator
 
 

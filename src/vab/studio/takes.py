@@ -16,7 +16,7 @@ from PIL import Image
 from vab.config import SAMPLE_RATE, DecodeConfig
 from vab.errors import SettingError
 from vab.inference.embedder import audio_video_similarity
-from vab.inference.html_report import mel_picture, outline
+from vab.inference.html_report import mel_image, waveform_path
 from vab.inference.pipeline import Audio, Progress, VABPipeline
 from vab.inference.splice import Span
 from vab.media.file import MediaFile
@@ -62,8 +62,8 @@ class Take:
 
     @cached_property
     def outline(self) -> str:
-        """The waveform as an SVG path of ``vab.inference.html_report.COLUMNS`` by -1..1."""
-        return outline(self.waveform)
+        """The waveform as the path of an SVG of ``vab.inference.html_report.COLUMNS`` by -1..1."""
+        return waveform_path(self.waveform)
 
     def remove(self) -> None:
         """Delete its files."""
@@ -199,7 +199,7 @@ class TakeMaker:
         write_wav(take.sound, take.waveform)
         with as_media_file(_video_of(clip, source, take.seconds)) as picture:
             picture.mux(take.waveform, SAMPLE_RATE, take.video)
-        Image.fromarray(mel_picture(take.waveform)).save(take.mel)
+        Image.fromarray(mel_image(take.waveform)).save(take.mel)
         return take
 
     def _score(self, audio: Audio) -> float | None:
