@@ -179,8 +179,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
     @finetuned.setter
     def finetuned(self, finetuned: Finetuned) -> None:
+        """Replace these networks; the embedder is made anew."""
         self._finetuned = finetuned
-        self.__dict__.pop("embedder", None)  # it holds the former networks
+        self.__dict__.pop("embedder", None)
 
     @cached_property
     def embedder(self) -> Embedder:
