@@ -134,6 +134,7 @@ def _claim(
             return f"its result {name} would overwrite that of {owners[name]}; give it another folder with -o"
         if name.resolve() in sources:
             return f"its result {name} would overwrite the input of that name; choose another folder with -o"
+    # All or none: names are taken only when every one of them is free.
     owners.update(dict.fromkeys(names, path))
     return None
 

@@ -257,6 +257,7 @@ def embed_latents(
 
 def _passes(rows: Sequence[Latents], *present: Callable[[Latents], bool]) -> Iterator[list[int]]:
     """The numbers of the rows that have all of ``present``, as many at a time as go through the network."""
+    # Absent streams never reach the network: the result would be a vector of nothing.
     numbers = [n for n, row in enumerate(rows) if all(is_present(row) for is_present in present)]
     for start in range(0, len(numbers), WINDOWS_PER_PASS):
         yield numbers[start : start + WINDOWS_PER_PASS]

@@ -88,6 +88,7 @@ def _input(result: Result) -> Iterator[str]:
         yield f'<p class="error">{escape(str(error))}</p>'
     for wav in wavs:
         yield from _player(wav, strip)
+    # Details of the timings, folded away.
     if result.timings:
         total = sum(result.timings.values())
         rows = {stage: f"{seconds:.2f} s" for stage, seconds in result.timings.items()}

@@ -157,6 +157,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        # The folders of a model directory, as load_stage, load_codec and load_finetuned read them.
         save_stage(save_directory, self.first)
         if self.fine is not None:
             save_stage(save_directory / FINE, self.fine)
@@ -193,6 +194,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         Raises ``MediaError`` for a file that cannot be used, ``ModelError`` if the model gives no embeddings.
         """
+        # One vector a window, then their mean.
         embedded = self.embedder.embed_file(path)
         kinds: tuple[Kind, ...] = ("audio", "video")
         means = {kind: embedded.mean(kind) for kind in kinds}
@@ -360,6 +362,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
     def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
         """Waveform float32 [length] of tokens [K,T]."""
+        # In pieces, each brought to the CPU at once: a long clip need not fit into the device's memory.
         waveform = np.zeros(length, dtype=np.float32)
         done = 0
         with torch.no_grad():
@@ -409,6 +412,7 @@ def _counted(
     frames: Iterator[np.ndarray], timings: dict[str, float], report: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
     """Pass frames through, and add up the time it takes to decode them as ``decode_video``."""
+    # A for loop could not tell the decoder's time from the consumer's.
     timings["decode_video"] = 0.0
     done = 0
     while True:

@@ -44,6 +44,7 @@ class Contrastive(nn.Module):
         feature_padding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """tokens [B,K,T], features [B,F,dim], paddings bool [B,T], [B,F] -> audio, video [B,D], scale."""
+        # Apart from each other: neither vector may depend on the other modality.
         audio = self.embed(tokens, None, token_padding)
         video = self.embed(None, features, feature_padding)
         return audio, video, self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
@@ -64,6 +65,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.trunk = Trunk(config, codebook_vectors)
         self.head = nn.Linear(config.hidden_dim, num_classes)
+        # As in the trunk: truncated at two standard deviations.
         nn.init.trunc_normal_(self.head.weight, std=0.02, a=-0.04, b=0.04)
         nn.init.zeros_(self.head.bias)
 
@@ -79,6 +81,7 @@ class Classifier(nn.Module):
 
         A modality that is None, or that ``inputs`` leaves out, takes no positions.
         """
+        # Left out is not the same as zeros: the other modality's positions are not there at all.
         if inputs == "audio":
             features, feature_padding = None, None
         elif inputs == "video":

@@ -219,6 +219,7 @@ class Trunk(nn.Module):
         """
         if not self.config.num_expert_layers:
             raise SettingError("this model has no layers that give embeddings")
+        # The layers above these belong to generation.
         x, num_video = self._embed(tokens, features, feature_padding)
         bias = self._bias(x, num_video, _join_padding(x, num_video, token_padding, feature_padding))
         for block in self.blocks[: self.config.num_expert_layers]:
@@ -238,6 +239,7 @@ class Trunk(nn.Module):
         padding = _join_padding(x, num_video, token_padding, feature_padding)
         if padding is None:
             return x.mean(1)
+        # At least one, so that a clip of padding alone does not divide by zero.
         valid = ~padding[:, :, None]
         return (x * valid).sum(1) / valid.sum(1).clamp(min=1)
 
@@ -324,10 +326,15 @@ class VAB(Trunk):
         """
         if features is None:
             features, feature_padding = self._no_features(tokens, token_padding)
+        # 1. Embed both modalities: [B,K,T] and [B,F,vision_dim] -> [B,L,D]
         x, num_video = self._embed(tokens, features, feature_padding, drop_features)
+
+        # 2. All layers; one bias serves every one of them.
         bias = self._bias(x, num_video, _join_padding(x, num_video, token_padding, feature_padding))
         for block in self.blocks:
             x = block(x, num_video, bias)
+
+        # 3. Logits at the audio positions alone: video is never predicted.
         return self.logits(x[:, num_video:])
 
     def logits(self, x: Tensor) -> Tensor:

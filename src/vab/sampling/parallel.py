@@ -136,6 +136,7 @@ def windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:
         raise ValueError(f"no windows of {window} frames that share {overlap} cover {total} frames")
     if total <= window:
         return [(0, total)]
+    # Even strides, then one window that ends exactly at the end.
     starts = [*range(0, total - window, window - overlap), total - window]
     return [(start, start + window) for start in starts]
 
@@ -312,7 +313,7 @@ def sample_like_the_cpu(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor
     cumulative = shifted.exp().cumsum(1)  # [n,V]
     total = cumulative[:, -1:]
     drawn = uniform[:, None].double() * total
-    last = logits.shape[1] - 1
+    last = logits.shape[1] - 1  # a draw may round up to the total: it is the last token's
     chosen = torch.searchsorted(cumulative, drawn, right=True).clamp_max(last)
     log_p = (shifted.gather(1, chosen) - total.log())[:, 0].float()
     token = chosen[:, 0]

@@ -113,7 +113,7 @@ def classification_step(network: nn.Module, batch: Batch, preset: Preset) -> Los
     metrics = {}
     for kind in config.inputs:
         feature_padding = batch.video_padding if kind == "video" else batch.feature_padding
-        logits = network(batch.tokens, batch.features, batch.token_padding, feature_padding, inputs=kind)
+        logits = network(batch.tokens, batch.features, batch.token_padding, feature_padding, kind)
         rows = batch.has_video if kind == "video" else torch.ones_like(batch.has_video)
         targets = batch.targets[rows]
         count = rows.sum().float()
