@@ -44,7 +44,7 @@ def main() -> None:
         return unit(audio.astype(np.float32)), unit((video + gap).astype(np.float32))
 
     def embed(paths: Iterable[Path]) -> Iterator[tuple[Path, Embedded | str]]:
-        starts = 10.0 * np.arange(WINDOWS)
+        starts = 10.0 * np.arange(WINDOWS, dtype=np.float64)
         for path in paths:
             yield path, Embedded(starts, starts + 10, *vectors(WINDOWS))
 
@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = list(empty_files(Path(folder) / "media", chosen.n // WINDOWS))
         library = Library.create(Path(folder) / "db", exact_below=chosen.n + 1)
-        vab_library.FILES_AT_ONCE = 500  # as when a slow model embeds: many files, few commits
+        vab_library.MAX_COMMIT_FILES = 500  # as when a slow model embeds: many files, few commits
         with timed(took, "add"):
             for result in library.add(files, embed, "synthetic"):
                 assert result.status == "added", result.error
@@ -90,8 +90,8 @@ def main() -> None:
         "compared with the sounds, k = 10.",
         "Synthetic: the times are those of any vectors of this size, the recall is not.",
         "",
-        f"Machine: {os.cpu_count()} cores, {processor()}, no GPU, busy with other work meanwhile",
-        f"(two training runs). Python {platform.python_version()}, lancedb {version('lancedb')}.",
+        f"Machine: {os.cpu_count()} cores, {processor()}.",
+        f"Python {platform.python_version()}, lancedb {version('lancedb')}.",
         "",
         f"Command: `python {' '.join(sys.argv)}`",
         "",

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from helpers.tiny import write_model, write_video
-from vab.cli import VERBS, main
+from vab.cli import VERBS, current_option, main
 from vab.cli.progress import file_progress
 from vab.media.reader import probe, write_wav
 from vab.presets import PRESETS
@@ -395,3 +395,35 @@ def test_finetune_then_evaluate(model: Path, tmp_path: Path, capsys: pytest.Capt
     assert code == 2 and "no embeddings" in error
     code, _, error = vab(capsys, *first[:-1], 4)
     assert code == 2 and "another run" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        ("vab-tiny --model.width 96", "--model.hidden-dim"),
+        ("vab-tiny --train.roll=0.2", "--train.roll-prob=0.2"),
+        ("vab-tiny --train.no-balanced", "--train.no-class-balanced"),
+        ("vab-tiny --decode.temperature 3", "--decode.mask-temperature"),
+        ("foleygen-tiny --decode.temperature 3", "--decode.sampling-temperature"),
+        ("m.csv --codec.vocabulary 8", "--codec.codebook-size"),
+        ("vab-tiny --train.learning-rate 1", "--train.learning-rate"),
+    ],
+)
+def test_options_of_version_0_1_still_work(words: str, now: str) -> None:
+    given = words.split()
+    assert current_option(given[1], given) == now
+
+
+def test_further_processes_of_a_run_say_nothing_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        code, _, err = vab(capsys, "pretrain", "vab-tiny", "--store", "none", "--run", "none", "--devices", 0)
+        assert code == 2 and len(err.splitlines()) == lines
+
+
+def test_a_window_of_no_length_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for option in ("--seconds", "--fps"):
+        code, _, err = vab(capsys, "extract", "m.csv", "-o", tmp_path / "store", option, 0)
+        assert code == 2 and err == "vab: --seconds and --fps must be positive\n"

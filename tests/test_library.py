@@ -547,20 +547,20 @@ class Pipe:
     model = "fake " * 8
 
     def embed_file(self, path: Path) -> Embedded:
-        """As ``Understanding.embed_file``."""
+        """As ``Embedder.embed_file``."""
         return embed(path)
 
     def embed_files(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Embedded | str]]:
-        """As ``Understanding.embed_files``."""
+        """As ``Embedder.embed_files``."""
         return each()(paths)
 
     def fingerprint(self) -> str:
-        """As ``Understanding.fingerprint``."""
+        """As ``Embedder.fingerprint``."""
         return self.model
 
     @classmethod
     def from_pretrained(cls, source: Any = None, **settings: Any) -> Pipe:
-        """As ``Understanding.from_pretrained``."""
+        """As ``Embedder.from_pretrained``."""
         cls.loads.append(source)
         return cls()
 

@@ -482,7 +482,7 @@ def test_a_rater_gets_own_videos_and_nothing_else(client: tuple[Any, Answers], b
         "/study.json",
         "/answers.sqlite",
         f"/{one}/..%2fstudy.json",
-        "/page.py",
+        "/server.py",
         "/",
         f"/{one}x",
     ):

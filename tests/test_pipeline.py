@@ -82,7 +82,7 @@ def test_the_picture_and_the_settings_matter(pipe: VABPipeline, tmp_path: Path) 
     assert not np.array_equal(
         pipe.generate(red, steps=1).waveform, pipe.generate(red, temperature=0).waveform
     )
-    for bad in ({"steps": 0}, {"temperature": -1.0}, {"guidance": float("nan")}):
+    for bad in ({"steps": 0}, {"temperature": -1.0}, {"guidance": float("nan")}, {"seed": -1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             pipe.generate(red, **bad)
 

@@ -331,7 +331,7 @@ def test_what_the_server_lets_through(visitor: Callable[[], Any], monkeypatch: p
     me = visitor()
     page = me.get("/")
     assert "script-src 'self'" in page.headers["content-security-policy"] and "http" not in page.text
-    paths = ("/desk.py", "/../pyproject.toml", "/takes/..%2F..%2Fa.wav", "/clips/x.mp4")
+    paths = ("/service.py", "/../pyproject.toml", "/takes/..%2F..%2Fa.wav", "/clips/x.mp4")
     paths += tuple(
         f"/library/{end}" for end in ("99.wav", "-1.wav", "..%2Fa.wav", "0.wav?start=-1", "0.wav?start=nan")
     )

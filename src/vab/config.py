@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from vab.errors import SettingError
@@ -230,9 +230,23 @@ FORMER_NAMES: dict[str, dict[str, str]] = {
 def current_names(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a configuration of class ``kind`` by the present names of its fields."""
     former = FORMER_NAMES.get(kind, {})
-    # One field had two meanings: FoleyGen, which has no steps, divided its logits by it.
-    if kind == "DecodeConfig" and values.get("steps") == 0:
-        former = former | {"temperature": "sampling_temperature"}
+    current = {former.get(name, name): value for name, value in values.items()}
+    # One field had two meanings: FoleyGen, which has no steps and no masks, divided its logits by it.
+    if kind == "DecodeConfig" and values.get("steps") == 0 and "temperature" in values:
+        current |= {"sampling_temperature": values["temperature"], "mask_temperature": 0.0}
+    return current
+
+
+def former_fields(config: Any) -> dict[str, Any]:
+    """The fields of a configuration by their names of version 0.1, for what must not change."""
+    former = {new: old for old, new in FORMER_NAMES.get(type(config).__name__, {}).items()}
+    values = asdict(config)
+    if isinstance(config, DecodeConfig):
+        sampling = values.pop("sampling_temperature")
+        if config.num_steps == 0 and config.mask_temperature == 0:  # FoleyGen
+            values["mask_temperature"] = sampling
+        elif sampling != 1:  # there was no such setting
+            values["sampling_temperature"] = sampling
     return {former.get(name, name): value for name, value in values.items()}
 
 

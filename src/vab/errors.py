@@ -68,9 +68,13 @@ def naming(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None:
+        if error.errno is None:
+            raise
+        try:
             error.filename = str(path)
             error.filename2 = None
+        except AttributeError:  # PyAV's errors of the system keep the name to themselves
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vab.config import DecodeConfig, from_dict
-from vab.inference.pipeline import VABPipeline
+# names that 0.1.0 has too, so that it can be run there
+from vab import DecodeConfig, VABPipeline
+from vab.config import from_dict
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cat.mp4"
 DECODE = {"steps": 16, "guidance": 4.0, "temperature": 4.5, "top_k": 0, "candidates": 1}

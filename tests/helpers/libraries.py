@@ -31,7 +31,7 @@ def embed(path: Path) -> Embedded:
 
 
 def each(one: Any = embed, ahead: int = 1) -> Any:
-    """Many files by a function for one, as ``Understanding.embed_files``; ``ahead`` are taken at once."""
+    """Many files by a function for one, as ``Embedder.embed_files``; ``ahead`` are taken at once."""
 
     def answer(path: Path) -> tuple[Path, Embedded | str]:
         try:

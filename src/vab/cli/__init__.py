@@ -16,7 +16,7 @@ from typing import Annotated, get_type_hints
 
 from vab.cli.interrupt import remembering
 from vab.cli.output import fail
-from vab.config import current_names
+from vab.config import FORMER_NAMES
 from vab.errors import SettingError, for_people
 
 VERBS = {  # words: module, function, what it does
@@ -146,7 +146,7 @@ def _run(words: list[str]) -> int:
 def _verb(name: str, arguments: list[str]) -> int:
     import tyro
 
-    arguments = [_current_name(word, arguments) for word in arguments]
+    arguments = [current_option(word, arguments) for word in arguments]
     module, function, _ = VERBS[name]
     command: Callable[..., int] = getattr(import_module(f"vab.cli.{module}"), function)
     _hide_empty_defaults(command)
@@ -173,7 +173,7 @@ def _hide_empty_defaults(command: Callable[..., int]) -> None:
     command.__annotations__ = hints
 
 
-def _current_name(word: str, words: Sequence[str]) -> str:
+def current_option(word: str, words: Sequence[str]) -> str:
     """Translate an option named after a field of version 0.1, such as --model.width, to its current name."""
     option = re.fullmatch(r"--(model|train|decode|codec)\.([\w-]+)(=.*)?", word)
     if option is None:
@@ -185,8 +185,11 @@ def _current_name(word: str, words: Sequence[str]) -> str:
         "decode": "DecodeConfig",
         "codec": "TinyCodecConfig",
     }
-    foleygen = {"steps": 0} if words and words[0].startswith("foleygen") else {}  # see current_names
-    (*_, current) = current_names(kind[part], {**foleygen, field.replace("-", "_"): None})
+    name = field.replace("-", "_")
+    off = "no_" if name.startswith("no_") else ""  # a flag that is turned off
+    current = off + FORMER_NAMES[kind[part]].get(name.removeprefix(off), name.removeprefix(off))
+    if words[0].startswith("foleygen") and (part, name) == ("decode", "temperature"):
+        current = "sampling_temperature"  # FoleyGen has no masks
     return f"--{part}.{current.replace('_', '-')}{value or ''}"
 
 

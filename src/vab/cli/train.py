@@ -53,7 +53,8 @@ def extract(
     model = preset(preset_name).model
     if batch_clips < 1 or shard_clips < 1:
         raise SettingError("--batch-clips and --shard-clips must be 1 or more")
-    window, rate = seconds or model.seconds, fps or model.fps
+    window = model.seconds if seconds is None else seconds
+    rate = model.fps if fps is None else fps
     if not (window > 0 and rate > 0):
         raise SettingError("--seconds and --fps must be positive")
 

@@ -82,7 +82,8 @@ def extract(
     followed by silence; with ``fill="repeat"`` both streams start again.
     An image gets a slow moving crop, seeded by the clip's id. A clip that cannot be read is listed in
     ``failures.csv`` and tried again by the next run.
-    Raises ``ManifestError``, and ``StoreError`` if the store was made with other settings or weights.
+    Raises ``ManifestError``, ``StoreError`` if the store was made with other settings or
+    weights, and ``LockedError`` while another process writes to it.
     """
     # 1. The store: a new one, or that of an earlier run with the same settings and weights.
     clips = read_manifest(manifest)
@@ -245,7 +246,7 @@ def weights_fingerprint(encoder: Codec | VisionEncoder) -> str:
     return sha256(encoder.name, *(part for pair in zip(state, content, strict=True) for part in pair))
 
 
-_info = lru_cache(maxsize=64)(probe)  # many clips may be windows of one film
+_info = lru_cache(maxsize=64)(probe)  # many clips may be windows of one file
 
 
 def _length(clip: Clip, path: Path, window: float) -> float:

@@ -17,7 +17,7 @@ import errno
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256 as one_hash
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vab.config import FORMER_NAMES, audio_frames, video_frames
-from vab.errors import VABError
+from vab.config import audio_frames, former_fields, video_frames
+from vab.errors import VABError, first_line
 from vab.utils.files import atomic
 from vab.utils.provenance import sha256
 
@@ -57,8 +57,7 @@ class StoreMeta:
 
     def hashed(self) -> str:
         """The settings as they go into hashes: under the names of version 0.1, so that no hash changes."""
-        former = {new: old for old, new in FORMER_NAMES["StoreMeta"].items()}
-        return json.dumps({former.get(name, name): value for name, value in asdict(self).items()})
+        return json.dumps(former_fields(self))
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -116,8 +115,7 @@ class Shard:
         except Exception as error:  # damaged bytes can fail anywhere in the reader
             if isinstance(error, OSError) and error.errno not in (None, errno.EIO):
                 raise  # no right to read it, too many open files
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise self._damaged(lines[0]) from None
+            raise self._damaged(first_line(error)) from None
 
     def _open(self) -> None:
         # 1. One record batch with the store's columns. The pages stay mapped, the file need not stay open.

@@ -161,7 +161,7 @@ class Embedder:
         clips = (clip for path in paths for clip in windows(Path(path), seconds))
         decoded = read_ahead(clips, meta, self.vision.decode_size, WINDOWS_PER_PASS)
 
-        # 2. Encode, 3. and gather the windows of each file: a window that starts at 0 begins the next.
+        # 2. Encode, and gather the windows of each file: a window that starts at 0 begins the next.
         file: list[tuple[Clip, Latents | str]] = []
         for pair in self._encode_batches(decoded, meta):
             if pair[0].start == 0 and file:

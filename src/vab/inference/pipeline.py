@@ -23,6 +23,7 @@ from torch import Tensor
 from vab.codecs.codec import Codec, decode_long, encode_long, load_codec
 from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
 from vab.config import video_frames as num_video_frames
+from vab.errors import SettingError
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
 from vab.inference.splice import AudioSource, Span, crossfade_into, kept_samples, read_original, slice_audio
@@ -217,8 +218,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         ``steps``, ``guidance``, ``temperature`` and ``rerank`` (so many candidates are drawn, the one nearest
         to the video is kept) replace the model's own. ``keep``: spans (from, to) in seconds of the video's
         own audio that stay as they are; the new audio is conditioned on their tokens, and fades into them
-        over 20 ms. Raises ``MediaError`` for a file that cannot be used, ``ValueError`` for a
-        setting that makes no sense.
+        over 20 ms. Raises ``MediaError`` for a file that cannot be used, ``SettingError`` for a
+        setting that makes no sense, ``DecodeError`` for weights that give no numbers, ``ModelError`` for
+        ``rerank`` with a model that has no embeddings.
         """
         chosen = decode_settings(self.config.decode, steps, guidance, temperature, rerank)
         return next(self.generate_many(path, 1, seed=seed, decode=chosen, keep=keep, progress=progress))
@@ -246,6 +248,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         timings: dict[str, float] = {}
         config = self.config.model
         decode = decode or self.config.decode
+        if seed < 0:
+            raise SettingError(f"seed must be 0 or more, not {seed}")
         if decode.num_candidates > 1:
             self.embedder.check_contrastive()  # before the work begins
 

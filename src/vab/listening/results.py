@@ -160,8 +160,10 @@ def results(study: Study, answers: Sequence[Answer]) -> Results:
     trusted_ids = {rater.id for rater in raters if rater.trusted}
     kept = [each for each in answers if each.rater in trusted_ids and not trials[each.trial].check]
     if not kept:
-        left_out = f"; {len(raters)} raters failed their attention checks" if raters else ""
-        raise EvaluationError(f"{study.folder}: no answers yet{left_out}")
+        if not raters:
+            raise EvaluationError(f"{study.folder}: no answers yet")
+        failed = f"{len(raters)} raters failed their attention checks ({', '.join(one.id for one in raters)})"
+        raise EvaluationError(f"{study.folder}: no answers that count; {failed}")
     # 2. Each question apart: agreement over all its answers, then each system by itself.
     preferences = []
     opinions = []

@@ -186,7 +186,7 @@ class Trunk(nn.Module):
 
     ``codebook_vectors`` [K,V,C] are the codec's (more than K codebooks: the first K are taken). Without
     them the frozen table is random, to be filled by ``load_state_dict``. ``ValueError`` if the shape is
-    wrong or the heads do not divide the width.
+    wrong or ``num_heads`` does not divide ``hidden_dim``.
     """
 
     feature_mean: Tensor  # [vision_dim] over the training features, frozen
@@ -195,7 +195,9 @@ class Trunk(nn.Module):
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         super().__init__()
         if config.hidden_dim % config.num_heads:
-            raise SettingError(f"width {config.hidden_dim} is not a multiple of {config.num_heads} heads")
+            raise SettingError(
+                f"hidden_dim {config.hidden_dim} is not a multiple of {config.num_heads} heads"
+            )
         self.config = config
         self.audio_embedding = AudioEmbedding(config, codebook_vectors)
         self.register_buffer("feature_mean", torch.zeros(config.vision_dim))

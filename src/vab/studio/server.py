@@ -207,7 +207,7 @@ class Endpoints:
         if verb is None:
             return _error("There is no such thing to do.", 404)
         if session is None:
-            return _error(CLIP_GONE, 409)
+            return _error(CLIP_GONE if request.cookies else "Choose a video or a picture first.", 409)
         try:
             values = json.loads(body or b"{}")
             if not isinstance(values, dict):

@@ -359,7 +359,7 @@ def _number(values: Values, name: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name.capitalize()} must be a number.")
     if not low <= value <= high:
-        raise UserError(f"{name.capitalize()} must be from {low:g} to {high:g}.")
+        raise UserError(f"{name.capitalize()} must be from {low:.12g} to {high:.12g}.")
     return float(value)
 
 

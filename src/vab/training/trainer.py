@@ -96,7 +96,8 @@ def train(
     Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
     ``TrainError`` for devices that are not there, for a split without the clips that the objective needs,
     for a folder that holds another run and for a loss that is not finite (the last good checkpoint stays),
-    ``LockedError`` while another process trains in the folder.
+    ``ModelError`` for
+    an ``init`` that is no model, ``LockedError`` while another process trains in the folder.
     """
     # 1. The latents, and the classes to learn.
     check_preset(preset)

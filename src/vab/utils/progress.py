@@ -1,4 +1,4 @@
-"""The callable that work on many files reports its progress to."""
+"""The callable to which work on many files reports its progress to."""
 
 from __future__ import annotations
 

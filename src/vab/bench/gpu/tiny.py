@@ -39,6 +39,7 @@ from vab.training.checkpoint import ship
 from vab.training.codec import CodecTrainConfig, train_codec
 from vab.training.trainer import train
 from vab.utils.device import pick_device
+from vab.utils.files import atomic
 
 INPUTS, RUNS = Path("build/gpu-inputs"), Path("build/gpu-train")
 LATENTS, SOUNDS = "latents.tar.xz", "sounds.tar"  # in INPUTS
@@ -198,12 +199,9 @@ def _name(kind: str) -> str:
 
 def _pack(out: Path, files: list[Path], root: Path) -> tuple[str, list[str]]:
     """Files below ``root`` as a tar that stands there whole; its size, and the check that it can travel."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    with tarfile.open(temporary, "w") as tar:
+    with atomic(out) as temporary, tarfile.open(temporary, "w") as tar:
         for path in files:
             tar.add(path, path.relative_to(root).as_posix())
-    temporary.replace(out)
     size = out.stat().st_size
     failed = [f"{out.name} has at most {MAX_FILE_BYTES / 2**20:.0f} MiB"] if size > MAX_FILE_BYTES else []
     return f"`{out.name}`: {size / 2**20:.1f} MiB", failed

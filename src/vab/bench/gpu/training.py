@@ -28,7 +28,7 @@ BLOCK_STEPS = 10
 
 
 def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
-    """Training of vab-encodec in bfloat16 on a synthetic store, as `vab train` does it."""
+    """Training of vab-encodec in bfloat16 on a synthetic store, as `vab pretrain` does it."""
     where = pick_device(device)
     preset = preset_of("vab-encodec", small)
     size = preset.train.batch_size

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vab.config import SAMPLE_RATE
 from vab.data.manifest import Clip, write_manifest
+from vab.utils.files import atomic, write_whole
 
 RATE = 25  # video frames per second
 SIZE = 128  # pixels
@@ -76,13 +77,13 @@ def write_synthetic(folder: str | Path, clips: int = 16, seconds: float = 5.0, s
         _write_video(path, draw_frames(times, seconds, label), make_waveform(times, seconds, label))
         rows.append(Clip(name, path, path, 0.0, seconds, label, "dev" if n % 4 == 3 else "train"))
         events[name] = [round(float(time), 4) for time in times]
-    (folder / "events.json").write_text(json.dumps(events, indent=1) + "\n")
+    write_whole(folder / "events.json", (json.dumps(events, indent=1) + "\n").encode())
     write_manifest(folder / "manifest.csv", rows)
     return folder / "manifest.csv"
 
 
 def _write_video(path: Path, frames: NDArray[np.uint8], waveform: NDArray[np.float32]) -> None:
-    with av.open(str(path), "w") as container:
+    with atomic(path) as temporary, av.open(str(temporary), "w") as container:
         # Both streams must be there before the first packet.
         video = container.add_stream("mpeg4", rate=RATE)
         video.width = video.height = SIZE

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vab.config import DecodeConfig, Preset
+from vab.config import DecodeConfig, Preset, former_fields
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
@@ -372,7 +372,7 @@ def _evaluate_sounds(
     if reference is None:
         reference = reconstruct_true(store, rows, maker, settings.run, progress)
     # the folder tells apart sounds of different decoding; candidates are not ranked here
-    values = (f"{name}-{value:g}" for name, value in asdict(decode).items() if name != "num_candidates")
+    values = (f"{name}-{value:g}" for name, value in former_fields(decode).items() if name != "candidates")
     sounds = folder / "sounds" / "_".join(values)
     synthesize(maker, clips, rows, decode, settings.seed, sounds, progress)
     options = protocol.Settings(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vab.codecs.codec import Codec, load_codec
-from vab.config import DecodeConfig
+from vab.config import DecodeConfig, former_fields
 from vab.data.store import LatentStore, spread
 from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
@@ -77,7 +77,9 @@ class Synthesizer:
         decoder = _digest(getattr(network, "model", network))
         parts = [_digest(first.network), decoder]
         if second is not None:
-            parts += [_digest(second.network), repr(second.preset.decode)]
+            settings = former_fields(second.preset.decode).items()
+            settings_text = ", ".join(f"{name}={value!r}" for name, value in settings)
+            parts += [_digest(second.network), f"DecodeConfig({settings_text})"]
         return cls(first, second, codec, sha256(*parts), decoder, place)
 
     @torch.no_grad()
@@ -170,7 +172,7 @@ def synthesize(
     ids = [clips.store.ids[row] for row in rows]
     record = {
         "weights": maker.weights,
-        "decode": asdict(decode),
+        "decode": former_fields(decode),
         "seed": seed,
         "store": clips.store.fingerprint(),
         "clips": list_hash(ids),

@@ -67,11 +67,16 @@ class Retrieval:
             row = [way, *(direction.recall[k].percent() for k in CUTOFFS)]
             row += [f"{rank.value:g} [{rank.low:g}, {rank.high:g}]"]
             rows.append(row + [each.percent() for each in (direction.precision or {}).values()])
-        chance = ["chance", *(f"{100 * share:.2g}" for share in self.chance_recall.values())]
+        chance = ["chance", *(_percent(share) for share in self.chance_recall.values())]
         chance.append(f"{self.chance_median_rank:g}")
         if self.chance_precision is not None:
-            chance += [f"{100 * self.chance_precision:.2g}"] * len(CUTOFFS)
+            chance += [_percent(self.chance_precision)] * len(CUTOFFS)
         return markdown(header, [*rows, chance])
+
+
+def _percent(share: float) -> str:
+    """A share in percent with two digits, and 100 as such."""
+    return "100" if share >= 0.995 else f"{100 * share:.2g}"
 
 
 def retrieval(

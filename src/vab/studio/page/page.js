@@ -1,4 +1,4 @@
-// The page follows the server: every answer is the whole state of this visitor's room, and is drawn as it is.
+// The page follows the server: every answer is the whole state of this visitor's session, and is drawn as it is.
 "use strict";
 
 const QUICK = 300; // milliseconds until the state is asked for again while something is being made
