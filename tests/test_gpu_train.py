@@ -203,3 +203,17 @@ def test_real_sounds_and_photos_are_packed_and_learned_from(
     train = [clip for clip in read_manifest("run/codec.csv") if clip.split == "train"]
     sounds = tiny.read_sounds(tiny.MANIFEST)
     assert sorted(sounds) == ["cat", "digit_3"] and sum(map(len, sounds.values())) == len(train)
+
+
+def test_packed_sounds_keep_to_the_room_there_is(tmp_path: Path) -> None:
+    """As a tar, with all that it needs beside the sounds themselves."""
+    clips = []
+    for n in range(120):
+        path = tmp_path / f"{n}.ogg"
+        path.write_bytes(bytes(700 + 13 * n))
+        clips.append(Clip(f"c{n}", path, None, 0.0, 1.0, "ab"[n % 2], "train"))
+    write_manifest(tmp_path / "codec.csv", clips)
+    room = 150_000
+    packed = recipe.pack_sounds(tmp_path / "codec.csv", tmp_path / "sounds.tar", room)
+    assert 20 < len(packed) < len(clips)
+    assert 0.8 * room < (tmp_path / "sounds.tar").stat().st_size <= room
