@@ -182,7 +182,9 @@ def load_codec(
         folder = _find(source or TINY_SOURCE)
         try:
             return TinyCodec.from_pretrained(folder).to(device)
-        except Exception as error:  # JSON, safetensors and torch each raise their own kinds
+        except VABError as error:
+            raise CodecError(str(error)) from error
+        except Exception as error:  # JSON and torch each raise their own kinds
             raise CodecError(f"{folder} holds no small codec: {first_line(error)}") from error
     raise CodecError(f"no codec is called {name!r}; there are: encodec, dac, tiny")
 

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vab.config import HOP, SAMPLE_RATE, current_names, samples_to_frames
-from vab.utils.files import save_tensors, write_whole
+from vab.utils.files import load_tensors, save_tensors, write_whole
 from vab.utils.mel import mel_filters
 
 MIN_MEL_MAGNITUDE = 0.008  # about 90 dB below full scale
@@ -302,7 +301,7 @@ class TinyCodec(nn.Module):
         folder = Path(folder)
         values = json.loads((folder / "codec.json").read_text())
         codec = cls(TinyCodecConfig(**current_names("TinyCodecConfig", values)))
-        weights = load_file(folder / "codec.safetensors")
+        weights = load_tensors(folder / "codec.safetensors")
         expected = codec.state_dict()
         if set(weights) != set(expected):
             odd = sorted(set(weights) ^ set(expected))

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,7 +18,7 @@ from vab.config import ModelConfig, Preset
 from vab.errors import first_line
 from vab.models.hub import CONFIG, FOLDERS, MODEL, ModelError, read_config
 from vab.models.vab import Trunk
-from vab.utils.files import save_tensors, write_whole
+from vab.utils.files import DamagedError, load_tensors, save_tensors, write_whole
 
 Inputs = Literal["audio", "video", "both"]  # the modalities a classifier goes by
 
@@ -125,10 +123,12 @@ def save_network(folder: Path, state: dict[str, Tensor], preset: Preset) -> None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ``ModelError`` if it is none."""
+    """The tensors of a safetensors file; ``ModelError`` if it is none, or damaged."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        return load_tensors(path)
+    except DamagedError as error:
+        raise ModelError(str(error)) from error
+    except OSError as error:
         raise ModelError(f"{path}: cannot be read ({first_line(error)})") from error
 
 

@@ -7,9 +7,10 @@ may stand in the folders ``contrastive`` and ``classes``, a second stage (coarse
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from typing import Any
 from vab.config import Preset, check_preset, from_dict
 from vab.errors import VABError, first_line
 from vab.presets import PRESETS
+from vab.utils.files import DamagedError, tensors_checksum
+from vab.utils.provenance import sha256
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
 FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # objective of fine-tuning -> folder
 FINE = "fine"  # folder of a second stage
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "vab-tiny"
-_FILES = [CONFIG, MODEL, CODEC, "codec.safetensors"]
+_CODEC_FILES = [CODEC, "codec.safetensors"]
+_FILES = [CONFIG, MODEL, *_CODEC_FILES]
 _FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file in (CONFIG, MODEL)]
+_WEIGHTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".th")  # endings of codecs and image encoders
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -108,6 +113,49 @@ def codec_source(folder: Path, codec_path: str | Path | None = None) -> str | Pa
     if codec_path is None and (folder / CODEC).is_file():
         return folder
     return codec_path
+
+
+def folder_fingerprint(
+    folder: Path, codec_path: str | Path | None = None, vision_path: str | Path | None = None
+) -> str:
+    """Hash, 64 hex digits, of all that a model is made of: the same wherever the files lie.
+
+    That is each ``config.json`` and the checksums of the weights, which are not loaded: of the directory, its
+    fine-tuned networks and its second stage, of the codec and of the image encoder where they have files.
+    ``ModelError`` if a file cannot be read.
+    """
+    # The small codec is that of the directory, or else the one of the package.
+    codec = codec_source(folder, codec_path)
+    if codec is None and read_config(folder).model.codec == "tiny":
+        codec = ASSETS / BUNDLED
+    try:
+        networks = _contents(folder, [file for file in _FILES if file not in _CODEC_FILES])
+        return sha256(*networks, "codec", *_contents(codec, _CODEC_FILES), "vision", *_contents(vision_path))
+    except DamagedError as error:
+        raise ModelError(str(error)) from error
+    except OSError as error:
+        raise ModelError(f"{error.filename}: cannot be read ({first_line(error)})") from error
+
+
+def _contents(source: str | Path | None, names: Sequence[str] = ()) -> Iterator[str]:
+    """Yield names and hashes of the files of a folder, ``names`` or all that may be weights; of one file."""
+    path = Path(source or "").expanduser()
+    if source is None or not path.exists():  # a Hub id stands for itself
+        yield str(source)
+    elif path.is_file():
+        yield _content_hash(path)
+    else:
+        files = [path / name for name in names if (path / name).is_file()]
+        for file in files or sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS):
+            yield file.relative_to(path).as_posix()
+            yield _content_hash(file)
+
+
+def _content_hash(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        return tensors_checksum(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_config(folder: Path) -> Preset:

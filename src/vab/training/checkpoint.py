@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from vab.errors import TrainError
 from vab.models.hub import CONFIG, MODEL, read_config
-from vab.utils.files import save_tensors, write_whole
+from vab.utils.files import DamagedError, check_tensors, load_tensors, save_tensors, write_whole
 
 MAX_CHECKPOINTS = 2
 
@@ -49,9 +48,10 @@ def checkpoints(folder: Path) -> list[Path]:
 def read_about(path: Path) -> dict[str, Any] | None:
     """The JSON that was saved as ``about``; None for a damaged file."""
     try:
+        check_tensors(path)
         with safe_open(path, "pt") as stream:
             return json.loads(stream.metadata()["about"])
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (DamagedError, OSError, KeyError, ValueError):
         return None
 
 
@@ -116,7 +116,7 @@ def ship(run: Path, out: Path) -> None:
     A linear probe keeps its head alone: it stands on the trunk of the contrastive network beside it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    weights = load_file(run / MODEL)
+    weights = load_tensors(run / MODEL)
     if read_config(run).train.freeze_trunk:
         weights = {name: tensor for name, tensor in weights.items() if name.startswith("head.")}
     # The codebooks are in the codec's file in half precision too: both must be the same numbers.

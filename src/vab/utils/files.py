@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
+import mmap
 import os
 import re
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vab.errors import naming
+from vab.errors import VABError, first_line, naming
 from vab.utils.locks import lock
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHECKSUM = "checksum"  # key in the metadata of a safetensors file
+PIECE = 1 << 24  # bytes of it that are hashed in one go
+
+
+class DamagedError(VABError):
+    """A file whose contents are not those that were written."""
 
 
 @contextmanager
@@ -112,18 +123,81 @@ def sync_folder(folder: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; ``OSError`` if that fails."""
+    """Write a safetensors file with its checksum, atomically; ``OSError`` if that fails."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
+        # 1. The tensors, with a checksum of zeros.
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        zeros = "0" * 64
         try:
-            save_file(
-                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata
-            )
+            save_file(tensors, temporary, {**(metadata or {}), CHECKSUM: zeros})
         except SafetensorError as error:
             # It hides the system's error (a full disk, no folder) in its text: make it an OSError again.
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
                 raise
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+        # 2. The true one in its place.
+        with temporary.open("rb+") as file:
+            before = f'"{CHECKSUM}":"'.encode()
+            size = int.from_bytes(file.read(8), "little")
+            file.seek(8 + file.read(size).index(before + zeros.encode()) + len(before))
+            file.write(_computed(temporary).encode())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, verified by its checksum (those of version 0.1 have none).
+
+    ``DamagedError`` if it cannot be read or holds other contents than were written, ``OSError`` if there is
+    no such file.
+    """
+    from safetensors.torch import load_file
+
+    check_tensors(path)
+    return load_file(path)
+
+
+def check_tensors(path: Path) -> None:
+    """Compare a safetensors file with its checksum, if it has one; raises as ``load_tensors``."""
+    written = _written(path)
+    if written is not None and written != _computed(path):
+        raise DamagedError(
+            f"{path} is damaged: its contents do not match its checksum; download or save it again"
+        )
+
+
+def tensors_checksum(path: Path) -> str:
+    """The checksum of a safetensors file as it was written, without reading the tensors if that is known."""
+    return _written(path) or _computed(path)
+
+
+def _written(path: Path) -> str | None:
+    """The checksum in the header of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as stream:
+            return (stream.metadata() or {}).get(CHECKSUM)
+    except SafetensorError as error:
+        raise DamagedError(f"{path}: cannot be read ({first_line(error)})") from error
+
+
+def _computed(path: Path) -> str:
+    """Hash of the header, with its keys in order and without the checksum, and of the tensors."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # 1. The header: 8 bytes of length, then JSON.
+        begin = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:begin])
+        about = header.pop("__metadata__", {})
+        about.pop(CHECKSUM, None)
+
+        # 2. The tensors, in pieces hashed side by side.
+        with memoryview(content) as view, ThreadPoolExecutor() as pool:
+            pieces = (view[start : start + PIECE] for start in range(begin, len(view), PIECE))
+            hashes = list(pool.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
+    return hashlib.sha256(
+        b"".join([json.dumps([header, about], sort_keys=True).encode(), *hashes])
+    ).hexdigest()
