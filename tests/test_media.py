@@ -18,7 +18,7 @@ from PIL import Image
 from vab.config import video_frames
 from vab.media.container import MediaError
 from vab.media.image import moving_crop
-from vab.media.reader import mux, probe, read_audio, read_frames, stream_audio, write_wav
+from vab.media.reader import mux, probe, read_audio, read_frames, write_wav
 from vab.utils.files import atomic
 
 DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
@@ -263,15 +263,6 @@ def test_a_window_is_a_part_of_the_whole(
     assert not part[len(have) + 1 :].any()
 
 
-@settings(max_examples=8, deadline=None)
-@given(block=st.floats(0.01, 7))
-def test_blocks_make_the_whole(chirp: tuple[Path, np.ndarray], block: float) -> None:
-    path, _ = chirp
-    blocks = list(stream_audio(path, block))
-    assert all(len(b) == round(block * RATE) for b in blocks[:-1])
-    np.testing.assert_array_equal(np.concatenate(blocks), read_audio(path))
-
-
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.mpg", "a.ts"])
 def test_seeking_in_compressed_sound_stays_in_time(tmp_path: Path, name: str) -> None:
     codec = {".webm": "libvpx", ".mpg": "mpeg2video"}.get(Path(name).suffix, "libx264")
@@ -440,7 +431,7 @@ def test_bad_files_say_their_name_and_reason(tmp_path: Path) -> None:
     (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{good}'\n")
     names = "text.mp4 text.txt empty.mp4 folder.mp4 noise.mp4 cut.mp4 cut.png list.mp4 none.mp4"
     for name in names.split():
-        for use in (probe, read_audio, lambda p: next(read_frames(p, 1)), lambda p: next(stream_audio(p))):
+        for use in (probe, read_audio, lambda p: next(read_frames(p, 1))):
             with pytest.raises(MediaError) as error:
                 use(tmp_path / name)
             message = str(error.value)
@@ -618,13 +609,14 @@ def test_real_clips() -> None:
 
 _MEMORY = """
 import resource, sys
-from vab.media.reader import probe, read_frames, stream_audio
+from vab.media.file import MediaFile
+from vab.media.reader import probe, read_frames
 path, what = sys.argv[1:]
 probe(path)
-next(stream_audio(path, 1.0)); next(read_frames(path, 1))
+next(MediaFile(path).audio_blocks()); next(read_frames(path, 1))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if what == "audio":
-    n = sum(len(block) for block in stream_audio(path, 10.0))
+    n = sum(len(block) for block in MediaFile(path).audio_blocks())
 else:
     n = sum(1 for _ in read_frames(path, 2.0))
 print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

@@ -36,11 +36,12 @@ from vab.media.container import MediaError
 from vab.media.reader import probe, read_audio, write_wav
 from vab.studio import uploads
 from vab.studio.library_view import LibraryView
-from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, ProgressFn, UserError
+from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, UserError
 from vab.studio.service import StudioService
 from vab.studio.sessions import SessionStore
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, make_clip, prepare
+from vab.utils.progress import StageProgress
 from vab.web import listen
 
 pytest.importorskip("lancedb", reason="no library: pip install 'vab[search]'")
@@ -513,7 +514,7 @@ def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -
 def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
     line, begun, go, done = JobQueue(), threading.Event(), threading.Event(), []
 
-    def slow(tell: ProgressFn) -> None:
+    def slow(tell: StageProgress) -> None:
         begun.set()
         while True:
             tell("slow", 1, 4)
@@ -521,7 +522,7 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
             if go.is_set():
                 return
 
-    def fail(_: ProgressFn) -> None:
+    def fail(_: StageProgress) -> None:
         raise RuntimeError("not for visitors")
 
     first, broken = Job("make", slow), Job("make", fail)

@@ -8,20 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vab.cli.interrupt import check
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 
 @contextmanager
-def file_progress() -> Iterator[Progress]:
+def file_progress() -> Iterator[FileProgress]:
     """Yield a callback (index, number of files, path, stage, done, total); no bar without a terminal."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Bar(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
         task = bar.add_task("reading the list", total=None)
 
         def move(number: int, num_files: int, path: Path, stage: str, done: int, total: int) -> None:

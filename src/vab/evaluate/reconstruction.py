@@ -15,7 +15,7 @@ from vab.inference.batch import Result
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, expand
 from vab.media.reader import read_audio, write_wav
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 CONTEXT_FRAMES = 250  # audio frames on either side of a chunk: even an LSTM has forgotten what lies beyond
 
@@ -26,7 +26,7 @@ def reconstruct_files(
     codec: Codec,
     num_codebooks: int | None = None,
     skip_existing: bool = False,
-    show: Progress = lambda *_: None,
+    show: FileProgress = lambda *_: None,
 ) -> Iterator[Result]:
     """Write ``out/<stem>.wav`` for all sounds and videos that ``names`` stand for.
 

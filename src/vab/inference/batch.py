@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vab.errors import SettingError, failure
 from vab.media.inputs import expand
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 if TYPE_CHECKING:
     from vab.inference.pipeline import VABPipeline
@@ -51,7 +51,7 @@ class Result:
 
 
 def generate_files(
-    names: Iterable[str | Path], out: str | Path, settings: Settings, show: Progress = lambda *_: None
+    names: Iterable[str | Path], out: str | Path, settings: Settings, show: FileProgress = lambda *_: None
 ) -> Iterator[Result]:
     """Generate sound for all files that ``names`` expand to (``inputs.expand``); yields a result per file.
 

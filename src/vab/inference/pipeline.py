@@ -37,6 +37,7 @@ from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
 from vab.utils.device import pick_device
+from vab.utils.progress import StageProgress
 from vab.utils.provenance import whole_folder
 from vab.vision import VisionEncoder, load_vision
 
@@ -44,8 +45,6 @@ CARD = "README.md"  # of a model directory, written by huggingface_hub
 IMAGE_SECONDS = 10.0  # of sound for an image
 MAX_VIDEO_SECONDS = 2 * 3600.0
 CONTEXT_FRAMES = 50  # audio frames encoded with a kept span, on either side
-
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         temperature: float | None = None,
         rerank: int | None = None,
         keep: Sequence[Span] = (),
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> Audio:
         """The sound of a video, exactly as long as it is; of an image, 10 s.
 
@@ -235,7 +234,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         keep: Sequence[Span] = (),
         sound: np.ndarray | None = None,
         seconds: float | None = None,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> Iterator[Audio]:
         """``samples`` sounds for one file, one after another; the first is that of :meth:`generate`.
 
@@ -346,7 +345,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         """The one [K,T] of several candidates [n,K,T] that fits the video best."""
         return candidates[audio_video_similarity(self.embedder.contrastive, candidates, features).argmax()]
 
-    def _features(self, file: MediaFile, seed: int, timings: dict[str, float], report: Progress) -> Tensor:
+    def _features(
+        self, file: MediaFile, seed: int, timings: dict[str, float], report: StageProgress
+    ) -> Tensor:
         """Features [F,dim] of a whole file at the model's rate (section 3.1)."""
         fps = self.config.model.fps
         size = self.vision.decode_size

@@ -13,7 +13,7 @@ from typing import Literal
 from vab.errors import first_line
 from vab.inference.embeddings import Embedded
 from vab.library.table import File, dim_of, fault_of
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 State = tuple[int, int]  # size, mtime_ns
 Known = dict[str, State]  # by path
@@ -32,7 +32,7 @@ class Added:
 
 
 def embed_each(
-    paths: Sequence[Path], known: Known, embed: Embed, dim: int | None, show: Progress
+    paths: Sequence[Path], known: Known, embed: Embed, dim: int | None, show: FileProgress
 ) -> Iterator[File | Added]:
     """Yield every file once: embedded if it is new or changed, else its result.
 

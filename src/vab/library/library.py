@@ -24,7 +24,7 @@ from vab.library.indexing import Added, Embed, Known, embed_each
 from vab.library.table import KINDS, MAX_PIECES, File, Filters, LibraryError, WindowTable, dim_of, rows_of
 from vab.utils.files import write_whole
 from vab.utils.locks import exclusive
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 __all__ = ["Added", "Filters", "Hit", "Index", "Library", "LibraryError", "Meta"]
 
@@ -113,7 +113,7 @@ class Library:
         embed: Embed,
         model: str,
         source: str = "",
-        show: Progress = lambda *_: None,
+        show: FileProgress = lambda *_: None,
     ) -> Iterator[Added]:
         """Embed new and changed files (by path, size, time) and write them; yields one result for each file.
 

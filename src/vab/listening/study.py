@@ -19,7 +19,7 @@ from vab.evaluate.generation.clips import Folder, open_folder
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.clips import check_video, copy_video, copy_with_beeps
 from vab.media.container import MediaError
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 Survey = Literal["preference", "mos"]
 SURVEYS: tuple[Survey, ...] = get_args(Survey)
@@ -80,7 +80,7 @@ def build_study(
     per_person: int | None = None,
     surveys: Sequence[Survey] = SURVEYS,
     seed: int = 0,
-    progress: Progress = lambda *_: None,
+    progress: FileProgress = lambda *_: None,
 ) -> Study:
     """Make the study folder ``out`` from results of two or more systems, one folder each, same names in all.
 

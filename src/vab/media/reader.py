@@ -60,30 +60,6 @@ def read_audio(
         return file.audio(start, seconds, rate)
 
 
-def stream_audio(path: str | Path, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
-    """The whole waveform in blocks of ``block_seconds``: float32 [S] mono 16 kHz, the last one shorter.
-
-    One resampler runs through the file. ``MediaError`` if there is no audio stream or none of it decodes.
-    """
-    size = round(block_seconds * SAMPLE_RATE)
-    if size < 1:
-        raise ValueError(f"block_seconds must be positive, not {block_seconds}")
-    # Collect the decoder's blocks of any length, and hand out pieces of ``size`` samples.
-    pending: list[np.ndarray] = []
-    count = 0
-    with MediaFile(path) as file:
-        for block in file.audio_blocks():
-            pending.append(block)
-            count += len(block)
-            while count >= size:
-                joined = np.concatenate(pending)
-                yield joined[:size].copy()  # a view would keep all of it in memory
-                pending = [joined[size:]]
-                count -= size
-        if count:
-            yield np.concatenate(pending)
-
-
 def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:
     """Write an MP4: the video of ``video_path``, copied, and ``waveform`` [S] as AAC: ``MediaFile.mux``."""
     with MediaFile(video_path) as file:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from vab.config import DecodeConfig
 from vab.models.foleygen import delay, undelay
-from vab.sampling.parallel import DecodeError, LogitsFn, Progress, check_arguments, draw, in_windows
+from vab.sampling.parallel import DecodeError, LogitsFn, StepProgress, check_arguments, draw, in_windows
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def generate(
     config: DecodeConfig,
     generators: Sequence[torch.Generator],
     *,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Tensor:
     """Fill in every token that is not known, in S = T + K - 1 steps at most.
 
@@ -83,7 +83,7 @@ def generate_long(
     *,
     window: int,
     overlap: int,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Tensor:
     """``generate`` for any length: each window continues from the tokens it shares with the last.
 
@@ -104,7 +104,7 @@ def generate_long(
             progress=progress,
         )[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: Progress) -> Tensor:
+    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: StepProgress) -> Tensor:
         step_fn = step_fn_for(start, stop)
         return generate(step_fn, tokens, known, codebook_size, config, generators, progress=progress)
 

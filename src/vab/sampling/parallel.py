@@ -26,9 +26,9 @@ from vab.errors import SettingError, VABError
 
 LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
 ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
-Progress = Callable[[int, int], None]  # steps done, total
+StepProgress = Callable[[int, int], None]  # steps done, total
 # first frame, one after the last, tokens and known [B,K,n], progress of this window -> tokens [B,K,n]
-Fill = Callable[[int, int, Tensor, Tensor, Progress], Tensor]
+Fill = Callable[[int, int, Tensor, Tensor, StepProgress], Tensor]
 ROUNDING_TOLERANCE = 1e-6  # of the total: more than float32 sums of the same probabilities are off by
 
 
@@ -68,7 +68,7 @@ def generate(
     generators: Sequence[torch.Generator],
     *,
     num_conditioning_codebooks: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Tensor:
     """Fill in every token that is not known, in ``config.num_steps`` parallel steps (section 3.3).
 
@@ -153,7 +153,7 @@ def generate_long(
     window: int,
     overlap: int,
     num_conditioning_codebooks: int = 0,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Tensor:
     """``generate`` for any length: one window after another, which keeps the tokens it shares with the last.
 
@@ -178,7 +178,7 @@ def generate_long(
             progress=progress,
         )[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: Progress) -> Tensor:
+    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: StepProgress) -> Tensor:
         return generate(
             logits_fn_for(start, stop),
             tokens,
@@ -202,7 +202,7 @@ def in_windows(
     *,
     window: int,
     overlap: int,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> Tensor:
     """``fill`` one window after another: each keeps the tokens it shares with the one before.
 
@@ -225,7 +225,7 @@ def in_windows(
     return result
 
 
-def _report(progress: Progress | None, before: int, total: int, step: int, num_steps: int) -> None:
+def _report(progress: StepProgress | None, before: int, total: int, step: int, num_steps: int) -> None:
     """Progress of one window as that of all windows."""
     if progress is not None:
         progress(before + step, total)

@@ -22,7 +22,7 @@ from vab.models.heads import load_network, save_network
 from vab.models.hub import CONFIG, FINE, FOLDERS, ModelError, read_config
 from vab.models.vab import VAB
 from vab.sampling import autoregressive, parallel
-from vab.sampling.parallel import LogitsFn, Progress, classifier_free_guidance
+from vab.sampling.parallel import LogitsFn, StepProgress, classifier_free_guidance
 
 OVERLAP_SECONDS = 1.0  # that neighbouring windows share
 
@@ -42,7 +42,7 @@ class Stage:
         decode: DecodeConfig,
         generators: torch.Generator | Sequence[torch.Generator],
         *,
-        progress: Progress | None = None,
+        progress: StepProgress | None = None,
     ) -> Tensor:
         """``tokens`` int64 [K,T] of any length, with new ones where ``known`` bool [K,T] is False.
 
@@ -80,7 +80,7 @@ class Stage:
         features: Tensor,
         generators: torch.Generator | Sequence[torch.Generator],
         *,
-        progress: Progress | None = None,
+        progress: StepProgress | None = None,
     ) -> Tensor:
         """The finer codebooks for ``coarse`` [K1,T], with the stage's own settings: tokens [K,T] (eq. 3).
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vab.errors import VABError
+from vab.utils.progress import StageProgress
 
-ProgressFn = Callable[[str, int, int], None]  # stage, done, total
 State = Literal["waiting", "working", "done", "failed", "cancelled"]
 INTERNAL_ERROR = "This did not work; what it was is in the log of the server. The rest of the studio goes on."
 
@@ -28,7 +28,7 @@ class Job:
     """A piece of work and its progress. ``work`` is called in the thread of the queue."""
 
     kind: str
-    work: Callable[[ProgressFn], None]
+    work: Callable[[StageProgress], None]
     state: State = "waiting"
     stage: str = ""
     share: float = 0.0  # of that stage, 0..1

@@ -20,10 +20,11 @@ from vab.models.heads import Inputs
 from vab.models.hub import ModelError
 from vab.sampling.parallel import decode_settings
 from vab.studio.library_view import LibraryView
-from vab.studio.queue import Cancelled, Job, JobQueue, ProgressFn, UserError
+from vab.studio.queue import Cancelled, Job, JobQueue, UserError
 from vab.studio.sessions import Session, SessionStore, TakeHistory
 from vab.studio.takes import MAX_NEW_TAKES, Take, TakeMaker
 from vab.studio.uploads import Clip
+from vab.utils.progress import StageProgress
 
 MAX_TRACKS = 12  # of a session
 MAX_UNDO_STEPS = 10  # of each track
@@ -80,7 +81,7 @@ class StudioService:
         decode = self._decode(values)
         _check_space(session, count)
 
-        def work(progress: ProgressFn) -> None:
+        def work(progress: StageProgress) -> None:
             for take in self.maker.new(clip, count, seed, decode, progress):
                 _hand_over(session, clip, take, progress)
 
@@ -91,7 +92,7 @@ class StudioService:
         span = (_number(values, "from", 0, MAX_SECONDS), _number(values, "to", 0, MAX_SECONDS))
         inside = not values.get("rest")
 
-        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: ProgressFn) -> Take:
+        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: StageProgress) -> Take:
             return self.maker.redo(clip, take, span, inside, seed, decode, progress)
 
         self._change(session, values, make)
@@ -100,7 +101,7 @@ class StudioService:
         """Make the take ``track`` longer by ``seconds``."""
         seconds = _number(values, "seconds", 0.1, 60)
 
-        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: ProgressFn) -> Take:
+        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: StageProgress) -> Take:
             return self.maker.extend(clip, take, seconds, seed, decode, progress)
 
         self._change(session, values, make)
@@ -109,7 +110,7 @@ class StudioService:
         self,
         session: Session,
         values: Values,
-        make: Callable[[Clip, Take, int, DecodeConfig, ProgressFn], Take],
+        make: Callable[[Clip, Take, int, DecodeConfig, StageProgress], Take],
     ) -> None:
         """Start a job that makes a new version of a take by ``make(clip, take, seed, decode, progress)``."""
         clip = _need_clip(session)
@@ -119,7 +120,7 @@ class StudioService:
         # Each try differs, also after an undo; the same clicks give the same takes.
         seed = (_seed(values) + track.num_tries + 1) % 2**32
 
-        def work(progress: ProgressFn) -> None:
+        def work(progress: StageProgress) -> None:
             try:
                 new_take = make(clip, take, seed, decode, progress)
             except SettingError as error:  # of the span or the length
@@ -154,7 +155,7 @@ class StudioService:
             raise UserError("This clip came without sound.")
         _check_space(session, 1)
 
-        def work(progress: ProgressFn) -> None:
+        def work(progress: StageProgress) -> None:
             _hand_over(session, clip, self.maker.place(clip, clip.sound(), "As it came", progress), progress)
 
         self._start(session, clip, "make", work)
@@ -167,7 +168,7 @@ class StudioService:
         start = _number(values, "start", 0, MAX_SECONDS)
         _check_space(session, 1)
 
-        def work(progress: ProgressFn) -> None:
+        def work(progress: StageProgress) -> None:
             try:
                 sound = library.sound(row, start, clip.seconds)
             except MediaError:
@@ -184,7 +185,7 @@ class StudioService:
         library = self._need_library()
         take = _newest_take(session, values)
 
-        def work(progress: ProgressFn) -> None:
+        def work(progress: StageProgress) -> None:
             progress("listening" if take else "looking", 0, 1)
             embedded = self._embedded(clip, take)
             hits = self._nearest(library, embedded.mean("audio" if take else "video"))
@@ -197,7 +198,7 @@ class StudioService:
         clip = _need_clip(session)
         take = _newest_take(session, values)
 
-        def work(progress: ProgressFn) -> None:
+        def work(progress: StageProgress) -> None:
             answer: dict[str, Any] = {"by": _id_of(take), "classes": {}, "hits": [], "places": {}}
             # 1. Classes from each modality that there is.
             kinds: tuple[Inputs, ...] = ("video", "audio", "both") if take else ("video",)
@@ -228,10 +229,10 @@ class StudioService:
         """Delete the clip and everything made of it."""
         self.sessions.clear(session)
 
-    def _start(self, session: Session, clip: Clip, kind: str, work: Callable[[ProgressFn], None]) -> None:
+    def _start(self, session: Session, clip: Clip, kind: str, work: Callable[[StageProgress], None]) -> None:
         """Queue a job of a kind of which none is active; its files go if the clip is gone meanwhile."""
 
-        def finish(progress: ProgressFn) -> None:
+        def finish(progress: StageProgress) -> None:
             try:
                 work(progress)
             finally:
@@ -326,7 +327,7 @@ def _check_space(session: Session, count: int) -> None:
 
 
 def _hand_over(
-    session: Session, clip: Clip, take: Take, progress: ProgressFn, track: TakeHistory | None = None
+    session: Session, clip: Clip, take: Take, progress: StageProgress, track: TakeHistory | None = None
 ) -> None:
     """Put a finished take into the session; ``Cancelled`` if it, its clip or its track is gone by now."""
     with session.lock:
@@ -346,7 +347,7 @@ def _hand_over(
                 old.remove()
 
 
-def _set_answer(session: Session, clip: Clip, kind: str, answer: Any, progress: ProgressFn) -> None:
+def _set_answer(session: Session, clip: Clip, kind: str, answer: Any, progress: StageProgress) -> None:
     with session.lock:
         progress("comparing", 1, 1)
         if session.clip is clip:

@@ -17,12 +17,13 @@ from vab.config import SAMPLE_RATE, DecodeConfig
 from vab.errors import SettingError
 from vab.inference.embedder import audio_video_similarity
 from vab.inference.html_report import mel_image, waveform_path
-from vab.inference.pipeline import Audio, Progress, VABPipeline
+from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import Span
 from vab.media.file import MediaFile
 from vab.media.reader import as_media_file, write_wav
 from vab.models.hub import ModelError
 from vab.studio.uploads import MAX_VIDEO_SECONDS, PHOTO_FPS, Clip, write_picture
+from vab.utils.progress import StageProgress
 
 MAX_NEW_TAKES = 4  # of one request
 WHOLE: Span = (0.0, math.inf)
@@ -78,7 +79,7 @@ class TakeMaker:
         self.pipeline = pipeline
 
     def new(
-        self, clip: Clip, count: int, seed: int, decode: DecodeConfig, progress: Progress | None = None
+        self, clip: Clip, count: int, seed: int, decode: DecodeConfig, progress: StageProgress | None = None
     ) -> Iterator[Take]:
         """Yield ``count`` takes for a clip, the same sounds that ``vab generate`` makes for its video."""
         with MediaFile(clip.source) as source:
@@ -95,7 +96,7 @@ class TakeMaker:
         inside: bool,
         seed: int,
         decode: DecodeConfig,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> Take:
         """Make the seconds ``span`` of a take anew (``inside``), or all but them.
 
@@ -126,7 +127,7 @@ class TakeMaker:
         seconds: float,
         seed: int,
         decode: DecodeConfig,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> Take:
         """Make a take longer at its end; the video freezes on its last frame.
 
@@ -142,7 +143,7 @@ class TakeMaker:
             return self._take(clip, source, audio, f"{seconds:g} s longer", progress, (take.seconds, length))
 
     def place(
-        self, clip: Clip, sound: NDArray[np.float32], title: str, progress: Progress | None = None
+        self, clip: Clip, sound: NDArray[np.float32], title: str, progress: StageProgress | None = None
     ) -> Take:
         """Make a take of an existing waveform [S], cut or padded with silence to the length of the clip."""
         once = DecodeConfig(num_steps=min(1, self.pipeline.config.decode.num_steps))  # every token is known
@@ -158,7 +159,7 @@ class TakeMaker:
         seconds: float,
         seed: int,
         decode: DecodeConfig,
-        progress: Progress | None,
+        progress: StageProgress | None,
     ) -> Audio:
         """Generate ``seconds`` of sound of which the spans ``keep`` are those of a waveform."""
         return next(
@@ -180,7 +181,7 @@ class TakeMaker:
         source: MediaFile,
         audio: Audio,
         title: str,
-        progress: Progress | None,
+        progress: StageProgress | None,
         again: Span | None = None,
     ) -> Take:
         """Write the files of a take; ``source`` is the open source of the clip."""

@@ -129,7 +129,7 @@ def train(
     is_first = devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
     with exclusive(folder / ".lock", f"trains in {folder}") if is_first else nullcontext():
         fabric.launch()
-        run = _Run(fabric, preset, clips, dev, folder, max_steps, fold, log)
+        run = TrainingRun(fabric, preset, clips, dev, folder, max_steps, fold, log)
         run.start(None if init is None else Path(init))
         run.loop()
         if fabric.is_global_zero:
@@ -138,7 +138,7 @@ def train(
     return folder
 
 
-class _Run:
+class TrainingRun:
     """One run and its state: weights, averaged weights, optimizers, step, seconds."""
 
     def __init__(
@@ -232,7 +232,7 @@ class _Run:
 
                 # 2. The update, which moves on ``self.step``.
                 logs = (self.step + 1) % config.log_every == 0
-                values = self._update(batch, measure=logs)
+                values = self.update(batch, measure=logs)
                 advance(f"loss {values['loss']:.3f}")
 
                 # 3. Metrics, validation and checkpoint; validation does not count as training speed.
@@ -251,7 +251,7 @@ class _Run:
                     self.seconds += time.perf_counter() - clock
                     clock = time.perf_counter()
 
-    def _update(self, batch: Batch, measure: bool) -> dict[str, float]:
+    def update(self, batch: Batch, measure: bool) -> dict[str, float]:
         """One step of the optimizers -> loss, rate, gradient norm and, with ``measure``, the metrics."""
         config, fabric = self.preset.train, self.fabric
         rate = learning_rate(self.step, self.total, config)

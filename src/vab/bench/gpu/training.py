@@ -19,7 +19,7 @@ from vab.bench.gpu.sizes import preset_of, synthetic_store
 from vab.bench.gpu.speed import SIDE, SMALL_SIDE, Row, numbers
 from vab.bench.timing import finish, matmul_rate
 from vab.training.batches import ClipBatches
-from vab.training.trainer import _Run
+from vab.training.trainer import TrainingRun
 from vab.utils.device import pick_device
 
 NUM_WARMUP_STEPS = 8  # not timed
@@ -46,7 +46,9 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
         rate = matmul_rate(where, SMALL_SIDE if small else SIDE, dtype=torch.bfloat16)
         # the run itself, step by step: its loop would also write checkpoints of gigabytes
         with where:  # its weights are drawn there: half a billion of them take a CPU half a minute
-            run = _Run(fabric, preset, clips, dev, Path(scratch) / "run", total, None, lambda line: None)
+            run = TrainingRun(
+                fabric, preset, clips, dev, Path(scratch) / "run", total, None, lambda line: None
+            )
         run.start(None)
         loads = [_seconds(clips, step) for step in range(3)]
         if where.type == "cuda":
@@ -63,7 +65,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
                 waits.append(time.perf_counter() - asked)
                 batch = batch.to(fabric.device)
                 upcoming = ahead.submit(clips.train_batch, step + 1)
-                loss = run._update(batch, measure=False)["loss"]
+                loss = run.update(batch, measure=False)["loss"]
                 if step + 1 == warm:
                     finish(where)
                     begin, waits = time.perf_counter(), []

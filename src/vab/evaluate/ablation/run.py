@@ -35,7 +35,7 @@ from vab.sampling.stages import check_fine
 from vab.training.batches import ClipBatches, check_fits
 from vab.training.trainer import train
 from vab.utils.device import pick_device
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 from vab.utils.provenance import code_version
 
 
@@ -121,7 +121,7 @@ def ablate(
     name: str,
     settings: Settings,
     log: Callable[[str], None] = print,
-    progress: Progress = lambda *_: None,
+    progress: FileProgress = lambda *_: None,
 ) -> Result:
     """Run the ablation of that name; called again, it goes on where it was.
 
@@ -199,7 +199,7 @@ def _train_row(
     pretraining_stores: list[LatentStore],
     settings: Settings,
     log: Callable[[str], None],
-    progress: Progress,
+    progress: FileProgress,
 ) -> Outcome:
     """Train a row's chain of objectives, and evaluate the networks of those that are ``measured``.
 
@@ -362,7 +362,7 @@ def _evaluate_sounds(
     stores: list[LatentStore],
     folder: Path,
     settings: Settings,
-    progress: Progress,
+    progress: FileProgress,
 ) -> None:
     """Synthesize with these settings of decoding, and enter the metrics against the true sounds."""
     store = _store(stores, preset)
@@ -388,7 +388,7 @@ def _evaluate_sounds(
     outcome.left_out = _compare(outcome, progress)
 
 
-def _compare(outcome: Outcome, progress: Progress) -> list[ClipError]:
+def _compare(outcome: Outcome, progress: FileProgress) -> list[ClipError]:
     """Evaluate a row's sounds. Returns the clips that could not be measured."""
     assert outcome.evaluated is not None
     result = protocol.evaluate(*outcome.evaluated, progress)
@@ -398,7 +398,7 @@ def _compare(outcome: Outcome, progress: Progress) -> list[ClipError]:
     return result.faults
 
 
-def _measure_same_clips(outcomes: Sequence[Outcome], progress: Progress) -> None:
+def _measure_same_clips(outcomes: Sequence[Outcome], progress: FileProgress) -> None:
     """Measure all rows again without the clips that one of them lacks: rows are compared on the same ones."""
     lacking = {fault.id for outcome in outcomes for fault in outcome.left_out}
     for outcome in outcomes:

@@ -18,7 +18,7 @@ from vab.evaluate.generation.cache import FeatureCache
 from vab.evaluate.generation.clips import ALIGNMENT_SLACK_SECONDS, ClipError, Folder, check_clip, read_clip
 from vab.evaluate.metrics import signal
 from vab.media.container import MediaError
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 RATE = 16_000
 SOUND = FeatureSpec("sound", RATE, ("vab_sound",), version="1")  # of a clip, without any network
@@ -53,7 +53,7 @@ class ClipSet:
         return [name for name in ids if not cache.has(name, self.folder.stamp(name, spec.from_video))]
 
 
-def scan_clips(side: ClipSet, ids: Sequence[str], seconds: float, progress: Progress) -> list[ClipError]:
+def scan_clips(side: ClipSet, ids: Sequence[str], seconds: float, progress: FileProgress) -> list[ClipError]:
     """Read every clip, cache what needs no network, and return those that cannot be measured: unreadable, too
     short, silent."""
     cache = side.open_cache(SOUND, SOUND.version)
@@ -100,7 +100,7 @@ def _scanned_seconds(side: ClipSet, name: str) -> float:
 
 
 def compare(
-    reference: ClipSet, generated: ClipSet, ids: Sequence[str], seconds: float, progress: Progress
+    reference: ClipSet, generated: ClipSet, ids: Sequence[str], seconds: float, progress: FileProgress
 ) -> list[float]:
     """The mel distance of each pair of clips, cached beside the features of the generated ones."""
     cache = generated.open_cache(PAIRS, PAIRS.version)
@@ -119,7 +119,11 @@ def compare(
 
 
 def extract(
-    side: ClipSet, ids: Sequence[str], networks: Mapping[FeatureSpec, Any], seconds: float, progress: Progress
+    side: ClipSet,
+    ids: Sequence[str],
+    networks: Mapping[FeatureSpec, Any],
+    seconds: float,
+    progress: FileProgress,
 ) -> dict[tuple[str, str], str]:
     """Cache the features of these networks. Returns the failures: (feature, clip) -> reason."""
     # a clip is decoded if any network lacks its features

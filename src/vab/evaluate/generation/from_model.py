@@ -16,7 +16,7 @@ from vab.evaluate.generation.synthesis import (
 )
 from vab.models.hub import find_model, read_config
 from vab.training.batches import ClipBatches
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Task:
     codec_path: str | None = None
 
 
-def evaluate_model(task: Task, settings: Settings, progress: Progress = lambda *_: None) -> Generation:
+def evaluate_model(task: Task, settings: Settings, progress: FileProgress = lambda *_: None) -> Generation:
     """Make the sounds that are not there, as the model's preset decodes, and measure them.
 
     Measured are at most as many seconds as the model's window has.

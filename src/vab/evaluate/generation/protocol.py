@@ -22,7 +22,7 @@ from vab.evaluate.metrics.distances import RESAMPLES
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.evaluate.metrics.tables import generation_beside_paper, markdown
 from vab.utils.files import write_whole
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 
 
 class Incomplete(EvaluationError):
@@ -128,7 +128,7 @@ class Weights:
 
 
 def evaluate(
-    reference: Path, generated: Path, settings: Settings, progress: Progress = lambda *_: None
+    reference: Path, generated: Path, settings: Settings, progress: FileProgress = lambda *_: None
 ) -> Generation:
     """Measure the sounds of ``generated`` against those of ``reference`` that have the same names.
 

@@ -29,7 +29,7 @@ from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
 from vab.training.batches import Batch, ClipBatches, make_generator
 from vab.utils.device import pick_device
 from vab.utils.files import write_whole
-from vab.utils.progress import Progress
+from vab.utils.progress import FileProgress
 from vab.utils.provenance import sha256
 
 BATCH_CLIPS = 8  # fixed, so that a run that was interrupted goes on to the same sounds
@@ -129,7 +129,7 @@ def reconstruct_true(
     rows: NDArray[np.int64],
     maker: Synthesizer,
     run: Path,
-    progress: Progress = lambda *_: None,
+    progress: FileProgress = lambda *_: None,
 ) -> Path:
     """Decode the clips' own tokens with the synthesizer's codec: the best that a model can reach.
 
@@ -163,7 +163,7 @@ def synthesize(
     decode: DecodeConfig,
     seed: int,
     folder: Path,
-    progress: Progress = lambda *_: None,
+    progress: FileProgress = lambda *_: None,
 ) -> None:
     """Write a sound for each clip's video, ``folder/<id>.wav``; those that are there are not made again.
 
@@ -192,7 +192,7 @@ def file_name(clip: str) -> str:
 
 
 def _missing(
-    folder: Path, record: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: Progress
+    folder: Path, record: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: FileProgress
 ) -> Iterator[tuple[NDArray[np.int64], list[Path]]]:
     """Yield batches of rows whose files are not all there, with the paths of the files.
 
