@@ -29,11 +29,8 @@ Store = Annotated[Path | None, tyro.conf.arg(metavar="STORE")]
 InputsOption = Annotated[
     Literal["audio", "video", "both", "a", "v", "av"] | None, tyro.conf.arg(metavar="audio|video|both")
 ]
-SHORT_INPUTS: dict[Literal["audio", "video", "both"], Inputs] = {
-    "audio": "a",
-    "video": "v",
-    "both": "av",
-}  # as in the paper's tables
+# as in the paper's tables
+SHORT_INPUTS: dict[Literal["audio", "video", "both"], Inputs] = {"audio": "a", "video": "v", "both": "av"}
 Ids = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 MAX_IDS_NAMED = 10  # in one log line
 
@@ -80,10 +77,10 @@ def retrieval(
         raise SettingError("what to measure: --embeddings FILE, or --store STORE with --model DIR")
     from vab.evaluate.embedding import embed_store
     from vab.models.heads import load_finetuned
-    from vab.models.hub import ModelError
+    from vab.models.hub import ModelError, find_model
     from vab.utils.device import pick_device
 
-    folder = _folder(model)
+    folder = find_model(model)
     contrastive = load_finetuned(folder).contrastive
     if contrastive is None:
         raise ModelError(f"{folder}: gives no embeddings; make them with `vab finetune contrastive`")
@@ -136,10 +133,10 @@ def classification(
     from vab.evaluate.embedding import classify_store
     from vab.evaluate.predictions import Predictions
     from vab.models.heads import load_finetuned
-    from vab.models.hub import ModelError
+    from vab.models.hub import ModelError, find_model
     from vab.utils.device import pick_device
 
-    folder = _folder(model)
+    folder = find_model(model)
     classifier = load_finetuned(folder).classifier
     if classifier is None:
         raise ModelError(f"{folder}: knows no classes; teach it some with `vab finetune classify`")
@@ -151,24 +148,13 @@ def classification(
     return _classification(found, Path(folder.name), benchmark, SHORT_INPUTS[chosen], ids, json)
 
 
-def _folder(model: str | None) -> Path:
-    """Resolve a model name, directory or Hub id to a directory."""
-    from vab.models.hub import find_model
-
-    return find_model(model)
-
-
 def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
     """Load the split of a store in batches, cropped as the model of a directory expects."""
-    from vab.data.shard import StoreError
     from vab.data.store import LatentStore
+    from vab.evaluate.embedding import clips_with_sound
     from vab.models.hub import read_config
-    from vab.training.batches import ClipBatches
 
-    clips = ClipBatches(LatentStore.open(store), read_config(folder), split)
-    if not len(clips):
-        raise StoreError(f"{store} has no clip with sound in the split {split}")
-    return clips
+    return clips_with_sound(LatentStore.open(store), read_config(folder), split)
 
 
 def _retrieval(
@@ -181,7 +167,7 @@ def _retrieval(
 ) -> int:
     """Evaluate embeddings, wherever they come from, and print; ``source`` names them."""
     from vab.evaluate.metrics.retrieval import retrieval as measure
-    from vab.evaluate.metrics.statistics import EvaluationError, choose, list_hash
+    from vab.evaluate.metrics.statistics import EvaluationError, choose
     from vab.evaluate.metrics.tables import retrieval_beside_paper
 
     wanted = _wanted(ids)
@@ -194,20 +180,17 @@ def _retrieval(
         raise SettingError(f"{source}: {error}") from error
     left_out = [names[row] for row in result.left_out]
     _log_ids("left out, without sound or picture", left_out)
-    _log_ids(f"missing from {source}", missing)
-    recall = {way: list(direction.recall.values()) for way, direction in result.directions.items()}
-    digest = list_hash([names[row] for row in result.kept])
-    parts = [_heading("Retrieval", source, len(result.kept), left_out, missing, digest), result.markdown()]
+    parts = [result.markdown()]
     tied = {way: direction.ties for way, direction in result.directions.items() if direction.ties}
     if tied:
         counts = ", ".join(f"{count} {way}" for way, count in tied.items())
         parts.append(f"Ties count for the true candidate; queries that have one: {counts}.")
     if benchmark:
+        recall = {way: list(direction.recall.values()) for way, direction in result.directions.items()}
         parts.append(retrieval_beside_paper(benchmark, source.stem, len(result.kept), recall))
-    document: dict[str, Any] = {"source": str(source), "benchmark": benchmark, **result.document()}
-    document |= {"ids_sha256": digest, "left_out": left_out, "missing": missing}
-    print_result(document, "\n\n".join(parts), json)
-    return 1 if left_out or missing else 0
+    document = {"benchmark": benchmark, **result.document()}
+    kept = [names[row] for row in result.kept]
+    return _report("Retrieval", source, (kept, left_out, missing), parts, document, json)
 
 
 def _classification(
@@ -221,7 +204,7 @@ def _classification(
     """Evaluate predictions, wherever they come from, and print; ``source`` names them."""
     from vab.evaluate.metrics.classification import classification as measure
     from vab.evaluate.metrics.classification import targets_of
-    from vab.evaluate.metrics.statistics import EvaluationError, choose, list_hash
+    from vab.evaluate.metrics.statistics import EvaluationError, choose
     from vab.evaluate.metrics.tables import classification_beside_paper
 
     wanted = _wanted(ids)
@@ -236,21 +219,15 @@ def _classification(
     left_out = [found.ids[row] for row in result.left_out]
     _log_ids("left out, without scores or a label among the classes", left_out)
     _log_ids("labels that are no class of the scores", unknown)
-    _log_ids(f"missing from {source}", missing)
-    digest = list_hash([found.ids[row] for row in result.kept])
-    parts = [
-        _heading("Classification", source, len(result.kept), left_out, missing, digest),
-        result.markdown(),
-    ]
+    parts = [result.markdown()]
     if benchmark:
         inputs = inputs or ("a" if benchmark in AUDIO_ONLY else "av")
         ours = result.accuracy[1] if result.accuracy else result.mean_average_precision
         parts.append(classification_beside_paper(benchmark, inputs, source.stem, len(result.kept), ours))
-    document: dict[str, Any] = {"source": str(source), "benchmark": benchmark, "inputs": inputs}
-    document |= result.document()
-    document |= {"ids_sha256": digest, "left_out": left_out, "missing": missing, "unknown_labels": unknown}
-    print_result(document, "\n\n".join(parts), json)
-    return 1 if left_out or missing else 0
+    document = {"benchmark": benchmark, "inputs": inputs, **result.document()}
+    kept = [found.ids[row] for row in result.kept]
+    clips = (kept, left_out, missing)
+    return _report("Classification", source, clips, parts, document, json, unknown_labels=unknown)
 
 
 def _wanted(ids: Path | None) -> list[str] | None:
@@ -260,13 +237,30 @@ def _wanted(ids: Path | None) -> list[str] | None:
     return None if ids is None else read_ids(ids)
 
 
-def _heading(
-    task: str, source: Path, clips: int, left_out: Sequence[str], missing: Sequence[str], digest: str
-) -> str:
-    """Heading of a report: source, number of clips and the hash of their ids."""
-    counts = f"N = {clips:,}, {len(left_out):,} left out, {len(missing):,} missing"
+def _report(
+    task: str,
+    source: Path,
+    clips: tuple[list[str], list[str], list[str]],
+    parts: list[str],
+    document: dict[str, Any],
+    json: bool,
+    **last: list[str],
+) -> int:
+    """Print a result under a heading: its source, the numbers of clips and the hash of their ids.
+
+    ``clips`` are the ids measured, left out and missing; ``last`` ends the JSON document. The exit code.
+    """
+    from vab.evaluate.metrics.statistics import list_hash
+
+    kept, left_out, missing = clips
+    _log_ids(f"missing from {source}", missing)
+    digest = list_hash(kept)
+    counts = f"N = {len(kept):,}, {len(left_out):,} left out, {len(missing):,} missing"
     note = f"sha256 of the ids {digest[:16]}. Brackets: 95 % bootstrap intervals."
-    return f"{task}: {source}\n\n{counts}; {note}"
+    text = "\n\n".join([f"{task}: {source}", f"{counts}; {note}", *parts])
+    document = {"source": str(source), **document, "ids_sha256": digest, "left_out": left_out}
+    print_result({**document, "missing": missing, **last}, text, json)
+    return 1 if left_out or missing else 0
 
 
 def _log_ids(reason: str, ids: Sequence[str]) -> None:

@@ -73,7 +73,7 @@ def generation(
     if clips is not None and clips < 2:
         raise SettingError("--clips must be 2 or more")
 
-    from vab.evaluate.generation.from_model import Task, evaluate_model
+    from vab.evaluate.generation.from_model import evaluate_model
     from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
 
     settings = Settings(
@@ -88,18 +88,18 @@ def generation(
     try:
         with file_progress() as progress, TemporaryDirectory() as kept_nowhere:
             if store is not None and generated is None:
-                place = run or Path(kept_nowhere)
-                task = Task(
-                    store=store,
-                    run=place,
-                    model=model,
+                found = evaluate_model(
+                    model,
+                    store,
+                    run or Path(kept_nowhere),
+                    settings,
                     split=split,
                     clips=clips,
                     seed=seed,
                     reference=reference,
                     codec_path=codec_path,
+                    progress=progress,
                 )
-                found = evaluate_model(task, settings, progress)
             elif store is None and reference is not None and generated is not None:
                 if (model, clips, run, codec_path) != (None, None, None, None):
                     raise SettingError("--model, --clips, --run and --codec-path are for --store")

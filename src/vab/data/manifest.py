@@ -39,6 +39,16 @@ def labels_of(text: str) -> list[str]:
     return [label for label in text.split(";") if label]
 
 
+def read_text(path: str | Path, kind: type[VABError]) -> str:
+    """A list's text; an error of that kind if it is missing or not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise kind(f"{path}: {first_line(error)}") from None
+    except UnicodeDecodeError as error:
+        raise kind(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+
+
 def read_manifest(path: str | Path) -> list[Clip]:
     """Clips of a csv file with the columns ``id,audio,video,start,seconds,label,split`` (more are ignored).
 
@@ -51,13 +61,7 @@ def read_manifest(path: str | Path) -> list[Clip]:
     mistakes: list[str] = []
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ManifestError(f"{path}: {first_line(error)}") from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(read_text(path, ManifestError), newline=""))
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
     if missing:
         raise ManifestError(f"{path}: line 1: no column {', '.join(missing)}; needed: {','.join(COLUMNS)}")

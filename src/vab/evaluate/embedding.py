@@ -8,10 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vab.config import Preset
+from vab.data.shard import StoreError
+from vab.data.store import LatentStore
 from vab.inference.embedder import WINDOWS_PER_PASS, Scores, class_probabilities
 from vab.inference.embeddings import Embeddings
 from vab.models.heads import Classifier, Contrastive, Inputs
 from vab.training.batches import Batch, ClipBatches
+
+
+def clips_with_sound(store: LatentStore, preset: Preset, split: str) -> ClipBatches:
+    """The clips of a split, as a model of that preset takes them; ``StoreError`` if there is none."""
+    clips = ClipBatches(store, preset, split)
+    if not len(clips):
+        raise StoreError(f"{store.directory} has no clip with sound in the split {split}")
+    return clips
 
 
 @torch.no_grad()
@@ -46,9 +57,8 @@ def classify_store(
     results = []
     for batch in _batches(clips, network):
         has_video, padding = _video_padding(batch)
-        # [b, N]
         tensors = (batch.tokens, batch.features, batch.token_padding, padding)
-        scores = class_probabilities(network(*tensors, inputs=inputs), loss)
+        scores = class_probabilities(network(*tensors, inputs=inputs), loss)  # [b, N]
         if inputs != "audio":
             scores[~has_video] = torch.nan
         ids += batch.ids

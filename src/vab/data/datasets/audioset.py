@@ -15,10 +15,9 @@ from vab.data.datasets.common import (
     gather,
     read_csv,
     read_table,
-    read_text,
     segment_names,
 )
-from vab.data.manifest import Clip
+from vab.data.manifest import Clip, read_text
 
 Part = Literal["2m", "20k", "eval"]
 EVAL = "eval_segments.csv"
@@ -60,7 +59,7 @@ def read_segments(path: str | Path) -> Iterator[tuple[int, Segment]]:
 def read_subset(path: str | Path) -> set[str]:
     """YouTube ids of a json file ``{"data": [{"video_id": ...}, ...]}``, as CAV-MAE writes its lists."""
     try:
-        ids = {entry["video_id"] for entry in json.loads(read_text(path))["data"]}
+        ids = {entry["video_id"] for entry in json.loads(read_text(path, ListError))["data"]}
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ListError(f'{path}: not json like {{"data": [{{"video_id": "..."}}]}}') from None
     if not ids:

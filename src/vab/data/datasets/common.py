@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from vab.data.manifest import Clip
-from vab.errors import VABError, failure, first_line
+from vab.data.manifest import Clip, read_text
+from vab.errors import VABError, failure
 from vab.media.container import MediaError, audio_stream, open_media, video_stream
 from vab.media.inputs import copies
 from vab.media.reader import read_frames
@@ -79,19 +79,11 @@ class Report:
         return f"{self.left} clips of {self.listed} listed{f' ({out})' if out else ''}{copies}"
 
 
-def read_text(path: str | Path) -> str:
-    """A list's text; ``ListError`` if it is missing or not UTF-8."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ListError(f"{path}: {first_line(error)}") from None
-    except UnicodeDecodeError as error:
-        raise ListError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
-
-
 def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of a csv file without comments (``#``) and empty lines; else ``ListError``."""
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, strict=True)
+    reader = csv.reader(
+        io.StringIO(read_text(path, ListError), newline=""), skipinitialspace=True, strict=True
+    )
     try:
         for fields in reader:
             if fields and not fields[0].startswith("#"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vab.data.datasets.common import ListError, Report, Row, gather, read_text
-from vab.data.manifest import Clip
+from vab.data.datasets.common import ListError, Report, Row, gather
+from vab.data.manifest import Clip, read_text
 
 
 def read_list(path: str | Path) -> list[Row]:
@@ -15,7 +15,7 @@ def read_list(path: str | Path) -> list[Row]:
     ``ListError`` if it is not that, or has no clip of the split test.
     """
     try:
-        videos = json.loads(read_text(path))["videos"]
+        videos = json.loads(read_text(path, ListError))["videos"]
         tests = [str(video["video_id"]) for video in videos if video["split"] == "test"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ListError(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vab.evaluate.ablation.run import Result
+from vab.evaluate.ablation.run import Outcome, Result
 from vab.evaluate.ablation.tables import FAD, KLD
 from vab.evaluate.metrics.figures import as_png, new_figure
 from vab.evaluate.metrics.statistics import EvaluationError
@@ -39,20 +39,26 @@ def write(result: Result, folder: Path, log: Callable[[str], None] = print) -> l
     return [folder / file for file in files]
 
 
+def _paper_keys(result: Result) -> list[str]:
+    """The metrics that the paper prints."""
+    return list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
+
+
 def metric_keys(result: Result) -> list[str]:
     """The metrics we measured, with the paper's own first."""
-    ours = list(dict.fromkeys(key for each in result.outcomes for key in each.metrics))
-    paper = list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
+    ours = dict.fromkeys(key for each in result.outcomes for key in each.metrics)
+    paper = _paper_keys(result)
     return [key for key in paper if key in ours] + [key for key in ours if key not in paper]
 
 
 def counterpart(result: Result, key: str) -> str | None:
     """The paper's metric to set beside ours: the same one, else FAD for another FD and KLD for another KL."""
-    paper = {name for each in result.outcomes for name in each.row.paper}
+    paper = _paper_keys(result)
     if key in paper:
         return key if comparable(result, key) else None
-    substitute = next((name for start, name in SUBSTITUTES.items() if key.startswith(start)), None)
-    return substitute if substitute in paper else None
+    return next(
+        (name for start, name in SUBSTITUTES.items() if key.startswith(start) and name in paper), None
+    )
 
 
 def comparable(result: Result, key: str) -> bool:
@@ -61,26 +67,24 @@ def comparable(result: Result, key: str) -> bool:
     return not key.startswith("R@") or counts <= {RETRIEVAL_SIZES["vggsound"]}
 
 
+def _cell(outcome: Outcome, key: str, side: str) -> str:
+    """A metric of a row, ours or the paper's; "" where it was not measured or printed."""
+    if side == "paper":
+        return f"{outcome.row.paper[key]:g}" if key in outcome.row.paper else ""
+    return outcome.metrics[key].plain() if key in outcome.metrics else ""
+
+
 def as_markdown(result: Result) -> str:
     """The table, which row is best there and here, and what it was made from."""
     ablation = result.ablation
     settings = result.settings
     # 1. Columns: the paper's metrics with ours beside each, then those that the paper has not.
-    paper = list(dict.fromkeys(key for each in result.outcomes for key in each.row.paper))
-    paper = [key for key in paper if comparable(result, key)]
+    paper = [key for key in _paper_keys(result) if comparable(result, key)]
     ours = metric_keys(result)
     columns = [(key, side) for key in paper for side in ("paper", "here") if side == "paper" or key in ours]
     columns += [(key, "here") for key in ours if key not in paper]
-    # 2. A row for each outcome; a cell is empty where nothing was measured or printed.
-    rows = []
-    for each in result.outcomes:
-        cells = [each.row.name]
-        for key, side in columns:
-            if side == "paper":
-                cells.append(f"{each.row.paper[key]:g}" if key in each.row.paper else "")
-            else:
-                cells.append(each.metrics[key].plain() if key in each.metrics else "")
-        rows.append(cells)
+    # 2. A row for each outcome.
+    rows = [[each.row.name, *(_cell(each, *column) for column in columns)] for each in result.outcomes]
     header = ["", *(f"{_title(key)}, {side}" for key, side in columns)]
     # 3. What the numbers stand on.
     counts = sorted({count for each in result.outcomes for count in each.clips.values()})
@@ -153,18 +157,12 @@ def plot(result: Result) -> bytes:
 
 
 def _panel(axis: Any, result: Result, key: str, names: list[str]) -> None:
-    places = [n for n, each in enumerate(result.outcomes) if key in each.metrics]
-    intervals = [result.outcomes[n].metrics[key] for n in places]
-    below = [max(0.0, each.value - each.low) for each in intervals]
-    above = [max(0.0, each.high - each.value) for each in intervals]
-    axis.errorbar(
-        places,
-        [each.value for each in intervals],
-        yerr=[below, above],
-        marker="o",
-        capsize=3,
-        color="tab:blue",
-    )
+    measured = {n: each.metrics[key] for n, each in enumerate(result.outcomes) if key in each.metrics}
+    values = [each.value for each in measured.values()]
+    # the bars reach from the value down and up to the ends of its interval
+    below = [max(0.0, each.value - each.low) for each in measured.values()]
+    above = [max(0.0, each.high - each.value) for each in measured.values()]
+    axis.errorbar(list(measured), values, yerr=[below, above], marker="o", capsize=3, color="tab:blue")
     axis.set_ylabel(f"{_title(key)}, here", color="tab:blue")
     axis.set_xticks(range(len(names)), names)
     there = counterpart(result, key)

@@ -6,6 +6,7 @@ Results share one folder between ablations: the networks of a variant of the pre
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,16 +16,10 @@ from vab.config import DecodeConfig, Preset, former_fields
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
-from vab.evaluate.embedding import classify_store, embed_store
+from vab.evaluate.embedding import classify_store, clips_with_sound, embed_store
 from vab.evaluate.generation import protocol
 from vab.evaluate.generation.clips import ClipError
-from vab.evaluate.generation.synthesis import (
-    Synthesizer,
-    chosen_rows,
-    file_name,
-    reconstruct_true,
-    synthesize,
-)
+from vab.evaluate.generation.synthesis import Synthesizer, chosen_rows, reconstruct_true, synthesize
 from vab.evaluate.metrics.classification import classification, targets_of
 from vab.evaluate.metrics.retrieval import retrieval
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
@@ -87,15 +82,13 @@ class Result:
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
-        settings = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(self.settings).items()}
-        for name in ("stores", "pretraining", "fine"):
-            settings[name] = [str(path) for path in settings[name]]
         return {
             "ablation": self.ablation.name,
             "title": self.ablation.title,
             "source": self.ablation.source,
             "base": self.base,
-            "settings": settings,
+            # paths as text, tuples as lists
+            "settings": json.loads(json.dumps(asdict(self.settings), default=str)),
             "code": code_version(),
             "rows": [
                 {
@@ -132,124 +125,198 @@ def ablate(
         raise EvaluationError(f"no ablation is called {name!r}; there are: {', '.join(ABLATIONS)}")
     if settings.clips < 2 or (settings.max_steps or 1) < 1 or not settings.stores:
         raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
-    # 1. Open everything that is asked for, so that a wrong call fails before anything is trained.
+    # 1. Open the stores, so that a wrong call fails before anything is trained.
     ablation = ABLATIONS[name]
-    stores = [LatentStore.open(path) for path in settings.stores]
-    pretraining_stores = [LatentStore.open(path) for path in settings.pretraining] or stores
-    for objective in {each for row in ablation.rows for each in row.chain}:
-        _preset(settings.preset, objective)  # raises if there is none
-    # 2. Rows that are trained.
+    run = _Run(settings, log, progress)
+    # 2. Train each row, or decode one finished model.
     if ablation.trains:
+        base = settings.preset
+        outcomes = run.train_rows(ablation)
+    else:
+        base, outcomes = run.decode_rows(ablation)
+    # 3. Measure all rows again without the clips that one of them lacks: they are compared on the same ones.
+    lacking = {fault.id for outcome in outcomes for fault in outcome.left_out}
+    for outcome in outcomes:
+        if lacking and outcome.evaluated is not None:
+            reference, sounds, options = outcome.evaluated
+            options = replace(options, clips=(options.clips or frozenset()) - lacking)
+            outcome.evaluated = (reference, sounds, options)
+            run.compare(outcome)
+    return Result(ablation, base, settings, outcomes)
+
+
+class _Run:
+    """What all rows of an ablation share: the stores, the options, and whom to tell."""
+
+    def __init__(self, settings: Settings, log: Callable[[str], None], progress: FileProgress) -> None:
+        self.settings, self.log, self.progress = settings, log, progress
+        self.stores = [LatentStore.open(path) for path in settings.stores]
+        self.pretraining = [LatentStore.open(path) for path in settings.pretraining] or self.stores
+
+    def train_rows(self, ablation: Ablation) -> list[Outcome]:
+        """Train and measure every row; what any of them needs is looked for before the first is trained."""
         for row in ablation.rows:
-            _fine(changed(_preset(settings.preset, "masked"), _fitting(row.changes, "masked")), settings)
-        outcomes = [
-            _train_row(
-                row,
-                ablation.measured,
-                stores=stores,
-                pretraining_stores=pretraining_stores,
-                settings=settings,
-                log=log,
-                progress=progress,
-            )
-            for row in ablation.rows
-        ]
-        _measure_same_clips(outcomes, progress)
-        return Result(ablation, settings.preset, settings, outcomes)
-    # 3. Rows that decode one finished model.
-    folder = find_model(settings.model)
-    own = read_config(folder)
-    if own.train.objective == "causal" and name != "guidance":
-        raise EvaluationError(f"{folder}: FoleyGen has no {name} to vary")
-    maker = Synthesizer.load(folder, settings.codec_path, settings.device, _fine(own, settings))
-    decoded = own
-    place = settings.run
-    if name == "fine":
-        # it is the second stage whose decoding is varied, on the true coarse tokens
-        if maker.fine is None:
-            raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
-        decoded = maker.fine.preset
-        place = place / name
-        maker = replace(maker, true_coarse=True)
-    outcomes = []
-    for row in ablation.rows:
-        log(f"{name} {row.name}")
-        decode = changed(decoded, row.changes).decode
-        outcome = Outcome(row, made_with={"decode": asdict(decode)})
-        _evaluate_sounds(
-            outcome,
-            maker,
-            preset=own,
-            decode=decode,
-            stores=stores,
-            folder=place,
-            settings=settings,
-            progress=progress,
+            for objective in row.chain:
+                self.preset(row, objective)
+            self.fine_for(self.preset(row, "masked"))
+        return [self.train_row(row, ablation.measured) for row in ablation.rows]
+
+    def train_row(self, row: Row, measured: Sequence[Objective]) -> Outcome:
+        """Train a row's chain of objectives, and evaluate the networks of those that are ``measured``."""
+        outcome = Outcome(row)
+        variant = self.settings.run / _variant(_preset(self.settings.preset, "masked"), row.changes)
+        # each training of the chain has a folder named after all those before it
+        init: Path | None = None
+        for n, objective in enumerate(row.chain):
+            preset = self.preset(row, objective)
+            try:
+                store = _store(self.stores, preset)
+                # classes are learned where they are measured, all else where pre-training is
+                learned = store if objective == "classification" else _store(self.pretraining, preset)
+            except StoreError as error:
+                outcome.reason = str(error)
+                return outcome
+            stem = "_".join(row.chain[: n + 1])
+            # one network, or one for each input of the classifier
+            for part, inputs in _parts(preset):
+                place = variant / stem / part
+                place.parent.mkdir(parents=True, exist_ok=True)
+                trained = replace(preset, train=replace(preset.train, inputs=inputs))
+                steps = self.settings.max_steps
+                train(trained, learned.directory, place, init=init, max_steps=steps, log=self.log)
+                outcome.made_with[stem + part] = str(place)
+                # evaluate it, if the table does
+                if objective in measured and objective == "masked":
+                    maker = self.synthesizer(place, trained)
+                    self.measure_sounds(outcome, maker, trained, trained.decode, [store], place)
+                elif objective in measured:
+                    self.measure_network(outcome, place, store)
+            # the next objective goes on from these weights
+            init = variant / stem
+        return outcome
+
+    def decode_rows(self, ablation: Ablation) -> tuple[str, list[Outcome]]:
+        """Decode one finished model with the settings of every row; its name, and the outcomes."""
+        folder = find_model(self.settings.model)
+        own = read_config(folder)
+        if own.train.objective == "causal" and ablation.name != "guidance":
+            raise EvaluationError(f"{folder}: FoleyGen has no {ablation.name} to vary")
+        maker = self.synthesizer(folder, own)
+        decoded = own
+        place = self.settings.run
+        if ablation.name == "fine":
+            # it is the second stage whose decoding is varied, on the true coarse tokens
+            if maker.fine is None:
+                raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
+            decoded = maker.fine.preset
+            place = place / ablation.name
+            maker = replace(maker, true_coarse=True)
+        outcomes = []
+        for row in ablation.rows:
+            self.log(f"{ablation.name} {row.name}")
+            decode = changed(decoded, row.changes).decode
+            outcomes.append(Outcome(row, made_with={"decode": asdict(decode)}))
+            self.measure_sounds(outcomes[-1], maker, own, decode, self.stores, place)
+        return own.name, outcomes
+
+    def preset(self, row: Row, objective: Objective) -> Preset:
+        """The preset of one objective with a row's changes; those to training are for masked prediction."""
+        changes = row.changes.items()
+        fitting = {k: v for k, v in changes if k.startswith("model.") or objective == "masked"}
+        return changed(_preset(self.settings.preset, objective), fitting)
+
+    def fine_for(self, preset: Preset) -> Path | None:
+        """The first second stage that fits; ``EvaluationError`` says why the last one does not."""
+        reason = ""
+        for folder in self.settings.fine:
+            try:
+                check_fine(read_config(folder).model, preset.model)
+                return folder
+            except ModelError as error:
+                reason = f"{folder}: {error}"
+        if reason:
+            raise EvaluationError(reason)
+        return None
+
+    def synthesizer(self, folder: Path, preset: Preset) -> Synthesizer:
+        """A model directory ready to make sounds, with the second stage that fits."""
+        settings = self.settings
+        return Synthesizer.load(folder, settings.codec_path, settings.device, self.fine_for(preset))
+
+    def measure_sounds(
+        self,
+        outcome: Outcome,
+        maker: Synthesizer,
+        preset: Preset,
+        decode: DecodeConfig,
+        stores: list[LatentStore],
+        folder: Path,
+    ) -> None:
+        """Synthesize with these settings of decoding, and enter the metrics against the true sounds."""
+        settings = self.settings
+        clips = ClipBatches(_store(stores, preset), preset, settings.split)
+        rows = chosen_rows(clips, settings.clips)
+        reference = settings.reference
+        if reference is None:
+            reference = reconstruct_true(clips.store, rows, maker, settings.run, self.progress)
+        # the folder tells apart sounds of different decoding; candidates are not ranked here
+        values = (
+            f"{name}-{value:g}" for name, value in former_fields(decode).items() if name != "candidates"
         )
-        outcomes.append(outcome)
-    _measure_same_clips(outcomes, progress)
-    return Result(ablation, own.name, settings, outcomes)
+        sounds = folder / "sounds" / "_".join(values)
+        names = synthesize(maker, clips, rows, decode, settings.seed, sounds, self.progress)
+        options = protocol.Settings(
+            seconds=preset.model.seconds,
+            weights=settings.weights,
+            allow_missing=True,
+            cache=settings.cache,
+            resamples=settings.resamples,
+            device=settings.device,
+            clips=names,
+        )
+        outcome.evaluated = (reference, sounds, options)
+        outcome.left_out = self.compare(outcome)
 
+    def compare(self, outcome: Outcome) -> list[ClipError]:
+        """Evaluate a row's sounds. Returns the clips that could not be measured."""
+        assert outcome.evaluated is not None
+        result = protocol.evaluate(*outcome.evaluated, self.progress)
+        outcome.metrics |= {each.key: each.value for each in result.metrics}
+        outcome.clips |= {each.key: each.clips for each in result.metrics}
+        outcome.absent = result.absent
+        return result.faults
 
-def _train_row(
-    row: Row,
-    measured: Sequence[Objective],
-    *,
-    stores: list[LatentStore],
-    pretraining_stores: list[LatentStore],
-    settings: Settings,
-    log: Callable[[str], None],
-    progress: FileProgress,
-) -> Outcome:
-    """Train a row's chain of objectives, and evaluate the networks of those that are ``measured``.
-
-    ``stores`` are evaluated on and trained on for classification, ``pretraining_stores`` for the rest.
-    """
-    outcome = Outcome(row)
-    base = _preset(settings.preset, "masked")
-    variant = settings.run / _variant(base, row.changes)
-    # each training of the chain has a folder named after all those before it
-    init: Path | None = None
-    for n, objective in enumerate(row.chain):
-        preset = changed(_preset(settings.preset, objective), _fitting(row.changes, objective))
-        try:
-            store = _store(stores, preset)
-            training_store = store if objective == "classification" else _store(pretraining_stores, preset)
-        except StoreError as error:
-            outcome.reason = str(error)
-            return outcome
-        folder = variant / "_".join(row.chain[: n + 1])
-        # one network, or one for each input of the classifier
-        for part, inputs in _parts(preset):
-            place = folder if part == "" else folder / part
-            place.parent.mkdir(parents=True, exist_ok=True)
-            trained = replace(preset, train=replace(preset.train, inputs=inputs))
-            train(trained, training_store.directory, place, init=init, max_steps=settings.max_steps, log=log)
-            outcome.made_with["_".join(row.chain[: n + 1]) + part] = str(place)
-            # evaluate it, if the table does
-            if objective not in measured:
-                continue
-            if objective == "masked":
-                maker = Synthesizer.load(
-                    place, settings.codec_path, settings.device, _fine(trained, settings)
-                )
-                _evaluate_sounds(
-                    outcome,
-                    maker,
-                    preset=trained,
-                    decode=trained.decode,
-                    stores=[store],
-                    folder=place,
-                    settings=settings,
-                    progress=progress,
-                )
-                continue
-            for key, (value, clips) in _evaluate_network(place, objective, store, settings).items():
-                outcome.metrics[key] = value
-                outcome.clips[key] = clips
-        # the next objective goes on from these weights
-        init = folder
-    return outcome
+    def measure_network(self, outcome: Outcome, folder: Path, store: LatentStore) -> None:
+        """Enter the metrics of a trained network: retrieval, or classification by each of its inputs."""
+        preset = read_config(folder)
+        device = pick_device(self.settings.device)
+        clips = clips_with_sound(store, preset, self.settings.split)
+        finetuned = load_finetuned(folder)
+        shares: dict[str, Interval] = {}
+        if finetuned.contrastive is not None:
+            # R@k both ways, and with labels the share of first results of the query's class
+            vectors = embed_store(finetuned.contrastive[0].to(device), clips)
+            result = retrieval(vectors.audio, vectors.video, vectors.labels)
+            for way, direction in result.directions.items():
+                shares |= {f"R@{k} {ARROWS[way]} %": share for k, share in direction.recall.items()}
+                if direction.precision:
+                    shares[f"P@1 {ARROWS[way]} %"] = direction.precision[1]
+            outcome.clips |= dict.fromkeys(shares, len(result.kept))
+        else:
+            assert finetuned.classifier is not None
+            network = finetuned.classifier[0].to(device)
+            targets, _ = targets_of(clips.labels(), preset.classes)
+            for kind in preset.train.inputs:
+                _, scores = classify_store(network, clips, kind, preset.train.loss)
+                measured = classification(scores, targets, preset.classes)
+                # clips of several labels have no accuracy
+                name, share = "mAP", measured.mean_average_precision
+                if measured.accuracy is not None:
+                    name, share = "accuracy", measured.accuracy[1]
+                shares[f"{name} {COLUMNS[kind]} %"] = share
+                outcome.clips[f"{name} {COLUMNS[kind]} %"] = len(measured.kept)
+        for key, share in shares.items():
+            outcome.metrics[key] = Interval(100 * share.value, 100 * share.low, 100 * share.high)
 
 
 def _preset(name: str, objective: Objective) -> Preset:
@@ -262,34 +329,10 @@ def _preset(name: str, objective: Objective) -> Preset:
     return preset
 
 
-def _fine(preset: Preset, settings: Settings) -> Path | None:
-    """The first second stage that fits; ``EvaluationError`` says why the last one does not."""
-    reason = ""
-    for folder in settings.fine:
-        try:
-            check_fine(read_config(folder).model, preset.model)
-            return folder
-        except ModelError as error:
-            reason = f"{folder}: {error}"
-    if reason:
-        raise EvaluationError(reason)
-    return None
-
-
 def _parts(preset: Preset) -> list[tuple[str, Any]]:
     """(folder, inputs) of each training of an objective: one classifier for all inputs, or the paper's 3."""
-    if preset.train.objective != "classification":
-        return [("", preset.train.inputs)]
-    if set(preset.train.inputs) == set(COLUMNS):
-        return [("", preset.train.inputs)]
-    return [(kind, (kind,)) for kind in COLUMNS]
-
-
-def _fitting(changes: Mapping[str, Any], objective: Objective) -> dict[str, Any]:
-    """Select the changes that concern an objective: changes to training are meant for masked prediction."""
-    return {
-        name: value for name, value in changes.items() if name.startswith("model.") or objective == "masked"
-    }
+    several = preset.train.objective == "classification" and set(preset.train.inputs) != set(COLUMNS)
+    return [(kind, (kind,)) for kind in COLUMNS] if several else [("", preset.train.inputs)]
 
 
 def _variant(preset: Preset, changes: Mapping[str, Any]) -> str:
@@ -313,101 +356,3 @@ def _store(stores: list[LatentStore], preset: Preset) -> LatentStore:
         return store
     check_fits(stores[-1], preset)
     return stores[-1]
-
-
-def _evaluate_network(
-    folder: Path, objective: Objective, store: LatentStore, settings: Settings
-) -> dict[str, tuple[Interval, int]]:
-    """Retrieval or classification by a trained network: metric -> value and N."""
-    preset = read_config(folder)
-    clips = ClipBatches(store, preset, settings.split)
-    if not len(clips):
-        raise EvaluationError(f"{store.directory} has no clip with sound in the split {settings.split}")
-    finetuned = load_finetuned(folder)
-    # R@k both ways, and with labels the share of first results of the query's class
-    metrics: dict[str, tuple[Interval, int]] = {}
-    if objective == "contrastive":
-        assert finetuned.contrastive is not None
-        vectors = embed_store(finetuned.contrastive[0].to(pick_device(settings.device)), clips)
-        result = retrieval(vectors.audio, vectors.video, vectors.labels)
-        for way, direction in result.directions.items():
-            shares = {f"R@{k}": share for k, share in direction.recall.items()}
-            if direction.precision:
-                shares["P@1"] = direction.precision[1]
-            for name, share in shares.items():
-                metrics[f"{name} {ARROWS[way]} %"] = (_percent(share), len(result.kept))
-        return metrics
-    assert finetuned.classifier is not None
-    network = finetuned.classifier[0].to(pick_device(settings.device))
-    # one classifier may take several inputs: a metric for each
-    targets, _ = targets_of(clips.labels(), preset.classes)
-    for kind in preset.train.inputs:
-        _, scores = classify_store(network, clips, kind, preset.train.loss)
-        measured = classification(scores, targets, preset.classes)
-        # clips of several labels have no accuracy
-        if measured.accuracy is None:
-            name, share = "mAP", measured.mean_average_precision
-        else:
-            name, share = "accuracy", measured.accuracy[1]
-        metrics[f"{name} {COLUMNS[kind]} %"] = (_percent(share), len(measured.kept))
-    return metrics
-
-
-def _evaluate_sounds(
-    outcome: Outcome,
-    maker: Synthesizer,
-    *,
-    preset: Preset,
-    decode: DecodeConfig,
-    stores: list[LatentStore],
-    folder: Path,
-    settings: Settings,
-    progress: FileProgress,
-) -> None:
-    """Synthesize with these settings of decoding, and enter the metrics against the true sounds."""
-    store = _store(stores, preset)
-    clips = ClipBatches(store, preset, settings.split)
-    rows = chosen_rows(clips, settings.clips)
-    reference = settings.reference
-    if reference is None:
-        reference = reconstruct_true(store, rows, maker, settings.run, progress)
-    # the folder tells apart sounds of different decoding; candidates are not ranked here
-    values = (f"{name}-{value:g}" for name, value in former_fields(decode).items() if name != "candidates")
-    sounds = folder / "sounds" / "_".join(values)
-    synthesize(maker, clips, rows, decode, settings.seed, sounds, progress)
-    options = protocol.Settings(
-        seconds=preset.model.seconds,
-        weights=settings.weights,
-        allow_missing=True,
-        cache=settings.cache,
-        resamples=settings.resamples,
-        device=settings.device,
-        clips=frozenset(file_name(store.ids[row]) for row in rows),
-    )
-    outcome.evaluated = (reference, sounds, options)
-    outcome.left_out = _compare(outcome, progress)
-
-
-def _compare(outcome: Outcome, progress: FileProgress) -> list[ClipError]:
-    """Evaluate a row's sounds. Returns the clips that could not be measured."""
-    assert outcome.evaluated is not None
-    result = protocol.evaluate(*outcome.evaluated, progress)
-    outcome.metrics |= {each.key: each.value for each in result.metrics}
-    outcome.clips |= {each.key: each.clips for each in result.metrics}
-    outcome.absent = result.absent
-    return result.faults
-
-
-def _measure_same_clips(outcomes: Sequence[Outcome], progress: FileProgress) -> None:
-    """Measure all rows again without the clips that one of them lacks: rows are compared on the same ones."""
-    lacking = {fault.id for outcome in outcomes for fault in outcome.left_out}
-    for outcome in outcomes:
-        if lacking and outcome.evaluated is not None:
-            reference, sounds, options = outcome.evaluated
-            options = replace(options, clips=(options.clips or frozenset()) - lacking)
-            outcome.evaluated = (reference, sounds, options)
-            _compare(outcome, progress)
-
-
-def _percent(share: Interval) -> Interval:
-    return Interval(100 * share.value, 100 * share.low, 100 * share.high)

@@ -15,11 +15,7 @@ from vab.evaluate.paper import CLASSIFICATION, RETRIEVAL, WAYS
 
 Objective = Literal["masked", "contrastive", "classification"]
 FAD, KLD = "FD-VGG", "KL-PASST-softmax"  # the paper's, as ``vab evaluate generation`` names them
-COLUMNS = {
-    "both": "V+A",
-    "video": "V",
-    "audio": "A",
-}  # inputs of a classifier, as the paper's tables name them
+COLUMNS = {"both": "V+A", "video": "V", "audio": "A"}  # inputs of a classifier, as the paper names them
 ARROWS = dict(zip(WAYS, ("V → A", "A → V"), strict=True))
 
 _PRETRAINED: tuple[Objective, ...] = ("masked", "classification")
@@ -63,21 +59,20 @@ def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
     return preset
 
 
-def _scores(source: str, system: str) -> dict[str, float]:
-    """Accuracy on VGGSound as the paper prints it."""
-    row = next(row for row in CLASSIFICATION if (row.source, row.system) == (source, system))
-    pairs = zip(COLUMNS.values(), row.scores["vggsound"], strict=True)
-    return {f"accuracy {column} %": score for column, score in pairs if score is not None}
-
-
-def _recall(source: str, system: str) -> dict[str, float]:
-    """R@1, 5, 10 both ways on VGGSound as the paper prints them."""
-    rows = [row for row in RETRIEVAL if (row.source, row.system) == (source, system)]
-    return {
-        f"R@{k} {ARROWS[row.way]} %": number
-        for row in rows
-        for k, number in zip((1, 5, 10), row.recall["vggsound"], strict=True)
-    }
+def _printed(system: str, accuracy: str = "", fad: float | None = None, recall: str = "") -> dict[str, float]:
+    """What the paper prints of a system on VGGSound: accuracy and R@k in the tables named, and FAD."""
+    numbers: dict[str, float] = {}
+    for scored in CLASSIFICATION:
+        if (scored.source, scored.system) == (accuracy, system):
+            pairs = zip(COLUMNS.values(), scored.scores["vggsound"], strict=True)
+            numbers |= {f"accuracy {column} %": score for column, score in pairs if score is not None}
+    if fad is not None:
+        numbers[FAD] = fad
+    for found in RETRIEVAL:
+        if (found.source, found.system) == (recall, system):
+            recall_at = zip((1, 5, 10), found.recall["vggsound"], strict=True)
+            numbers |= {f"R@{k} {ARROWS[found.way]} %": share for k, share in recall_at}
+    return numbers
 
 
 def _decoding(name: str, values: Mapping[float, tuple[float, float]], **others: float) -> tuple[Row, ...]:
@@ -93,167 +88,132 @@ def _decoding(name: str, values: Mapping[float, tuple[float, float]], **others: 
     )
 
 
-ABLATIONS = {
-    each.name: each
-    for each in (
-        Ablation(
-            "scratch",
-            "Classification from scratch and after pre-training",
-            "Table 9, VAB-DAC-Test",
-            (
-                Row("from scratch", {}, _scores("Table 9", "VAB-DAC-Test From Scratch"), ("classification",)),
-                Row("pre-trained", {}, _scores("Table 9", "VAB-DAC-Test"), _WHOLE),
-            ),
-            ("classification",),
+_ABLATIONS = (
+    Ablation(
+        "scratch",
+        "Classification from scratch and after pre-training",
+        "Table 9, VAB-DAC-Test",
+        (
+            Row("from scratch", {}, _printed("VAB-DAC-Test From Scratch", "Table 9"), ("classification",)),
+            Row("pre-trained", {}, _printed("VAB-DAC-Test", "Table 9"), _WHOLE),
         ),
-        Ablation(
-            "experts",
-            "Feed-forward networks of each modality, or shared",
-            "Table 9, VAB-DAC-Test",
-            (
-                Row(
-                    "without experts",
-                    {"model.experts": False},
-                    _scores("Table 9", "VAB-DAC-Test w.o. experts"),
-                    _WHOLE,
-                ),
-                Row("with experts", {}, _scores("Table 9", "VAB-DAC-Test"), _WHOLE),
+        ("classification",),
+    ),
+    Ablation(
+        "experts",
+        "Feed-forward networks of each modality, or shared",
+        "Table 9, VAB-DAC-Test",
+        (
+            Row(
+                "without experts",
+                {"model.experts": False},
+                _printed("VAB-DAC-Test w.o. experts", "Table 9"),
+                _WHOLE,
             ),
-            ("classification",),
+            Row("with experts", {}, _printed("VAB-DAC-Test", "Table 9"), _WHOLE),
         ),
-        Ablation(
-            "order",
-            "Which comes first, contrast or masked prediction",
-            "Table 10, VAB-DAC-Test",
-            (
-                Row(
-                    "contrastive, then masked",
-                    {},
-                    {FAD: 4.14, **_recall("Table 10", "Contrastive (29), then Masked Prediction (9)")},
-                    ("contrastive", "masked"),
-                ),
-                Row(
-                    "masked, then contrastive",
-                    {},
-                    {FAD: 4.18, **_recall("Table 10", "Masked Prediction (9), then Contrastive (15)")},
-                    ("masked", "contrastive"),
-                ),
+        ("classification",),
+    ),
+    Ablation(
+        "order",
+        "Which comes first, contrast or masked prediction",
+        "Table 10, VAB-DAC-Test",
+        (
+            Row(
+                "contrastive, then masked",
+                {},
+                _printed("Contrastive (29), then Masked Prediction (9)", fad=4.14, recall="Table 10"),
+                ("contrastive", "masked"),
             ),
-            ("masked", "contrastive"),
-        ),
-        Ablation(
-            "contrastive",
-            "Classification with and without contrastive fine-tuning before it",
-            "Table 11, VAB-DAC-Test on VGGSound",
-            (
-                Row("without", {}, _scores("Table 11", "VAB-DAC-Test w.o. contrastive ft"), _PRETRAINED),
-                Row("with", {}, _scores("Table 11", "VAB-DAC-Test w. contrastive ft"), _WHOLE),
-            ),
-            ("classification",),
-        ),
-        Ablation(
-            "masking",
-            "Mean of the masking ratio's law",
-            "Table 12, VAB-DAC-Test",
-            tuple(
-                Row(
-                    f"{mean:g}",
-                    {"train.mask_mean": mean},
-                    {"accuracy V+A %": accuracy, FAD: fad},
-                    _PRETRAINED,
-                )
-                for mean, accuracy, fad in ((0.35, 55.2, 6.04), (0.55, 56.2, 5.30), (0.75, 57.2, 6.55))
-            ),
-            ("masked", "classification"),
-        ),
-        Ablation(
-            "vision",
-            "The image encoder",
-            "Tables 13 and 14, VAB-DAC-Test on VGGSound",
-            (
-                Row(
-                    "MAE ViT-L",
-                    {"model.vision": "mae-vit-l", "model.vision_dim": 1024},
-                    {
-                        **_scores("Table 13", "VAB-DAC-Test (MAE)"),
-                        FAD: 4.93,
-                        **_recall("Table 14", "VAB-DAC-Test (MAE)"),
-                    },
-                    _WHOLE,
-                ),
-                Row(
-                    "the preset's",
-                    {},
-                    {
-                        **_scores("Table 13", "VAB-DAC-Test"),
-                        FAD: 4.18,
-                        **_recall("Table 14", "VAB-DAC-Test"),
-                    },
-                    _WHOLE,
-                ),
-            ),
-            _WHOLE,
-        ),
-        Ablation(
-            "positions",
-            "Distances of ALiBi: places in the sequence, or time",
-            "not in the paper",
-            (
-                Row("sequence", {"model.positions": "sequence"}, {}, _PRETRAINED),
-                Row("time", {"model.positions": "time"}, {}, _PRETRAINED),
-            ),
-            ("masked", "classification"),
-        ),
-        Ablation(
-            "fine",
-            "Decoding steps of the second stage, on the true coarse codebooks",
-            "Table 15, VAB-DAC-Coarse2Fine",
-            (
-                Row("coarse alone", {"decode.num_steps": 0}),
-                Row("24", {"decode.num_steps": 24}, {FAD: 1.32}),
-                Row("36", {"decode.num_steps": 36}, {FAD: 1.28}),
+            Row(
+                "masked, then contrastive",
+                {},
+                _printed("Masked Prediction (9), then Contrastive (15)", fad=4.18, recall="Table 10"),
+                ("masked", "contrastive"),
             ),
         ),
-        Ablation(
-            "guidance",
-            "Scale of classifier-free guidance",
-            "Table 16, VAB-DAC",
-            _decoding(
-                "guidance_scale",
-                {
-                    1.0: (5.93, 3.45),
-                    3.0: (3.50, 2.90),
-                    5.0: (3.24, 2.84),
-                    7.0: (3.39, 2.83),
-                    11.0: (4.18, 2.82),
-                },
-            ),
+        ("masked", "contrastive"),
+    ),
+    Ablation(
+        "contrastive",
+        "Classification with and without contrastive fine-tuning before it",
+        "Table 11, VAB-DAC-Test on VGGSound",
+        (
+            Row("without", {}, _printed("VAB-DAC-Test w.o. contrastive ft", "Table 11"), _PRETRAINED),
+            Row("with", {}, _printed("VAB-DAC-Test w. contrastive ft", "Table 11"), _WHOLE),
         ),
-        Ablation(
-            "temperature",
-            "Temperature of the noise in the confidence",
-            "Table 17, VAB-Encodec",
-            _decoding(
-                "mask_temperature",
-                {
-                    4.5: (5.75, 3.08),
-                    10.5: (3.1, 2.69),
-                    12.5: (2.98, 2.61),
-                    15.5: (2.83, 2.61),
-                    20.5: (2.74, 2.59),
-                    25.5: (2.69, 2.58),
-                },
-            ),
+        ("classification",),
+    ),
+    Ablation(
+        "masking",
+        "Mean of the masking ratio's law",
+        "Table 12, VAB-DAC-Test",
+        tuple(
+            Row(f"{mean:g}", {"train.mask_mean": mean}, {"accuracy V+A %": accuracy, FAD: fad}, _PRETRAINED)
+            for mean, accuracy, fad in ((0.35, 55.2, 6.04), (0.55, 56.2, 5.30), (0.75, 57.2, 6.55))
         ),
-        Ablation(
-            "steps",
-            "Decoding steps",
-            "Table 18, VAB-Encodec",
-            _decoding(  # its 16 steps have the FAD of temperature 10.5 in Table 17
-                "num_steps",
-                {8: (3.52, 2.67), 16: (3.1, 2.65), 36: (3.25, 2.69), 48: (3.32, 2.71)},
-                mask_temperature=10.5,
+        _PRETRAINED,
+    ),
+    Ablation(
+        "vision",
+        "The image encoder",
+        "Tables 13 and 14, VAB-DAC-Test on VGGSound",
+        (
+            Row(
+                "MAE ViT-L",
+                {"model.vision": "mae-vit-l", "model.vision_dim": 1024},
+                _printed("VAB-DAC-Test (MAE)", "Table 13", 4.93, "Table 14"),
+                _WHOLE,
             ),
+            Row("the preset's", {}, _printed("VAB-DAC-Test", "Table 13", 4.18, "Table 14"), _WHOLE),
         ),
-    )
-}
+        _WHOLE,
+    ),
+    Ablation(
+        "positions",
+        "Distances of ALiBi: places in the sequence, or time",
+        "not in the paper",
+        tuple(Row(name, {"model.positions": name}, {}, _PRETRAINED) for name in ("sequence", "time")),
+        _PRETRAINED,
+    ),
+    Ablation(
+        "fine",
+        "Decoding steps of the second stage, on the true coarse codebooks",
+        "Table 15, VAB-DAC-Coarse2Fine",
+        (
+            Row("coarse alone", {"decode.num_steps": 0}),
+            Row("24", {"decode.num_steps": 24}, {FAD: 1.32}),
+            Row("36", {"decode.num_steps": 36}, {FAD: 1.28}),
+        ),
+    ),
+    Ablation(
+        "guidance",
+        "Scale of classifier-free guidance",
+        "Table 16, VAB-DAC",
+        _decoding(
+            "guidance_scale",
+            {1.0: (5.93, 3.45), 3.0: (3.50, 2.90), 5.0: (3.24, 2.84), 7.0: (3.39, 2.83), 11.0: (4.18, 2.82)},
+        ),
+    ),
+    Ablation(
+        "temperature",
+        "Temperature of the noise in the confidence",
+        "Table 17, VAB-Encodec",
+        _decoding(
+            "mask_temperature",
+            {4.5: (5.75, 3.08), 10.5: (3.1, 2.69), 12.5: (2.98, 2.61)}
+            | {15.5: (2.83, 2.61), 20.5: (2.74, 2.59), 25.5: (2.69, 2.58)},
+        ),
+    ),
+    Ablation(
+        "steps",
+        "Decoding steps",
+        "Table 18, VAB-Encodec",
+        _decoding(  # its 16 steps have the FAD of temperature 10.5 in Table 17
+            "num_steps",
+            {8: (3.52, 2.67), 16: (3.1, 2.65), 36: (3.25, 2.69), 48: (3.32, 2.71)},
+            mask_temperature=10.5,
+        ),
+    ),
+)
+ABLATIONS = {each.name: each for each in _ABLATIONS}

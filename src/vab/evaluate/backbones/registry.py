@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,6 @@ from numpy.typing import NDArray
 from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.utils.provenance import sha256
-
-if TYPE_CHECKING:
-    import torch
 
 Features = Any  # a tensor, or tensors by name
 
@@ -29,13 +27,6 @@ class Backbone(Protocol):
 
     def __call__(self, waveform: NDArray[np.float32]) -> tuple[Features, ...]:
         """Features of one waveform [S], mono, at the spec's rate: one for each table of the spec."""
-
-
-class VideoBackbone(Protocol):
-    """A video network on a device."""
-
-    def __call__(self, path: Path, seconds: float) -> tuple[Features, ...]:
-        """Features of the first seconds of a video: one for each table of the spec."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ class FeatureSpec:
     version: str = ""  # of features that need no weights
     file: str = ""  # of the published weights
     source: str = ""  # where they come from
-    make: Callable[[Path, torch.device], Any] | None = None  # weights and device -> the network
+    network: str = ""  # module:class in this package, made of weights and device
     whole: bool = False  # made from the whole file, however many seconds are measured
 
     @property
@@ -77,61 +68,10 @@ class BackboneSpec:
         return self.reference, self.generated
 
 
-# The modules of the networks are imported when one is loaded: `vab doctor` lists the registry without them.
-
-
-def _vggish(weights: Path, device: torch.device) -> Backbone:
-    from vab.evaluate.backbones.vggish import VGGishBackbone
-
-    return VGGishBackbone(weights, device)
-
-
-def _panns(weights: Path, device: torch.device) -> Backbone:
-    from vab.evaluate.backbones.panns import PANNsBackbone
-
-    return PANNsBackbone(weights, device)
-
-
-def _passt(weights: Path, device: torch.device) -> Backbone:
-    from vab.evaluate.backbones.passt import PaSSTBackbone
-
-    return PaSSTBackbone(weights, device)
-
-
-def _yamnet(weights: Path, device: torch.device) -> Backbone:
-    from vab.evaluate.backbones.yamnet import YamnetBackbone
-
-    return YamnetBackbone(weights, device)
-
-
-def _imagebind_audio(weights: Path, device: torch.device) -> Backbone:
-    from vab.evaluate.backbones.imagebind import ImageBindAudio
-
-    return ImageBindAudio(weights, device)
-
-
-def _imagebind_video(weights: Path, device: torch.device) -> VideoBackbone:
-    from vab.evaluate.backbones.imagebind import ImageBindVideo
-
-    return ImageBindVideo(weights, device)
-
-
 def _cosines(weights: Path | None, device: str, videos: Rows, audios: Rows) -> NDArray[np.floating]:
     from vab.evaluate.backbones.imagebind import cosines
 
     return cosines([clip[0] for clip in videos], [clip[0] for clip in audios])
-
-
-def _synchformer_audio(weights: Path, device: torch.device) -> Backbone:
-    from vab.evaluate.backbones.synchformer import SynchformerAudio
-
-    return SynchformerAudio(weights, device)
-
-
-def _synchformer_video(weights: Path, device: torch.device) -> VideoBackbone:
-    from vab.evaluate.backbones.synchformer import SynchformerVideo
-
-    return SynchformerVideo(weights, device)
 
 
 def _offsets(weights: Path | None, device: str, videos: Rows, audios: Rows) -> NDArray[np.floating]:
@@ -147,7 +87,7 @@ VGGISH = FeatureSpec(
     ("vggish_features",),
     file="vggish-10086976.pth",
     source="https://github.com/harritaylor/torchvggish/releases/tag/v0.1",
-    make=_vggish,
+    network="vggish:VGGishBackbone",
 )
 PANNS = FeatureSpec(
     "panns",
@@ -155,7 +95,7 @@ PANNS = FeatureSpec(
     ("pann_features",),
     file="Cnn14_16k_mAP=0.438.pth",
     source="https://zenodo.org/records/3987831",
-    make=_panns,
+    network="panns:PANNsBackbone",
 )
 PASST = FeatureSpec(
     "passt",
@@ -163,7 +103,7 @@ PASST = FeatureSpec(
     ("passt_features_embed", "passt_logits"),
     file="passt-s-f128-p16-s10-ap.476-swa.pt",
     source="https://github.com/kkoutini/PaSST/releases/tag/v0.0.1-audioset",
-    make=_passt,
+    network="passt:PaSSTBackbone",
 )
 YAMNET = FeatureSpec(
     "yamnet",
@@ -171,7 +111,7 @@ YAMNET = FeatureSpec(
     ("yamnet_features", "yamnet_logits"),
     file="yamnet_spectra_in.tflite",
     source="https://github.com/google-coral/coralmicro/tree/main/models",
-    make=_yamnet,
+    network="yamnet:YamnetBackbone",
 )
 IMAGEBIND_AUDIO = FeatureSpec(
     "imagebind_audio",
@@ -179,11 +119,15 @@ IMAGEBIND_AUDIO = FeatureSpec(
     ("imagebind_audio",),
     file="imagebind_huge.pth",
     source="https://dl.fbaipublicfiles.com/imagebind/imagebind_huge.pth",
-    make=_imagebind_audio,
+    network="imagebind:ImageBindAudio",
     whole=True,
 )
 IMAGEBIND_VIDEO = replace(
-    IMAGEBIND_AUDIO, name="imagebind_video", rate=0, tables=("imagebind_video",), make=_imagebind_video
+    IMAGEBIND_AUDIO,
+    name="imagebind_video",
+    rate=0,
+    tables=("imagebind_video",),
+    network="imagebind:ImageBindVideo",
 )
 SYNCHFORMER_AUDIO = FeatureSpec(
     "synchformer_audio",
@@ -191,14 +135,14 @@ SYNCHFORMER_AUDIO = FeatureSpec(
     ("synchformer_audio",),
     file="synchformer_state_dict.pth",
     source="https://github.com/hkchengrex/MMAudio/releases/tag/v0.1",
-    make=_synchformer_audio,
+    network="synchformer:SynchformerAudio",
 )
 SYNCHFORMER_VIDEO = replace(
     SYNCHFORMER_AUDIO,
     name="synchformer_video",
     rate=0,
     tables=("synchformer_video",),
-    make=_synchformer_video,
+    network="synchformer:SynchformerVideo",
 )
 BACKBONES = {
     "vggish": BackboneSpec(VGGISH, VGGISH),
@@ -207,11 +151,7 @@ BACKBONES = {
     "yamnet": BackboneSpec(YAMNET, YAMNET),
     "imagebind": BackboneSpec(IMAGEBIND_VIDEO, IMAGEBIND_AUDIO, compare=_cosines),
     "synchformer": BackboneSpec(
-        SYNCHFORMER_VIDEO,
-        SYNCHFORMER_AUDIO,
-        compare=_offsets,
-        compares_with_weights=True,
-        min_segments=14,
+        SYNCHFORMER_VIDEO, SYNCHFORMER_AUDIO, compare=_offsets, compares_with_weights=True, min_segments=14
     ),
 }
 
@@ -230,12 +170,14 @@ def find(spec: FeatureSpec, weights: Path | None) -> tuple[Path, str]:
 def load(spec: FeatureSpec, path: Path, device: str) -> Any:
     """The network of a feature with its weights, on a device (``auto``: the best there is).
 
-    A ``Backbone``, or a ``VideoBackbone`` if the feature is made from video.
+    A ``Backbone``; if the feature is made from video, it is called with a path and how many of its seconds.
 
     ``EvaluationError`` for weights that do not fit or a package that is missing; ``SettingError`` for a
     device that is not there.
     """
     from vab.utils.device import pick_device
 
-    assert spec.make is not None
-    return spec.make(path, pick_device(device))
+    # imported only now: `vab doctor` lists the registry without any network's module
+    module, _, kind = spec.network.partition(":")
+    network = getattr(import_module(f"vab.evaluate.backbones.{module}"), kind)
+    return network(path, pick_device(device))

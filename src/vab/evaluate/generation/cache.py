@@ -44,7 +44,9 @@ class FeatureCache:
     def __init__(self, folder: Path, spec: FeatureSpec, weights: str | None) -> None:
         """``weights`` is their hash; None: not known, so what is here is taken whatever it was made with."""
         self.folder = folder
-        self.spec = spec
+        self.tables = _paths(folder, spec)
+        self.record = folder / f"{spec.name}.json"
+        self.part = folder / f"{spec.name}.part"
         self.features: dict[str, tuple[Features, ...]] = {}
         self.stamps: dict[str, str | None] = {}
         self.weights = weights
@@ -82,48 +84,41 @@ class FeatureCache:
         """Write changes: the tables if all clips are done, else the part that a later run goes on from."""
         if not self.dirty:
             return
-        part = self.folder / f"{self.spec.name}.part"
         try:
             if complete:
-                for n, table in enumerate(self.spec.tables):
-                    _save({k: self.features[k][n] for k in sorted(self.features)}, self._path(table))
+                for n, path in enumerate(self.tables):
+                    _save({k: self.features[k][n] for k in sorted(self.features)}, path)
                 # last, so that a crash before it leaves clips that the record does not know
                 record = {"weights": self.weights, "stamps": self.stamps}
-                write_whole(self._record(), json.dumps(record).encode())
-                part.unlink(missing_ok=True)
+                write_whole(self.record, json.dumps(record).encode())
+                self.part.unlink(missing_ok=True)
                 self.dirty = False
             else:
                 # features that somebody else made stand in their own tables already
                 new = {k: v for k, v in self.features.items() if self.stamps[k] is not None}
                 stamps = {k: self.stamps[k] for k in new}
-                _save({"weights": self.weights, "stamps": stamps, "features": new}, part)
+                _save({"weights": self.weights, "stamps": stamps, "features": new}, self.part)
         except OSError as error:
             advice = "give another folder with --cache"
             raise EvaluationError(f"{self.folder}: {first_line(error)}; {advice}") from None
         self.saved_at = time.monotonic()
 
-    def _path(self, table: str) -> Path:
-        return self.folder / f"{table}.pth"
-
-    def _record(self) -> Path:
-        return self.folder / f"{self.spec.name}.json"
-
     def _read(self) -> None:
-        paths = [self._path(table) for table in self.spec.tables]
-        if all(path.is_file() for path in paths):
-            record = _record_of(self._record())
+        if all(path.is_file() for path in self.tables):
+            record = _record_of(self.record)
             if record is None or self._fits(record["weights"]):
-                tables = [_load(path) for path in paths]
+                tables = [_load(path) for path in self.tables]
                 names = set.intersection(*(set(table) for table in tables))
                 self.features = {name: tuple(table[name] for table in tables) for name in sorted(names)}
-                stamps = None if record is None else record["stamps"]
-                # a clip that the record does not know was written just before a crash: extract it again
-                self.stamps = {name: None if stamps is None else stamps.get(name, "") for name in names}
-                self.weights = self.weights or (record or {}).get("weights")
-        part = self.folder / f"{self.spec.name}.part"
-        if part.is_file():
+                if record is None:
+                    self.stamps = dict.fromkeys(names)
+                else:
+                    # a clip that the record does not know was written just before a crash: extract it again
+                    self.stamps = {name: record["stamps"].get(name, "") for name in names}
+                    self.weights = self.weights or record["weights"]
+        if self.part.is_file():
             # unfinished work of an earlier run counts before the tables
-            unfinished = _load(part)
+            unfinished = _load(self.part)
             if self._fits(unfinished["weights"]):
                 self.features |= unfinished["features"]
                 self.stamps |= unfinished["stamps"]
@@ -158,6 +153,10 @@ def _save(content: dict[str, Any], path: Path) -> None:
         torch.save(content, temporary)
 
 
+def _paths(folder: Path, spec: FeatureSpec) -> list[Path]:
+    return [folder / f"{table}.pth" for table in spec.tables]
+
+
 def tables_in(folder: Path, specs: Iterable[FeatureSpec]) -> list[FeatureSpec]:
     """The specs whose tables lie in a folder."""
-    return [spec for spec in specs if all((folder / f"{table}.pth").is_file() for table in spec.tables)]
+    return [spec for spec in specs if all(path.is_file() for path in _paths(folder, spec))]

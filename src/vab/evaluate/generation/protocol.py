@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,30 +93,18 @@ class Generation:
         counts = f"N = {len(self.ids):,}, {len(self.faults):,} left out; sha256 of the ids"
         note = f"{counts} {list_hash(self.ids)[:16]}. Brackets: 95 % bootstrap intervals."
         rows = [[each.key, each.value.plain(), each.better, f"{each.clips:,}"] for each in self.metrics]
-        fad = self.get("FD-VGG")
-        kld = self.get("KL-PASST-softmax")
-        paper = generation_beside_paper(
-            self.generated.name,
-            len(self.ids),
-            self.seconds,
-            fad=None if fad is None else fad.value,
-            kld=None if kld is None else kld.value,
-        )
+        values = {each.key: each.value for each in self.metrics}
+        fad, kld = values.get("FD-VGG"), values.get("KL-PASST-softmax")
+        paper = generation_beside_paper(self.generated.name, len(self.ids), self.seconds, fad, kld)
         return "\n\n".join([heading, note, markdown(("measure", "value", "better", "N"), rows), paper])
 
     def av_benchmark(self) -> dict[str, float]:
         """The content of av-benchmark's ``output_metrics.json``: its keys, bare numbers."""
-        return _av_benchmark(self.metrics)
-
-
-def _av_benchmark(metrics: Sequence[Metric]) -> dict[str, float]:
-    values = {each.key: each.value.value for each in metrics if each.key in AV_BENCHMARK}
-    deviations = {
-        each.key.replace("-mean", "-std"): each.deviation
-        for each in metrics
-        if each.key in AV_BENCHMARK and each.deviation is not None
-    }
-    return values | deviations
+        shared = [each for each in self.metrics if each.key in AV_BENCHMARK]
+        deviations = {
+            each.key.replace("-mean", "-std"): each.deviation for each in shared if each.deviation is not None
+        }
+        return {each.key: each.value.value for each in shared} | deviations
 
 
 @dataclass(frozen=True)
@@ -139,71 +127,38 @@ def evaluate(
     """
     # 1. Open both folders, and the caches of the backbones that can be used.
     _check(settings)
-    sides = (_open_side(reference, settings), _open_side(generated, settings))
-    weights, absent = _find_weights(sides, settings)
-    for name, found in weights.items():
-        for side, spec in zip(sides, BACKBONES[name].specs, strict=True):
-            side.open_cache(spec, found.digest)
+    run = _Evaluation(reference, generated, settings, progress)
+    run.find_weights()
 
     # 2. Pair the clips by name and read them all: what is wrong with any is known before a network runs.
-    ids, faults = _pair_clips(sides, settings.clips)
-    for side in sides:
-        if side.folder.sounds:
-            unreadable = scan_clips(side, ids, settings.seconds, progress)
-            faults += unreadable
-            ids = _without(ids, unreadable)
-        else:
-            absent["the sounds"] = f"{side.folder.path} holds features alone"
-    have_sounds = all(side.folder.sounds for side in sides)
-    if have_sounds:
-        short = ends_early(*sides, ids)
-        faults += short
-        ids = _without(ids, short)
-    faults = _left_out(faults, settings)
-    if len(ids) < 2:
-        raise EvaluationError(f"{len(ids)} of the clips can be measured; two are the least")
+    run.pair_clips()
+    run.scan_clips()
 
-    # 3. Make the features that are not cached.
-    networks, unloadable = _load_networks(sides, weights, ids, settings)
-    absent |= unloadable
-    failed: dict[tuple[str, str], str] = {}
-    for side, loaded in zip(sides, networks, strict=True):
-        failed |= extract(side, ids, loaded, settings.seconds, progress)
-
-    # 4. Measure with each backbone, on the clips that have its features.
+    # 3. Make the features that are not cached, and measure with each backbone.
+    run.make_features()
     metrics: list[Metric] = []
-    external = []
-    for name in [name for name in weights if name not in absent]:
-        featureless = _without_features(name, sides, ids, failed)
-        faults = _left_out([*faults, *featureless], settings)
-        # features from elsewhere carry no record of their weights: the reader must know
-        specs = BACKBONES[name].specs
-        if any(side.caches[spec.name].external for side, spec in zip(sides, specs, strict=True)):
-            external.append(name)
-        usable = _without(ids, featureless)
-        if len(usable) < 2:
-            absent[name] = f"{len(usable)} clips have its features; two are the least"
-            continue
-        metrics += _backbone_metrics(name, weights[name], sides, usable, settings)
+    for name in run.weights:
+        if name not in run.absent:
+            metrics += run.measure(name)
 
-    # 5. Measure what needs no network.
-    if have_sounds:
-        distances = compare(*sides, ids, settings.seconds, progress)
-        rows = [_rows(side, SOUND, ids) for side in sides]
+    # 4. Measure what needs no network.
+    if run.have_sounds:
+        distances = compare(*run.sides, run.ids, settings.seconds, progress)
+        rows = [_rows(side, SOUND, run.ids) for side in run.sides]
         metrics += of_signal(rows[0], rows[1], distances, settings.resamples)
 
-    return Generation(
+    result = Generation(
         reference=reference,
         generated=generated,
-        seconds=settings.seconds if have_sounds else None,
-        ids=ids,
+        seconds=settings.seconds if run.have_sounds else None,
+        ids=run.ids,
         metrics=metrics,
-        faults=faults,
-        absent=absent,
-        weights={name: found.digest for name, found in weights.items()},
-        external=external,
-        unwritten=_write_av_benchmark(sides[1].cache_dir / "output_metrics.json", metrics),
+        faults=run.faults,
+        absent=run.absent,
+        weights={name: found.digest for name, found in run.weights.items()},
+        external=run.external,
     )
+    return replace(result, unwritten=_write_av_benchmark(run.sides[1].cache_dir, result.av_benchmark()))
 
 
 def _check(settings: Settings) -> None:
@@ -214,6 +169,141 @@ def _check(settings: Settings) -> None:
         raise EvaluationError(f"clips must be 1 s or longer and have an end, not {settings.seconds:g} s")
     if settings.resamples < 0:
         raise EvaluationError("the number of resamples cannot be negative")
+
+
+class _Evaluation:
+    """An evaluation under way: both sides, the clips and backbones that are left, and why others are not."""
+
+    def __init__(self, reference: Path, generated: Path, settings: Settings, progress: FileProgress) -> None:
+        self.settings, self.progress = settings, progress
+        self.sides = (_open_side(reference, settings), _open_side(generated, settings))
+        self.have_sounds = all(side.folder.sounds for side in self.sides)
+        self.ids: list[str] = []  # clips that can be measured
+        self.faults: list[ClipError] = []  # clips that cannot, in order
+        self.weights: dict[str, Weights] = {}  # of the backbones to measure with
+        self.absent: dict[str, str] = {}  # what cannot be measured with -> the reason
+        self.external: list[str] = []  # backbones with features that somebody else made
+        self.failed: dict[tuple[str, str], str] = {}  # (feature, clip) -> why there is none
+
+    def features(self, name: str) -> list[tuple[ClipSet, FeatureSpec]]:
+        """What a backbone needs of the reference and of the generated clips."""
+        return list(zip(self.sides, BACKBONES[name].specs, strict=True))
+
+    def find_weights(self) -> None:
+        """Find the weights of the backbones to measure with, and open the caches of their features."""
+        for name in self.settings.backbones or BACKBONES:
+            backbone = BACKBONES[name]
+            # features in both caches do without weights
+            cached = all(tables_in(side.cache_dir, [spec]) for side, spec in self.features(name))
+            try:
+                found = Weights(*find(backbone.reference, self.settings.weights))
+                if not cached and backbone.reference.from_video and not self.sides[0].folder.videos:
+                    raise EvaluationError(f"no videos in {self.sides[0].folder.path}")
+            except EvaluationError as error:
+                if not cached or backbone.compares_with_weights:
+                    self._do_without(name, error)
+                    continue
+                found = Weights()
+            self.weights[name] = found
+            for side, spec in self.features(name):
+                side.open_cache(spec, found.digest)
+
+    def _do_without(self, name: str, error: EvaluationError) -> None:
+        """Note why a backbone cannot be used; an error if it was asked for."""
+        if self.settings.backbones:
+            raise EvaluationError(f"{name}: {error}") from None
+        self.absent[name] = str(error)
+
+    def pair_clips(self) -> None:
+        """Take the clips that both sides have once; those that one lacks or has twice are faults."""
+        wanted = self.settings.clips
+        reference, generated = (side.ids if wanted is None else side.ids & wanted for side in self.sides)
+        either = reference | generated
+        self.faults = [fault for side in self.sides for fault in side.folder.faults if fault.id in either]
+        # a name that stands for two files is one fault, not also a missing clip
+        twice = {fault.id for fault in self.faults}
+        for lacking, side in ((generated, self.sides[1]), (reference, self.sides[0])):
+            alone = sorted(either - lacking - twice)
+            self.faults += [ClipError(name, f"missing from {side.folder.path}") for name in alone]
+        self.ids = sorted((reference & generated) - twice)
+
+    def scan_clips(self) -> None:
+        """Read every sound, and drop the clips that cannot be measured."""
+        for side in self.sides:
+            if side.folder.sounds:
+                self._drop(scan_clips(side, self.ids, self.settings.seconds, self.progress))
+            else:
+                self.absent["the sounds"] = f"{side.folder.path} holds features alone"
+        if self.have_sounds:
+            self._drop(ends_early(*self.sides, self.ids))
+        self._check_faults()
+        if len(self.ids) < 2:
+            raise EvaluationError(f"{len(self.ids)} of the clips can be measured; two are the least")
+
+    def _drop(self, faults: Sequence[ClipError]) -> None:
+        self.faults += faults
+        self.ids = _without(self.ids, faults)
+
+    def _check_faults(self) -> None:
+        """Put the faults in order; ``Incomplete`` if there are any, and none may be missing."""
+        self.faults.sort(key=lambda fault: (fault.id, fault.reason))
+        if self.faults and not self.settings.allow_missing:
+            raise Incomplete(self.faults)
+
+    def make_features(self) -> None:
+        """Load the networks whose features are not all cached, and make these."""
+        # for the reference, for the generated clips
+        networks: tuple[dict[FeatureSpec, Any], dict[FeatureSpec, Any]] = ({}, {})
+        for name, found in self.weights.items():
+            for (side, spec), loaded in zip(self.features(name), networks, strict=True):
+                if found.path is None or not side.folder.sounds or not side.missing(spec, self.ids):
+                    continue
+                try:
+                    # one network serves both sides
+                    same = networks[0].get(spec)
+                    loaded[spec] = same if same is not None else load(spec, found.path, self.settings.device)
+                except EvaluationError as error:
+                    self._do_without(name, error)
+                    break
+        for side, loaded in zip(self.sides, networks, strict=True):
+            self.failed |= extract(side, self.ids, loaded, self.settings.seconds, self.progress)
+
+    def measure(self, name: str) -> list[Metric]:
+        """The metrics of a backbone, on the clips that have its features."""
+        featureless = self._without_features(name)
+        self.faults += featureless
+        self._check_faults()
+        # features from elsewhere carry no record of their weights: the reader must know
+        if any(side.caches[spec.name].external for side, spec in self.features(name)):
+            self.external.append(name)
+        ids = _without(self.ids, featureless)
+        if len(ids) < 2:
+            self.absent[name] = f"{len(ids)} clips have its features; two are the least"
+            return []
+        settings = self.settings
+        reference, generated = (_rows(side, spec, ids) for side, spec in self.features(name))
+        judge = BACKBONES[name].compare
+        if judge is None:
+            return of_backbone(name, reference, generated, settings.resamples)
+        return of_pairs(name, judge(self.weights[name].path, settings.device, reference, generated))
+
+    def _without_features(self, name: str) -> list[ClipError]:
+        """Clips without the features of a backbone, or with too few segments of them."""
+        least = BACKBONES[name].min_segments
+        faults = []
+        for side, spec in self.features(name):
+            for clip in side.missing(spec, self.ids):
+                none = f"no {spec.name} among the features of {side.folder.path}"
+                faults.append(ClipError(clip, self.failed.get((spec.name, clip), none)))
+        # whoever made them may have made them of shorter clips
+        complete = _without(self.ids, faults) if least else []
+        for side, spec in self.features(name):
+            for clip, features in zip(complete, _rows(side, spec, complete), strict=True):
+                if len(features[0]) < least:
+                    held = f"{len(features[0])} segments among the features of {side.folder.path}"
+                    reason = f"too short for DeSync: {held}, where {least} are needed"
+                    faults.append(ClipError(clip, reason))
+        return faults
 
 
 def _open_side(path: Path, settings: Settings) -> ClipSet:
@@ -230,116 +320,9 @@ def _open_side(path: Path, settings: Settings) -> ClipSet:
     return ClipSet(folder, cache)
 
 
-def _find_weights(sides: Sequence[ClipSet], settings: Settings) -> tuple[dict[str, Weights], dict[str, str]]:
-    """The weights of the backbones to measure with; and of those that cannot be used, the reason."""
-    weights: dict[str, Weights] = {}
-    absent: dict[str, str] = {}
-    for name in settings.backbones or BACKBONES:
-        backbone = BACKBONES[name]
-        # features in both caches do without weights
-        cached = all(
-            tables_in(side.cache_dir, [spec]) for side, spec in zip(sides, backbone.specs, strict=True)
-        )
-        try:
-            path, digest = find(backbone.reference, settings.weights)
-            if not cached and backbone.reference.from_video and not sides[0].folder.videos:
-                raise EvaluationError(f"no videos in {sides[0].folder.path}")
-            weights[name] = Weights(path, digest)
-        except EvaluationError as error:
-            if cached and not backbone.compares_with_weights:
-                weights[name] = Weights()
-            else:
-                absent[name] = _reason(name, error, settings)
-    return weights, absent
-
-
-def _reason(name: str, error: EvaluationError, settings: Settings) -> str:
-    """Why a backbone cannot be used; an error if it was asked for."""
-    if settings.backbones:
-        raise EvaluationError(f"{name}: {error}") from None
-    return str(error)
-
-
-def _pair_clips(sides: Sequence[ClipSet], wanted: frozenset[str] | None) -> tuple[list[str], list[ClipError]]:
-    """Clips that both sides have once, and those that only one has or that are there twice."""
-    reference = sides[0].ids if wanted is None else sides[0].ids & wanted
-    generated = sides[1].ids if wanted is None else sides[1].ids & wanted
-    faults = [fault for side in sides for fault in side.folder.faults if fault.id in reference | generated]
-    # a name that stands for two files is one fault, not also a missing clip
-    twice = {fault.id for fault in faults}
-    for there, lacking, side in ((reference, generated, sides[1]), (generated, reference, sides[0])):
-        alone = sorted(there - lacking - twice)
-        faults += [ClipError(name, f"missing from {side.folder.path}") for name in alone]
-    return sorted((reference & generated) - twice), faults
-
-
 def _without(ids: Sequence[str], faults: Sequence[ClipError]) -> list[str]:
     bad = {fault.id for fault in faults}
     return [name for name in ids if name not in bad]
-
-
-def _left_out(faults: Sequence[ClipError], settings: Settings) -> list[ClipError]:
-    """The clips to leave out, in order; ``Incomplete`` if none may be missing."""
-    ordered = sorted(faults, key=lambda fault: (fault.id, fault.reason))
-    if ordered and not settings.allow_missing:
-        raise Incomplete(ordered)
-    return ordered
-
-
-def _load_networks(
-    sides: Sequence[ClipSet], weights: dict[str, Weights], ids: Sequence[str], settings: Settings
-) -> tuple[list[dict[FeatureSpec, Any]], dict[str, str]]:
-    """The networks whose features are not all cached, for each side; and why others cannot be loaded."""
-    # for the reference, for the generated clips
-    networks: list[dict[FeatureSpec, Any]] = [{}, {}]
-    absent: dict[str, str] = {}
-    for name, found in weights.items():
-        for side, spec, loaded in zip(sides, BACKBONES[name].specs, networks, strict=True):
-            if found.path is None or not side.folder.sounds or not side.missing(spec, ids):
-                continue
-            try:
-                # one network serves both sides
-                same = networks[0].get(spec)
-                loaded[spec] = same if same is not None else load(spec, found.path, settings.device)
-            except EvaluationError as error:
-                absent[name] = _reason(name, error, settings)
-                break
-    return networks, absent
-
-
-def _without_features(
-    name: str, sides: Sequence[ClipSet], ids: Sequence[str], failed: dict[tuple[str, str], str]
-) -> list[ClipError]:
-    """Clips without the features of a backbone, or with too few segments of them."""
-    backbone = BACKBONES[name]
-    pairs = list(zip(sides, backbone.specs, strict=True))
-    faults = []
-    for side, spec in pairs:
-        for clip in side.missing(spec, ids):
-            reason = failed.get((spec.name, clip), f"no {spec.name} among the features of {side.folder.path}")
-            faults.append(ClipError(clip, reason))
-    if backbone.min_segments:
-        # whoever made them may have made them of shorter clips
-        complete = _without(ids, faults)
-        need = f"where {backbone.min_segments} are needed"
-        for side, spec in pairs:
-            for clip, features in zip(complete, _rows(side, spec, complete), strict=True):
-                if len(features[0]) < backbone.min_segments:
-                    held = f"{len(features[0])} segments among the features of {side.folder.path}"
-                    faults.append(ClipError(clip, f"too short for DeSync: {held}, {need}"))
-    return faults
-
-
-def _backbone_metrics(
-    name: str, weights: Weights, sides: Sequence[ClipSet], ids: Sequence[str], settings: Settings
-) -> list[Metric]:
-    """The metrics of a backbone on clips that all have its features."""
-    backbone = BACKBONES[name]
-    reference = _rows(sides[0], backbone.reference, ids)
-    generated = _rows(sides[1], backbone.generated, ids)
-    if backbone.compare is None:
-        return of_backbone(name, reference, generated, settings.resamples)
-    return of_pairs(name, backbone.compare(weights.path, settings.device, reference, generated))
 
 
 def _rows(side: ClipSet, spec: FeatureSpec, ids: Sequence[str]) -> Rows:
@@ -347,11 +330,12 @@ def _rows(side: ClipSet, spec: FeatureSpec, ids: Sequence[str]) -> Rows:
     return [features[name] for name in ids]
 
 
-def _write_av_benchmark(path: Path, metrics: Sequence[Metric]) -> str:
+def _write_av_benchmark(folder: Path, results: dict[str, float]) -> str:
     """Write av-benchmark's results, if there are any; the reason if that fails, "" otherwise."""
-    if results := _av_benchmark(metrics):
-        try:
+    path = folder / "output_metrics.json"
+    try:
+        if results:
             write_whole(path, json.dumps(results, indent=4).encode())
-        except OSError as error:  # the metrics are not lost for that
-            return f"{path}: {error.strerror}"
+    except OSError as error:  # the metrics are not lost for that
+        return f"{path}: {error.strerror}"
     return ""

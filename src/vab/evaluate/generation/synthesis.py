@@ -139,9 +139,8 @@ def reconstruct_true(
     codec = maker.codec
     device = codec.codebook_vectors().device
     own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.num_codebooks]
-    if own.shape != store.codebook_vectors().shape or not np.allclose(
-        own, store.codebook_vectors(), atol=1e-3
-    ):
+    stored = store.codebook_vectors()
+    if own.shape != stored.shape or not np.allclose(own, stored, atol=1e-3):
         raise EvaluationError(
             f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
         )
@@ -149,13 +148,13 @@ def reconstruct_true(
     ids = [store.ids[row] for row in rows]
     record = {"store": store.fingerprint(), "clips": list_hash(ids), "codec": maker.codec_weights}
     folder = run / "true" / "-".join(value[:8] for value in record.values())
-    for part, paths in _missing(folder, record, ids, rows, progress):
+    for paths, part in _missing(folder, record, ids, rows, progress):
         tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
-        for path, waveform in zip(paths, codec.decode(tokens), strict=True):
-            write_wav(path, waveform.float().cpu().numpy())
+        _write_sounds(paths, codec.decode(tokens))
     return folder
 
 
+@torch.no_grad()
 def synthesize(
     maker: Synthesizer,
     clips: ClipBatches,
@@ -164,10 +163,10 @@ def synthesize(
     seed: int,
     folder: Path,
     progress: FileProgress = lambda *_: None,
-) -> None:
+) -> frozenset[str]:
     """Write a sound for each clip's video, ``folder/<id>.wav``; those that are there are not made again.
 
-    ``EvaluationError`` if the folder holds sounds that were made otherwise.
+    Returns the names of the sounds. ``EvaluationError`` if the folder holds sounds that were made otherwise.
     """
     ids = [clips.store.ids[row] for row in rows]
     record = {
@@ -177,44 +176,49 @@ def synthesize(
         "store": clips.store.fingerprint(),
         "clips": list_hash(ids),
     }
-    for part, paths in _missing(folder, record, ids, rows, progress):
-        batch = clips.dev_batch(part)
-        tokens = maker.tokens(batch, decode, seed)
-        with torch.no_grad():
-            waveforms = maker.codec.decode(tokens)
-        for path, waveform in zip(paths, waveforms, strict=True):
-            write_wav(path, waveform.float().cpu().numpy())
+    for paths, part in _missing(folder, record, ids, rows, progress):
+        tokens = maker.tokens(clips.dev_batch(part), decode, seed)
+        _write_sounds(paths, maker.codec.decode(tokens))
+    return frozenset(map(_file_name, ids))
 
 
-def file_name(clip: str) -> str:
+def _file_name(clip: str) -> str:
     """The file name of a clip's sound, without its ending."""
     return re.sub(r"[^\w.-]", "_", clip)
 
 
 def _missing(
     folder: Path, record: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: FileProgress
-) -> Iterator[tuple[NDArray[np.int64], list[Path]]]:
-    """Yield batches of rows whose files are not all there, with the paths of the files.
+) -> Iterator[tuple[list[Path], NDArray[np.int64]]]:
+    """Yield the files of batches of which not all are there, and their rows.
 
     ``record`` says how the sounds are made; a folder with another record is refused.
     """
-    names = [file_name(name) for name in ids]
+    # 1. A name for each clip.
+    names = [_file_name(name) for name in ids]
     if len(set(names)) < len(names):
         raise EvaluationError("two clips would have the same file: their ids differ only in odd characters")
+    # 2. The record of how they are made, as it reads back from JSON: tuples become lists.
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / MADE
-    # as it reads back from JSON: tuples become lists
     record = json.loads(json.dumps(record))
     if not about.exists():
         write_whole(about, (json.dumps(record, indent=1) + "\n").encode())
     elif (old := _read_record(about)) != record:
         other = sorted(key for key in old.keys() | record.keys() if old.get(key) != record.get(key))
         raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
+    # 3. Batches are of the same clips each time: so a resumed run goes on to the same sounds.
     for start in range(0, len(rows), BATCH_CLIPS):
         paths = [folder / f"{name}.wav" for name in names[start : start + BATCH_CLIPS]]
         progress(start, len(rows), paths[0], folder.name, start, len(rows))
         if not all(path.is_file() for path in paths):
-            yield rows[start : start + BATCH_CLIPS], paths
+            yield paths, rows[start : start + BATCH_CLIPS]
+
+
+def _write_sounds(paths: list[Path], waveforms: Tensor) -> None:
+    """Write waveforms [B,S], a file each."""
+    for path, waveform in zip(paths, waveforms, strict=True):
+        write_wav(path, waveform.float().cpu().numpy())
 
 
 def _read_record(about: Path) -> dict[str, Any]:

@@ -111,8 +111,13 @@ def classification(
     Raises ``EvaluationError``: shapes that differ, nothing left, two labels where one is due, or no
     scikit-learn, which comes with ``vab[eval]``.
     """
+    try:
+        from scipy import sparse, stats
+        from sklearn import metrics
+    except ImportError as error:
+        reason = f"classification is measured with scikit-learn and scipy ({error})"
+        raise EvaluationError(f"{reason}: pip install 'vab[eval]'") from None
     # 1. Clips that have scores and a class.
-    metrics, sparse, stats = _tools()
     if scores.shape != targets.shape or scores.ndim != 2 or scores.shape[1] != len(classes):
         sizes = f"scores {scores.shape}, targets {targets.shape}, {len(classes)} classes"
         raise EvaluationError(f"{sizes}: they do not fit together")
@@ -151,9 +156,7 @@ def classification(
     # 3. Unweighted means over the classes that have a clip.
     precisions = [each.average_precision for each in one_by_one if each.average_precision is not None]
     mean_area = float(np.mean(areas)) if areas else math.nan
-
-    def d_prime(area: Any) -> Any:
-        return math.sqrt(2) * stats.norm.ppf(area)
+    root = math.sqrt(2)
 
     return Classification(
         kept=kept,
@@ -161,19 +164,9 @@ def classification(
         multi_label=multi_label,
         accuracy=None if right is None else dict(zip(CUTOFFS, intervals(right), strict=True)),
         mean_average_precision=_centred(float(np.mean(precisions)), _mean(resampled[0])),
-        d_prime=Interval.of(float(d_prime(mean_area)), d_prime(_mean(resampled[1]))),
+        d_prime=Interval.of(root * stats.norm.ppf(mean_area), root * stats.norm.ppf(_mean(resampled[1]))),
         classes=one_by_one,
     )
-
-
-def _tools() -> tuple[ModuleType, ModuleType, ModuleType]:
-    try:
-        from scipy import sparse, stats
-        from sklearn import metrics
-    except ImportError as error:
-        reason = f"classification is measured with scikit-learn and scipy ({error})"
-        raise EvaluationError(f"{reason}: pip install 'vab[eval]'") from None
-    return metrics, sparse, stats
 
 
 def _right(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.errors import VABError, first_line
+from vab.data.manifest import read_text
+from vab.errors import VABError
 
 RESAMPLES = 1000
 CHUNK_NUMBERS = 2**20  # drawn rows in one chunk of resamples: bounds the memory of a bootstrap
@@ -92,13 +93,7 @@ def read_ids(path: str | Path) -> list[str]:
 
     Empty lines do not count, nor does an id's second mention. Raises ``EvaluationError`` with the file.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise EvaluationError(f"{path}: {first_line(error)}") from None
-    except UnicodeDecodeError as error:
-        raise EvaluationError(f"{path}: not a text file in UTF-8 ({error.reason})") from None
+    text = read_text(path, EvaluationError)
     if text.lstrip().startswith(("[", "{")):
         try:
             entries: Any = json.loads(text)
