@@ -12,7 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,7 @@ import torch
 
 from vab.bench.costs import token_cost
 from vab.bench.systems import System, load_system, write_clip
-from vab.bench.timing import (
-    MAX_REPEATED_SECONDS,
-    blank_inputs,
-    fill_in,
-    matmul_rate,
-    median,
-    some_passes,
-)
+from vab.bench.timing import MAX_REPEATED_SECONDS, blank_inputs, fill_in, matmul_rate, median, some_passes
 from vab.config import SAMPLE_RATE, samples_to_frames
 from vab.errors import SettingError
 from vab.media.reader import mux, probe, read_frames, write_wav
@@ -60,37 +53,6 @@ class Settings:
     device: str = "auto"
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Timings of one batch size."""
-
-    batch: int
-    seconds: dict[str, float]  # per clip, by stage: medians
-    timed: dict[str, int]  # passes of sampling and refining that were timed
-
-    @property
-    def total(self) -> float:
-        """Seconds per clip, all stages together."""
-        return sum(self.seconds.values())
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Timings and costs of one system."""
-
-    name: str
-    weights: str
-    parameters: int  # learned numbers of all networks that make tokens
-    passes: dict[str, int]  # of sampling and refining
-    flops: dict[str, float]
-    timings: list[Timing]
-
-    @property
-    def best(self) -> Timing:
-        """The batch size with the fewest seconds per clip."""
-        return min(self.timings, key=lambda timing: timing.total)
-
-
 def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
     """Time every system; returns a document for JSON and :mod:`vab.bench.report`.
 
@@ -105,7 +67,7 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    speeds = []
+    systems = []
     with tempfile.TemporaryDirectory() as folder:
         clip = settings.clip or write_clip(Path(folder))
         seconds = probe(clip).seconds
@@ -115,7 +77,7 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
             show(n, len(settings.names), name, "build")
             system = load_system(name, device)
             report_stage = partial(show, n, len(settings.names), name)
-            speeds.append(measure(system, clip, Path(folder), settings, device, report_stage))
+            systems.append(measure(system, clip, Path(folder), settings, device, rate, report_stage))
             del system
     return {
         "machine": machine(device) | {"load_before": load},
@@ -124,7 +86,7 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "repeats": settings.repeats,
         "clip": {"seconds": seconds, "own": settings.clip is not None},
-        "systems": [_document(speed, seconds, rate) for speed in speeds],
+        "systems": systems,
     }
 
 
@@ -135,14 +97,19 @@ def measure(
     folder: Path,
     settings: Settings,
     device: torch.device,
-    report_stage: Callable[[str], None] = lambda stage: None,
-) -> Speed:
-    """Time one system with batches of 1, 2, 4, 8, ... clips, until the time per clip grows."""
+    rate: float,
+    report_stage: Callable[[str], None],
+) -> dict[str, Any]:
+    """Time one system with batches of 1, 2, 4, 8, ... clips, until the time per clip grows: for JSON.
+
+    ``rate``: operations per second of the product of matrices, beside which its own are set.
+    """
     # 1. What is made: as many audio frames as the clip has, by one or two networks.
     stages = {"sampling": system.first}
     if system.fine is not None:
         stages["refining"] = system.fine
-    samples = round(probe(clip).seconds * SAMPLE_RATE)
+    duration = probe(clip).seconds
+    samples = round(duration * SAMPLE_RATE)
     frames = samples_to_frames(samples)
     model = system.first.preset.model
     num_codebooks = (system.fine or system.first).preset.model.num_codebooks
@@ -162,57 +129,69 @@ def measure(
     images = decode_video()
     alone = {"decode video": median(decode_video, settings.repeats, device)}
     alone["mux"] = median(write, settings.repeats, device)
-    timings: list[Timing] = []
-    for batch in _doubling(settings.largest_batch):
+    batches: list[dict[str, Any]] = []
+    for batch in (2**n for n in range(settings.largest_batch.bit_length())):
         # 3. Tokens: sampling, and refining with a second network.
-        seconds = dict(alone)
-        timed: dict[str, int] = {}
+        seconds = dict(alone)  # of one clip
+        timed: dict[str, int] = {}  # passes
         longest = 0.0  # seconds of one timing
         for name, stage in stages.items():
             report_stage(f"{name}, {batch} at once")
-            timing = _time_tokens(stage, batch, frames, costs[name].passes, settings.repeats, device)
-            seconds[name] = timing.seconds / batch
-            timed[name] = timing.passes
-            longest = max(longest, timing.once)
+            passes = costs[name].passes
+            whole, timed[name], once = _time_tokens(stage, batch, frames, passes, settings.repeats, device)
+            seconds[name] = whole / batch
+            longest = max(longest, once)
 
         # 4. Image features and codec, for the whole batch.
         report_stage(f"features and codec, {batch} at once")
         encode = partial(system.vision.encode, images * batch)
         tokens = torch.randint(model.codebook_size, (batch, num_codebooks, frames), device=device)
         decode = partial(system.codec.decode, tokens)
-        if timings and timings[0].seconds["features"] > MAX_REPEATED_SECONDS:
+        if batches and batches[0]["seconds"]["features"] > MAX_REPEATED_SECONDS:
             # Too slow to time again, and the frames of one clip are a batch already.
-            seconds["features"] = timings[0].seconds["features"]
+            seconds["features"] = batches[0]["seconds"]["features"]
         else:
             seconds["features"] = median(encode, settings.repeats, device) / batch
         seconds["codec"] = median(decode, settings.repeats, device) / batch
-        # 5. Stop when larger batches are slower per clip, or take too long.
-        timings.append(Timing(batch, {name: seconds[name] for name in STAGES if name in seconds}, timed))
-        if longest > MAX_BATCH_SECONDS or (len(timings) > 1 and timings[-1].total > timings[-2].total):
+
+        # 5. Seconds per clip by stage, in order, and rates from the counted operations.
+        seconds = {name: seconds[name] for name in STAGES if name in seconds}
+        total = sum(seconds.values())
+        speeds = {name: cost.flops / seconds[name] for name, cost in costs.items()}
+        batches.append(
+            {
+                "batch": batch,
+                "seconds": seconds,
+                "total": total,
+                "times_real_time": duration / total,
+                "times_real_time_by_stage": {name: duration / each for name, each in seconds.items()},
+                "passes_timed": timed,
+                "flops_per_second": speeds,
+                "share_of_matmul_rate": {name: speed / rate for name, speed in speeds.items()},
+            }
+        )
+        # 6. Stop when larger batches are slower per clip, or take too long.
+        if longest > MAX_BATCH_SECONDS or (len(batches) > 1 and total > batches[-2]["total"]):
             break
-    return Speed(
-        system.name,
-        system.weights,
-        sum(stage.network.parameter_counts()["parameters"] for stage in stages.values()),
-        {name: cost.passes for name, cost in costs.items()},
-        {name: cost.flops for name, cost in costs.items()},
-        timings,
-    )
-
-
-@dataclass(frozen=True)
-class _TokenTiming:
-    """Time of sampling or refining a batch."""
-
-    seconds: float  # all passes, the whole batch
-    passes: int  # that were timed
-    once: float  # seconds of one timing
+    return {
+        "name": system.name,
+        "weights": system.weights,
+        # learned numbers of all networks that make tokens
+        "parameters": sum(stage.network.parameter_counts()["parameters"] for stage in stages.values()),
+        "passes": {name: cost.passes for name, cost in costs.items()},
+        "flops": {name: cost.flops for name, cost in costs.items()},
+        "best_batch": min(batches, key=lambda each: each["total"])["batch"],
+        "batches": batches,
+    }
 
 
 def _time_tokens(
     stage: Stage, batch: int, frames: int, passes: int, repeats: int, device: torch.device
-) -> _TokenTiming:
-    """Time all passes, or a few of them if all would take too long."""
+) -> tuple[float, int, float]:
+    """Time sampling or refining of a batch: all passes, or a few if all would take too long.
+
+    Seconds of all passes, how many were timed, and seconds of one timing.
+    """
     few = NUM_TIMED_STEPS if isinstance(stage.network, FoleyGen) else NUM_TIMED_PASSES
     few = min(few, passes)
     begin = time.perf_counter()
@@ -221,17 +200,10 @@ def _time_tokens(
     if one * passes > MAX_FULL_SECONDS:
         if once < MAX_REPEATED_SECONDS:
             one = statistics.median(some_passes(stage, batch, frames, few) for _ in range(repeats))
-        return _TokenTiming(one * passes, few, once)
+        return one * passes, few, once
     inputs = blank_inputs(stage, batch, padded_length(frames, stage.preset.model))
     whole = median(partial(fill_in, stage, *inputs), repeats, device)
-    return _TokenTiming(whole, passes, whole)
-
-
-def _doubling(largest: int) -> Iterator[int]:
-    batch = 1
-    while batch <= largest:
-        yield batch
-        batch *= 2
+    return whole, passes, whole
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -249,31 +221,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "dtype": "float32",
-    }
-
-
-def _document(speed: Speed, seconds: float, rate: float) -> dict[str, Any]:
-    """One system for JSON: seconds per clip by stage, and rates from the counted operations."""
-    return {
-        "name": speed.name,
-        "weights": speed.weights,
-        "parameters": speed.parameters,
-        "passes": speed.passes,
-        "flops": speed.flops,
-        "best_batch": speed.best.batch,
-        "batches": [
-            {
-                "batch": timing.batch,
-                "seconds": timing.seconds,
-                "total": timing.total,
-                "times_real_time": seconds / timing.total,
-                "times_real_time_by_stage": {n: seconds / each for n, each in timing.seconds.items()},
-                "passes_timed": timing.timed,
-                "flops_per_second": {n: f / timing.seconds[n] for n, f in speed.flops.items()},
-                "share_of_matmul_rate": {n: f / timing.seconds[n] / rate for n, f in speed.flops.items()},
-            }
-            for timing in speed.timings
-        ],
     }
 
 

@@ -17,7 +17,7 @@ import errno
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256 as one_hash
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vab.config import audio_frames, former_fields, video_frames
+from vab.config import ModelConfig, audio_frames, former_fields, video_frames
 from vab.errors import VABError, first_line
 from vab.utils.files import atomic
 from vab.utils.provenance import sha256
@@ -54,6 +54,12 @@ class StoreMeta:
     fill: str = "zero"  # what follows audio shorter than the window: zero or repeat
     codec_fingerprint: str = ""
     vision_fingerprint: str = ""
+
+    @classmethod
+    def for_model(cls, model: ModelConfig) -> StoreMeta:
+        """The settings of latents just as a network takes them; no fingerprints."""
+        taken = {each.name for each in fields(model)}
+        return cls(**{each.name: getattr(model, each.name) for each in fields(cls) if each.name in taken})
 
     def hashed(self) -> str:
         """The settings as they go into hashes: under the names of version 0.1, so that no hash changes."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, synthetic_store, tf32, vision_of
 from vab.bench.timing import blank_inputs, fill_in
-from vab.config import DecodeConfig, ModelConfig, Preset
+from vab.config import DecodeConfig, Preset
 from vab.models.foleygen import FoleyGen, IncrementalDecoder, delay
 from vab.presets import PRESETS
 from vab.sampling import autoregressive
@@ -161,7 +161,7 @@ def codecs(device: torch.device, small: bool) -> list[Row]:
     return rows
 
 
-def _taught(objective: Objective) -> tuple[Preset, ModelConfig]:
+def _taught(objective: Objective) -> Preset:
     """A preset of that objective which any processor trains in seconds."""
     model = replace(
         PRESETS["vab-tiny"].model,
@@ -189,16 +189,16 @@ def _taught(objective: Objective) -> tuple[Preset, ModelConfig]:
         inputs=("audio", "both"),
     )
     classes = tuple(f"label{n}" for n in range(7)) if objective == "classification" else ()
-    return Preset("check", "", model, config, classes=classes), model
+    return Preset("check", "", model, config, classes=classes)
 
 
 def training_steps(device: torch.device, small: bool) -> list[Row]:
     """Loss, gradient and first update of every objective, the contrastive one among them."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        store = synthetic_store(Path(folder), _taught("masked")[1], 16)
+        store = synthetic_store(Path(folder), _taught("masked").model, 16)
         for objective in get_args(Objective):
-            preset, _ = _taught(objective)
+            preset = _taught(objective)
             batch = ClipBatches(store, preset, "train").train_batch(0)
             torch.manual_seed(0)
             network = build(preset, torch.from_numpy(store.codebook_vectors()))
@@ -233,25 +233,24 @@ def _step(
 
 def runs(device: torch.device, small: bool) -> list[Row]:
     """A run of training beside the CPU's, and one that is resumed from its checkpoint."""
-    preset, model = _taught("masked")
-    quiet = lambda line: None  # noqa: E731
+    preset = _taught("masked")
+
+    def run(name: str) -> Tensor:
+        train(preset, place / "store", place / name, max_steps=STEPS, log=lambda line: None)
+        return _learned(place / name)
+
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        synthetic_store(place / "store", model, 16)
-        train(preset, place / "store", place / "here", max_steps=STEPS, log=quiet)
-        if device.type == "cpu":
-            train(preset, place / "store", place / "there", max_steps=STEPS, log=quiet)
-        else:
-            _train_on_cpu(place / "store", place / "there")
-        final = [_learned(place / name) for name in ("here", "there")]
-        apart = relative(*final)
+        synthetic_store(place / "store", preset.model, 16)
+        here = run("here")
+        there = run("there") if device.type == "cpu" else _train_on_cpu(place / "store", place / "there")
+        apart = relative(here, there)
         losses = relative(_losses(place / "here"), _losses(place / "there"))
         # the second half once more, from the checkpoint in the middle
-        train(preset, place / "store", place / "again", max_steps=STEPS, log=quiet)
+        run("again")
         (place / "again" / "checkpoints" / f"{STEPS:09d}.safetensors").unlink()
         (place / "again" / "model.safetensors").unlink()
-        train(preset, place / "store", place / "again", max_steps=STEPS, log=quiet)
-        changed = relative(_learned(place / "again"), final[0])
+        changed = relative(run("again"), here)
     return [
         row(f"losses of {STEPS} steps of a run", "float32", losses, EXACT),
         row(f"weights after {STEPS} steps of a run", "float32", apart, 100 * EXACT),
@@ -271,17 +270,18 @@ def _losses(run: Path) -> Tensor:
     return torch.tensor([line["loss"] for line in lines])
 
 
-def _train_on_cpu(store: Path, run: Path) -> None:
-    """The same run where no GPU is seen; ``RuntimeError`` if it fails."""
+def _train_on_cpu(store: Path, run: Path) -> Tensor:
+    """The weights of the same run where no GPU is seen; ``RuntimeError`` if it fails."""
     code = (
         "import sys; from pathlib import Path; from vab.bench.gpu import checks; "
-        "checks.train(checks._taught('masked')[0], sys.argv[1], Path(sys.argv[2]), max_steps=checks.STEPS)"
+        "checks.train(checks._taught('masked'), sys.argv[1], Path(sys.argv[2]), max_steps=checks.STEPS)"
     )
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", code, str(store), str(run)]
     done = subprocess.run(command, env=hidden, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(f"the run on the CPU failed: {done.stderr.strip().splitlines()[-1:]}")
+    return _learned(run)
 
 
 def in_batches(device: torch.device, small: bool) -> list[Row]:

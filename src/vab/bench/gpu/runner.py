@@ -38,7 +38,7 @@ class Part(NamedTuple):
 
 def run(
     kind: str,
-    about: Callable[[], Mapping[str, Any]] | Mapping[str, Any],
+    about: Mapping[str, Any],
     parts: Iterable[Part],
     folder: Path,
     device: str,
@@ -52,8 +52,7 @@ def run(
     """
     begin = time.perf_counter()
     parts = list(parts)
-    page = Page(kind, folder, dict(about() if callable(about) else about), [])
-    page.sections = [Section(part.name, part.limit) for part in parts]
+    page = Page(kind, folder, dict(about), [Section(part.name, part.limit) for part in parts])
     page.write()
     for part, section in zip(parts, page.sections, strict=True):
         left = total - (time.perf_counter() - begin)
@@ -95,15 +94,18 @@ def run_part(
             _end(child)
         section.seconds = time.perf_counter() - begin
         document = _merge(section, result)
+        written = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        # only what it wrote itself as its last word counts as done
         if code is None:
             section.status, section.error = "took too long", f"ended after {section.limit:g} s"
         elif code == 0 and document.get("whole"):
             section.status = "done"
         else:
             section.status = "failed"
-            section.error = document.get("error") or _last_line(log, code)
+            last = written[-1].strip() if written else "it wrote nothing"
+            section.error = document.get("error") or f"it ended with {code}; its last line: {last}"
         if section.status != "done":  # what it wrote may say why
-            sys.stderr.write("\n".join(_text(log).splitlines()[-30:]) + "\n")
+            sys.stderr.write("\n".join(written[-30:]) + "\n")
 
 
 def _wait(
@@ -140,15 +142,6 @@ def _merge(section: Section, result: Path) -> dict[str, Any]:
     section.rows, section.lines = document.get("rows", []), document.get("lines", [])
     section.failed = document.get("failed", [])
     return document
-
-
-def _text(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace").strip()
-
-
-def _last_line(log: Path, code: int) -> str:
-    last = next(iter(reversed(_text(log).splitlines())), "it wrote nothing")
-    return f"it ended with {code}; its last line: {last.strip()}"
 
 
 # In the part's own process.

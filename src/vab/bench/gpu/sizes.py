@@ -18,7 +18,7 @@ from vab.bench.systems import SECOND_STAGES, System, fill, random_codec, random_
 from vab.codecs.codec import Codec
 from vab.config import ModelConfig, Preset
 from vab.data.store import Latents, LatentStore, StoreMeta
-from vab.models.foleygen import FoleyGen
+from vab.models.foleygen import build_network
 from vab.models.vab import VAB
 from vab.presets import PRESETS
 from vab.vision import RECIPES, TimmEncoder, VisionEncoder
@@ -65,8 +65,7 @@ def preset_of(name: str, small: bool) -> Preset:
 
 def network_of(preset: Preset) -> VAB:
     """Its network, on the CPU."""
-    kind = FoleyGen if preset.train.objective == "causal" else VAB
-    return fill(lambda: kind(preset.model)).eval().requires_grad_(False)
+    return fill(lambda: build_network(preset)).eval().requires_grad_(False)
 
 
 def codec_of(name: Literal["encodec", "dac"], small: bool) -> Codec:
@@ -112,16 +111,7 @@ def inputs(config: ModelConfig, batch: int, device: torch.device) -> tuple[torch
 def synthetic_store(folder: Path, model: ModelConfig, clips: int) -> LatentStore:
     """A store of random latents that fit ``model``; every second clip says its label with each token."""
     draw = np.random.default_rng(0)
-    meta = StoreMeta(
-        model.codec,
-        model.vision,
-        model.num_codebooks,
-        model.codebook_size,
-        model.codebook_dim,
-        model.vision_dim,
-        model.seconds,
-        model.fps,
-    )
+    meta = StoreMeta.for_model(model)
     vectors = draw.standard_normal((model.num_codebooks, model.codebook_size, model.codebook_dim), np.float32)
     store = LatentStore.create(folder, meta, vectors)
     rows = []

@@ -257,8 +257,7 @@ def write_noise(store: Path, manifest: Path, clips: int = 16) -> None:
     """A store of random latents with two labels, and a few tones: enough to see that everything runs."""
     random, model = np.random.default_rng(0), preset("vab-tiny").model
     vectors = TinyCodec.from_pretrained(find_model()).codebook_vectors()[: model.num_codebooks].numpy()
-    sizes = (model.num_codebooks, model.codebook_size, model.codebook_dim, model.vision_dim)
-    meta = StoreMeta(model.codec, model.vision, *sizes, model.seconds, model.fps)
+    meta = StoreMeta.for_model(model)
     target = LatentStore.create(store, meta, vectors)
     rows = []
     for n in range(clips):

@@ -7,6 +7,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vab.bench.costs import pass_flops
 from vab.bench.gpu.runner import report
 from vab.bench.gpu.sizes import preset_of, synthetic_store
 from vab.bench.gpu.speed import SIDE, SMALL_SIDE, Row, numbers
-from vab.bench.timing import finish, matmul_rate
+from vab.bench.timing import finish, matmul_rate, timed
 from vab.training.batches import ClipBatches
 from vab.training.trainer import TrainingRun
 from vab.utils.device import pick_device
@@ -50,7 +51,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
                 fabric, preset, clips, dev, Path(scratch) / "run", total, None, lambda line: None
             )
         run.start(None)
-        loads = [_seconds(clips, step) for step in range(3)]
+        loads = [timed(partial(clips.train_batch, step), torch.device("cpu")) for step in range(3)]
         if where.type == "cuda":
             torch.cuda.reset_peak_memory_stats(where)
         passed: list[float] = []  # seconds of a step, by block
@@ -85,12 +86,6 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
         f"{rate / 1e12:.3g} TFLOP/s.",
     ]
     return {"rows": [row], "lines": lines}
-
-
-def _seconds(clips: ClipBatches, step: int) -> float:
-    begin = time.perf_counter()
-    clips.train_batch(step)
-    return time.perf_counter() - begin
 
 
 def _figures(model: Any, size: int, seconds: float, rate: float, device: torch.device) -> Row:
