@@ -7,7 +7,7 @@ there: equal logits give bit-equal tokens whatever the batch, the order, the pad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,15 @@ from torch.nn import functional
 
 from vab.config import DecodeConfig
 from vab.models.foleygen import delay, undelay
-from vab.sampling.parallel import DecodeError, LogitsFn, StepProgress, check_arguments, draw, in_windows
+from vab.sampling.parallel import (
+    DecodeError,
+    Generators,
+    LogitsFn,
+    StepProgress,
+    check_arguments,
+    draw,
+    in_windows,
+)
 
 
 @torch.no_grad()
@@ -25,7 +33,7 @@ def generate(
     known: Tensor,
     codebook_size: int,
     config: DecodeConfig,
-    generators: Sequence[torch.Generator],
+    generators: Generators,
     *,
     progress: StepProgress | None = None,
 ) -> Tensor:
@@ -79,7 +87,7 @@ def generate_long(
     known: Tensor,
     codebook_size: int,
     config: DecodeConfig,
-    generators: torch.Generator | Sequence[torch.Generator],
+    generators: torch.Generator | Generators,
     *,
     window: int,
     overlap: int,
@@ -90,27 +98,18 @@ def generate_long(
     Arguments and result as of ``vab.sampling.parallel.generate_long``; ``step_fn_for(start, stop)`` gives a
     fresh ``step_fn`` for these audio frames.
     """
-    if isinstance(generators, torch.Generator):
-        # [K,T] -> [1,K,T]: one clip is a batch of one
-        return generate_long(
-            step_fn_for,
-            tokens[None],
-            known[None],
-            codebook_size,
-            config,
-            [generators],
-            window=window,
-            overlap=overlap,
-            progress=progress,
-        )[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: StepProgress) -> Tensor:
+    def fill(
+        start: int, stop: int, tokens: Tensor, known: Tensor, noise: Generators, progress: StepProgress
+    ) -> Tensor:
         step_fn = step_fn_for(start, stop)
-        return generate(step_fn, tokens, known, codebook_size, config, generators, progress=progress)
+        return generate(step_fn, tokens, known, codebook_size, config, noise, progress=progress)
 
-    num_codebooks, num_frames = tokens.shape[1:]
+    num_codebooks, num_frames = tokens.shape[-2:]
     num_steps = min(window, num_frames) + num_codebooks - 1  # S of one window
-    return in_windows(fill, tokens, known, num_steps, window=window, overlap=overlap, progress=progress)
+    return in_windows(
+        fill, tokens, known, generators, num_steps, window=window, overlap=overlap, progress=progress
+    )
 
 
 def _noise(unknown: Tensor, generator: torch.Generator) -> Tensor:

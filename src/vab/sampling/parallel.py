@@ -27,8 +27,9 @@ from vab.errors import SettingError, VABError
 LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
 ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
 StepProgress = Callable[[int, int], None]  # steps done, total
-# first frame, one after the last, tokens and known [B,K,n], progress of this window -> tokens [B,K,n]
-Fill = Callable[[int, int, Tensor, Tensor, StepProgress], Tensor]
+Generators = Sequence[torch.Generator]  # on the CPU, one per clip
+# first frame, one after the last, tokens and known [B,K,n], B generators, progress of this window -> tokens
+Fill = Callable[[int, int, Tensor, Tensor, Generators, StepProgress], Tensor]
 ROUNDING_TOLERANCE = 1e-6  # of the total: more than float32 sums of the same probabilities are off by
 
 
@@ -65,7 +66,7 @@ def generate(
     known: Tensor,
     codebook_size: int,
     config: DecodeConfig,
-    generators: Sequence[torch.Generator],
+    generators: Generators,
     *,
     num_conditioning_codebooks: int = 0,
     progress: StepProgress | None = None,
@@ -148,7 +149,7 @@ def generate_long(
     known: Tensor,
     codebook_size: int,
     config: DecodeConfig,
-    generators: torch.Generator | Sequence[torch.Generator],
+    generators: torch.Generator | Generators,
     *,
     window: int,
     overlap: int,
@@ -163,41 +164,31 @@ def generate_long(
     tokens is held for longer than a window. With T <= ``window`` the result is ``generate``'s, bit for bit.
     ``progress`` counts the steps of all windows. Returns tokens shaped like ``tokens``.
     """
-    if isinstance(generators, torch.Generator):
-        # [K,T] -> [1,K,T]: one clip is a batch of one
-        return generate_long(
-            logits_fn_for,
-            tokens[None],
-            known[None],
-            codebook_size,
-            config,
-            [generators],
-            window=window,
-            overlap=overlap,
-            num_conditioning_codebooks=num_conditioning_codebooks,
-            progress=progress,
-        )[0]
 
-    def fill(start: int, stop: int, tokens: Tensor, known: Tensor, progress: StepProgress) -> Tensor:
+    def fill(
+        start: int, stop: int, tokens: Tensor, known: Tensor, noise: Generators, progress: StepProgress
+    ) -> Tensor:
         return generate(
             logits_fn_for(start, stop),
             tokens,
             known,
             codebook_size,
             config,
-            generators,
+            noise,
             num_conditioning_codebooks=num_conditioning_codebooks,
             progress=progress,
         )
 
-    num_steps = config.num_steps
-    return in_windows(fill, tokens, known, num_steps, window=window, overlap=overlap, progress=progress)
+    return in_windows(
+        fill, tokens, known, generators, config.num_steps, window=window, overlap=overlap, progress=progress
+    )
 
 
 def in_windows(
     fill: Fill,
     tokens: Tensor,
     known: Tensor,
+    generators: torch.Generator | Generators,
     num_steps: int,
     *,
     window: int,
@@ -206,9 +197,13 @@ def in_windows(
 ) -> Tensor:
     """``fill`` one window after another: each keeps the tokens it shares with the one before.
 
-    ``tokens`` and ``known`` [B,K,T]. A window without a token to generate is skipped. ``progress`` counts
-    ``num_steps`` for each window. Returns new tokens [B,K,T].
+    ``tokens`` and ``known`` [B,K,T] and B generators, or [K,T] and one. A window without a token to generate
+    is skipped. ``progress`` counts ``num_steps`` for each window. Returns new tokens shaped like ``tokens``.
     """
+    if isinstance(generators, torch.Generator):
+        # [K,T] -> [1,K,T]: one clip is a batch of one
+        batch = (fill, tokens[None], known[None], [generators], num_steps)
+        return in_windows(*batch, window=window, overlap=overlap, progress=progress)[0]
     spans = windows(tokens.shape[2], window, overlap)
     result = tokens.clone()
     known = known.clone()
@@ -218,7 +213,7 @@ def in_windows(
             report(num_steps, num_steps)
             continue
         result[:, :, start:stop] = fill(
-            start, stop, result[:, :, start:stop], known[:, :, start:stop], report
+            start, stop, result[:, :, start:stop], known[:, :, start:stop], generators, report
         )
         # What this window generated is a fixed prefix for the next.
         known[:, :, start:stop] = True
@@ -236,7 +231,7 @@ def check_arguments(
     known: Tensor,
     codebook_size: int,
     config: DecodeConfig,
-    generators: Sequence[torch.Generator],
+    generators: Generators,
     num_conditioning_codebooks: int = 0,
 ) -> None:
     """Raise ``ValueError`` for arguments of ``generate`` that would spoil its result in silence."""

@@ -7,7 +7,7 @@ second network in its folder ``fine``, which adds the finer codebooks, condition
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -22,7 +22,7 @@ from vab.models.heads import load_network, save_network
 from vab.models.hub import CONFIG, FINE, FOLDERS, ModelError, read_config
 from vab.models.vab import VAB
 from vab.sampling import autoregressive, parallel
-from vab.sampling.parallel import LogitsFn, StepProgress, classifier_free_guidance
+from vab.sampling.parallel import Generators, LogitsFn, StepProgress, classifier_free_guidance
 
 OVERLAP_SECONDS = 1.0  # that neighbouring windows share
 
@@ -40,7 +40,7 @@ class Stage:
         known: Tensor,
         features: Tensor,
         decode: DecodeConfig,
-        generators: torch.Generator | Sequence[torch.Generator],
+        generators: torch.Generator | Generators,
         *,
         progress: StepProgress | None = None,
     ) -> Tensor:
@@ -78,7 +78,7 @@ class Stage:
         tokens: Tensor,
         known: Tensor,
         features: Tensor,
-        generators: torch.Generator | Sequence[torch.Generator],
+        generators: torch.Generator | Generators,
         *,
         progress: StepProgress | None = None,
     ) -> Tensor:
