@@ -152,12 +152,8 @@ def prepare(frame: np.ndarray, recipe: Recipe) -> Tensor:
     return functional.normalize(pixels.float() / 255, list(recipe.mean), list(recipe.std))
 
 
-def load_vision(
-    name: VisionName,
-    source: str | Path | None = None,
-    device: str | torch.device = "cpu",
-) -> VisionEncoder:
-    """Load the image encoder called ``name`` onto ``device``.
+def load_vision(name: VisionName, source: str | Path | None = None) -> VisionEncoder:
+    """Load the image encoder called ``name``.
 
     ``source`` is a weight file, a folder that holds one (timm's, open_clip's), or a Hub id. Without
     one: timm's weights from the Hub, or, for EfficientNet-Lite0, the package
@@ -167,7 +163,7 @@ def load_vision(
         raise VisionError(f"no image encoder is called {name!r}; there are: {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     packaged = name == "efficientnet-lite0" and source is None
-    return TimmEncoder(name, recipe, _lite0() if packaged else build(recipe, source)).to(device)
+    return TimmEncoder(name, recipe, _lite0() if packaged else build(recipe, source))
 
 
 def build(recipe: Recipe, source: str | Path | None) -> nn.Module:

@@ -19,23 +19,19 @@ MAX_REPEATED_SECONDS = 5.0  # a longer timing is not repeated
 SIDE = 2048  # of the matrices whose product gives the machine's rate
 
 
-def matmul_rate(
-    device: torch.device, side: int = SIDE, repeats: int = 5, dtype: torch.dtype = torch.float32
-) -> float:
-    """Operations per second of the product of two square random matrices: the median."""
+def matmul_rate(device: torch.device, side: int = SIDE, dtype: torch.dtype = torch.float32) -> float:
+    """Operations per second of the product of two square random matrices: the median of five."""
     a = torch.rand(side, side, device=device).to(dtype)
     b = torch.rand(side, side, device=device).to(dtype)
-    return 2 * side**3 / median(lambda: a @ b, repeats, device)
+    return 2 * side**3 / median(lambda: a @ b, 5, device)
 
 
 def median(work: Callable[[], Any], repeats: int, device: torch.device) -> float:
     """Median seconds of ``work``; the first timing if that is long."""
     first = timed(work, device)
-    return (
-        first
-        if first > MAX_REPEATED_SECONDS
-        else statistics.median(timed(work, device) for _ in range(repeats))
-    )
+    if first > MAX_REPEATED_SECONDS:
+        return first
+    return statistics.median(timed(work, device) for _ in range(repeats))
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:

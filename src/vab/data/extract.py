@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -19,8 +18,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from vab.codecs.codec import Codec
@@ -35,6 +32,7 @@ from vab.media.file import MediaFile
 from vab.media.image import moving_crop
 from vab.media.reader import probe
 from vab.utils.files import write_whole
+from vab.utils.progress import step_bar
 from vab.utils.provenance import sha256
 from vab.vision import VisionEncoder
 
@@ -104,7 +102,7 @@ def extract(
         failed: dict[str, str] = {}
         pending: list[Decoded] = []
         rows: list[Latents] = []
-        with _progress(len(clips), len(clips) - len(wanted)) as advance:
+        with step_bar("extract", len(clips), len(clips) - len(wanted)) as advance:
             for clip, result in read_ahead(wanted, meta, vision.decode_size, batch_clips):
                 if isinstance(result, Decoded):
                     pending.append(result)
@@ -118,7 +116,7 @@ def extract(
                     store.add(rows)
                     rows = []
                     _write_failures(store.directory, failed)
-                advance(len(failed))
+                advance(f"({len(failed)} failed)")
             store.add(rows + encode(pending, codec, vision, meta, device))
         _write_failures(store.directory, failed)
     return Extraction(len(wanted) - len(failed), len(clips) - len(wanted), failed)
@@ -286,15 +284,6 @@ def read_ahead(
             # The reader may stop early; what has not begun need not be decoded.
             for _, future in waiting:
                 future.cancel()
-
-
-@contextmanager
-def _progress(total: int, present: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, else nothing; the function moves it on by a clip."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("extract", total=total, completed=present)
-        yield lambda failed: progress.update(task, advance=1, description=f"extract ({failed} failed)")
 
 
 def _write_failures(directory: Path, failed: dict[str, str]) -> None:

@@ -38,6 +38,7 @@ from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
 
 MAX_PRELOAD_BYTES = 2 << 30  # of latents that are read to memory, and verified, at once
+MAX_STATISTICS_CLIPS = 10_000  # of which the features' mean and deviation are taken
 CODEBOOKS = "codebooks.safetensors"
 
 
@@ -270,16 +271,16 @@ class LatentStore:
             raise StoreError(f"{path} is damaged (other numbers than were written); {advice(self.directory)}")
         return vectors
 
-    def feature_statistics(self, clips: int = 10_000) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean and standard deviation [dim] of the features for training, over ``clips`` spread evenly.
+    def feature_statistics(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation [dim] of the features for training.
 
-        Without any features: zeros and ones.
+        Over at most ``MAX_STATISTICS_CLIPS`` clips, spread evenly. Without any features: zeros and ones.
         """
         rows = np.flatnonzero(self.has("features") & (np.array(self.splits) == "train"))
         if not len(rows):
             dim = self.meta.vision_dim
             return np.zeros(dim, np.float32), np.ones(dim, np.float32)
-        rows = rows[spread(len(rows), clips)]
+        rows = rows[spread(len(rows), MAX_STATISTICS_CLIPS)]
         values = self.gather("features", rows).reshape(-1, self.meta.vision_dim).astype(np.float32)
         return values.mean(0), values.std(0).clip(min=1e-3)
 

@@ -14,16 +14,16 @@ from vab.media.reader import read_audio
 
 
 def read_sounds(
-    manifest: str | Path, split: str = "train", log: Callable[[str], None] = lambda line: None
+    manifest: str | Path, log: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[NDArray[np.int16]]]:
-    """label -> waveforms int16 [S] at 16 kHz of the clips of ``split`` that have sound.
+    """label -> waveforms int16 [S] at 16 kHz of the clips of the split train that have sound.
 
     A file that cannot be read, or is empty, is left out; ``log`` gets the reason. ``ManifestError`` if the
     manifest is bad or no sound remains.
     """
     sounds: dict[str, list[NDArray[np.int16]]] = {}
     for clip in read_manifest(manifest):
-        if clip.split != split or clip.audio is None:
+        if clip.split != "train" or clip.audio is None:
             continue
         try:
             waveform = read_audio(clip.audio, clip.start, clip.seconds)
@@ -37,5 +37,5 @@ def read_sounds(
         samples = (waveform.clip(-1, 1) * 32767).round().astype(np.int16)
         sounds.setdefault(clip.label, []).append(samples)
     if not sounds:
-        raise ManifestError(f"{manifest}: no clip of the split {split} has sound that can be read")
+        raise ManifestError(f"{manifest}: no clip of the split train has sound that can be read")
     return sounds

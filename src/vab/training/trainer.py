@@ -23,8 +23,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from lightning_fabric.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -44,6 +42,7 @@ from vab.training.checkpoint import (
 from vab.training.objectives import OBJECTIVES, build
 from vab.utils.files import save_tensors, write_whole
 from vab.utils.locks import exclusive
+from vab.utils.progress import step_bar
 from vab.utils.provenance import code_version
 
 
@@ -222,7 +221,8 @@ class TrainingRun:
         config = self.preset.train
         rank, world_size = self.fabric.global_rank, self.fabric.world_size
         last_step, clock = self.step, time.perf_counter()
-        with self._journal() as write, self._progress() as advance, ThreadPoolExecutor(1) as ahead:
+        bar = step_bar(self.preset.name, self.total, self.step, show=self.fabric.is_global_zero)
+        with self._journal() as write, bar as advance, ThreadPoolExecutor(1) as ahead:
             upcoming = ahead.submit(self.clips.train_batch, self.step)
             while self.step < self.total:
                 # 1. Every process makes the same global batch, a step ahead, and keeps its shard.
@@ -360,20 +360,6 @@ class TrainingRun:
                     board.add_scalar(f"{name}/{split}", value, self.step)
 
             yield write
-
-    @contextmanager
-    def _progress(self) -> Iterator[Callable[[str], None]]:
-        """A progress bar on a terminal, else nothing; the function moves it on by a step."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        quiet = not (self.fabric.is_global_zero and sys.stderr.isatty())
-        with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-            task = progress.add_task(self.preset.name, total=self.total, completed=self.step)
-            yield lambda text: progress.update(task, advance=1, description=f"{self.preset.name} {text}")
 
     def export(self) -> None:
         """Make the run's folder a model directory: weights, config, and a record of how they were trained."""

@@ -7,7 +7,7 @@ from vab.bench.gpu.runner import Part
 TOTAL = 295.0  # seconds of a whole run; the limits of its parts may be more together
 
 GPU_PARTS = (
-    Part("correctness", "vab.bench.gpu.correctness:correctness", 90),
+    Part("correctness", "vab.bench.gpu.checks:correctness", 90),
     Part("vab-encodec", "vab.bench.gpu.speed:vab_encodec", 50),
     Part("training", "vab.bench.gpu.training:training", 75),
     Part("foleygen", "vab.bench.gpu.speed:foleygen", 50),

@@ -30,6 +30,7 @@ KINDS = {  # how float32 and bfloat16 are multiplied: type, whether in TF32
 }
 BATCHES, SMALL_BATCHES = (1, 4, 16, 64), (1, 2)
 MAX_BATCH_SECONDS = 6.0  # expected of a batch; above, it is not tried
+NUM_KERNELS = 8  # named in a profile
 GAIN = 0.95  # a larger batch goes on only if a clip takes this share of the seconds, or less
 SIDE, SMALL_SIDE = 8192, 256  # of the matrices whose product gives the device's rate
 
@@ -169,7 +170,7 @@ def _but_some(known: torch.Tensor) -> torch.Tensor:
     return known
 
 
-def profile(stage: Stage, device: torch.device, most: int = 8) -> list[str]:
+def profile(stage: Stage, device: torch.device) -> list[str]:
     """The most expensive kernels of one pass (of sixteen steps for FoleyGen)."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
@@ -192,7 +193,7 @@ def profile(stage: Stage, device: torch.device, most: int = 8) -> list[str]:
     events = [e for e in recorded.key_averages() if not cuda or str(e.device_type).endswith("CUDA")]
     total = sum(own(event) for event in events) or 1.0
     wall = timed(work, device)
-    top = sorted(events, key=own, reverse=True)[:most]
+    top = sorted(events, key=own, reverse=True)[:NUM_KERNELS]
     name = "sixteen steps" if isinstance(stage.network, FoleyGen) else "one pass"
     text = [f"Of {name} of one clip in bfloat16, {wall * 1e3:.3g} ms, {total / 1e3:.3g} ms are its kernels:"]
     text += [f"{100 * own(e) / total:.0f} % in {e.count} of {e.key[:100]}" for e in top]

@@ -48,6 +48,7 @@ MODEL_TAR, CODEC_TAR = "vab-tiny_longer.tar", "vab-tiny_longer_codec.tar"
 MAX_FILE_BYTES = 16 << 20  # of one file that is brought back
 BATCH = 64  # a step of 20 clips would leave a GPU idle
 CODEC_BATCH = 128  # the search for codes that last is a loop over frames, as long for one excerpt as for many
+NUM_ROWS = 5  # of the table of a log
 TRIAL = 60  # steps by which the speed is measured
 RESERVE = 20.0  # seconds for the start of the process and for what follows the training
 SHARE = 0.9  # of what is left then, the training takes so much: no step is as fast as every other
@@ -176,12 +177,11 @@ def _metrics(run: Path, split: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "split"} for line in lines if line["split"] == split]
 
 
-def _means(lines: list[dict[str, float]], rows: int = 5) -> list[dict[str, float]]:
+def _means(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     """A log of single batches in a few rows: means over as many equal parts, each with its last step."""
     names = list(lines[0])
-    parts = np.array_split(
-        np.array([[line[name] for name in names] for line in lines]), min(rows, len(lines))
-    )
+    table = np.array([[line[name] for name in names] for line in lines])
+    parts = np.array_split(table, min(NUM_ROWS, len(lines)))
     return [dict(zip(names, (part[-1, 0], *part[:, 1:].mean(0)), strict=True)) for part in parts]
 
 
@@ -253,14 +253,14 @@ def read_sounds(manifest: Path) -> dict[str, list[NDArray[np.int16]]]:
     return found
 
 
-def write_noise(store: Path, manifest: Path, clips: int = 16) -> None:
+def write_noise(store: Path, manifest: Path) -> None:
     """A store of random latents with two labels, and a few tones: enough to see that everything runs."""
     random, model = np.random.default_rng(0), preset("vab-tiny").model
     vectors = TinyCodec.from_pretrained(find_model()).codebook_vectors()[: model.num_codebooks].numpy()
     meta = StoreMeta.for_model(model)
     target = LatentStore.create(store, meta, vectors)
     rows = []
-    for n in range(clips):
+    for n in range(16):
         tokens = random.integers(model.codebook_size, size=meta.token_shape, dtype=np.uint16)
         features = random.random(meta.feature_shape, np.float32).astype(np.float16)
         split = "dev" if n % 4 == 3 else "train"
