@@ -40,6 +40,7 @@ def busy(document: dict[str, Any]) -> str:
 
 def as_markdown(document: dict[str, Any]) -> str:
     """The whole report as Markdown."""
+    # 1. What was timed, where and how.
     about = document["machine"]
     clip = document["clip"]
     where = f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['device']}"
@@ -54,6 +55,7 @@ def as_markdown(document: dict[str, Any]) -> str:
         f"{MAX_REPEATED_SECONDS:g} s; seconds of one clip, also where several are done at once.",
     ]
     parts += [busy(document)] if busy(document) else []
+    # 2. The tables, each with what must be known to read it.
     parts.append(_seconds(document))
     parts.append(
         "Where the weights are random the architecture is the preset's at full size: network, codec, image "
@@ -116,6 +118,7 @@ def _beside(document: dict[str, Any]) -> str:
     names = {"foleygen-encodec": "FoleyGen", "vab-dac": "VAB-DAC", "vab-encodec": "VAB-Encodec"}
     paper = {row.system: row.seconds for row in GENERATION if row.seconds is not None}
     rows = [[name, f"{paper[title]:g}", _number(ours.get(name))] for name, title in names.items()]
+    # how much slower FoleyGen is than VAB on the same codec
     text = markdown(("system", "paper, one A6000", "here, one clip"), rows)
     for fast, slow in (("vab-encodec", "foleygen-encodec"), ("vab-tiny", "foleygen-tiny")):
         if fast in ours and slow in ours:

@@ -99,6 +99,7 @@ def random_codec(name: Literal["encodec", "dac", "tiny"], **sizes: Any) -> Codec
         return load_codec(name)
     from transformers import DacConfig, DacModel, EncodecConfig, EncodecModel
 
+    # 1. EnCodec: 64 filters are AudioGen's, 32 would be transformers' default.
     codec: Any
     if name == "encodec":
         settings: dict[str, Any] = {
@@ -112,6 +113,7 @@ def random_codec(name: Literal["encodec", "dac", "tiny"], **sizes: Any) -> Codec
         for layer in codec.quantizer.layers:
             layer.codebook.embed.normal_()
         return EnCodec(codec)
+    # 2. DAC.
     settings = {"downsampling_ratios": [2, 4, 5, 8], "n_codebooks": 12}
     codec = DacModel(DacConfig(sampling_rate=SAMPLE_RATE, **settings | sizes))
     with torch.no_grad():  # its own law is so narrow that numbers would get too small to be computed fast
@@ -137,6 +139,7 @@ def random_vision(name: str) -> VisionEncoder:
 
 def fill(build: Callable[[], N]) -> N:
     """A network whose own initialisation, slow at this size, is left out: random numbers of a sane size."""
+    # no memory is touched while it is built
     with torch.device("meta"):
         network = build()
     network.to_empty(device="cpu")
@@ -160,6 +163,7 @@ def write_clip(folder: Path, seconds: float = 10.0) -> Path:
     import av
     import numpy as np
 
+    # blocks of 16 x 16 pixels, shifted from frame to frame: as hard to decode as film
     random = np.random.default_rng(0)
     texture = np.kron(random.integers(0, 256, (45, 80, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
     path = folder / "clip.mp4"

@@ -36,6 +36,7 @@ def median(work: Callable[[], Any], repeats: int, device: torch.device) -> float
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Seconds of ``work``, until the device has finished it."""
+    # a GPU works on while Python goes on: wait before and after
     finish(device)
     begin = time.perf_counter()
     work()
@@ -87,6 +88,7 @@ def blank_inputs(stage: Stage, batch: int, length: int) -> tuple[Tensor, Tensor,
     tokens = torch.zeros(batch, config.num_codebooks, length, dtype=torch.int64, device=device)
     known = torch.zeros_like(tokens, dtype=torch.bool)
     known[:, : config.num_conditioning_codebooks] = True
+    # [B,F,E] of as many frames as the tokens last
     num_video = video_frames(length / FRAME_RATE, config.fps)
     return tokens, known, torch.randn(batch, num_video, config.vision_dim, device=device)
 

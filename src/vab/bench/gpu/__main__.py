@@ -31,11 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # a run that is asked to stop ends its part too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # 1. The machine, in a process of its own like every part: a device that hangs must not hang the page.
     machine = Section("machine", limit=60)
     run_part("vab.bench.gpu.__main__:machine", machine, options.pages, options.device, options.small)
     if machine.status != "done":
         print(f"{options.device} cannot be used: {machine.error}", file=sys.stderr)
         return 1
+    # 2. The parts, in the time that is left.
     known = sys.argv[1:] if arguments is None else arguments
     about = machine.rows[0] | {"size": "small" if options.small else "full"}
     about["command"] = f"python -m vab.bench.gpu {shlex.join(known)}"

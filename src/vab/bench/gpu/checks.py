@@ -79,6 +79,7 @@ def equal_logits(device: torch.device, small: bool) -> list[Row]:
         ("step by step", DecodeConfig(num_steps=0, top_k=256)),
     ):
         found = []
+        # the same logits, the same noise: only the device differs
         for where in (CPU, device):
             noise = [torch.Generator().manual_seed(n) for n in range(batch)]
             tokens = torch.zeros(shape, dtype=torch.int64, device=where)
@@ -105,9 +106,11 @@ def networks(device: torch.device, small: bool) -> list[Row]:
         preset = preset_of(name, small)
         network = network_of(preset)
         tokens, features = inputs(preset.model, 1, CPU)
+        # FoleyGen is asked twice: over the whole window at once, and step by step with its cache
         jobs: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {name: lambda n, t, f: n(t, f)}
         if isinstance(network, FoleyGen):
             jobs[f"{name} with its cache"] = _cached
+        # on the CPU first: the network itself moves to the device afterwards
         wanted = {job: work(network, tokens, features) for job, work in jobs.items()}
         for numbers, (dtype, limit) in TYPES.items():
             there = network.to(device, dtype)
@@ -120,8 +123,10 @@ def networks(device: torch.device, small: bool) -> list[Row]:
 def _cached(network: nn.Module, tokens: Tensor, features: Tensor) -> Tensor:
     """Logits [8,B,K,V] of eight steps, one at a time, after a quarter of the window at once."""
     assert isinstance(network, FoleyGen)
+    # the prompt is a quarter of the window
     first = tokens.shape[2] // 4
     steps = delay(tokens.clamp(max=network.config.codebook_size - 1), network.config.codebook_size)
+    # one call for the prompt, then seven for a step each: every one gives [B,K,V]
     continuation = IncrementalDecoder(network, tokens.shape[2])
     found = [continuation(steps[:, :, :first], features)]
     found += [continuation(steps[:, :, n : n + 1], features) for n in range(first, first + 7)]
@@ -149,6 +154,7 @@ def codecs(device: torch.device, small: bool) -> list[Row]:
     for name in ("encodec", "dac"):
         codec: Any = codec_of(name, small)
         tokens = torch.randint(codec.codebook_size, (1, codec.num_codebooks, 100), generator=draw)
+        # what goes to the codebooks, before it is rounded to tokens
         places = codec.model.encoder(waveform[:, None])
         sound, own = codec.decode(tokens), codec.encode(waveform)
         for numbers, (dtype, limit) in TYPES.items():
@@ -158,6 +164,7 @@ def codecs(device: torch.device, small: bool) -> list[Row]:
             rows.append(row(f"{name}, encoder", numbers, apart, limit))
             apart = relative(codec.decode(tokens.to(device)), sound)
             rows.append(row(f"{name}, decoder", numbers, apart, limit))
+            # a place halfway between two codes may fall to either: measured, but without a limit
             share = differing(codec.encode(wave), own)
             rows.append(row(f"{name}, tokens of a sound", numbers, share, None, "share that differs"))
     return rows
@@ -174,6 +181,7 @@ def _taught(objective: Objective) -> Preset:
         num_heads=2,
         codebook_size=64,
     )
+    # FoleyGen has no experts
     if objective == "causal":
         model = replace(model, num_expert_layers=0)
     config = replace(
@@ -202,6 +210,7 @@ def training_steps(device: torch.device, small: bool) -> list[Row]:
         for objective in get_args(Objective):
             preset = _taught(objective)
             batch = ClipBatches(store, preset, "train").train_batch(0)
+            # one network for all devices: each step works on a copy of it
             torch.manual_seed(0)
             network = build(preset, torch.from_numpy(store.codebook_vectors()))
             wanted = _step(copy.deepcopy(network), batch, preset, CPU, "float32")
@@ -224,6 +233,7 @@ def _step(
     network.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=numbers == "bfloat16"):
         loss = OBJECTIVES[preset.train.objective](network, batch.to(device), preset).loss
+    # all gradients in one line, and what the optimizers make of them
     loss.backward()
     learned = [p for p in network.parameters() if p.grad is not None]
     gradient = torch.cat([p.grad.flatten() for p in learned if p.grad is not None])
@@ -296,6 +306,7 @@ def in_batches(device: torch.device, small: bool) -> list[Row]:
         network = network_of(preset)
         for numbers, (dtype, _) in TYPES.items():
             stage = Stage(network.to(device, dtype), preset)
+            # four clips in one pass, then the first of them by itself, twice
             tokens, known, features = blank_inputs(stage, 4, preset.model.audio_length)
             together = fill_in(stage, tokens, known, features)
             alone, again = (fill_in(stage, tokens[:1], known[:1], features[:1]) for _ in range(2))
@@ -311,18 +322,21 @@ def in_batches(device: torch.device, small: bool) -> list[Row]:
 @torch.no_grad()
 def first_difference(network: nn.Module, tokens: Tensor, features: Tensor) -> str:
     """The first layer whose output for the first clip depends on the clips beside it."""
+    # 1. Note what every layer without layers inside gives for the first clip.
     seen: list[tuple[str, Tensor]] = []
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
     hooks = [
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.append((name, out[0].clone())))
         for name, module in leaves
     ]
+    # 2. Once among the others, once alone.
     network(tokens, features)
     many = list(seen)
     seen.clear()
     network(tokens[:1], features[:1])
     for hook in hooks:
         hook.remove()
+    # 3. The first that differs is where another order of adding began.
     for (name, among), (_, alone) in zip(many, seen, strict=True):
         if not torch.equal(among, alone):
             return f"first in {name}, by {relative(among, alone):.1e}"

@@ -33,11 +33,13 @@ def extraction(device: str, small: bool, folder: Path) -> dict[str, Any]:
         with numbers(kind) as dtype:
             rate = matmul_rate(where, SMALL_SIDE if small else SIDE, dtype=dtype)
             model = vision.model.to(dtype)
+            # 1. Frames, as pixels made ready: the network alone.
             for n in frames:
                 pictures = torch.randn(n, 3, vision.size, vision.size, device=where, dtype=dtype)
                 flops = flops_of(partial(model, pictures))
                 seconds = median(partial(model, pictures), 3, where)
                 rows.append(_row("EVA02-CLIP-L, frames", kind, n, n / seconds, flops / seconds, rate))
+            # 2. Sound, a clip of ten seconds each.
             codec.model.to(dtype)
             for n in clips:
                 sound = 0.1 * torch.randn(n, length, device=where, dtype=dtype)
@@ -46,6 +48,7 @@ def extraction(device: str, small: bool, folder: Path) -> dict[str, Any]:
                 rate_of = n * length / SAMPLE_RATE / seconds
                 rows.append(_row("EnCodec, seconds of sound", kind, n, rate_of, flops / seconds, rate))
             report(rows, lines)
+    # 3. With what the CPU does to each frame before.
     film = np.random.default_rng(0).integers(0, 256, (2 if small else 64, 720, 1280, 3), np.uint8)
     vision.model.float()
     with numbers("float32"):

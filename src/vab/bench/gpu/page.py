@@ -59,6 +59,7 @@ class Page:
 
     def markdown(self) -> str:
         """The whole page."""
+        # 1. What became of each part.
         summary: list[dict[str, Any]] = []
         for s in self.sections:
             state = f"{s.status}: {s.error}" if s.error else s.status
@@ -72,6 +73,7 @@ class Page:
             "\n".join(f"- {name}: {_cell(value)}" for name, value in self.about.items()),
             *([_table(summary)] if summary else []),
         ]
+        # 2. Each part with what it has, also if it was ended.
         for s in self.sections:
             parts.append(f"## {s.title or s.name}")
             if s.status != "done":

@@ -80,6 +80,7 @@ def run_part(
     with tempfile.TemporaryDirectory() as scratch:
         result, log = Path(scratch) / "result.json", Path(scratch) / "log"
         command = [sys.executable, "-c", CHILD, function, device, str(int(small)), str(folder), str(result)]
+        # 1. Start it, and say so on the page.
         begin = time.perf_counter()
         section.status = "running"
         news()
@@ -88,14 +89,16 @@ def run_part(
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
             )
+        # 2. Wait; whatever ends the wait ends the part.
         try:
             code = _wait(child, section, result, begin, news)
         finally:
             _end(child)
+        # 3. What became of it.
         section.seconds = time.perf_counter() - begin
         document = _merge(section, result)
         written = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        # only what it wrote itself as its last word counts as done
+        # done is what has reported itself whole
         if code is None:
             section.status, section.error = "took too long", f"ended after {section.limit:g} s"
         elif code == 0 and document.get("whole"):
@@ -120,6 +123,7 @@ def _wait(
         except subprocess.TimeoutExpired:
             if left <= 0:
                 return None
+        # news are another time of the file
         stamp = result.stat().st_mtime_ns if result.exists() else 0
         if stamp != seen:
             seen = stamp
@@ -162,6 +166,7 @@ def work(function: str, device: str, small: str, folder: str, result: str) -> No
     global _result
     _result = Path(result)
     try:
+        # the title first, so that the page has it while the part runs
         module, _, name = function.partition(":")
         part = getattr(import_module(module), name)
         _document["title"] = (part.__doc__ or name).strip().splitlines()[0].rstrip(".")

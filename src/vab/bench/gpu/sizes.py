@@ -99,6 +99,7 @@ def system_of(name: str, small: bool, device: torch.device) -> System:
 
 def inputs(config: ModelConfig, batch: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens [B,K,T] of a window, half of them [MASK] where a codebook is predicted; features [B,F,dim]."""
+    # drawn on the CPU, so that every device gets the same
     draw = torch.Generator().manual_seed(0)
     shape = (batch, config.num_codebooks, config.audio_length)
     tokens = torch.randint(config.codebook_size, shape, generator=draw)
@@ -117,6 +118,7 @@ def synthetic_store(folder: Path, model: ModelConfig, clips: int) -> LatentStore
     rows = []
     for n in range(clips):
         tokens = draw.integers(model.codebook_size, size=meta.token_shape).astype(np.uint16)
+        # something that can be learned
         if n % 2:
             tokens[:] = n % 7
         features = draw.standard_normal(meta.feature_shape, np.float32).astype(np.float16)

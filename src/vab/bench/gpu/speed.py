@@ -72,6 +72,7 @@ def _measure(name: str, device: torch.device, small: bool) -> dict[str, Any]:
     system = system_of(name, small, device)
     for kind in kinds(device):
         with numbers(kind) as dtype:
+            # what the device can do at best in these numbers
             rate = matmul_rate(device, SMALL_SIDE if small else SIDE, dtype=dtype)
             convert(system, dtype)
             found = batches(system, kind, rate, device, SMALL_BATCHES if small else BATCHES)
@@ -110,6 +111,7 @@ def batches(system: System, kind: str, rate: float, device: torch.device, sizes:
             break
         try:
             row = _row(system, kind, batch, rate, device)
+        # what does not fit ends the series, not the part
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             break
@@ -122,6 +124,7 @@ def batches(system: System, kind: str, rate: float, device: torch.device, sizes:
 
 
 def _row(system: System, kind: str, batch: int, rate: float, device: torch.device) -> Row:
+    # 1. The networks that make tokens, and inputs of this batch for every stage.
     config = system.first.preset.model
     frames = config.audio_length
     stages: dict[str, Stage] = {"sampling": system.first}
@@ -133,6 +136,7 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
     images = torch.randn(size, device=device, dtype=dtype)
     num_codebooks = (system.fine or system.first).preset.model.num_codebooks
     codes = torch.randint(config.codebook_size, (batch, num_codebooks, frames), device=device)
+    # 2. The stages in their order, and the operations of those that are counted.
     jobs: dict[str, Callable[[], Any]] = {"features": partial(vision.model, images)}
     flops = {}
     for name, stage in stages.items():
@@ -144,6 +148,7 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
     jobs["codec"] = partial(system.codec.decode, codes)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    # 3. Seconds of each; sampling is warm already, and long.
     seconds = {}
     for name, job in jobs.items():
         if name in stages:
@@ -152,6 +157,7 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
         else:
             job()
             seconds[name] = median(job, 3, device)
+    # 4. All of it for one clip.
     row: Row = {"numbers": kind, "at once": batch}
     row |= {f"{name}, s": seconds[name] / batch for name in jobs}
     row["seconds a clip"] = sum(seconds.values()) / batch
@@ -179,6 +185,7 @@ def profile(stage: Stage, device: torch.device) -> list[str]:
     tokens, known, features = blank_inputs(stage, 1, padded_length(1, stage.preset.model))
     if isinstance(stage.network, FoleyGen):
         known = _but_some(known)
+    # once unseen, so that nothing is set up while the profiler looks
     work = partial(fill_in, stage, tokens, known, features, steps=1)
     work()
     finish(device)

@@ -91,16 +91,19 @@ def decoder(device: str, small: bool, folder: Path) -> dict[str, Any]:
         save_every=1000,
         log_every=1 if small else 20,
     )
+    # 1. A few steps, to see how fast it is.
     for name in ("decoder-trial", "decoder"):
         shutil.rmtree(RUNS / name, ignore_errors=True)
     lines: list[dict[str, float]] = []
     trial = replace(config, steps=2 if small else TRIAL)
     train_codec(codec_data, RUNS / "decoder-trial", trial, None, lines.append, init, kind)
+    # 2. As many steps as fit.
     config = replace(config, steps=_steps("decoder", 1 / lines[-1]["seconds"], begin, small))
     lines.clear()
     clock = time.perf_counter()
     made = train_codec(codec_data, RUNS / "decoder", config, None, lines.append, init, kind)
     clock = time.perf_counter() - clock
+    # 3. The decoder is new; its codes must be those that ship, or stored tokens would mean other sounds.
     before, after = TinyCodec.from_pretrained(init).code_weights(), made.cpu().code_weights()
     failed = [f"{name} of the codes is as it was" for name in before if not before[name].equal(after[name])]
     seconds = sum(len(sound) for several in codec_data.values() for sound in several) / SAMPLE_RATE
@@ -139,7 +142,7 @@ def _trained(
     chosen = replace(chosen, train=config)
     start = None if init is None else model / init
 
-    # how fast is it?
+    # 1. A few steps, to see how fast it is.
     trial = RUNS / f"{part}-trial"
     for run in (trial, RUNS / part):
         shutil.rmtree(run, ignore_errors=True)
@@ -147,7 +150,7 @@ def _trained(
     rates = [line["clips_per_second"] for line in _metrics(trial, "train")]
     rate = float(np.median(rates[len(rates) // 2 :])) / config.batch_size  # the first ones warm up
 
-    # as many steps as fit, their schedule whole
+    # 2. As many steps as fit, their schedule whole.
     steps = _steps(part, rate, begin, small)
     epochs = steps * config.batch_size / len(ClipBatches(LatentStore.open(STORE), chosen, "train"))
     note = f"{chosen.note}; {steps} steps of {config.batch_size} on {_name(kind)}"
@@ -156,6 +159,7 @@ def _trained(
     train(chosen, STORE, RUNS / part, init=start, device=kind, max_steps=steps)
     clock = time.perf_counter() - clock
 
+    # 3. Into the model directory, which must load with what the other parts have left there.
     ship(RUNS / part, model / place)
     load_stage(model)
     load_finetuned(model)
@@ -167,6 +171,7 @@ def _trained(
 
 def _steps(part: str, rate: float, begin: float, small: bool) -> int:
     """Number of steps that fit into the rest of the part's time, at ``rate`` steps per second."""
+    # the part's limit counts from the start of its process
     left = LIMITS[part] - RESERVE - (time.perf_counter() - begin)
     return min(2 if small else 1_000_000, max(1, int(SHARE * rate * left)))
 
@@ -212,6 +217,7 @@ def _pack(out: Path, files: list[Path], root: Path) -> tuple[str, list[str]]:
 
 def _prepare(small: bool) -> None:
     """Lay out the model that ships and what is learned from, once; ``FileNotFoundError`` if it is missing."""
+    # 1. The latents and sounds; noise does for a trial on two cores.
     if not STORE.exists():
         RUNS.mkdir(parents=True, exist_ok=True)
         if (INPUTS / LATENTS).exists():
@@ -222,6 +228,7 @@ def _prepare(small: bool) -> None:
             raise FileNotFoundError(
                 f"there is no {INPUTS / LATENTS} to learn from: make it with recipes/vab_tiny_gpu.sh pack"
             )
+    # 2. The model that ships, of which each part replaces its own.
     if not (RUNS / "model" / CONFIG).exists():
         parts = shutil.ignore_patterns("README.md", "codec.*")
         shutil.copytree(find_model(), RUNS / "model", ignore=parts)
@@ -258,6 +265,7 @@ def write_noise(store: Path, manifest: Path) -> None:
     random, model = np.random.default_rng(0), preset("vab-tiny").model
     vectors = TinyCodec.from_pretrained(find_model()).codebook_vectors()[: model.num_codebooks].numpy()
     meta = StoreMeta.for_model(model)
+    # 1. Latents: the last of each four clips is dev, and labels change every four.
     target = LatentStore.create(store, meta, vectors)
     rows = []
     for n in range(16):
@@ -267,6 +275,7 @@ def write_noise(store: Path, manifest: Path) -> None:
         rows.append(Latents(f"clip{n}", ("high", "low")[n // 4 % 2], split, tokens, features))
     with target.writing():
         target.add(rows)
+    # 2. Sounds for the codec: two tones of two seconds.
     manifest.parent.mkdir(parents=True, exist_ok=True)
     codec_data = []
     for label, hertz in (("high", 1760), ("low", 220)):

@@ -51,6 +51,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
                 fabric, preset, clips, dev, Path(scratch) / "run", total, None, lambda line: None
             )
         run.start(None)
+        # how long a batch takes to make, when nobody waits for it
         loads = [timed(partial(clips.train_batch, step), torch.device("cpu")) for step in range(3)]
         if where.type == "cuda":
             torch.cuda.reset_peak_memory_stats(where)
@@ -61,12 +62,14 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
             upcoming = ahead.submit(clips.train_batch, 0)
             begin = time.perf_counter()
             for step in range(total):
+                # the loader works a step ahead: waiting means that it is slower than the device
                 asked = time.perf_counter()
                 batch = upcoming.result()
                 waits.append(time.perf_counter() - asked)
                 batch = batch.to(fabric.device)
                 upcoming = ahead.submit(clips.train_batch, step + 1)
                 loss = run.update(batch, measure=False)["loss"]
+                # blocks of steps are timed, for a device is waited for only at their ends
                 if step + 1 == warm:
                     finish(where)
                     begin, waits = time.perf_counter(), []
@@ -89,6 +92,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
 
 
 def _figures(model: Any, size: int, seconds: float, rate: float, device: torch.device) -> Row:
+    # a backward pass costs two forward ones
     flops = 3 * size * pass_flops(model, model.video_length, model.audio_length)
     return {
         "steps a second": 1 / seconds,
