@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vab.config import Preset
 from vab.data.shard import StoreError
@@ -35,10 +34,9 @@ def embed_store(network: Contrastive, clips: ClipBatches) -> Embeddings:
     audio = []
     video = []
     for batch in _batches(clips, network):
-        has_video, padding = _video_padding(batch)
         audio_embeddings = network.embed(batch.tokens, None, batch.token_padding)  # [B, D]
-        video_embeddings = network.embed(None, batch.features, padding)
-        video_embeddings[~has_video] = torch.nan
+        video_embeddings = network.embed(None, batch.features, batch.video_padding)
+        video_embeddings[~batch.has_video] = torch.nan
         ids += batch.ids
         audio.append(audio_embeddings.cpu().numpy())
         video.append(video_embeddings.cpu().numpy())
@@ -56,21 +54,13 @@ def classify_store(
     ids: list[str] = []
     results = []
     for batch in _batches(clips, network):
-        has_video, padding = _video_padding(batch)
-        tensors = (batch.tokens, batch.features, batch.token_padding, padding)
+        tensors = (batch.tokens, batch.features, batch.token_padding, batch.video_padding)
         scores = class_probabilities(network(*tensors, inputs=inputs), loss)  # [b, N]
         if inputs != "audio":
-            scores[~has_video] = torch.nan
+            scores[~batch.has_video] = torch.nan
         ids += batch.ids
         results.append(scores.cpu().numpy())
     return ids, np.concatenate(results)
-
-
-def _video_padding(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The clips with video, bool [B], and the padding of the features [B, F]."""
-    has_video = ~batch.feature_padding.all(1)
-    # attention over padding alone would be NaN: clips without video get none, and lose their rows later
-    return has_video, batch.feature_padding & has_video[:, None]
 
 
 def _batches(clips: ClipBatches, network: torch.nn.Module) -> Iterator[Batch]:

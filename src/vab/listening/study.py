@@ -90,16 +90,28 @@ def build_study(
     it is complete. Raises ``EvaluationError`` with every clip that is missing somewhere or cannot be played,
     or if the call makes no sense.
     """
-    # 1. The clips that all systems have.
-    _check_call(folders, out, clips=clips, raters=raters, per_person=per_person, surveys=surveys)
+    # 1. Check the call.
+    for name, number in (("clips", clips), ("raters", raters), ("per_person", per_person)):
+        if number is not None and number < 1:
+            raise EvaluationError(f"{name} must be 1 or more, not {number}")
+    if not surveys:
+        raise EvaluationError(f"no survey is named: {' or '.join(SURVEYS)}")
+    if len(folders) < 2:
+        raise EvaluationError("a study compares the results of two systems or more, one folder for each")
+    systems = tuple(folder.resolve().name for folder in folders)
+    twice = {name for name in systems if systems.count(name) > 1}
+    if twice:
+        raise EvaluationError(f"two folders are called {min(twice)}, and systems are named by their folders")
+    if out.exists():
+        raise EvaluationError(f"{out}: exists, and may hold answers; give the study another folder with -o")
+    # 2. The clips that all systems have.
     opened = [open_folder(folder) for folder in folders]
-    systems = tuple(folder.path.resolve().name for folder in opened)
     names = _same_names(opened)
     if clips is not None:
         if clips > len(names):
             raise EvaluationError(f"{clips} clips are wanted, the folders have {len(names)}")
         names = sorted(sorted(names, key=lambda name: _hash(str(seed), "clip", name))[:clips])
-    # 2. All of them must play in a browser.
+    # 3. All of them must play in a browser.
     faults = []
     for n, (folder, name) in enumerate((folder, name) for folder in opened for name in names):
         progress(n, len(opened) * len(names), folder.videos[name], "look", 0, 1)
@@ -108,7 +120,7 @@ def build_study(
         except MediaError as error:
             faults.append(str(error))
     _refuse(faults)
-    # 3. The trials, then their files under names that say nothing; the folder appears when it is complete.
+    # 4. The trials, then their files under names that say nothing; the folder appears when it is complete.
     trials = _plan(systems, tuple(names), surveys, seed)
     study = Study(out, seed, raters, per_person, systems, tuple(names), trials)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,30 +172,6 @@ def open_study(folder: Path) -> Study:
     if gone:
         raise EvaluationError(f"{folder}: {len(gone)} of its videos are gone, {sorted(gone)[0]} first")
     return study
-
-
-def _check_call(
-    folders: Sequence[Path],
-    out: Path,
-    *,
-    clips: int | None,
-    raters: int,
-    per_person: int | None,
-    surveys: Sequence[Survey],
-) -> None:
-    for name, number in (("clips", clips), ("raters", raters), ("per_person", per_person)):
-        if number is not None and number < 1:
-            raise EvaluationError(f"{name} must be 1 or more, not {number}")
-    if not surveys:
-        raise EvaluationError(f"no survey is named: {' or '.join(SURVEYS)}")
-    if len(folders) < 2:
-        raise EvaluationError("a study compares the results of two systems or more, one folder for each")
-    names = [folder.resolve().name for folder in folders]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise EvaluationError(f"two folders are called {min(twice)}, and systems are named by their folders")
-    if out.exists():
-        raise EvaluationError(f"{out}: exists, and may hold answers; give the study another folder with -o")
 
 
 def _same_names(folders: Sequence[Folder]) -> list[str]:

@@ -56,7 +56,10 @@ def machine(device: str, small: bool, folder: Path) -> dict[str, Any]:
 
     where = pick_device(device)
     code = code_version()
-    row: dict[str, Any] = {"card": f"{os.cpu_count()}-cores", "date": _now()}
+    row: dict[str, Any] = {
+        "card": f"{os.cpu_count()}-cores",
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
+    }
     if where.type == "cuda":
         about = torch.cuda.get_device_properties(where)
         row |= {
@@ -77,16 +80,11 @@ def machine(device: str, small: bool, folder: Path) -> dict[str, Any]:
     return {"rows": [row]}
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-
-
 def _driver() -> str:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split("\n")[0].strip()
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        return done.stdout.split("\n")[0].strip()
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
 

@@ -153,7 +153,8 @@ def _trained(
     # 2. As many steps as fit, their schedule whole.
     steps = _steps(part, rate, begin, small)
     epochs = steps * config.batch_size / len(ClipBatches(LatentStore.open(STORE), chosen, "train"))
-    note = f"{chosen.note}; {steps} steps of {config.batch_size} on {_name(kind)}"
+    where = torch.cuda.get_device_name() if kind == "cuda" else f"a {kind}"
+    note = f"{chosen.note}; {steps} steps of {config.batch_size} on {where}"
     chosen = replace(chosen, note=note, train=replace(config, epochs=round(epochs, 2)))
     clock = time.perf_counter()
     train(chosen, STORE, RUNS / part, init=start, device=kind, max_steps=steps)
@@ -196,10 +197,6 @@ def _speed(steps: int, batch: int, seconds: float, kind: str) -> str:
     if kind == "cuda":
         text += f", at most {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB allocated"
     return text
-
-
-def _name(kind: str) -> str:
-    return torch.cuda.get_device_name() if kind == "cuda" else f"a {kind}"
 
 
 def _pack(out: Path, files: list[Path], root: Path) -> tuple[str, list[str]]:
