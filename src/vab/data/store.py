@@ -222,6 +222,7 @@ class LatentStore:
 
     def _sorted(self, parts: list[NDArray], kind: type) -> NDArray:
         """Values of each shard's rows in the order of the store's rows."""
+        # where each shard begins in the parts joined: [shards + 1]
         begins = np.cumsum([0, *map(len, parts)])
         positions = begins[self.order[:, 0]] + self.order[:, 1]
         return np.concatenate(parts)[positions] if parts else np.zeros(0, kind)
@@ -244,6 +245,7 @@ class LatentStore:
 
         Each is verified when it is first read: ``StoreError`` names a shard that is damaged.
         """
+        # [n, K, T] or [n, F, dim], row by row: each is verified by its shard
         out = np.empty((len(rows), *self.meta.shape(name)), KINDS[name][0])
         for i, (shard, position) in enumerate(self.order[np.asarray(rows, np.int64)].tolist()):
             out[i] = self._shards[shard].read(name, position)

@@ -57,6 +57,7 @@ class Folds:
     def markdown(self) -> str:
         """A table: one row for each input."""
         header = ["from", *(f"{fold} %" for fold in self.clips), "mean %", "epoch", "last epoch %"]
+        # a column for each fold
         rows = []
         for kind, each in self.accuracy.items():
             folds = [f"{100 * share:.1f}" for share in each.folds.values()]

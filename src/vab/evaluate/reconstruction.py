@@ -63,6 +63,7 @@ def reconstruct_files(
 @torch.inference_mode()
 def _reconstruct(path: Path, wav: Path, codec: Codec, num_codebooks: int) -> Result:
     try:
+        # [S] -> tokens [K, T], in chunks of any length of sound
         waveform = read_audio(path)
         if not np.isfinite(waveform).all():
             raise MediaError(f"{path}: holds NaN or infinity")

@@ -122,6 +122,7 @@ class Library:
         the end, indexes are built or brought up to date.
         ``LockedError`` if another process writes, ``LibraryError`` if the vectors here are of another model.
         """
+        # Each file once, whatever it is called.
         paths = list({os.path.abspath(path): Path(path) for path in files}.values())
         with self._writing():
             self.check(model)
@@ -133,6 +134,7 @@ class Library:
                     if isinstance(result, Added):
                         yield result
                         continue
+                    # The first vectors decide the library's model and their length.
                     if self.meta is None:
                         self.meta = Meta(model, dim_of(result.embedded), source)
                     if not waiting:
@@ -166,6 +168,7 @@ class Library:
     def counts(self) -> dict[str, Any]:
         """Numbers of files, windows and vectors of each stream, total seconds, and files by label."""
         self.table.latest()
+        # The first window of a file stands for it.
         files = self.table.select({"label": "label", "seconds": "seconds"}, "number = 0")
         labels: dict[str, int] = {}
         for label in sorted(file["label"] for file in files):
@@ -237,6 +240,7 @@ class Library:
         """Search without a vector: list what passes the filter, by path."""
         columns = {name: name for name in ("path", "start", "end", "seconds", "label")}
         columns |= {f"has_{kind}": f"{kind} IS NOT NULL" for kind in KINDS}
+        # Rows are windows: those of a file are one hit, unless windows are asked for.
         groups: dict[Any, list[dict[str, Any]]] = {}
         terms = [where, f"{kind} IS NOT NULL" if kind else ""]
         for row in self.table.select(columns, " AND ".join(filter(None, terms))):
@@ -245,6 +249,7 @@ class Library:
         for (path, start), rows in sorted(groups.items())[:k]:
             audio = any(row["has_audio"] for row in rows)
             video = any(row["has_video"] for row in rows)
+            # Nothing was compared: the stream is what the file has.
             stream: Literal["audio", "video", "both"] = "audio" if audio else "video"
             end = rows[0]["end" if windows else "seconds"]
             stream = kind or ("both" if audio and video else stream)
@@ -256,6 +261,7 @@ class Library:
         if not files:
             return []
         assert self.meta is not None
+        # What the table is comes before the table: without it nobody could open the library.
         if not self.table:
             self._write_meta(self.meta)
             self.table.create(self.meta.dim)
@@ -277,10 +283,12 @@ class Library:
         """Tidy up if there is much to tidy; build the indexes that are due, and measure what changed."""
         if not self.table or self.meta is None:
             return
+        # 1. Merge when there are many small files, or many rows that the indexes do not hold yet.
         late = max(self.table.not_indexed(kind) or 0 for kind in KINDS)
         tidied = self.table.pieces() > MAX_PIECES or late > self.exact_below // 10
         if tidied:
             self.table.optimize()
+        # 2. An index for each stream that has grown enough; anew when it has doubled since.
         indexes = dict(self.meta.indexes)
         for kind in KINDS:
             vectors = self.table.count(f"{kind} IS NOT NULL")
@@ -307,6 +315,7 @@ class Library:
             answers = [self.table.nearest(query, kind, 10, probes=probes) for query in queries]
             return [{(row["path"], row["number"]) for row in rows} for rows in answers]
 
+        # Twice as many parts each time, until enough of the exact answer is found.
         exact = nearest(None)
         probes = 0
         recall = 0.0

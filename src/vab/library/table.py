@@ -65,6 +65,7 @@ class Filters:
     def sql(self) -> str:
         """The condition on rows, "" for none. ``LibraryError`` for text that is not UTF-8."""
         terms = []
+        # the separator at its end keeps /sounds from matching /sounds2
         if self.under is not None:
             folder = os.path.abspath(self.under).rstrip(os.sep) + os.sep
             terms.append(f"starts_with(path, {quoted(folder)})")
@@ -94,6 +95,7 @@ def dim_of(embedded: Embedded) -> int:
 
 def fault_of(embedded: Embedded, dim: int | None) -> str:
     """Reason why a file cannot be written; "" if it can. ``dim``: required length of vectors, if known."""
+    # A row of each stream for each window, of one length, and unit vectors where they are numbers.
     num_windows = len(embedded.starts)
     streams = [(kind, getattr(embedded, kind)) for kind in KINDS if getattr(embedded, kind) is not None]
     if not num_windows or not streams:
@@ -112,6 +114,7 @@ def rows_of(files: Sequence[File], dim: int) -> pa.Table:
     """The rows of files, one for each window."""
     columns: dict[str, list[Any]] = {field.name: [] for field in schema(dim) if field.name not in KINDS}
     for file in files:
+        # 1. What differs from window to window, then what all windows of a file share.
         starts, ends = file.embedded.starts.tolist(), file.embedded.ends.tolist()
         label = Path(file.path).parent.name
         columns["number"] += range(len(starts))
@@ -121,6 +124,7 @@ def rows_of(files: Sequence[File], dim: int) -> pa.Table:
         same |= {"size": file.size, "mtime_ns": file.mtime_ns}
         for name, value in same.items():
             columns[name] += [value] * len(starts)
+    # 2. The vectors of all files below one another.
     arrays: dict[str, Any] = dict(columns)
     for kind in KINDS:
         # [all windows, D], NaN where a stream is absent, which becomes null
@@ -206,10 +210,12 @@ class WindowTable:
         """
         if not self:
             return []
+        # filtered first: else a filter could leave fewer than ``limit`` of the nearest
         query = self._table.search(vector, vector_column_name=kind).distance_type("cosine").limit(limit)
         query = query.select(["path", "number", "start", "end", "label", "_distance"])
         if where:
             query = query.where(where, prefilter=True)
+        # None: every row is compared; else only so many parts of the index
         if probes is None:
             query = query.bypass_vector_index()
         else:
@@ -229,6 +235,7 @@ class WindowTable:
 
     def remove(self, paths: Sequence[str]) -> None:
         """Delete all rows of these files."""
+        # a condition names so many paths at most
         for first in range(0, len(paths), 500):
             chosen = _among(paths[first : first + 500])
             self._do(lambda where=chosen: self._table.delete(where))  # type: ignore[misc]

@@ -55,6 +55,7 @@ def table(study: Study, answers: Sequence[Answer]) -> list[dict[str, Any]]:
     rows = []
     for each in answers:
         trial = trials[each.trial]
+        # in the order in which the rater saw them
         systems = [system or "(beeps)" for system in trial.systems]
         if each.swapped:
             systems.reverse()

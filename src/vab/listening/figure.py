@@ -18,6 +18,7 @@ def plot(preferences: Sequence[Preference]) -> bytes:
 
     ``EvaluationError`` without matplotlib, which comes with ``vab[eval]``.
     """
+    # a panel for each question, as high as there are pairs
     questions = list(dict.fromkeys(each.question for each in preferences))
     pairs = len(preferences) // len(questions)
     figure = new_figure(4.8 * len(questions), 1.7 + 0.5 * pairs)
@@ -40,6 +41,7 @@ def plot(preferences: Sequence[Preference]) -> bytes:
 
 def _panel(axis: Any, question: str, rows: Sequence[Preference]) -> None:
     names = [f"{each.first} vs {each.other}" for each in rows]
+    # [pairs] shares so far, from 0 at the left to 1
     left = [0.0] * len(rows)
     for grade, colour in enumerate(COLOURS):
         shares = [each.counts[grade] / sum(each.counts) for each in rows]

@@ -80,6 +80,7 @@ class Results:
 
     def markdown(self) -> str:
         """Tables of the results, with the paper's Table 2."""
+        # 1. What the numbers stand on, and who was left out.
         rejected = [rater for rater in self.raters if not rater.trusted]
         lines = [
             f"Listening study: {', '.join(self.study.systems)}; {len(self.study.clips):,} clips, "
@@ -95,6 +96,7 @@ class Results:
         unchecked = [rater.id for rater in self.raters if not rater.checks]
         if unchecked:
             lines.append(f"Had no attention check yet, and count: {', '.join(unchecked)}.")
+        # 2. Figure 4 as a table.
         if self.preferences:
             header = ("question", "first", "other", *GRADES, "first, %", "other, %", "first - other, %", "N")
             rows = [
@@ -111,6 +113,7 @@ class Results:
                 for each in self.preferences
             ]
             lines.append(markdown(header, rows))
+        # 3. Table 2, with the paper's rows below ours.
         if self.opinions:
             ours = [
                 (

@@ -34,6 +34,7 @@ def make_app(study: Study, answers: Answers) -> Any:
     from starlette.routing import Route
 
     def page(request: Request) -> Response:
+        # the same page for everybody; the link alone says who asks
         known = request.path_params.get("rater") in {rater for rater, _ in answers.progress()}
         return FileResponse(PAGE / "page.html", 200 if known else 404, HEADERS)
 
@@ -77,6 +78,7 @@ def make_app(study: Study, answers: Answers) -> Any:
     def video(request: Request) -> Response:
         rater = request.path_params["rater"]
         place = request.path_params["place"]
+        # only what was put to this rater, each video at the place where this rater sees it
         trial = answers.trial_of(rater, request.path_params["trial"])
         if trial is None or not 1 <= place <= len(trial.files):
             return _error("There is no such video.", 404)

@@ -83,6 +83,7 @@ def read_rows(lists: str | Path, parts: Sequence[Part], subset: set[str] | None 
     ``lists`` is the folder with the official csv files. 2M is unbalanced and balanced together, 20K is
     balanced; both are the split train, eval is test.
     """
+    # The lists name labels by machine ids.
     names = read_labels(Path(lists) / LABELS)
     # Two parts may share a list, which is then read once.
     for file in dict.fromkeys(file for part in parts for file in PARTS[part]):
@@ -113,6 +114,7 @@ def audioset_clips(
     """
     if subset is None:
         return gather(read_rows(lists, parts), media, drop_still)
+    # All rows at once, to see whether the lists hold the whole subset.
     wanted = read_subset(subset)
     rows = list(read_rows(lists, parts, wanted))
     unlisted = wanted - {row.id for row in rows}

@@ -94,6 +94,7 @@ def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 def read_table(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, field of each column) of a csv file with a header; ``ListError`` if one is missing."""
+    # the header first, then rows of as many fields
     rows = read_csv(path)
     _, header = next(rows, (0, []))
     missing = [column for column in columns if column not in header]

@@ -28,6 +28,7 @@ def read_list(path: str | Path, fold: int | None = None, esc10: bool = False) ->
             raise ListError(f"{path}: line {line}: column esc10: {row['esc10']!r} is not True or False")
         if esc10 and row["esc10"] != "True":
             continue
+        # by fold, or for one experiment: that fold against the others
         name = row["filename"].removesuffix(".wav")
         split = f"fold{row['fold']}"
         if fold is not None:

@@ -60,6 +60,7 @@ def _spoken(root: Path) -> Iterator[Clip]:
         raise ListError(f"{root}: not speech_commands_v0.01, it has no folder {', '.join(missing)}")
     if any((root / word).is_dir() for word in SECOND_VERSION):
         raise ListError(f"{root}: this is v0.02; SPC-1 is speech_commands_v0.01")
+    # Whatever is none of the ten words is one class.
     for folder in words:
         label = folder.name if folder.name in WORDS else UNKNOWN
         for path in sorted(folder.glob("*.wav")):
@@ -74,6 +75,7 @@ def _silence(root: Path) -> Iterator[Clip]:
             seconds = int(probe(path).seconds)
         except MediaError as error:
             raise ListError(str(error)) from None
+        # whole seconds, side by side
         for n in range(seconds):
             split = "dev" if n % DEV_EVERY == DEV_EVERY - 1 else "train"
             yield Clip(f"{SILENCE}/{path.stem}#{n}", path, None, float(n), SECONDS, SILENCE, split)

@@ -96,6 +96,7 @@ def _file(row: Row, folder: Index) -> Path | None:
 
 
 def _clip(row: Row, folders: list[Index], unreadable: dict[str, str]) -> Latents | None:
+    # a file that cannot be used costs its own clip alone
     tokens = _file(row, folders[0])
     features = _file(row, folders[1])
     assert tokens is not None and features is not None

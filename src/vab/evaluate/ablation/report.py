@@ -63,6 +63,7 @@ def counterpart(result: Result, key: str) -> str | None:
 
 def comparable(result: Result, key: str) -> bool:
     """True if the paper's number may stand beside ours: R@k falls with the number of candidates."""
+    # all rows must be of as many clips as the paper's
     counts = {each.clips[key] for each in result.outcomes if key in each.clips}
     return not key.startswith("R@") or counts <= {RETRIEVAL_SIZES["vggsound"]}
 
@@ -122,6 +123,7 @@ def _best(result: Result, key: str) -> str:
     there = counterpart(result, key)
     if there is None:
         return ""
+    # row -> number, in the paper and here; one row alone is no comparison
     here = {each.row.name: each.metrics[key].value for each in result.outcomes if key in each.metrics}
     paper = {each.row.name: each.row.paper[there] for each in result.outcomes if there in each.row.paper}
     if len(here) < 2 or len(paper) < 2:

@@ -304,6 +304,7 @@ class _Run:
             outcome.clips |= dict.fromkeys(shares, len(result.kept))
         else:
             assert finetuned.classifier is not None
+            # accuracy or mAP by each of the classifier's inputs
             network = finetuned.classifier[0].to(device)
             targets, _ = targets_of(clips.labels(), preset.classes)
             for kind in preset.train.inputs:
@@ -315,6 +316,7 @@ class _Run:
                     name, share = "accuracy", measured.accuracy[1]
                 shares[f"{name} {COLUMNS[kind]} %"] = share
                 outcome.clips[f"{name} {COLUMNS[kind]} %"] = len(measured.kept)
+        # in percent, as the paper prints them
         for key, share in shares.items():
             outcome.metrics[key] = Interval(100 * share.value, 100 * share.low, 100 * share.high)
 
@@ -337,6 +339,7 @@ def _parts(preset: Preset) -> list[tuple[str, Any]]:
 
 def _variant(preset: Preset, changes: Mapping[str, Any]) -> str:
     """Name the folder of a variant after its changes to the preset: ``base`` if there are none."""
+    # only what makes a difference, so that ablations share what is the same
     parts = [
         f"{name.partition('.')[2]}-{value}"
         for name, value in sorted(changes.items())

@@ -50,6 +50,7 @@ class Ablation:
 
 def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
     """The preset with some fields changed; ``ValueError`` if it has no such field."""
+    # "decode.num_steps": the part of the preset, and the field in it
     for name, value in changes.items():
         part, _, key = name.partition(".")
         config = getattr(preset, part, None)
@@ -62,12 +63,15 @@ def changed(preset: Preset, changes: Mapping[str, Any]) -> Preset:
 def _printed(system: str, accuracy: str = "", fad: float | None = None, recall: str = "") -> dict[str, float]:
     """What the paper prints of a system on VGGSound: accuracy and R@k in the tables named, and FAD."""
     numbers: dict[str, float] = {}
+    # 1. Accuracy from V+A, V and A, as far as the table gives it.
     for scored in CLASSIFICATION:
         if (scored.source, scored.system) == (accuracy, system):
             pairs = zip(COLUMNS.values(), scored.scores["vggsound"], strict=True)
             numbers |= {f"accuracy {column} %": score for column, score in pairs if score is not None}
+    # 2. FAD.
     if fad is not None:
         numbers[FAD] = fad
+    # 3. Recall, a row for each way.
     for found in RETRIEVAL:
         if (found.source, found.system) == (recall, system):
             recall_at = zip((1, 5, 10), found.recall["vggsound"], strict=True)

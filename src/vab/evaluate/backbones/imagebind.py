@@ -43,6 +43,7 @@ def kaldi_log_mel(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
 
 def audio_input(waveform: NDArray[np.floating]) -> Tensor:
     """[1, 3, 1, 128, 204] of a whole waveform [S]: three clips of 2 s, from its beginning to its end."""
+    # the last clip ends where the sound ends; a shorter sound is filled with silence
     size = round(CLIP_SECONDS * RATE)
     filled = np.pad(waveform, (0, max(0, size - len(waveform))))
     clips = []

@@ -70,6 +70,7 @@ class Cnn14(nn.Module):
         for n in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"conv_block{n}")(x)
             x = F.avg_pool2d(x, 2) if n < len(WIDTHS) else x
+        # over the bands the mean, over time the mean and the maximum
         x = x.mean(3)  # [B, 2048, T / 32]
         x = F.relu(self.fc1(x.amax(2) + x.mean(2)))
         return x, self.fc_audioset(x)

@@ -57,6 +57,7 @@ class PaSST(nn.Module):
 
     def log_mel(self, waveforms: Tensor) -> Tensor:
         """[B, 128, 1000] of waveforms [B, 320000]: pre-emphasis, power, Kaldi's filters up to 15 kHz."""
+        # [B, 319999]: one sample fewer
         x = waveforms[:, 1:] - 0.97 * waveforms[:, :-1]
         # [B, 513, 1000]
         spectrum = torch.stft(x, FFT, STEP, WINDOW, self.window, return_complex=True)

@@ -26,6 +26,7 @@ class VGGish(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         width = 1
+        # their order is part of the weights' names
         for channels in CHANNELS:
             if channels is None:
                 layers.append(nn.MaxPool2d(2))

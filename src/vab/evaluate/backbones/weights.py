@@ -28,6 +28,7 @@ SAFE_GLOBALS = [
 
 def folders(chosen: Path | None) -> list[Path]:
     """Folders to search for weights: ``chosen``, ``$VAB_WEIGHTS``, and where other tools keep theirs."""
+    # the nearest to the call first
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     torch_home = Path(os.environ.get("TORCH_HOME", cache / "torch"))
     named = [chosen] if chosen else []

@@ -45,6 +45,7 @@ class Yamnet:
 
     def scores(self, waveform: NDArray[np.floating]) -> NDArray[np.float32]:
         """Waveform [S] at 16 kHz -> scores [patches, 521] in 0..1, one for every 0.48 s."""
+        # [S] -> [T, 64] -> one patch after another: the file takes one at a time
         frames = log_mel_frames(repeated(waveform, MIN_SECONDS), 0.001)
         scores = []
         for patch in patches(frames, LENGTH, STEP):

@@ -67,6 +67,7 @@ class FeatureCache:
 
     def keep(self, names: Collection[str]) -> None:
         """Drop the features of clips that are gone; those that somebody else made stay in their tables."""
+        # without a stamp: from a table that somebody else made
         gone = {name for name in set(self.features) - set(names) if self.stamps[name] is not None}
         for name in gone:
             del self.features[name], self.stamps[name]
@@ -104,6 +105,7 @@ class FeatureCache:
         self.saved_at = time.monotonic()
 
     def _read(self) -> None:
+        # the tables, if they were made with the same weights
         if all(path.is_file() for path in self.tables):
             record = _record_of(self.record)
             if record is None or self._fits(record["weights"]):

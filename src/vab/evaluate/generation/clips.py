@@ -65,6 +65,7 @@ def open_folder(path: Path) -> Folder:
     for file in files:
         by_name = videos if file.suffix.lower() in VIDEOS else sounds
         by_name.setdefault(file.stem, []).append(file)
+    # a video stands for its own sound where no sound file has its name
     folder = Folder(path, {}, {name: several[0] for name, several in videos.items()})
     for name in sorted(sounds.keys() | videos.keys()):
         several = max(sounds.get(name, []), videos.get(name, []), key=len)
@@ -89,6 +90,7 @@ def read_clip(path: Path, rate: int, seconds: float | None) -> NDArray[np.float3
         raise MediaError(f"{path}: its audio stream is empty")
     if not np.isfinite(waveform).all():
         raise MediaError(f"{path}: holds NaN or infinity")
+    # the mean of the whole file, then the cut: av-benchmark's order
     waveform = waveform - waveform.mean(dtype=np.float64)
     return waveform[: None if seconds is None else round(seconds * rate)].astype(np.float32)
 

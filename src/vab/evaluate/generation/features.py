@@ -36,6 +36,7 @@ class ClipSet:
     @property
     def ids(self) -> set[str]:
         """The clips of the folder; if it holds no sound, those of the features in it."""
+        # a name with a fault is a clip too: the one that cannot be measured
         names = set(self.folder.sounds) | {fault.id for fault in self.folder.faults}
         return names or {name for cache in self.caches.values() for name in cache.features}
 

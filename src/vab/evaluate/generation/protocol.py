@@ -88,10 +88,12 @@ class Generation:
 
     def markdown(self) -> str:
         """A heading, a table of the metrics, and the paper's rows beside ours."""
+        # 1. What was measured on what.
         extent = "features as they are" if self.seconds is None else f"the first {self.seconds:g} s"
         heading = f"Generation: {self.generated} against {self.reference}, {extent}"
         counts = f"N = {len(self.ids):,}, {len(self.faults):,} left out; sha256 of the ids"
         note = f"{counts} {list_hash(self.ids)[:16]}. Brackets: 95 % bootstrap intervals."
+        # 2. The metrics, and those two that the paper has beside its own.
         rows = [[each.key, each.value.plain(), each.better, f"{each.clips:,}"] for each in self.metrics]
         values = {each.key: each.value for each in self.metrics}
         fad, kld = values.get("FD-VGG"), values.get("KL-PASST-softmax")
@@ -100,6 +102,7 @@ class Generation:
 
     def av_benchmark(self) -> dict[str, float]:
         """The content of av-benchmark's ``output_metrics.json``: its keys, bare numbers."""
+        # inception scores have a deviation over their parts as well
         shared = [each for each in self.metrics if each.key in AV_BENCHMARK]
         deviations = {
             each.key.replace("-mean", "-std"): each.deviation for each in shared if each.deviation is not None

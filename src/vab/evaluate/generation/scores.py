@@ -50,6 +50,7 @@ def of_backbone(name: str, reference: Rows, generated: Rows, resamples: int) -> 
 
     FD is over the patches of all clips for VGGish, which has some for each, and over clips for the others.
     """
+    # 1. FD, of all rows of features together.
     distance, divergence, score = KEYS[name]
     reference_embeddings = [_embedding(clip) for clip in reference]
     generated_embeddings = [_embedding(clip) for clip in generated]
@@ -58,7 +59,7 @@ def of_backbone(name: str, reference: Rows, generated: Rows, resamples: int) -> 
     if not divergence:
         return metrics
 
-    # [N, C] each
+    # 2. KL and IS of the classes: logits [N, C].
     reference_logits = np.stack([_logits(clip) for clip in reference])
     generated_logits = np.stack([_logits(clip) for clip in generated])
     each = divergences(reference_logits, generated_logits)

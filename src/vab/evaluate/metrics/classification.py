@@ -171,6 +171,7 @@ def classification(
 
 def _right(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
     """Top-k hit of each clip, [N, len(CUTOFFS)]: 1 or 0, and between where scores tie."""
+    # a class stands on one of the places after those above it; equal scores share these places
     own = scores[np.arange(len(scores)), classes, None]
     above = np.count_nonzero(scores > own, axis=1)
     level = np.count_nonzero(scores == own, axis=1)  # with the class itself, so at least 1

@@ -58,6 +58,7 @@ class Retrieval:
 
     def markdown(self) -> str:
         """A table: one row for each direction, and one for chance."""
+        # columns of precision only where clips have labels
         by_class = self.chance_precision is not None
         header = ["", *(f"R@{k} %" for k in CUTOFFS), "median rank"]
         header += [f"P@{k} %" for k in CUTOFFS] if by_class else []

@@ -94,6 +94,7 @@ def read_ids(path: str | Path) -> list[str]:
     Empty lines do not count, nor does an id's second mention. Raises ``EvaluationError`` with the file.
     """
     text = read_text(path, EvaluationError)
+    # JSON begins with a bracket, which no id does
     if text.lstrip().startswith(("[", "{")):
         try:
             entries: Any = json.loads(text)

@@ -55,6 +55,7 @@ def classification_beside_paper(
     benchmark: ClassificationBenchmark, inputs: Inputs, system: str, clips: int, measured: Interval
 ) -> str:
     """One column of Table 4 or 5 as Markdown, with Table 6 where it has it: the paper's rows, and ours."""
+    # the comparisons with others, not the ablations
     rows = []
     for row in CLASSIFICATION:
         score = row.scores.get(benchmark, (None, None, None))[COLUMNS.index(inputs)]
@@ -75,6 +76,7 @@ def generation_beside_paper(
     for row in GENERATION:
         numbers = (row.fad, row.kld, row.seconds)
         rows.append([row.system, *("" if n is None else f"{n:g}" for n in numbers), row.source])
+    # our seconds are measured by `vab bench`, not here
     ours = ["not measured" if each is None else each.plain() for each in (fad, kld)]
     long = "" if seconds is None else f", {seconds:g} s"
     rows.append([system, *ours, "", f"here, N = {clips:,}{long}"])
