@@ -128,7 +128,7 @@ def train(
     is_first = devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
     with exclusive(folder / ".lock", f"trains in {folder}") if is_first else nullcontext():
         fabric.launch()
-        run = TrainingRun(fabric, preset, clips, dev, folder, max_steps, fold, log)
+        run = TrainingRun(fabric, preset, clips, dev, folder, max_steps=max_steps, fold=fold, log=log)
         run.start(None if init is None else Path(init))
         run.loop()
         if fabric.is_global_zero:
@@ -147,9 +147,10 @@ class TrainingRun:
         clips: ClipBatches,
         dev: ClipBatches,
         folder: Path,
-        max_steps: int | None,
-        fold: str | None,
-        log: Callable[[str], None],
+        *,
+        max_steps: int | None = None,
+        fold: str | None = None,
+        log: Callable[[str], None] = print,
     ) -> None:
         self.fabric, self.preset, self.clips, self.dev = fabric, preset, clips, dev
         self.folder, self.fold, self.objective = folder, fold, OBJECTIVES[preset.train.objective]

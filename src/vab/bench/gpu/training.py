@@ -47,9 +47,8 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
         rate = matmul_rate(where, SMALL_SIDE if small else SIDE, dtype=torch.bfloat16)
         # the run itself, step by step: its loop would also write checkpoints of gigabytes
         with where:  # its weights are drawn there: half a billion of them take a CPU half a minute
-            run = TrainingRun(
-                fabric, preset, clips, dev, Path(scratch) / "run", total, None, lambda line: None
-            )
+            place = Path(scratch) / "run"
+            run = TrainingRun(fabric, preset, clips, dev, place, max_steps=total, log=lambda line: None)
         run.start(None)
         # how long a batch takes to make, when nobody waits for it
         loads = [timed(partial(clips.train_batch, step), torch.device("cpu")) for step in range(3)]
