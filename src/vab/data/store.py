@@ -33,7 +33,7 @@ from vab.data.shard import (
     root_hash,
     write_shard,
 )
-from vab.utils.files import move, write_whole
+from vab.utils.files import move, write_json, write_whole
 from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
 
@@ -77,7 +77,7 @@ class LatentStore:
             checksum = {"sha256": sha256(vectors.tobytes())}
             write_whole(directory / CODEBOOKS, save({"codebooks": vectors}, checksum))
         if not (directory / "store.json").exists():
-            write_whole(directory / "store.json", (json.dumps(asdict(meta), indent=1) + "\n").encode())
+            write_json(directory / "store.json", asdict(meta))
         return cls.open(directory)
 
     @classmethod

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vab.inference.embeddings import Kind
 from vab.library.indexing import Added, Embed, Known, embed_each
 from vab.library.table import KINDS, MAX_PIECES, File, Filters, LibraryError, WindowTable, dim_of, rows_of
-from vab.utils.files import write_whole
+from vab.utils.files import write_json
 from vab.utils.locks import exclusive
 from vab.utils.progress import FileProgress
 
@@ -349,8 +349,7 @@ class Library:
             raise LibraryError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
     def _write_meta(self, meta: Meta) -> None:
-        text = json.dumps({"format": FORMAT, **asdict(meta)}, indent=1) + "\n"
-        write_whole(self.directory / "library.json", text.encode())
+        write_json(self.directory / "library.json", {"format": FORMAT, **asdict(meta)})
         self.meta = meta
 
 

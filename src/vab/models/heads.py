@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from vab.config import ModelConfig, Preset
 from vab.errors import first_line
 from vab.models.hub import CONFIG, FOLDERS, MODEL, ModelError, read_config
 from vab.models.vab import Trunk
-from vab.utils.files import DamagedError, load_tensors, save_tensors, write_whole
+from vab.utils.files import DamagedError, load_tensors, save_tensors, write_json
 
 Inputs = Literal["audio", "video", "both"]  # the modalities a classifier goes by
 
@@ -119,7 +118,7 @@ def save_network(folder: Path, state: dict[str, Tensor], preset: Preset) -> None
     """Write a model directory for :func:`load_network` and ``read_config``, each file whole or not at all."""
     folder.mkdir(exist_ok=True)
     save_tensors(folder / MODEL, state)
-    write_whole(folder / CONFIG, (json.dumps(asdict(preset), indent=1) + "\n").encode())
+    write_json(folder / CONFIG, asdict(preset))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

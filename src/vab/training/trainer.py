@@ -40,7 +40,7 @@ from vab.training.checkpoint import (
     save_checkpoint,
 )
 from vab.training.objectives import OBJECTIVES, build
-from vab.utils.files import save_tensors, write_whole
+from vab.utils.files import save_tensors, write_json
 from vab.utils.locks import exclusive
 from vab.utils.progress import step_bar
 from vab.utils.provenance import code_version
@@ -366,10 +366,10 @@ class TrainingRun:
         """Make the run's folder a model directory: weights, config, and a record of how they were trained."""
         with self._averaged():
             save_tensors(self.folder / "model.safetensors", self.model.state_dict())
-        self._write_json("config.json", asdict(self.preset))
+        write_json(self.folder / "config.json", asdict(self.preset))
         store = self.clips.store
-        self._write_json(
-            "record.json",
+        write_json(
+            self.folder / "record.json",
             {
                 "code": code_version(),
                 "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -388,6 +388,3 @@ class TrainingRun:
             },
         )
         self.log(f"{self.folder}: done, {self.total} steps in {self.seconds / 60:.1f} min")
-
-    def _write_json(self, name: str, content: dict[str, Any]) -> None:
-        write_whole(self.folder / name, (json.dumps(content, indent=1) + "\n").encode())

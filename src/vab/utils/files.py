@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vab.errors import VABError, first_line, naming
 from vab.utils.locks import lock
@@ -92,6 +92,11 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` to a file, which holds either the old or the new content at any time, never a part."""
     with atomic(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON document for people to read too, as :func:`write_whole` does."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def move(file: Path, path: Path) -> None:

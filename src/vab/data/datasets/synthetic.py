@@ -6,7 +6,6 @@ red ball, high clicks) and ``large`` (a large blue one, low clicks).
 
 from __future__ import annotations
 
-import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from vab.config import SAMPLE_RATE
 from vab.data.manifest import Clip, write_manifest
-from vab.utils.files import atomic, write_whole
+from vab.utils.files import atomic, write_json
 
 RATE = 25  # video frames per second
 SIZE = 128  # pixels
@@ -77,7 +76,7 @@ def write_synthetic(folder: str | Path, clips: int = 16, seconds: float = 5.0, s
         _write_video(path, draw_frames(times, seconds, label), make_waveform(times, seconds, label))
         rows.append(Clip(name, path, path, 0.0, seconds, label, "dev" if n % 4 == 3 else "train"))
         events[name] = [round(float(time), 4) for time in times]
-    write_whole(folder / "events.json", (json.dumps(events, indent=1) + "\n").encode())
+    write_json(folder / "events.json", events)
     write_manifest(folder / "manifest.csv", rows)
     return folder / "manifest.csv"
 

@@ -28,7 +28,7 @@ from vab.models.hub import codec_source
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
 from vab.training.batches import Batch, ClipBatches, make_generator
 from vab.utils.device import pick_device
-from vab.utils.files import write_whole
+from vab.utils.files import write_json
 from vab.utils.progress import FileProgress
 from vab.utils.provenance import sha256
 
@@ -203,7 +203,7 @@ def _missing(
     about = folder / MADE
     record = json.loads(json.dumps(record))
     if not about.exists():
-        write_whole(about, (json.dumps(record, indent=1) + "\n").encode())
+        write_json(about, record)
     elif (old := _read_record(about)) != record:
         other = sorted(key for key in old.keys() | record.keys() if old.get(key) != record.get(key))
         raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
