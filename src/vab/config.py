@@ -18,6 +18,7 @@ from typing import Any, Literal
 from vab.errors import SettingError
 
 SAMPLE_RATE = 16_000  # Hz, mono, everywhere (section 3.1)
+LOUDNESS = -23.0  # LUFS of finished sounds: the target of EBU R128
 HOP = 320  # samples of one audio frame: every codec of the paper runs at 50 Hz
 FRAME_RATE = SAMPLE_RATE / HOP  # audio frames per second
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def levels(waveform: np.ndarray) -> Tensor:
     return torch.from_numpy(10 * np.log10((tenths**2).mean(1) + 1e-8))
 
 
+def write_wav(path: Path, waveform: np.ndarray) -> None:
+    """As 0.1.0 wrote the model's own sound [S]."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes((waveform.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+
+
 def main(clips: Path, out: Path) -> None:
     """Make every case's sound, on the CPU with one thread, in float32."""
     torch.set_num_threads(1)
@@ -92,11 +102,12 @@ def main(clips: Path, out: Path) -> None:
         else:
             decode = from_dict(DecodeConfig, DECODE)
             made = next(bundled.generate_many(path, 1, seed=seed, decode=decode, keep=keep))
-        made.save(out / f"{name}.wav")
+        raw = getattr(made, "raw", made.waveform)  # 0.1.0 had no other
+        write_wav(out / f"{name}.wav", raw)
         assert made.tokens is not None and made.features is not None
         tensors[f"{name}.tokens"] = made.tokens.to(torch.int16).contiguous()
         tensors[f"{name}.features"] = made.features.float().contiguous()
-        tensors[f"{name}.levels"] = levels(made.waveform)
+        tensors[f"{name}.levels"] = levels(raw)
     save_file(tensors, out / "sounds.safetensors")
     (out / "kind.json").write_text(json.dumps({"machine": machine()}))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from vab.cli.options import Device, Files, Model, WeightsPath
 from vab.cli.output import log, print_result
+from vab.config import LOUDNESS
 from vab.errors import SettingError, first_line
 
 if TYPE_CHECKING:
@@ -31,6 +32,13 @@ def generate(
     rerank: Annotated[int | None, tyro.conf.arg(aliases=["--candidates"], metavar="N")] = None,
     samples: int = 1,
     keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
+    loudness: Annotated[str, tyro.conf.arg(metavar="LUFS|off")] = f"{LOUDNESS:g}",
+    mix: Annotated[float | None, tyro.conf.arg(metavar="DB")] = None,
+    keep_original: bool = False,
+    rate: Annotated[int | None, tyro.conf.arg(metavar="HZ")] = None,
+    channels: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    bits: Literal[16, 24] = 16,
+    format: Literal["wav", "flac"] = "wav",
     skip_existing: bool = False,
     report: bool = False,
     device: Device = "auto",
@@ -40,8 +48,9 @@ def generate(
 ) -> int:
     """Generate sound for videos and images.
 
-    Results are FOLDER/<input stem>.wav and, for a video, .mp4 with its video stream copied unchanged; further
-    samples end in _2, _3, ... The sound is exactly as long as the video; an image gets 10 s.
+    Results are FOLDER/<input stem>.wav (or .flac) and, for a video, .mp4 with its video stream copied
+    unchanged; further samples end in _2, _3, ... The sound is exactly as long as the video; an image gets
+    10 s.
     If two inputs have the same stem, the later one fails: write it to another folder.
 
     Args:
@@ -55,7 +64,18 @@ def generate(
         temperature: randomness of the order in which tokens are decoded; for FoleyGen, of the tokens.
         rerank: number of candidates for each sound, of which the one that fits the video best is kept.
         samples: number of different sounds for each input.
-        keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: .
+        keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: . Its samples
+            stay as they are, in the rate and channels that they have.
+        loudness: integrated loudness (EBU R128) that new sound is brought to, with at most 30 dB of gain; off
+            leaves it at the model's own level. Its true peak is -1 dBTP at most either way.
+        mix: put the new sound over the video's own, so many decibels louder than that: -12 is well below it.
+        keep_original: leave the video's own sound in the video, as a second track.
+        rate: sample rate of the results. Default: 16000, or with --keep and --mix that of the video's own
+            sound. What the model makes ends at 8 kHz; a higher rate adds nothing to that.
+        channels: channels of the results; the new sound, mono, is the same in all of them. Default: 1, or
+            with --keep and --mix as many as the video's own sound has.
+        bits: bits of a sample of the sound file.
+        format: format of the sound file.
         skip_existing: skip inputs whose results all exist.
         report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
         device: the device to compute on.
@@ -76,6 +96,13 @@ def generate(
         rerank=rerank,
         samples=samples,
         keep=tuple(_span(text) for text in keep),
+        loudness=_loudness(loudness),
+        mix=mix,
+        keep_original=keep_original,
+        rate=rate,
+        channels=channels,
+        bits=bits,
+        format=format,
         skip_existing=skip_existing,
         device=device,
         codec_path=codec_path,
@@ -92,6 +119,8 @@ def generate(
                 log(str(result.error))
             elif not json:
                 print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
+            for note in result.notes:
+                log(f"{result.input}: {note}")
     # Failed inputs and a missing report make the exit code 1; the sounds that were made stay.
     document = summary(results, settings)
     written = not report or _report(page, results, settings, json)
@@ -112,6 +141,16 @@ def _report(page: Path, results: Sequence[Result], settings: Settings, json: boo
     if not json:
         print(page)
     return True
+
+
+def _loudness(text: str) -> float | None:
+    """Parse LUFS, or ``off``."""
+    if text == "off":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(f"--loudness {text}: a number of LUFS such as {LOUDNESS:g}, or off") from None
 
 
 def _span(text: str) -> tuple[float, float]:

@@ -160,7 +160,7 @@ def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
 def _decode_audio(clip: Clip, file: MediaFile, meta: StoreMeta) -> tuple[NDArray[np.float32], int]:
     """The window's waveform [S], and the number of its audio frames that are not padding."""
     num_samples = round(meta.seconds * SAMPLE_RATE)
-    waveform = file.audio(clip.start, _length(clip, file.path, meta.seconds))
+    waveform = file.audio(clip.start, _length(clip, file.path, meta.seconds), model_level=True)
     if not np.isfinite(waveform).all():
         raise MediaError(f"{file.path}: the sound holds values that are not numbers")
     if meta.fill == "repeat":

@@ -64,7 +64,7 @@ def reconstruct_files(
 def _reconstruct(path: Path, wav: Path, codec: Codec, num_codebooks: int) -> Result:
     try:
         # [S] -> tokens [K, T], in chunks of any length of sound
-        waveform = read_audio(path)
+        waveform = read_audio(path, model_level=True)
         if not np.isfinite(waveform).all():
             raise MediaError(f"{path}: holds NaN or infinity")
         frames = samples_to_frames(len(waveform))

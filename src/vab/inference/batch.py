@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vab.config import LOUDNESS
 from vab.errors import SettingError, failure
+from vab.inference.finish import Finish
 from vab.media.inputs import expand
 from vab.utils.progress import FileProgress
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from vab.inference.pipeline import VABPipeline
 
 Status = Literal["done", "skipped", "failed"]
+LOSSLESS = ("wav", "flac")
+EFFECTIVE = ("generated", "version", "model", "fingerprint", "steps", "guidance", "temperature", "top_k")
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,22 @@ class Settings:
     rerank: int | None = None
     samples: int = 1
     keep: tuple[tuple[float, float], ...] = ()  # spans in seconds; the end may be infinite
+    loudness: float | None = LOUDNESS  # LUFS of new sound; None: the model's own level
+    rate: int | None = None  # Hz; None: 16 kHz, with keep or mix the original's, as for the next one
+    channels: int | None = None
+    mix: float | None = None  # dB of new sound against the original, which lies under it
+    keep_original: bool = False  # as a second track of the video
+    bits: int = 16  # of a sample of the sound file
+    format: str = "wav"  # of the sound file: the ending of its name
     skip_existing: bool = False
     device: str = "auto"
     codec_path: str | None = None
     vision_path: str | None = None
+
+    @property
+    def finish(self) -> Finish:
+        """How the sounds are finished; ``SettingError`` for values out of range."""
+        return Finish(self.loudness, self.rate, self.channels, self.mix)
 
 
 @dataclass(frozen=True)
@@ -47,7 +63,10 @@ class Result:
     outputs: tuple[str, ...] = ()
     seconds: float | None = None  # length of the sound
     error: str | None = None
-    timings: dict[str, float] | None = None  # seconds of load, decode_video, features, sampling, codec, mux
+    timings: dict[str, float] | None = None  # seconds of load, decode_video, features, sampling ... mux
+    notes: tuple[str, ...] = ()  # sentences for the user
+    levels: tuple[dict[str, float | None], ...] = ()  # of each sound: the model's own level, the gain it got
+    made_with: dict[str, Any] | None = None  # settings in effect, of the first sound
 
 
 def generate_files(
@@ -72,11 +91,11 @@ def generate_files(
     for index, (path, reason) in enumerate(entries):
         # 2. Files that cannot be done, and files that are done already.
         if reason is None:
-            reason = _claim(path, out, settings.samples, owners, sources)
+            reason = _claim(path, out, settings, owners, sources)
         if reason is not None:
             yield Result(str(path), "failed", error=f"{path}: {reason}")
             continue
-        if settings.skip_existing and (existing := _finished(path, out, settings.samples)):
+        if settings.skip_existing and (existing := _finished(path, out, settings)):
             yield Result(str(path), "skipped", tuple(map(str, existing)))
             continue
         # 3. Load the model once, for the first file that needs it; that file's timings hold it.
@@ -104,31 +123,41 @@ def check(settings: Settings) -> None:
     for start, stop in settings.keep:
         if not 0 <= start < stop:
             raise SettingError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
+    _ = settings.finish  # its own check
+    if settings.bits not in (16, 24):
+        raise SettingError(f"bits must be 16 or 24, not {settings.bits}")
+    if settings.format not in LOSSLESS:
+        raise SettingError(f"format must be {' or '.join(LOSSLESS)}, not {settings.format}")
 
 
 def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
-    """All results as one JSON document."""
+    """All results as one JSON document; the settings are those in effect, as far as a sound was made."""
     rows = list(results)
+    used = next((row.made_with for row in rows if row.made_with), {})
+    effective = {name: used[name] for name in EFFECTIVE if name in used}
+    if "candidates" in used:
+        effective["rerank"] = used["candidates"]
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "skipped", "failed")}
     # JSON has no infinity: an open end is null.
     keep = [[start, stop if math.isfinite(stop) else None] for start, stop in settings.keep]
     return {
-        "settings": asdict(settings) | {"keep": keep},
+        "settings": asdict(settings) | {"keep": keep} | effective,
         **counts,
         "results": [asdict(row) for row in rows],
     }
 
 
-def _wav_paths(path: Path, out: Path, samples: int) -> list[Path]:
-    """Output paths of one input, one wav per sample."""
-    return [out / f"{path.stem}{f'_{n}' if n > 1 else ''}.wav" for n in range(1, samples + 1)]
+def _wav_paths(path: Path, out: Path, settings: Settings) -> list[Path]:
+    """Paths of the sounds of one input, one for each sample."""
+    numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
+    return [out / f"{path.stem}{number}.{settings.format}" for number in numbers]
 
 
 def _claim(
-    path: Path, out: Path, samples: int, owners: dict[Path, Path], sources: dict[Path, Path]
+    path: Path, out: Path, settings: Settings, owners: dict[Path, Path], sources: dict[Path, Path]
 ) -> str | None:
     """Reserve the output paths of one input; an error message if they are taken."""
-    names = [name for wav in _wav_paths(path, out, samples) for name in (wav, wav.with_suffix(".mp4"))]
+    names = [name for wav in _wav_paths(path, out, settings) for name in (wav, wav.with_suffix(".mp4"))]
     for name in names:
         if name in owners:
             return f"its result {name} would overwrite that of {owners[name]}; give it another folder with -o"
@@ -139,12 +168,12 @@ def _claim(
     return None
 
 
-def _finished(path: Path, out: Path, samples: int) -> list[Path]:
+def _finished(path: Path, out: Path, settings: Settings) -> list[Path]:
     """All outputs of one input, if they exist. Files get their names only when complete."""
     from vab.media.container import MediaError
     from vab.media.file import MediaFile
 
-    wavs = _wav_paths(path, out, samples)
+    wavs = _wav_paths(path, out, settings)
     videos = [wav.with_suffix(".mp4") for wav in wavs]
     if not all(wav.is_file() for wav in wavs):
         return []
@@ -182,7 +211,6 @@ def _generate_file(
 ) -> Result:
     """Generate and write the sounds of one file; any error becomes its result."""
     from vab.media.file import MediaFile
-    from vab.media.reader import write_wav
     from vab.sampling.parallel import decode_settings
 
     decode = decode_settings(
@@ -190,24 +218,50 @@ def _generate_file(
     )
     timings = {"load": load_seconds, "mux": 0.0}
     outputs: list[str] = []
+    notes: dict[str, None] = {}  # each sentence once
+    levels: list[dict[str, float | None]] = []
+    made_with: dict[str, Any] | None = None
     length = 0.0
     try:
         with MediaFile(path) as file:
+            if settings.keep_original and (file.is_image or not file.has_audio):
+                notes["there is no sound of its own to keep as a second track"] = None
+            second = {"keep_original": True} if settings.keep_original and file.has_audio else {}
             sounds = pipe.generate_many(
-                file, settings.samples, seed=settings.seed, decode=decode, keep=settings.keep, progress=report
+                file,
+                settings.samples,
+                seed=settings.seed,
+                decode=decode,
+                keep=settings.keep,
+                finish=settings.finish,
+                progress=report,
             )
-            for wav, audio in zip(_wav_paths(path, out, settings.samples), sounds, strict=True):
-                # The wav comes first: it must not be lost to a video that mp4 cannot hold.
+            for wav, audio in zip(_wav_paths(path, out, settings), sounds, strict=True):
+                # The sound file comes first: it must not be lost to a video that mp4 cannot hold.
                 begin = time.perf_counter()
-                write_wav(wav, audio.waveform, audio.rate)
+                written = {"bits": settings.bits, "keep_original": settings.keep_original}
+                audio = replace(audio, made_with=audio.made_with | written)
+                audio.save(wav, settings.bits)
                 outputs.append(str(wav))
                 if not file.is_image:
-                    file.mux(audio.waveform, audio.rate, wav.with_suffix(".mp4"))
+                    file.mux(audio.waveform, audio.rate, wav.with_suffix(".mp4"), tags=audio.tags, **second)
                     outputs.append(str(wav.with_suffix(".mp4")))
                 timings["mux"] += time.perf_counter() - begin
-                length = len(audio.waveform) / audio.rate
+                length = audio.waveform.shape[-1] / audio.rate
+                notes |= dict.fromkeys(audio.notes)
+                levels.append({**asdict(audio.level), "gain_db": audio.gain_db})
+                made_with = made_with or audio.made_with
                 for stage, seconds in audio.timings.items():
                     timings[stage] = timings.get(stage, 0.0) + seconds
     except Exception as error:  # one bad file out of many must not end the others
         return Result(str(path), "failed", tuple(outputs), error=failure(path, error))
-    return Result(str(path), "done", tuple(outputs), length, timings=timings)
+    return Result(
+        str(path),
+        "done",
+        tuple(outputs),
+        length,
+        timings=timings,
+        notes=tuple(notes),
+        levels=tuple(levels),
+        made_with=made_with,
+    )

@@ -6,9 +6,9 @@ import base64
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -21,9 +21,9 @@ from vab.config import SAMPLE_RATE
 from vab.inference.batch import Result, Settings, summary
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
+from vab.media.loudness import measure
 from vab.media.reader import read_audio
-from vab.models.hub import BUNDLED, ModelError, find_model, read_config
-from vab.sampling.parallel import decode_settings
+from vab.media.write import FORMATS
 from vab.utils.files import atomic
 from vab.utils.mel import magnitudes, mel_filters
 from vab.utils.provenance import code_version
@@ -53,7 +53,7 @@ def write_report(path: Path, results: Sequence[Result], settings: Settings) -> N
     head, foot = page.substitute(
         made=f"{moment}, vab {escape(code_version()['version'])}",
         counts=", ".join(counts),
-        settings=_table(document["settings"] | _decoding(settings)),
+        settings=_table(document["settings"]),
         inputs="\0",
     ).split("\0")
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
@@ -63,31 +63,22 @@ def write_report(path: Path, results: Sequence[Result], settings: Settings) -> N
         file.write(foot)
 
 
-def _decoding(settings: Settings) -> dict[str, Any]:
-    """The decoding settings in effect: the model's own, with those of the call in their place."""
-    overrides = (settings.steps, settings.guidance, settings.temperature, settings.rerank)
-    try:
-        chosen = asdict(decode_settings(read_config(find_model(settings.model)).decode, *overrides))
-    except (ModelError, ValueError):  # no input came as far as the model
-        return {}
-    return chosen | {"rerank": chosen.pop("num_candidates"), "model": settings.model or BUNDLED}
-
-
 def _input(result: Result) -> Iterator[str]:
     """The section of one input file, with an article for each of its outputs."""
     name = escape(Path(result.input).name)
     yield f'<section><h2>{name}</h2><p class="path">{escape(result.input)}, {result.status}</p>'
     if result.error:
         yield f'<p class="error">{escape(result.error)}</p>'
-    wavs = [Path(name) for name in result.outputs if name.endswith(".wav")]
+    yield from (f"<p>{escape(note)}</p>" for note in result.notes)
+    sounds = [path for path in map(Path, result.outputs) if path.suffix.lower() in FORMATS]
     # Frames of the input once, for all of its outputs.
     try:
-        strip = _strip(Path(result.input)) if wavs else []
+        strip = _strip(Path(result.input)) if sounds else []
     except (MediaError, OSError) as error:
         strip = []
         yield f'<p class="error">{escape(str(error))}</p>'
-    for wav in wavs:
-        yield from _player(wav, strip)
+    for path, level in zip_longest(sounds, result.levels[: len(sounds)]):
+        yield from _player(path, strip, level or {})
     # Details of the timings, folded away.
     if result.timings:
         total = sum(result.timings.values())
@@ -96,7 +87,7 @@ def _input(result: Result) -> Iterator[str]:
     yield "</section>\n"
 
 
-def _player(path: Path, strip: Sequence[str]) -> Iterator[str]:
+def _player(path: Path, strip: Sequence[str], model: Mapping[str, float | None]) -> Iterator[str]:
     """The player of one output; frames, waveform and mel spectrogram share its time axis."""
     yield f'<article><h3>{escape(path.name)}</h3><div class="axis">'
     try:
@@ -112,11 +103,20 @@ def _player(path: Path, strip: Sequence[str]) -> Iterator[str]:
     yield f'aria-label="waveform"><path d="{waveform_path(waveform)}"/></svg>'
     yield f'<img class="mel" alt="mel picture, low tones at the bottom" src="{_png(mel_image(waveform))}">'
     yield '<i class="now" hidden></i></div>'
-    yield f'<audio controls preload="metadata" src="{_uri("audio/wav", data)}"></audio>'
-    peak = _decibels(np.abs(waveform).max())
-    level = _decibels(_rms(waveform))
-    seconds = len(waveform) / SAMPLE_RATE
-    yield f"<p>{seconds:.2f} s, peak {peak} dB, mean level {level} dB</p></article>"
+    yield f'<audio controls preload="metadata" src="{_uri(f"audio/{path.suffix[1:]}", data)}"></audio>'
+    level = measure(waveform, SAMPLE_RATE)
+    yield f"<p>{len(waveform) / SAMPLE_RATE:.2f} s, {_level(level.loudness, level.true_peak)}"
+    if model:
+        yield f"; the model's own sound {_level(model['loudness'], model['true_peak'])}"
+        yield f", gain {model['gain_db']:+.1f} dB"
+    yield "</p></article>"
+
+
+def _level(loudness: float | None, true_peak: float | None) -> str:
+    told = "silent" if true_peak is None else "too short or too quiet to have a loudness"
+    return f"{told if loudness is None else f'{loudness:.1f} LUFS'}" + (
+        "" if true_peak is None else f", true peak {true_peak:+.1f} dBTP"
+    )
 
 
 def _strip(path: Path) -> list[str]:
@@ -172,14 +172,6 @@ def _png(pixels: NDArray[np.uint8]) -> str:
 
 def _uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _decibels(amplitude: float) -> float:
-    return round(float(20 * np.log10(max(1e-5, amplitude))), 1) + 0.0  # no -0.0
-
-
-def _rms(waveform: NDArray[np.floating]) -> float:
-    return float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ A clip's sound depends on the clip, the seed and the settings alone: noise is dr
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,24 +22,48 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
 from vab.codecs.codec import Codec, decode_long, encode_long, load_codec
-from vab.config import FRAME_RATE, HOP, SAMPLE_RATE, DecodeConfig, ModelConfig, Preset, samples_to_frames
+from vab.config import (
+    FRAME_RATE,
+    HOP,
+    LOUDNESS,
+    SAMPLE_RATE,
+    DecodeConfig,
+    ModelConfig,
+    Preset,
+    samples_to_frames,
+)
 from vab.config import video_frames as num_video_frames
+from vab.data.extract import weights_fingerprint
 from vab.errors import SettingError
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
-from vab.inference.splice import AudioSource, Span, crossfade_into, kept_samples, read_original, slice_audio
+from vab.inference.finish import Finish, finish_sound
+from vab.inference.splice import (
+    AudioSource,
+    Original,
+    Span,
+    crossfade_into,
+    kept_samples,
+    original_in_memory,
+    original_of,
+    read_original,
+    slice_audio,
+)
 from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
-from vab.media.reader import as_media_file, write_wav
+from vab.media.loudness import Level
+from vab.media.reader import as_media_file
+from vab.media.tags import COMMENT, pack
+from vab.media.write import write_audio
 from vab.models.heads import Finetuned, load_finetuned, save_finetuned
-from vab.models.hub import CONFIG, FINE, ModelError, codec_source, find_model, read_config
+from vab.models.hub import BUNDLED, CONFIG, FINE, ModelError, codec_source, find_model, read_config
 from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
 from vab.utils.device import pick_device
 from vab.utils.progress import StageProgress
-from vab.utils.provenance import whole_folder
+from vab.utils.provenance import sha256, version, whole_folder
 from vab.vision import VisionEncoder, load_vision
 
 CARD = "README.md"  # of a model directory, written by huggingface_hub
@@ -46,20 +71,35 @@ IMAGE_SECONDS = 10.0  # of sound for an image
 MAX_VIDEO_SECONDS = 2 * 3600.0
 CONTEXT_FRAMES = 50  # audio frames encoded with a kept span, on either side
 
+DEFAULT_FINISH = Finish()
+
 
 @dataclass(frozen=True)
 class Audio:
-    """A generated mono waveform, with the tokens and features behind it and the time it took."""
+    """A finished sound, with the model's own, the tokens and features behind it and the time it took."""
 
-    waveform: np.ndarray  # float32 [S], about -1..1
-    rate: int = SAMPLE_RATE
+    waveform: np.ndarray  # float32 [S], or [C,S] of several channels: no new sound in it passes -1 dBTP
+    rate: int
+    raw: np.ndarray  # float32 [S] at 16 kHz: the model's own, at its own level, with what was kept
+    level: Level  # of the model's own sound
+    gain_db: float  # what the new sound got to come to its loudness, before the limiter
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
     tokens: Tensor | None = None  # int64 [K,T] that it was decoded from, at least a window
     features: Tensor | None = None  # [F,dim] of the video, as long as the tokens
+    made_with: dict[str, Any] = field(default_factory=dict)  # model, seed, settings in effect, gain
+    notes: tuple[str, ...] = ()  # sentences for the user
 
-    def save(self, path: str | Path) -> None:
-        """Write a 16-bit WAV file, complete or not at all."""
-        write_wav(path, self.waveform, self.rate)
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags of a file with this sound; none if nothing in it is made by a model."""
+        return {COMMENT: pack(self.made_with)} if self.made_with else {}
+
+    def save(self, path: str | Path, bits: int = 16) -> None:
+        """Write a sound file, complete or not at all; its ending chooses WAV, FLAC, Ogg, Opus, MP3 or M4A.
+
+        WAV and FLAC have 16 or 24 bits. ``MediaError`` for another ending.
+        """
+        write_audio(path, self.waveform, self.rate, bits, self.tags)
 
 
 class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vision-to-audio"]):
@@ -94,6 +134,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.codec = codec.to(self.device)
         self.vision = vision.to(self.device)
         self.finetuned = Finetuned()
+        self.name = config.name  # as it was asked for, where it was
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -115,7 +156,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         folder = find_model(source, **hub)
         read_config(folder)
         chosen: dict[str, Any] = {"codec_path": codec_path, "vision_path": vision_path}
-        return super().from_pretrained(folder, device=pick_device(device).type, **chosen)
+        pipeline = super().from_pretrained(folder, device=pick_device(device).type, **chosen)
+        pipeline.name = BUNDLED if source is None else str(source)
+        return pipeline
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
@@ -134,6 +177,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         pipeline = cls(stage.preset, stage.network, codec, vision, device, load_fine(folder))
         pipeline.finetuned = load_finetuned(folder)
         return pipeline
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all weights that a sound depends on."""
+        stages = [stage for stage in (self.first, self.fine) if stage is not None]
+        tensors = (tensor for stage in stages for tensor in stage.network.state_dict().values())
+        weights = (tensor.cpu().numpy().tobytes() for tensor in tensors)
+        return sha256(weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights)
 
     def save_pretrained(
         self,
@@ -210,19 +261,30 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         temperature: float | None = None,
         rerank: int | None = None,
         keep: Sequence[Span] = (),
+        loudness: float | None = LOUDNESS,
+        rate: int | None = None,
+        channels: int | None = None,
+        mix: float | None = None,
         progress: StageProgress | None = None,
     ) -> Audio:
         """The sound of a video, exactly as long as it is; of an image, 10 s.
 
         ``steps``, ``guidance``, ``temperature`` and ``rerank`` (so many candidates are drawn, the one nearest
         to the video is kept) replace the model's own. ``keep``: spans (from, to) in seconds of the video's
-        own audio that stay as they are; the new audio is conditioned on their tokens, and fades into them
-        over 20 ms. Raises ``MediaError`` for a file that cannot be used, ``SettingError`` for a
+        own audio that stay sample for sample; the new audio is conditioned on their tokens, and fades into
+        them over 20 ms. ``loudness``: LUFS that the new audio is brought to; None leaves it at the model's
+        own level, with a true peak of -1 dBTP at most all the same. ``mix``: dB of the new audio against the
+        video's own, which lies under it. ``rate``, ``channels``: 16 kHz mono, with ``keep`` and ``mix`` those
+        of the video's own audio; what the model makes ends at 8 kHz.
+        Raises ``MediaError`` for a file that cannot be used, ``SettingError`` for a
         setting that makes no sense, ``DecodeError`` for weights that give no numbers, ``ModelError`` for
         ``rerank`` with a model that has no embeddings.
         """
         chosen = decode_settings(self.config.decode, steps, guidance, temperature, rerank)
-        return next(self.generate_many(path, 1, seed=seed, decode=chosen, keep=keep, progress=progress))
+        finish = Finish(loudness, rate, channels, mix)
+        return next(
+            self.generate_many(path, 1, seed=seed, decode=chosen, keep=keep, finish=finish, progress=progress)
+        )
 
     def generate_many(
         self,
@@ -234,14 +296,15 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         keep: Sequence[Span] = (),
         sound: np.ndarray | None = None,
         seconds: float | None = None,
+        finish: Finish = DEFAULT_FINISH,
         progress: StageProgress | None = None,
     ) -> Iterator[Audio]:
         """``samples`` sounds for one file, one after another; the first is that of :meth:`generate`.
 
         The file is read once, and the first sound's timings hold that. A ``MediaFile`` stays open for the
-        caller, and knows its packet times afterwards. ``sound`` [S]: the audio that ``keep`` refers to, in
-        place of the file's own. ``seconds``: how long the sound shall be, in place of the video's length;
-        a video that ends sooner stands still.
+        caller, and knows its packet times afterwards. ``sound`` [S]: the audio that ``keep`` and
+        ``finish.mix`` refer to, in place of the file's own. ``seconds``: how long the sound shall be, in
+        place of the video's length; a video that ends sooner stands still.
         """
         report = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}
@@ -261,17 +324,23 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             features = self._features(file, seed, timings, report)
             info = file.info
             length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
+            if seconds is None:
+                seconds = IMAGE_SECONDS if info.kind == "image" else info.seconds
             num_frames = padded_length(samples_to_frames(length), config)  # T
             features = _fit(features, num_video_frames(num_frames / FRAME_RATE, config.fps))
 
             # 3. Tokens [K,T] of the audio that is kept, and where they are known [K,T].
-            original: AudioSource = partial(read_original, file)
+            heard: AudioSource = partial(read_original, file)
+            original: Original | None = None
             if sound is not None:
                 info = replace(info, has_audio=True)
-                original = partial(slice_audio, sound)
+                heard = partial(slice_audio, sound)
+                original = original_in_memory(sound)
+            elif info.has_audio:
+                original = original_of(file)
             kept = kept_samples(info, keep, length)
             with _timed(timings, "codec"):
-                tokens, known = self._known_tokens(original, kept, num_frames)
+                tokens, known = self._known_tokens(heard, kept, num_frames)
 
             for number in range(samples):
                 # 4. The first stage: one sound, or of several candidates the nearest to the video.
@@ -287,15 +356,56 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                         part = partial(_report_part, partial(report, "refining"), number, samples)
                         result = self.fine.refine(result, tokens, known, features, generator, progress=part)
 
-                # 6. Tokens -> waveform [S]; the kept audio goes back in as it was.
+                # 6. Tokens -> waveform [S], as the model has it; the kept audio goes back in as it was heard.
                 with _timed(timings, "codec"):
                     waveform = self._waveform(result[:, : samples_to_frames(length)], length)
+                    raw = waveform.copy()
                     for start, stop in kept:
-                        crossfade_into(waveform, original, start, stop)
+                        crossfade_into(raw, heard, start, stop)
 
-                # 7. Each sound carries its own timings; the first those of steps 2 and 3 too.
-                yield Audio(waveform, SAMPLE_RATE, dict(timings), result, features)
+                # 7. The same, to be used: at its loudness, beside the kept audio at its own rate.
+                with _timed(timings, "finish"):
+                    finished = finish_sound(waveform, seconds, finish, original, keep)
+
+                # 8. Each sound carries its own timings; the first those of steps 2 and 3 too.
+                yield Audio(
+                    finished.waveform,
+                    finished.rate,
+                    raw,
+                    finished.level,
+                    finished.gain,
+                    dict(timings),
+                    result,
+                    features,
+                    self.made_with(seed, number, decode, keep, finish) | {"gain_db": finished.gain},
+                    finished.notes,
+                )
                 timings.clear()
+
+    def made_with(
+        self, seed: int, number: int, decode: DecodeConfig, keep: Sequence[Span], finish: Finish
+    ) -> dict[str, Any]:
+        """All that sample ``number`` (from 0) of a file depends on, for JSON: settings in effect."""
+        step_by_step = decode.num_steps == 0  # FoleyGen
+        beside = bool(keep) or finish.mix is not None
+        return {
+            "generated": True,
+            "version": version(),
+            "model": self.name,
+            "fingerprint": self.fingerprint,
+            "seed": seed,
+            "sample": number + 1,
+            "steps": decode.num_steps or None,
+            "guidance": decode.guidance_scale,
+            "temperature": decode.sampling_temperature if step_by_step else decode.mask_temperature,
+            "top_k": decode.top_k,
+            "candidates": decode.num_candidates,
+            "keep": [[start, stop if math.isfinite(stop) else None] for start, stop in keep],
+            "mix": finish.mix,
+            "loudness": finish.loudness,
+            "rate": finish.rate or ("original" if beside else SAMPLE_RATE),
+            "channels": finish.channels or ("original" if beside else 1),
+        }
 
     def _known_tokens(
         self, original: AudioSource, kept: Sequence[tuple[int, int]], num_frames: int

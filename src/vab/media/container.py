@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +24,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from vab.errors import VABError, first_line
+from vab.media.filters import layout
 
 _COVER_ART = Disposition.attached_pic | Disposition.timed_thumbnails
 _TEXT_FORMATS = {"tty", "concat", "hls", "dash"}  # text that FFmpeg would draw, or follow to other files
@@ -314,8 +315,9 @@ def write_mp4(
     samples: np.ndarray,
     rate: int,
     out_path: Path,
+    tags: Mapping[str, str],
 ) -> None:
-    """Write an MP4: the packets of a video stream as they are, and ``samples`` [S] in [-1, 1] as AAC.
+    """Write an MP4: the packets of a video stream as they are, and ``samples`` [C,S] in [-1, 1] as AAC.
 
     The video starts at time 0. ``FFmpegError`` or ``ValueError`` if MP4 cannot hold it.
     """
@@ -325,8 +327,9 @@ def write_mp4(
         video: Any = target.add_stream_from_template(stream, opaque=True)
         if stream.codec_context.codec.canonical_name == "hevc" and stream.codec_context.extradata:
             video.codec_context.codec_tag = "hvc1"  # the name Apple's players know it by
-        audio: Any = target.add_stream("aac", rate=rate, layout="mono", format="fltp")
-        audio.bit_rate = 6 * rate  # the most that mono AAC can use
+        target.metadata.update(tags)
+        audio: Any = target.add_stream("aac", rate=rate, layout=layout(len(samples)), format="fltp")
+        audio.bit_rate = 6 * rate * len(samples)  # the most that AAC can use
         audio.time_base = Fraction(1, rate)
 
         # 2. Both streams in step, so that neither waits in memory for the other.
@@ -339,29 +342,30 @@ def write_mp4(
             sent = _encode_audio(samples, sent, round(decoded_at * rate), audio, target, rate)
 
         # 3. The rest of the audio, then what the encoder still holds.
-        _encode_audio(samples, sent, len(samples), audio, target, rate)
+        _encode_audio(samples, sent, samples.shape[1], audio, target, rate)
         target.mux(audio.encode())
 
 
 def _encode_audio(
     samples: np.ndarray, sent: int, until: int, audio: Any, target: OutputContainer, rate: int
 ) -> int:
-    """Encode ``samples`` from ``sent`` until ``until`` is passed; returns where it stopped."""
-    while sent < min(until, len(samples)):
-        block = samples[sent : sent + _AUDIO_BLOCK]
-        frame = av.AudioFrame.from_ndarray(block[None], format="fltp", layout="mono")
+    """Encode ``samples`` [C,S] from ``sent`` until ``until`` is passed; returns where it stopped."""
+    while sent < min(until, samples.shape[1]):
+        block = samples[:, sent : sent + _AUDIO_BLOCK]
+        interleaved = block.T.astype(np.float32).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=layout(len(block)))
         frame.sample_rate, frame.pts, frame.time_base = rate, sent, Fraction(1, rate)
         target.mux(audio.encode(frame))
-        sent += len(block)
+        sent += block.shape[1]
     return sent
 
 
 def check_waveform(waveform: np.ndarray, path: Path) -> np.ndarray:
-    """Return ``waveform`` as float32 [S]; ``MediaError`` naming ``path`` if it is empty or not finite."""
+    """``waveform`` as float32 [S] or [C,S]; ``MediaError`` naming ``path`` if it is empty or not finite."""
     samples = np.asarray(waveform, dtype=np.float32)
-    if samples.ndim != 1:
-        raise ValueError(f"a waveform has one axis [S], not the shape {list(samples.shape)}")
-    if not len(samples):
+    if samples.ndim not in (1, 2):
+        raise ValueError(f"a waveform has axes [S] or [C,S], not the shape {list(samples.shape)}")
+    if not samples.size:
         raise MediaError(f"{path}: the waveform to write is empty")
     if not np.isfinite(samples).all():
         raise MediaError(f"{path}: the waveform to write holds NaN or infinite samples")

@@ -6,7 +6,7 @@ keeps its distance as silence. Memory follows the window that is read, never the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +21,7 @@ from PIL import Image
 
 from vab.config import SAMPLE_RATE, video_frames
 from vab.errors import first_line
+from vab.media import tags
 from vab.media.container import (
     MediaError,
     OpenFile,
@@ -86,6 +87,7 @@ class MediaFile:
         self._streams: tuple[bool, bool] | None = None  # is there video, is there audio
         self._nominal_seconds = 0.0
         self._nominal_size = (0, 0)
+        self._made_with: dict[str, Any] | None = None
         self._start: VideoStart | None = None
         self._times: PacketTimes | None = None
         self._log: PacketLog | None = None  # of the latest pass over the video
@@ -137,6 +139,21 @@ class MediaFile:
     def has_audio(self) -> bool:
         """True if there is an audio stream."""
         return self._header()[1]
+
+    @property
+    def audio_format(self) -> tuple[int, str]:
+        """Sample rate, and layout as FFmpeg calls it, of the audio stream, which there must be."""
+        with self._opened() as file:
+            context = file.audio.codec_context
+            return context.sample_rate, context.layout.name
+
+    @property
+    def made_with(self) -> dict[str, Any] | None:
+        """What the file says that VAB made it with (:mod:`vab.media.tags`); None for any other file."""
+        if self.is_image:
+            return None
+        self._header()
+        return self._made_with
 
     @property
     def nominal_seconds(self) -> float:
@@ -245,11 +262,18 @@ class MediaFile:
         for _ in range(done, count):
             yield pixels_of_newest
 
-    def audio(self, start: float = 0.0, seconds: float | None = None, rate: int = SAMPLE_RATE) -> np.ndarray:
+    def audio(
+        self,
+        start: float = 0.0,
+        seconds: float | None = None,
+        rate: int = SAMPLE_RATE,
+        model_level: bool = False,
+    ) -> np.ndarray:
         """The waveform from ``start`` on: float32 [S] mono at ``rate``.
 
         S = round(seconds * rate), with zeros at the end; ``seconds=None`` reads to the end. Only what is
-        needed is decoded. ``MediaError`` if there is no audio stream, or none of it can be decoded.
+        needed is decoded. ``model_level``: as in :meth:`audio_blocks`. ``MediaError`` if there is no audio
+        stream, or none of it can be decoded.
         """
         if start < 0 or (seconds is not None and seconds < 0):
             raise ValueError("start and seconds must not be negative")
@@ -258,7 +282,7 @@ class MediaFile:
         count = None if seconds is None else round(seconds * rate)
         blocks = [np.zeros(0, dtype=np.float32)]
         read = 0
-        for block in self.audio_blocks(start, rate):
+        for block in self.audio_blocks(start, rate, model_level):
             blocks.append(block)
             read += len(block)
             if count is not None and read >= count:
@@ -266,8 +290,23 @@ class MediaFile:
         waveform = np.concatenate(blocks)[:count]
         return waveform if count is None else np.pad(waveform, (0, count - len(waveform)))
 
-    def audio_blocks(self, start: float = 0.0, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
-        """The waveform from ``start`` on as blocks float32 [n], mono at ``rate``; silence fills gaps."""
+    def audio_blocks(
+        self, start: float = 0.0, rate: int = SAMPLE_RATE, model_level: bool = False
+    ) -> Iterator[np.ndarray]:
+        """The waveform from ``start`` on as blocks float32 [n], mono at ``rate``; silence fills gaps.
+
+        ``model_level``: of a file that VAB made, the level that the model gave the sound, without the gain
+        that brought it to a loudness. So it is measured; any other file is the same either way.
+        """
+        gain = np.float32(10 ** (-tags.gain(self.made_with) / 20)) if model_level else np.float32(1)
+        for block in self.channel_blocks(start, rate, None):
+            yield block[0] * gain
+
+    def channel_blocks(self, start: float, rate: int, layout: str | None) -> Iterator[np.ndarray]:
+        """The waveform from ``start`` on as blocks float32 [C,n]: in a layout of FFmpeg's, or None for mono.
+
+        What the stream has already (:attr:`audio_format`) is not converted; silence fills gaps.
+        """
         if not self.has_audio:
             raise MediaError(f"{self.path}: has no audio stream")
         origin = self._video_start().seconds if self.has_video else None
@@ -289,35 +328,39 @@ class MediaFile:
 
         # Blocks say where they belong: fill gaps before them with silence, cut what overlaps.
         written = 0  # samples since ``start``
-        for offset, block in place_audio(frames, zero, rate):
+        for offset, block in place_audio(frames, zero, rate, layout):
             while written < offset:
-                silence = np.zeros(min(rate, offset - written), dtype=np.float32)
-                written += len(silence)
+                silence = np.zeros((len(block), min(rate, offset - written)), dtype=np.float32)
+                written += silence.shape[1]
                 yield silence
-            rest = block[written - offset :]
-            written += len(rest)
-            if len(rest):
+            rest = block[:, written - offset :]
+            written += rest.shape[1]
+            if rest.shape[1]:
                 yield rest
 
-    def mux(self, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:
-        """Write an MP4: the video, copied packet by packet, and ``waveform`` [S] as AAC.
+    def mux(
+        self, waveform: np.ndarray, rate: int, out_path: str | Path, *, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Write an MP4: the video, copied packet by packet, and ``waveform`` [S] or [C,S] as AAC.
 
         The video starts at time 0 and keeps its spacing and rotation; nothing is encoded again. The audio is
         cut, or filled with silence, to last as long as the video. The file gets its name when complete.
         ``MediaError``: no video, a codec that MP4 cannot hold, a waveform that is empty or not finite.
         """
         out_path = Path(out_path)
-        waveform = check_waveform(waveform, out_path)
+        waveform = np.atleast_2d(check_waveform(waveform, out_path))
         if not self.has_video:
             raise MediaError(f"{self.path}: has no video stream")
 
         # Cut the waveform or fill it with silence to the length of the video.
         times = self.times
-        samples = np.zeros(max(1, round(times.seconds * rate)), dtype=np.float32)
-        samples[: len(waveform)] = np.clip(waveform[: len(samples)], -1, 1)
+        length = max(1, round(times.seconds * rate))
+        samples = np.zeros((len(waveform), length), dtype=np.float32)
+        samples[:, : waveform.shape[1]] = np.clip(waveform[:, :length], -1, 1)
         with atomic(out_path) as temporary, self._opened() as file:
             try:
-                write_mp4(demux(file.container, file.video), file.video, times, samples, rate, temporary)
+                packets = demux(file.container, file.video)
+                write_mp4(packets, file.video, times, samples, rate, temporary, tags or {})
             except (FFmpegError, ValueError) as error:
                 codec = file.video.codec_context.codec.canonical_name
                 raise MediaError(
@@ -363,6 +406,9 @@ class MediaFile:
             file = OpenFile(open_media(self.path))
             self._streams = file.video is not None, file.audio is not None
             self._nominal_seconds = file.nominal_seconds
+            self._made_with = tags.unpack(file.container.metadata)
+            if file.audio is not None:
+                self._made_with = self._made_with or tags.unpack(file.audio.metadata)  # as Ogg has it
             if file.video is not None:
                 self._nominal_size = file.video.codec_context.width, file.video.codec_context.height
             self._idle.append(file)  # for the first pass

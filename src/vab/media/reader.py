@@ -53,11 +53,15 @@ def read_frames(
 
 
 def read_audio(
-    path: str | Path, start: float = 0.0, seconds: float | None = None, rate: int = SAMPLE_RATE
+    path: str | Path,
+    start: float = 0.0,
+    seconds: float | None = None,
+    rate: int = SAMPLE_RATE,
+    model_level: bool = False,
 ) -> np.ndarray:
     """The waveform from ``start`` on, float32 [S] mono at ``rate``: ``MediaFile.audio``."""
     with MediaFile(path) as file:
-        return file.audio(start, seconds, rate)
+        return file.audio(start, seconds, rate, model_level)
 
 
 def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:
@@ -69,11 +73,12 @@ def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str |
 def write_wav(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> None:
     """Write ``waveform`` [S] in [-1, 1] (louder is clipped) as 16-bit PCM, complete or not at all.
 
+    Sample for sample as version 0.1.0 wrote what is measured; what is heard goes through ``write_audio``.
     ``MediaError`` if it is empty or holds NaN or infinity.
     """
     # float32 in [-1, 1] -> little-endian int16, symmetric about zero
     samples = check_waveform(waveform, Path(path)).clip(-1, 1)
-    with atomic(path) as temporary, wave.open(str(temporary), "wb") as file:
+    with atomic(path) as temporary, temporary.open("wb") as stream, wave.open(stream, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)

@@ -81,13 +81,19 @@ def orientation(frame: Any) -> tuple[bool, int, int]:
 
 
 def place_audio(
-    frames: Iterator[tuple[Any, Any]], zero: float, rate: int
+    frames: Iterator[tuple[Any, Any]], zero: float, rate: int, layout: str | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(offset in samples from ``zero`` seconds, block of mono float32 at ``rate``), in order.
+    """(offset in samples from ``zero`` seconds, block float32 [C,n] at ``rate``), in order.
 
     One resampler runs on until the clock leaps or the sample rate, the layout or the sample format changes.
-    Mono is the mean of the channels; FFmpeg's own mixing would make equal channels 3 dB louder.
+    Without a ``layout`` C is one, the mean of the channels; FFmpeg's own mixing would make equal channels
+    3 dB louder. What has the rate and the layout already is passed on as it is.
     """
+
+    def block(part: Any) -> np.ndarray:
+        samples = np.ascontiguousarray(part.to_ndarray().reshape(part.samples, -1).T)
+        return samples if layout else samples.mean(0, keepdims=True)
+
     resampler: Any = None
     shape: tuple[int, str, str] = (SAMPLE_RATE, "", "")  # sample rate, layout, sample format
     # Of the present run of the resampler:
@@ -111,22 +117,23 @@ def place_audio(
         new_shape = (frame.sample_rate, frame.layout.name, frame.format.name)
         if resampler is None or new_shape != shape or abs(time - expected) > _TIMESTAMP_TOLERANCE_SECONDS:
             for part in resampler.resample(None) if resampler else ():
-                yield offset, part.to_ndarray().mean(0)
+                yield offset, block(part)
                 offset += part.samples
-            resampler = av.AudioResampler(format="fltp", rate=rate)
+            # Interleaved: PyAV reads beyond the planes of a frame that has eight of them (7.1).
+            resampler = av.AudioResampler(format="flt", layout=layout, rate=rate)
             shape = new_shape
             run_start = time
             samples_in = 0
             offset = round(time * rate)
 
-        # 3. Resample the frame by the count of samples, not by its own time; channels [C, n] -> mean [n].
+        # 3. Resample the frame by the count of samples, not by its own time.
         samples_in += frame.samples
         frame.pts = None
         for part in resampler.resample(frame):
-            yield offset, part.to_ndarray().mean(0)
+            yield offset, block(part)
             offset += part.samples
 
     # 4. What the last resampler still holds.
     for part in resampler.resample(None) if resampler else ():
-        yield offset, part.to_ndarray().mean(0)
+        yield offset, block(part)
         offset += part.samples

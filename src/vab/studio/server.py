@@ -12,7 +12,6 @@ import json
 import secrets
 import shutil
 import threading
-import wave
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,6 +31,7 @@ from starlette.routing import Route
 
 from vab.config import SAMPLE_RATE
 from vab.media.container import MediaError
+from vab.media.write import encode_audio
 from vab.studio.queue import Job, UserError
 from vab.studio.service import CLIP_GONE, MAX_TRACKS, STAGE_LABELS, StudioService
 from vab.studio.sessions import TOO_MANY, Session
@@ -373,9 +373,5 @@ def _job(service: StudioService, job: Job) -> dict[str, Any]:
 
 def _wav(waveform: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    with wave.open(stream, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((waveform.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+    encode_audio(stream, waveform, SAMPLE_RATE)
     return stream.getvalue()

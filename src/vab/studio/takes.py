@@ -1,11 +1,16 @@
-"""Takes: sounds made for a clip, and edits of them. What is kept is bit-equal."""
+"""Takes: sounds made for a clip, and edits of them.
+
+What an edit keeps is bit-equal in the model's own sound, from which each take is finished anew: levels do not
+creep, and a part that is redone stands in its place as loud as the model made it. A sound that was there
+before stays as it came, beside new sound too.
+"""
 
 from __future__ import annotations
 
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,11 +21,12 @@ from PIL import Image
 from vab.config import SAMPLE_RATE, DecodeConfig
 from vab.errors import SettingError
 from vab.inference.embedder import audio_video_similarity
+from vab.inference.finish import Finish, finish_sound
 from vab.inference.html_report import mel_image, waveform_path
 from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import Span
 from vab.media.file import MediaFile
-from vab.media.reader import as_media_file, write_wav
+from vab.media.reader import as_media_file
 from vab.models.hub import ModelError
 from vab.studio.uploads import MAX_VIDEO_SECONDS, PHOTO_FPS, Clip, write_picture
 from vab.utils.progress import StageProgress
@@ -36,7 +42,9 @@ class Take:
     id: str  # cannot be guessed
     folder: Path
     title: str
-    waveform: NDArray[np.float32]  # [S]
+    waveform: NDArray[np.float32]  # [S], as it is heard
+    raw: NDArray[np.float32]  # [S], as edits go on from it: the model's own sound, or the same as is heard
+    own: bool  # a sound that was there before, or an edit of one
     score: float | None  # cosine similarity of audio and video, as in reranking; None if not available
     timings: dict[str, float]  # seconds by stage
     again: tuple[float, float] | None = None  # seconds: what is new since the take before
@@ -115,10 +123,9 @@ class TakeMaker:
             raise SettingError("All of this take is marked; there is nothing else to redo.")
         what = f"{start:.2f} to {stop:.2f} s" if inside else f"all but {start:.2f} to {stop:.2f} s"
         with MediaFile(clip.source) as source:
-            audio = self._generate_keeping(source, take.waveform, keep, take.seconds, seed, decode, progress)
-            return self._take(
-                clip, source, audio, f"{what} anew", progress, (start, stop) if inside else None
-            )
+            audio = self._edit(source, take, keep, take.seconds, seed, decode, progress)
+            again = (start, stop) if inside else None
+            return self._take(clip, source, audio, f"{what} anew", progress, again, take.own)
 
     def extend(
         self,
@@ -137,19 +144,40 @@ class TakeMaker:
         if not seconds > 0 or length > MAX_VIDEO_SECONDS:
             raise SettingError(f"A take may last {MAX_VIDEO_SECONDS:.0f} s at most.")
         with MediaFile(clip.source) as source:
-            audio = self._generate_keeping(
-                source, take.waveform, [(0.0, take.seconds)], length, seed, decode, progress
-            )
-            return self._take(clip, source, audio, f"{seconds:g} s longer", progress, (take.seconds, length))
+            audio = self._edit(source, take, [(0.0, take.seconds)], length, seed, decode, progress)
+            again = (take.seconds, length)
+            return self._take(clip, source, audio, f"{seconds:g} s longer", progress, again, take.own)
 
     def place(
         self, clip: Clip, sound: NDArray[np.float32], title: str, progress: StageProgress | None = None
     ) -> Take:
-        """Make a take of an existing waveform [S], cut or padded with silence to the length of the clip."""
+        """Make a take of an existing waveform [S], cut or padded with silence to the length of the clip.
+
+        Its level stays as it is.
+        """
         once = DecodeConfig(num_steps=min(1, self.pipeline.config.decode.num_steps))  # every token is known
         with MediaFile(clip.source) as source:
             audio = self._generate_keeping(source, sound, [WHOLE], clip.seconds, 0, once, progress)
-            return self._take(clip, source, audio, title, progress)
+            audio = replace(audio, waveform=audio.raw, made_with={})
+            return self._take(clip, source, audio, title, progress, own=True)
+
+    def _edit(
+        self,
+        source: MediaFile,
+        take: Take,
+        keep: Sequence[Span],
+        seconds: float,
+        seed: int,
+        decode: DecodeConfig,
+        progress: Progress | None,
+    ) -> Audio:
+        """The sound of a take made anew outside of ``keep``, finished as a whole unless it is not ours."""
+        audio = self._generate_keeping(source, take.raw, keep, seconds, seed, decode, progress)
+        made_with = {name: audio.made_with[name] for name in ("generated", "version", "model", "fingerprint")}
+        if take.own:
+            return replace(audio, raw=audio.waveform, made_with=made_with)
+        finished = finish_sound(audio.raw, seconds, Finish())
+        return replace(audio, waveform=finished.waveform, made_with=made_with | {"gain_db": finished.gain})
 
     def _generate_keeping(
         self,
@@ -161,7 +189,7 @@ class TakeMaker:
         decode: DecodeConfig,
         progress: StageProgress | None,
     ) -> Audio:
-        """Generate ``seconds`` of sound of which the spans ``keep`` are those of a waveform."""
+        """Generate ``seconds`` of sound, at its own level, of which ``keep`` are spans of a waveform."""
         return next(
             self.pipeline.generate_many(
                 source,
@@ -171,6 +199,7 @@ class TakeMaker:
                 keep=keep,
                 sound=sound,
                 seconds=seconds,
+                finish=Finish(loudness=None),
                 progress=progress,
             )
         )
@@ -183,6 +212,7 @@ class TakeMaker:
         title: str,
         progress: StageProgress | None,
         again: Span | None = None,
+        own: bool = False,
     ) -> Take:
         """Write the files of a take; ``source`` is the open source of the clip."""
         if progress is not None:
@@ -192,14 +222,16 @@ class TakeMaker:
             clip.folder,
             title,
             audio.waveform,
+            audio.raw,
+            own,
             self._score(audio),
             audio.timings,
             again,
         )
         # The sound alone, the video with it, and its spectrogram.
-        write_wav(take.sound, take.waveform)
+        audio.save(take.sound)
         with as_media_file(_video_of(clip, source, take.seconds)) as picture:
-            picture.mux(take.waveform, SAMPLE_RATE, take.video)
+            picture.mux(take.waveform, SAMPLE_RATE, take.video, tags=audio.tags)
         Image.fromarray(mel_image(take.waveform)).save(take.mel)
         return take
 

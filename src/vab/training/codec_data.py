@@ -26,7 +26,7 @@ def read_sounds(
         if clip.split != "train" or clip.audio is None:
             continue
         try:
-            waveform = read_audio(clip.audio, clip.start, clip.seconds)
+            waveform = read_audio(clip.audio, clip.start, clip.seconds, model_level=True)
         except MediaError as error:
             log(str(error))
             continue

@@ -27,17 +27,21 @@ def sha256(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
+def version() -> str:
+    """Version of the package."""
+    try:
+        return metadata.version("vab")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def code_version() -> dict[str, Any]:
     """``version`` of the package, git ``commit`` (None outside a checkout), hash of the ``sources``."""
-    try:
-        version = metadata.version("vab")
-    except metadata.PackageNotFoundError:
-        version = "not installed"
     files = sorted(PACKAGE.rglob("*.py"))
     sources = sha256(
         *(part for file in files for part in (str(file.relative_to(PACKAGE)), file.read_bytes()))
     )
-    return {"version": version, "commit": _commit(), "sources": sources}
+    return {"version": version(), "commit": _commit(), "sources": sources}
 
 
 def _commit() -> str | None:
