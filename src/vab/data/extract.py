@@ -249,6 +249,7 @@ _info = lru_cache(maxsize=64)(probe)  # many clips may be windows of one file
 
 def _length(clip: Clip, path: Path, window: float) -> float:
     """Length of the clip in seconds: that of the window, of its manifest or of its file."""
+    # a still image has no length of its own
     info = _info(path)
     length = min(window, clip.seconds or window)
     if info.kind != "image":
@@ -287,6 +288,7 @@ def read_ahead(
 
 
 def _write_failures(directory: Path, failed: dict[str, str]) -> None:
+    # no file where nothing failed: what an earlier run could not read may be mended
     path = directory / "failures.csv"
     if not failed:
         path.unlink(missing_ok=True)

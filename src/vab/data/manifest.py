@@ -101,6 +101,7 @@ def _row_mistakes(row: dict[str, str]) -> Iterator[str]:
     if None in row or None in row.values():
         yield f"{'more' if None in row else 'fewer'} fields than the header has"
         return
+    # every mistake of the row, not only the first
     if not row["id"]:
         yield "column id: is empty"
     if not row["audio"] and not row["video"]:
@@ -127,6 +128,7 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
+    # times with as many digits as they have, empty where the whole file counts
     for c in clips:
         seconds = "" if c.seconds is None else f"{c.seconds:.6g}"
         writer.writerow(

@@ -65,6 +65,7 @@ class LatentStore:
         if codebook_vectors.shape != (meta.num_codebooks, meta.codebook_size, meta.codebook_dim):
             raise StoreError(f"codebook vectors are {codebook_vectors.shape}, the store says {meta}")
         if (directory / "store.json").exists():
+            # every setting counts: latents made otherwise never mix
             old, new = asdict(read_meta(directory)), asdict(meta)
             other = [f"{key} is {old[key]!r}, now {new[key]!r}" for key in new if old[key] != new[key]]
             if other:
@@ -165,6 +166,7 @@ class LatentStore:
         """Write one shard of clips; all of it or nothing. ``StoreError`` on wrong shapes or known ids."""
         if not rows:
             return
+        # neither known nor twice among themselves
         ids = [row.id for row in rows]
         known = self._known.intersection(ids)
         if known or len(set(ids)) != len(ids):

@@ -90,7 +90,7 @@ def temporal_mixup(
     point = torch.randint(1, max(frames, 2), (batch,), generator=generator, device=generator.device).cpu()
 
     # Clips that are not chosen are their own partner, with the break after their last frame.
-    chosen &= (batch > 1) & (frames > 1)
+    chosen &= (batch > 1) & (frames > 1)  # else there is nobody, or nowhere, to go on with
     partner = torch.where(chosen, (own + step) % batch, own).to(device)
     point = torch.where(chosen, point, frames).to(device)  # [B], in audio frames
 

@@ -112,6 +112,7 @@ def segment_names(ytid: str, start: float, end: float) -> tuple[str, ...]:
     Whole seconds padded to six places or plain, milliseconds, and seconds with three decimals, with or
     without the end.
     """
+    # for the start and for the end: padded, plain, milliseconds, decimals
     shapes = [(f"{time:06.0f}", f"{time:.0f}", f"{time * 1000:.0f}", f"{time:.3f}") for time in (start, end)]
     stems = [*shapes[0], *(f"{a}_{b}" for a, b in zip(*shapes, strict=True))]
     return tuple(f"{ytid}_{stem}" for stem in dict.fromkeys(stems))
@@ -240,6 +241,7 @@ def is_still(path: str | Path, seconds: float | None = None, start: float = 0.0)
     noise of compression does not count.
     ``MediaError`` if there is no video.
     """
+    # [H, W, 3] in signed numbers, so that differences are not cut off at zero
     before: np.ndarray | None = None
     for pixels in read_frames(path, STILL_FPS, start, seconds or STILL_SECONDS, size=STILL_SIDE):
         frame = pixels.astype(np.int16)

@@ -68,6 +68,7 @@ def _clips(
     root: Path, audio: MediaInfo | None, video: MediaInfo | None, window: float, dev_share: float
 ) -> list[Clip]:
     """The clips of one audio file, one video or image, or both."""
+    # The video gives the clip its name; its own sound counts where there is no sound file.
     main = video or audio
     assert main is not None
     if audio is None and main.has_audio:

@@ -23,6 +23,7 @@ def read_list(path: str | Path) -> list[Row]:
         ) from None
     if not tests:
         raise ListError(f"{path}: none of its {len(videos)} videos is of the split test")
+    # a clip is called like its file, and has no label
     return [Row(name, (name,), "", "test") for name in tests]
 
 

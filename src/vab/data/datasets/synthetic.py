@@ -31,6 +31,7 @@ def hits(rng: np.random.Generator, seconds: float) -> NDArray[np.float64]:
 def draw_frames(times: NDArray[np.float64], seconds: float, label: str) -> NDArray[np.uint8]:
     """Frames [N, SIZE, SIZE, 3] of a ball on the ground at ``times``; between them it flies a parabola."""
     radius, colour, _ = BALLS[label]
+    # [SIZE, SIZE] coordinates of the pixels, and a bright wall behind the ball
     period = times[1] - times[0] if len(times) > 1 else seconds
     y, x = np.mgrid[:SIZE, :SIZE]
     frames = np.full((round(seconds * RATE), SIZE, SIZE, 3), 235, np.uint8)
@@ -69,6 +70,7 @@ def write_synthetic(folder: str | Path, clips: int = 16, seconds: float = 5.0, s
     rows: list[Clip] = []
     events: dict[str, list[float]] = {}
     for n in range(clips):
+        # small and large in turn; a clip depends on its number and the seed alone
         label = list(BALLS)[n % len(BALLS)]
         times = hits(np.random.default_rng((seed, n)), seconds)
         name = f"ball_{n:04d}"

@@ -117,6 +117,7 @@ def _clip(row: Row, folders: list[Index], unreadable: dict[str, str]) -> Latents
 
 def read_tokens(path: str | Path) -> NDArray[np.uint16]:
     """Tokens uint16 [K, T] of a file that holds integers [T, K] = (500, 4) below 2048."""
+    # [T, K] -> [K, T]
     values = _read(path)
     if values.shape != (FRAMES, NUM_CODEBOOKS) or values.dtype.kind not in "iu":
         raise ListError(f"{path}: {values.dtype} {values.shape}, not integers {(FRAMES, NUM_CODEBOOKS)}")
@@ -138,6 +139,7 @@ def read_features(path: str | Path) -> tuple[NDArray[np.float16], int]:
         values = values.astype(np.float16)
     if not np.isfinite(values).all():
         raise ListError(f"{path}: holds values that are no numbers, or too large")
+    # [frames, 768] -> [F, 768]: the last one again where there are too few
     num_features = video_frames(SECONDS, FPS)
     real = min(len(values), num_features)
     return values[np.minimum(np.arange(num_features), real - 1)], real

@@ -38,6 +38,7 @@ def read_list(path: str | Path) -> list[Row]:
             )
         if not ytid or not label:
             raise ListError(f"{path}: line {line}: the id or the label is empty")
+        # the id says which ten seconds of the video they are
         names = segment_names(ytid, start, start + SECONDS)
         rows.append(Row(f"{ytid}_{start:06d}", names, label, split, SECONDS))
     if not rows:
@@ -57,6 +58,7 @@ def retrieval_subset(rows: Sequence[Row]) -> list[Row]:
 
     These are CAV-MAE's retrieval clips (vgg_test_5_per_class_for_retrieval), in the same order.
     """
+    # the order of the list decides, so it must be the official one
     counts: Counter[str] = Counter()
     subset: list[Row] = []
     for row in rows:
