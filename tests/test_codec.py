@@ -601,6 +601,8 @@ def test_decode_long_refuses_impossible_chunks(chunk: int, overlap: int) -> None
 def test_a_damaged_small_codec_is_one_line(tmp_path: Path, file: str, content: bytes) -> None:
     load_codec("tiny").save_pretrained(tmp_path)
     (tmp_path / file).write_bytes(content)
-    with pytest.raises(CodecError, match="holds no small codec") as caught:
+    with pytest.raises(
+        CodecError, match=r"holds no small codec|codec\.safetensors: cannot be read"
+    ) as caught:
         load_codec("tiny", tmp_path)
     assert "\n" not in str(caught.value)
