@@ -169,7 +169,7 @@ class TakeMaker:
         seconds: float,
         seed: int,
         decode: DecodeConfig,
-        progress: Progress | None,
+        progress: StageProgress | None,
     ) -> Audio:
         """The sound of a take made anew outside of ``keep``, finished as a whole unless it is not ours."""
         audio = self._generate_keeping(source, take.raw, keep, seconds, seed, decode, progress)

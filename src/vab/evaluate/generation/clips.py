@@ -83,7 +83,8 @@ def open_folder(path: Path) -> Folder:
 def read_clip(path: Path, rate: int, seconds: float | None) -> NDArray[np.float32]:
     """Read the first ``seconds`` of a file (None: all): mono [S] at ``rate``, minus the mean of the whole.
 
-    As av-benchmark reads it; what ``vab generate`` made at the level that its model gave it. Raises ``MediaError`` if there is no sound in it, or what it holds is no number.
+    As av-benchmark reads it; what ``vab generate`` made at the level that its model gave it. Raises
+    ``MediaError`` if there is no sound in it, or what it holds is no number.
     """
     waveform = read_audio(path, rate=rate, model_level=True)
     if not len(waveform):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from vab.evaluate.generation.cache import FeatureCache
 from vab.evaluate.generation.clips import ALIGNMENT_SLACK_SECONDS, ClipError, Folder, check_clip, read_clip
 from vab.evaluate.metrics import signal
 from vab.media.container import MediaError
+from vab.media.loudness import measure
 from vab.utils.progress import FileProgress
 
 RATE = 16_000
-SOUND = FeatureSpec("sound", RATE, ("vab_sound",), version="1")  # of a clip, without any network
+FULL_SCALE = 0.999  # a sound that comes so high may have been clipped
+SOUND = FeatureSpec("sound", RATE, ("vab_sound",), version="2")  # of a clip, without any network
 PAIRS = FeatureSpec("pairs", RATE, ("vab_pairs",), version="1")  # of a pair of clips
 
 
@@ -77,7 +80,10 @@ def scan_clips(side: ClipSet, ids: Sequence[str], seconds: float, progress: File
 
 
 def _signal_features(waveform: NDArray[np.float32]) -> Features:
+    loudness = measure(waveform, RATE).loudness
     return {
+        "loudness": torch.tensor(math.nan if loudness is None else loudness, dtype=torch.float64),
+        "peak": torch.tensor(np.abs(waveform).max(), dtype=torch.float64),
         "seconds": torch.tensor(len(waveform) / RATE, dtype=torch.float64),
         "statistics": torch.from_numpy(signal.statistics(waveform)),
         "onsets": torch.from_numpy(signal.onsets(waveform)),
@@ -98,6 +104,18 @@ def ends_early(reference: ClipSet, generated: ClipSet, ids: Sequence[str]) -> li
 
 def _scanned_seconds(side: ClipSet, name: str) -> float:
     return float(side.caches[SOUND.name].features[name][0]["seconds"])
+
+
+def levels(side: ClipSet, ids: Sequence[str]) -> dict[str, float | None]:
+    """How loud the clips of a folder are, as they were measured: median and spread, and how many may clip."""
+    rows = [side.caches[SOUND.name].features[name][0] for name in ids]
+    loudness = np.array([float(row["loudness"]) for row in rows])
+    known = loudness[np.isfinite(loudness)]  # nearly silent ones have none
+    return {
+        "median_lufs": round(float(np.median(known)), 2) if len(known) else None,
+        "spread_lu": round(float(np.ptp(known)), 2) if len(known) else None,
+        "at_full_scale": sum(float(row["peak"]) > FULL_SCALE for row in rows),
+    }
 
 
 def compare(

@@ -16,7 +16,15 @@ from typing import Any
 from vab.evaluate.backbones.registry import BACKBONES, FeatureSpec, Rows, find, load
 from vab.evaluate.generation.cache import cache_folder, tables_in
 from vab.evaluate.generation.clips import ClipError, open_folder
-from vab.evaluate.generation.features import SOUND, ClipSet, compare, ends_early, extract, scan_clips
+from vab.evaluate.generation.features import (
+    SOUND,
+    ClipSet,
+    compare,
+    ends_early,
+    extract,
+    levels,
+    scan_clips,
+)
 from vab.evaluate.generation.scores import AV_BENCHMARK, Metric, of_backbone, of_pairs, of_signal
 from vab.evaluate.metrics.distances import RESAMPLES
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
@@ -61,6 +69,7 @@ class Generation:
     absent: dict[str, str]  # backbones that could not be used -> the reason
     weights: dict[str, str | None]  # backbone -> start of the sha256
     external: list[str]  # backbones with features that somebody else made
+    levels: dict[str, dict[str, float | None]]  # of the two sides; none if features were all there was
     unwritten: str = ""  # why av-benchmark's results could not be written
 
     def get(self, key: str) -> Metric | None:
@@ -75,6 +84,7 @@ class Generation:
             "seconds": self.seconds,
             "clips": len(self.ids),
             "ids_sha256": list_hash(self.ids),
+            "levels": self.levels,
             "measures": {
                 each.key: each.value.document() | {"clips": each.clips, "better": each.better}
                 for each in self.metrics
@@ -93,6 +103,12 @@ class Generation:
         heading = f"Generation: {self.generated} against {self.reference}, {extent}"
         counts = f"N = {len(self.ids):,}, {len(self.faults):,} left out; sha256 of the ids"
         note = f"{counts} {list_hash(self.ids)[:16]}. Brackets: 95 % bootstrap intervals."
+        for side, level in self.levels.items():
+            if level["median_lufs"] is not None:
+                note += (
+                    f" The {side} clips: {level['median_lufs']:.1f} LUFS (median), spread "
+                    f"{level['spread_lu']:.1f} LU, {level['at_full_scale']} at full scale."
+                )
         # 2. The metrics, and those two that the paper has beside its own.
         rows = [[each.key, each.value.plain(), each.better, f"{each.clips:,}"] for each in self.metrics]
         values = {each.key: each.value for each in self.metrics}
@@ -160,6 +176,7 @@ def evaluate(
         absent=run.absent,
         weights={name: found.digest for name, found in run.weights.items()},
         external=run.external,
+        levels=run.levels() if run.have_sounds else {},
     )
     return replace(result, unwritten=_write_av_benchmark(run.sides[1].cache_dir, result.av_benchmark()))
 
@@ -252,6 +269,11 @@ class _Evaluation:
         self.faults.sort(key=lambda fault: (fault.id, fault.reason))
         if self.faults and not self.settings.allow_missing:
             raise Incomplete(self.faults)
+
+    def levels(self) -> dict[str, dict[str, float | None]]:
+        """How loud both sides are: a system may differ from another by little else."""
+        names = ("reference", "generated")
+        return {name: levels(side, self.ids) for name, side in zip(names, self.sides, strict=True)}
 
     def make_features(self) -> None:
         """Load the networks whose features are not all cached, and make these."""
