@@ -233,8 +233,9 @@ def test_bad_inputs_get_one_line_each_and_the_others_go_on(model: Path, tmp_path
     for name, says in {**bad, "empty": "no video or image"}.items():
         (line,) = (line for line in errors if str(tmp_path) in line and f"/{name}:" in line)
         assert says in line and results[name]["error"] == line
-    stems = ("one", "two", "three", "four")
-    assert {path.name for path in out.iterdir()} == {f"{s}.{kind}" for s in stems for kind in ("wav", "mp4")}
+    stems = ("one", "deep/two", "three", "four")
+    made = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
+    assert made == {f"{stem}.{kind}" for stem in stems for kind in ("wav", "mp4")}
     timings = [results[name]["timings"] for name in ("one.mp4", "two.mp4")]
     assert timings[0]["load"] > 0 and timings[1]["load"] == 0
     assert all({"decode_video", "features", "sampling", "codec", "mux"} <= set(row) for row in timings)

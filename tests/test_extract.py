@@ -224,8 +224,8 @@ def test_folder(balls: Path, tmp_path: Path) -> None:
     write_wav(tmp_path / "train/dog/long.wav", np.zeros(int(10.5 * SAMPLE_RATE), np.float32))
     write_wav(tmp_path / "cat/c.wav", np.zeros(SAMPLE_RATE, np.float32))
     (tmp_path / "notes.txt").write_text("no media")
-    clips, left_out, _ = folder_clips(tmp_path, seconds=5.0, dev_share=0.0)
-    assert list(left_out) == [tmp_path / "notes.txt"]
+    clips, left_out, _, _ = folder_clips(tmp_path, seconds=5.0, dev_share=0.0)
+    assert list(left_out) == [str(tmp_path / "notes.txt")]
     found = {clip.id: clip for clip in clips}
     names = "cat/c.mp4 d.mp4 train/dog/a.mp4 train/dog/long.wav#0 train/dog/long.wav#1 val/dog/b.mp4"
     assert sorted(found) == names.split()

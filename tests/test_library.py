@@ -698,7 +698,7 @@ def test_without_lancedb_it_says_what_to_install(tmp_path: Path, monkeypatch: py
 def test_folders_hold_the_kinds_that_are_asked_for(tmp_path: Path) -> None:
     for name in ("a.WAV", "b.mp4", "c.png", "d.txt", ".hidden.wav", "e.ogg"):
         write(tmp_path / name, name)
-    names = [path.name for path, _ in expand([tmp_path])]
+    names = [path.name for path in expand([tmp_path]).paths]
     assert names == ["b.mp4", "c.png"]
-    names = [path.name for path, _ in expand([tmp_path], kinds=AUDIO + VIDEOS + IMAGES)]
+    names = [path.name for path in expand([tmp_path], kinds=AUDIO + VIDEOS + IMAGES).paths]
     assert names == ["a.WAV", "b.mp4", "c.png", "e.ogg"]

@@ -103,18 +103,18 @@ def test_one_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
     results = list(reconstruct_files([tmp_path / "a", tmp_path / "b"], tmp_path / "out", Exact()))
     found = {Path(result.input).relative_to(tmp_path).as_posix(): result for result in results}
     names = ("a/cat.wav", "b/cat.wav", "a/mute.mp4", "a/text.wav", "a/nan.wav")
-    assert [found[name].status for name in names] == ["done", *["failed"] * 4]
+    assert [found[name].status for name in names] == ["done", "done", *["failed"] * 3]
     assert "holds NaN or infinity" in str(found["a/nan.wav"].error)
-    assert "would overwrite that of" in str(found["b/cat.wav"].error)
     assert "has no audio stream" in str(found["a/mute.mp4"].error)
-    assert found["a/cat.wav"].outputs == (str(tmp_path / "out" / "cat.wav"),)
+    for name in names[:2]:
+        assert found[name].outputs == (str(tmp_path / "out" / name),)
 
 
 def test_an_input_is_never_overwritten(tmp_path: Path) -> None:
     write_wav(tmp_path / "cat.wav", noise(1.0, 16_000))
     before = (tmp_path / "cat.wav").read_bytes()
     (result,) = reconstruct_files([tmp_path / "cat.wav"], tmp_path, Exact())
-    assert result.status == "failed" and "would overwrite an input" in str(result.error)
+    assert result.status == "failed" and "would overwrite the input" in str(result.error)
     assert (tmp_path / "cat.wav").read_bytes() == before
 
 

@@ -8,6 +8,7 @@ single subject.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ def for_people(error: BaseException) -> str | None:
     # Ours is written for people already; the system's has its own words, and the file if it knows one.
     if isinstance(error, VABError):
         return str(error)
+    if isinstance(error, FileExistsError) and error.filename:
+        return f"{error.filename}: is a file, so no folder can be made there; name another one"
     if isinstance(error, OSError):
         return f"{error.filename}: {first_line(error)}" if error.filename else first_line(error)
     if _out_of_memory(error):
@@ -58,8 +61,10 @@ def for_people(error: BaseException) -> str | None:
 def failure(path: str | Path, error: BaseException) -> str:
     """One line that names the one input that failed among many; for a bug it names the exception's class."""
     reason = for_people(error) or f"{type(error).__name__}: {first_line(error)}"
-    line = " ".join(reason.split())
-    return line if str(path) in line else f"{path}: {line}"
+    if str(path) not in reason:
+        reason = f"{path}: {reason}"
+    # On one line, but the name as it is: line breaks are part of some.
+    return str(path).join(re.sub(r"\s+", " ", part) for part in reason.split(str(path)))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from inspect import signature
 from typing import Annotated, get_type_hints
 
 from vab.cli.interrupt import remembering
-from vab.cli.output import fail
+from vab.cli.output import fail, never_fail
 from vab.config import FORMER_NAMES
 from vab.errors import SettingError, for_people
 
@@ -89,6 +89,7 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``vab``. Exits with 0 if all is done, 1 if some inputs failed, 2 for a bad call, 130 on Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    never_fail()
     try:
         with remembering():
             code = _run(words)

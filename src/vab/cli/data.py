@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -45,16 +46,15 @@ def folder(
     from vab.data.datasets.folder import folder_clips
     from vab.data.manifest import write_manifest
 
-    if not seconds > 0 or not 0 <= dev_share <= 1:
+    if not 0 < seconds < math.inf or not 0 <= dev_share <= 1:
         raise SettingError("--seconds must be positive, and --dev-share between 0 and 1")
-    clips, left_out, still = folder_clips(root, seconds, dev_share, drop_still)
+    clips, failed, still, notes = folder_clips(root, seconds, dev_share, drop_still)
     copies = copied(clips)
-    for reason in left_out.values():
-        log(reason)
+    for line in (*notes, *failed.values()):
+        log(line)
     if not clips:
         raise SettingError(f"{root}: has no media in it")
     write_manifest(out, clips)
-    failed = {str(path): reason for path, reason in left_out.items()}
     document = {"manifest": str(out), "clips": len(clips), "failed": failed, "copies": copies}
     text = f"{out}: {len(clips)} clips, {len(failed)} files left out"
     if drop_still:
@@ -84,8 +84,8 @@ def synthetic(
     """
     from vab.data.datasets.synthetic import write_synthetic
 
-    if clips < 1 or not seconds >= 1 or seed < 0:
-        raise SettingError("--clips must be 1 or more, --seconds 1 or more, --seed 0 or more")
+    if clips < 1 or not 1 <= seconds <= 3600 or seed < 0:
+        raise SettingError("--clips must be 1 or more, --seconds from 1 to 3600, --seed 0 or more")
     if out.suffix == ".csv" and out.name != "manifest.csv":
         raise SettingError(f"{out}: the manifest is called manifest.csv, beside its clips")
     manifest = write_synthetic(out.parent if out.suffix == ".csv" else out, clips, seconds, seed)

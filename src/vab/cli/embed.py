@@ -131,11 +131,10 @@ def _files(inputs: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
     """Expand the inputs to readable files, and log those that cannot be used."""
     from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
 
-    entries = expand(inputs, kinds=AUDIO + VIDEOS + IMAGES)
-    failed = {str(path): f"{path}: {reason}" for path, reason in entries if reason is not None}
-    for reason in failed.values():
-        log(reason)
-    return [path for path, reason in entries if reason is None], failed
+    found = expand(inputs, kinds=AUDIO + VIDEOS + IMAGES)
+    for line in (*found.notes, *found.faults.values()):
+        log(line)
+    return found.paths, found.faults
 
 
 def _watched(items: Iterator[tuple[Path, Any]], total: int, stage: str) -> Iterator[tuple[Path, Any]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vab.cli.options import Device, Files, Model, WeightsPath
-from vab.cli.output import log, print_result
+from vab.cli.output import log, print_result, say
 from vab.config import LOUDNESS
 from vab.errors import SettingError, first_line
 
@@ -39,6 +39,7 @@ def generate(
     channels: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     bits: Literal[16, 24] = 16,
     format: Literal["wav", "flac"] = "wav",
+    flat: bool = False,
     skip_existing: bool = False,
     report: bool = False,
     device: Device = "auto",
@@ -50,12 +51,12 @@ def generate(
 
     Results are FOLDER/<input stem>.wav (or .flac) and, for a video, .mp4 with its video stream copied
     unchanged; further samples end in _2, _3, ... The sound is exactly as long as the video; an image gets
-    10 s.
-    If two inputs have the same stem, the later one fails: write it to another folder.
+    10 s. What lies in folders below an input folder, a pattern or a list keeps them below FOLDER. Equal names
+    are told apart by the folders above (a/dog, b/dog), else by their endings (cat_jpg, cat_png).
 
     Args:
         inputs: videos, images, folders (searched recursively), quoted glob patterns, or CSV files with a
-            column "video", such as a manifest (whole files are used).
+            column "video", "file" or "path", such as a manifest (whole files are used).
         out: the folder for the results, created if needed.
         model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
         seed: the random seed; the same seed, file and settings give the same sound.
@@ -76,6 +77,7 @@ def generate(
             with --keep and --mix as many as the video's own sound has.
         bits: bits of a sample of the sound file.
         format: format of the sound file.
+        flat: write all results into FOLDER itself.
         skip_existing: skip inputs whose results all exist.
         report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
         device: the device to compute on.
@@ -103,6 +105,7 @@ def generate(
         channels=channels,
         bits=bits,
         format=format,
+        flat=flat,
         skip_existing=skip_existing,
         device=device,
         codec_path=codec_path,
@@ -113,12 +116,12 @@ def generate(
         raise SettingError(f"{page}: is a folder, so no report can be written there; choose another with -o")
     results = []
     with file_progress() as watch:
-        for result in generate_files(inputs, out, settings, watch):
+        for result in generate_files(inputs, out, settings, watch, log):
             results.append(result)
             if result.status == "failed":
                 log(str(result.error))
             elif not json:
-                print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
+                say(f"{result.input}: {result.status}, {', '.join(result.outputs)}")
             for note in result.notes:
                 log(f"{result.input}: {note}")
     # Failed inputs and a missing report make the exit code 1; the sounds that were made stay.
@@ -139,7 +142,7 @@ def _report(page: Path, results: Sequence[Result], settings: Settings, json: boo
         log(f"{page}: the report cannot be written ({first_line(error)}); the sounds are there")
         return False
     if not json:
-        print(page)
+        say(str(page))
     return True
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vab.cli.options import Device, Files, Model, WeightsPath, load_embedder
-from vab.cli.output import log, print_result, table
+from vab.cli.output import log, print_result, printable, table
 from vab.errors import SettingError
 
 if TYPE_CHECKING:
@@ -51,22 +51,16 @@ def add(
     from vab.library.library import Library
     from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
 
-    counts = dict.fromkeys(("added", "replaced", "unchanged", "failed"), 0)
-    failed: dict[str, str] = {}
-    entries = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
+    found = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
     library = Library.create(db)
     source = _source(library, model)
     network = load_embedder(source or None, device, codec_path, vision_path)
-    files = []
-    for path, reason in entries:
-        if reason is None:
-            files.append(path)
-        else:
-            counts["failed"] += 1
-            failed[str(path)] = f"{path}: {reason}"
-            log(failed[str(path)])
+    failed = found.faults
+    counts = {"added": 0, "replaced": 0, "unchanged": 0, "failed": len(failed)}
+    for line in (*found.notes, *failed.values()):
+        log(line)
     with file_progress() as watch:
-        for result in library.add(files, network.embed_files, network.fingerprint(), source, watch):
+        for result in library.add(found.paths, network.embed_files, network.fingerprint(), source, watch):
             counts[result.status] += 1
             if result.error is not None:
                 failed[result.path] = result.error
@@ -91,7 +85,7 @@ def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
     gone = library.prune(dry_run)
     document = {"library": str(db), "removed": [] if dry_run else gone, "gone": gone, **_state(library)}
     verb = "would be taken out" if dry_run else "taken out"
-    lines = [_printable(path) for path in gone]
+    lines = [printable(path) for path in gone]
     print_result(document, "\n".join([*lines, f"{db}: {len(gone)} files {verb}", *_lines(document)]), json)
     return 0
 
@@ -106,7 +100,7 @@ def show(db: Database, json: bool = False) -> int:
     from vab.library.library import Library
 
     document = {"library": str(db), **_state(Library.open(db))}
-    rows = [(_printable(label) or "(none)", str(files)) for label, files in document["labels"].items()]
+    rows = [(label or "(none)", str(files)) for label, files in document["labels"].items()]
     lines = _lines(document)
     print_result(document, "\n".join([*lines, table(("label", "files"), rows)] if rows else lines), json)
     return 0
@@ -224,17 +218,12 @@ def _table(hits: list[Hit]) -> str:
             "" if hit.score is None else f"{hit.score:.3f}",
             f"{hit.start:.1f}-{hit.end:.1f}",
             hit.stream,
-            _printable(hit.label),
-            _printable(hit.path),
+            hit.label,
+            hit.path,
         )
         for hit in hits
     ]
     return table(("score", "seconds", "stream", "label", "file"), rows)
-
-
-def _printable(text: str) -> str:
-    """Escape a name with line breaks and the like, which would break the table."""
-    return text if text.isprintable() else repr(text)
 
 
 def _text(path: Path | None) -> str | None:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Any
+
+
+def never_fail() -> None:
+    """Let names be printed that the terminal's encoding does not have, as escapes instead of an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str, as_json: bool) -> int:
@@ -24,9 +33,28 @@ def print_result(document: Any, text: str, as_json: bool) -> None:
         print(json.dumps(document, indent=1) if as_json else text, flush=True)
 
 
+def say(line: str) -> None:
+    """Print one line for people to standard output, as soon as it is known."""
+    print(printable(line), flush=True)
+
+
 def log(line: str) -> None:
     """Print one line for people to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text with escapes in place of what would break its line, and of bytes that are not UTF-8."""
+    odd = {letter for letter in text if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")}
+    for letter in odd:
+        text = text.replace(letter, _escape(letter))
+    return text
+
+
+def _escape(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name, as Python holds it
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
 
 
 def _first_process() -> bool:
@@ -36,7 +64,7 @@ def _first_process() -> bool:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Align rows in columns of text; the last column is not padded."""
-    lines = [header, *rows]
+    lines = [[printable(cell) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(header) - 1)]
     return "\n".join(
         "  ".join(

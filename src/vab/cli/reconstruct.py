@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vab.cli.options import Device, Files, WeightsPath
-from vab.cli.output import log, print_result
+from vab.cli.output import log, print_result, say
 
 
 def reconstruct(
@@ -24,6 +24,7 @@ def reconstruct(
 ) -> int:
     """Encode sounds with a codec and decode them again: FOLDER/<input stem>.wav, as long as the input.
 
+    What lies in folders below an input folder keeps them below FOLDER; equal names are told apart.
     This bounds the quality of any model of its tokens. Measure it with vab evaluate generation INPUT FOLDER.
 
     Args:
@@ -44,12 +45,12 @@ def reconstruct(
     results = []
     loaded = load_codec(codec, codec_path, pick_device(device))
     with file_progress() as watch:
-        for result in reconstruct_files(inputs, out, loaded, codebooks, skip_existing, watch):
+        for result in reconstruct_files(inputs, out, loaded, codebooks, skip_existing, watch, log):
             results.append(result)
             if result.status == "failed":
                 log(str(result.error))
             elif not json:
-                print(f"{result.input}: {result.status}, {', '.join(result.outputs)}", flush=True)
+                say(f"{result.input}: {result.status}, {', '.join(result.outputs)}")
     kept = codebooks or loaded.num_codebooks
     document = {"codec": codec, "codebooks": kept, "results": [asdict(result) for result in results]}
     if json:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vab.errors import VABError, first_line
+from vab.errors import VABError
 from vab.utils.files import write_whole
+from vab.utils.tables import ListError, read_table
 
 COLUMNS = ("id", "audio", "video", "start", "seconds", "label", "split")
 MAX_MISTAKES_SHOWN = 20
@@ -39,16 +40,6 @@ def labels_of(text: str) -> list[str]:
     return [label for label in text.split(";") if label]
 
 
-def read_text(path: str | Path, kind: type[VABError]) -> str:
-    """A list's text; an error of that kind if it is missing or not UTF-8."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise kind(f"{path}: {first_line(error)}") from None
-    except UnicodeDecodeError as error:
-        raise kind(f"{path}: not a text file in UTF-8 ({error.reason})") from None
-
-
 def read_manifest(path: str | Path) -> list[Clip]:
     """Clips of a csv file with the columns ``id,audio,video,start,seconds,label,split`` (more are ignored).
 
@@ -57,19 +48,24 @@ def read_manifest(path: str | Path) -> list[Clip]:
     """
     path = Path(path)
 
-    # 1. The text and its header.
+    # 1. The header.
     mistakes: list[str] = []
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    reader = csv.DictReader(io.StringIO(read_text(path, ManifestError), newline=""))
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
-    if missing:
-        raise ManifestError(f"{path}: line 1: no column {', '.join(missing)}; needed: {','.join(COLUMNS)}")
+    try:
+        table = read_table(path, COLUMNS)
+        missing = [column for column in COLUMNS if column not in table.names]
+        if missing:
+            reason = f"no column {', '.join(missing)}; needed: {','.join(COLUMNS)}; there is {table}"
+            raise ManifestError(f"{path}: line 1: {reason}")
+        rows = list(table.rows)
+    except ListError as error:
+        raise ManifestError(str(error)) from None
 
     # 2. The rows; mistakes are collected, so that one run shows them all.
-    for row in reader:
-        line = reader.line_num
-        wrong = list(_row_mistakes(row))
+    for line, fields in rows:
+        row = dict(zip(table.names, fields, strict=False))
+        wrong = list(_row_mistakes(row, len(fields) - len(table.names)))
         if not wrong and row["id"] in lines:
             wrong = [f"column id: {row['id']!r} stands already in line {lines[row['id']]}"]
         if wrong:
@@ -96,10 +92,9 @@ def read_manifest(path: str | Path) -> list[Clip]:
     return clips
 
 
-def _row_mistakes(row: dict[str, str]) -> Iterator[str]:
-    # DictReader puts fields beyond the header under None, and None into missing ones.
-    if None in row or None in row.values():
-        yield f"{'more' if None in row else 'fewer'} fields than the header has"
+def _row_mistakes(row: dict[str, str], surplus: int) -> Iterator[str]:
+    if surplus:
+        yield f"{'more' if surplus > 0 else 'fewer'} fields than the header has"
         return
     # every mistake of the row, not only the first
     if not row["id"]:

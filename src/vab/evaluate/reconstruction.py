@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from vab.errors import SettingError, failure
 from vab.inference.batch import Result
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, expand
+from vab.media.naming import Sources, result_stems
 from vab.media.reader import read_audio, write_wav
 from vab.utils.progress import FileProgress
 
@@ -27,12 +28,14 @@ def reconstruct_files(
     num_codebooks: int | None = None,
     skip_existing: bool = False,
     show: FileProgress = lambda *_: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Result]:
-    """Write ``out/<stem>.wav`` for all sounds and videos that ``names`` stand for.
+    """Write ``out/<stem>.wav`` for all sounds and videos that ``names`` stand for, in the tree they are in.
 
     Encoded and decoded with the first ``num_codebooks`` (None: all) of the codec, as long as the input.
 
-    One result for each file as it is done; what is wrong with one is its result. Raises ``SettingError`` for
+    One result for each file as it is done; what is wrong with one is its result. ``log`` gets the lines on
+    what is left out on purpose. Raises ``SettingError`` for
     codebooks that the codec does not have, or nothing to do, and ``OSError`` if ``out`` is no folder.
     """
     # 1. Check the call.
@@ -40,20 +43,21 @@ def reconstruct_files(
         num_codebooks = codec.num_codebooks
     if not 1 <= num_codebooks <= codec.num_codebooks:
         raise SettingError(f"{codec.name} has {codec.num_codebooks} codebooks, so not {num_codebooks}")
-    entries = expand(names, leave_out=out, kinds=AUDIO + VIDEOS)
+    inputs = expand(names, leave_out=out, kinds=AUDIO + VIDEOS)
     out.mkdir(parents=True, exist_ok=True)
-    # 2. One file after another; two inputs must not write the same result, nor one over an input.
-    inputs = {path.resolve() for path, _ in entries}
-    owners: dict[Path, Path] = {}
-    for n, (path, reason) in enumerate(entries):
-        show(n, len(entries), path, "codec", n, len(entries))
-        wav = out / f"{path.stem}.wav"
-        if reason is None and wav.resolve() in inputs:
-            reason = f"its result {wav} would overwrite an input; choose another folder with -o"
-        if reason is None and owners.setdefault(wav, path) != path:
-            reason = f"its result {wav} would overwrite that of {owners[wav]}"
-        if reason is not None:
-            yield Result(str(path), "failed", error=f"{path}: {reason}")
+    for line in inputs.notes:
+        log(line)
+    for name, line in inputs.faults.items():
+        yield Result(name, "failed", error=line)
+    # 2. One file after another; no result is written over an input.
+    sources = Sources(inputs.files)
+    stems = result_stems(inputs.files)
+    for n, (file, stem) in enumerate(zip(inputs.files, stems, strict=True)):
+        path = file.path
+        wav = out / f"{stem}.wav"
+        show(n, len(stems), path, "codec", n, len(stems))
+        if obstacle := sources.obstacle([wav], out):
+            yield Result(str(path), "failed", error=f"{path}: {obstacle}")
         elif skip_existing and wav.is_file():
             yield Result(str(path), "skipped", (str(wav),))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from vab.config import LOUDNESS
 from vab.errors import SettingError, failure
 from vab.inference.finish import Finish
+from vab.media.container import MediaError, check_file
+from vab.media.file import MediaFile
 from vab.media.inputs import expand
+from vab.media.naming import Sources, result_stems
+from vab.models.hub import find_model
 from vab.utils.progress import FileProgress
 
 if TYPE_CHECKING:
     from vab.inference.pipeline import VABPipeline
+
+MAX_SAMPLES = 1000  # of one input, in one call
 
 Status = Literal["done", "skipped", "failed"]
 LOSSLESS = ("wav", "flac")
@@ -43,6 +49,7 @@ class Settings:
     keep_original: bool = False  # as a second track of the video
     bits: int = 16  # of a sample of the sound file
     format: str = "wav"  # of the sound file: the ending of its name
+    flat: bool = False  # all results in one folder, whatever the tree of the inputs
     skip_existing: bool = False
     device: str = "auto"
     codec_path: str | None = None
@@ -70,56 +77,78 @@ class Result:
 
 
 def generate_files(
-    names: Iterable[str | Path], out: str | Path, settings: Settings, show: FileProgress = lambda *_: None
+    names: Iterable[str | Path],
+    out: str | Path,
+    settings: Settings,
+    show: FileProgress = lambda *_: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Result]:
     """Generate sound for all files that ``names`` expand to (``inputs.expand``); yields a result per file.
 
-    Sample n of ``dog.mp4`` is ``out/dog.wav`` and ``out/dog.mp4``, later ones ``dog_2``, ``dog_3`` ... An
-    image gives no mp4. If two inputs would write the same name, the later one fails; so does one whose
-    result would take the place of an input. The model is loaded when the first file needs it.
-    Raises ``SettingError`` or ``NoInputs`` for a call that makes no sense, ``OSError`` if ``out`` is no
-    folder, and as ``VABPipeline.from_pretrained``; what is wrong with one file is that file's result.
+    Sample n of ``dog.mp4`` is ``out/dog.wav`` and ``out/dog.mp4``, later ones ``dog_2``, ``dog_3`` ...; what
+    was found in a folder keeps its place in it (``naming.result_stems``). An image gives no mp4. An input
+    whose result would take the place of an input fails. The model is loaded when the first file needs it.
+    ``log`` gets the lines on what is left out on purpose.
+    Raises ``SettingError`` or ``NoInputs`` for a call that makes no sense, ``OSError`` if ``out`` cannot be
+    made, and as ``VABPipeline.from_pretrained``; what is wrong with one file is that file's result.
     """
     # 1. Check settings and expand names, before anything is loaded or written.
     out = Path(out)
     check(settings)
-    entries = expand(names, leave_out=out)
+    find_model(settings.model)
+    inputs = expand(names, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
-    sources = {path.resolve(): path for path, reason in entries if reason is None}
-    owners: dict[Path, Path] = {}
+    for line in inputs.notes:
+        log(line)
+    for name, line in inputs.faults.items():
+        yield Result(name, "failed", error=line)
+
+    sources = Sources(inputs.files)
+    stems = result_stems(inputs.files, settings.samples, settings.flat)
     pipe: VABPipeline | None = None
-    for index, (path, reason) in enumerate(entries):
+    for index, (file, stem) in enumerate(zip(inputs.files, stems, strict=True)):
         # 2. Files that cannot be done, and files that are done already.
-        if reason is None:
-            reason = _claim(path, out, settings, owners, sources)
-        if reason is not None:
-            yield Result(str(path), "failed", error=f"{path}: {reason}")
+        path = file.path
+        wavs = [
+            out / f"{stem}{f'_{n}' if n > 1 else ''}.{settings.format}"
+            for n in range(1, settings.samples + 1)
+        ]
+        try:
+            check_file(path)
+            films = [wav.with_suffix(".mp4") for wav in wavs]
+            if obstacle := sources.obstacle((*wavs, *films), out):
+                raise MediaError(f"{path}: {obstacle}")
+        except (MediaError, OSError) as error:
+            yield Result(str(path), "failed", error=failure(path, error))
             continue
-        if settings.skip_existing and (existing := _finished(path, out, settings)):
+        if settings.skip_existing and (existing := _finished(path, wavs)):
             yield Result(str(path), "skipped", tuple(map(str, existing)))
             continue
         # 3. Load the model once, for the first file that needs it; that file's timings hold it.
         load_seconds = 0.0
         if pipe is None:
-            show(index, len(entries), path, "load", 0, 1)
+            show(index, len(stems), path, "load", 0, 1)
             begin = time.perf_counter()
             pipe = _load(settings)
             load_seconds = time.perf_counter() - begin
 
         # 4. Generate and write.
-        report = partial(show, index, len(entries), path)
-        yield _generate_file(pipe, path, out, settings, load_seconds, report)
+        report = partial(show, index, len(stems), path)
+        yield _generate_file(pipe, path, wavs, settings, load_seconds, report)
 
 
 def check(settings: Settings) -> None:
     """``SettingError`` for values out of range, before anything is loaded."""
     values = asdict(settings)
-    for name, minimum in (("samples", 1), ("rerank", 1), ("steps", 1), ("seed", 0), ("temperature", 0)):
+    lowest = {"samples": 1, "rerank": 1, "steps": 1, "seed": 0, "guidance": 0, "temperature": 0}
+    for name, minimum in lowest.items():
         if values[name] is not None and not values[name] >= minimum:
             raise SettingError(f"{name} must be {minimum} or more, not {values[name]}")
     for name in ("guidance", "temperature"):
         if values[name] is not None and not math.isfinite(values[name]):
             raise SettingError(f"{name} must be a finite number, not {values[name]}")
+    if settings.samples > MAX_SAMPLES:
+        raise SettingError(f"samples must be {MAX_SAMPLES} or fewer, not {settings.samples}")
     for start, stop in settings.keep:
         if not 0 <= start < stop:
             raise SettingError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
@@ -147,42 +176,17 @@ def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _wav_paths(path: Path, out: Path, settings: Settings) -> list[Path]:
-    """Paths of the sounds of one input, one for each sample."""
-    numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
-    return [out / f"{path.stem}{number}.{settings.format}" for number in numbers]
-
-
-def _claim(
-    path: Path, out: Path, settings: Settings, owners: dict[Path, Path], sources: dict[Path, Path]
-) -> str | None:
-    """Reserve the output paths of one input; an error message if they are taken."""
-    names = [name for wav in _wav_paths(path, out, settings) for name in (wav, wav.with_suffix(".mp4"))]
-    for name in names:
-        if name in owners:
-            return f"its result {name} would overwrite that of {owners[name]}; give it another folder with -o"
-        if name.resolve() in sources:
-            return f"its result {name} would overwrite the input of that name; choose another folder with -o"
-    # All or none: names are taken only when every one of them is free.
-    owners.update(dict.fromkeys(names, path))
-    return None
-
-
-def _finished(path: Path, out: Path, settings: Settings) -> list[Path]:
+def _finished(path: Path, wavs: Sequence[Path]) -> list[Path]:
     """All outputs of one input, if they exist. Files get their names only when complete."""
-    from vab.media.container import MediaError
-    from vab.media.file import MediaFile
-
-    wavs = _wav_paths(path, out, settings)
-    videos = [wav.with_suffix(".mp4") for wav in wavs]
+    films = [wav.with_suffix(".mp4") for wav in wavs]
     if not all(wav.is_file() for wav in wavs):
         return []
-    if all(video.is_file() for video in videos):
-        return [*wavs, *videos]
+    if all(film.is_file() for film in films):
+        return [*wavs, *films]
     # Without mp4 the input is done only if it is an image.
     try:
         with MediaFile(path) as file:
-            return wavs if file.kind == "image" else []
+            return [*wavs] if file.kind == "image" else []
     except MediaError:
         return []
 
@@ -204,13 +208,12 @@ def _load(settings: Settings) -> VABPipeline:
 def _generate_file(
     pipe: VABPipeline,
     path: Path,
-    out: Path,
+    wavs: Sequence[Path],
     settings: Settings,
     load_seconds: float,
     report: Callable[[str, int, int], None],
 ) -> Result:
     """Generate and write the sounds of one file; any error becomes its result."""
-    from vab.media.file import MediaFile
     from vab.sampling.parallel import decode_settings
 
     decode = decode_settings(
@@ -236,7 +239,7 @@ def _generate_file(
                 finish=settings.finish,
                 progress=report,
             )
-            for wav, audio in zip(_wav_paths(path, out, settings), sounds, strict=True):
+            for wav, audio in zip(wavs, sounds, strict=True):
                 # The sound file comes first: it must not be lost to a video that mp4 cannot hold.
                 begin = time.perf_counter()
                 written = {"bits": settings.bits, "keep_original": settings.keep_original}

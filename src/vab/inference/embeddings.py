@@ -110,8 +110,8 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
         np.savez(buffer, **arrays)
     elif path.suffix == ".parquet":
         table = {
-            "id": embeddings.ids,
-            "label": embeddings.labels,
+            "id": [_utf8(text) for text in embeddings.ids],
+            "label": [_utf8(text) for text in embeddings.labels],
             "audio": list(embeddings.audio),
             "video": list(embeddings.video),
         }
@@ -121,6 +121,11 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
     else:
         raise EmbeddingsError(f"{path}: embeddings are written as .npz or .parquet")
     write_whole(path, buffer.getvalue())
+
+
+def _utf8(text: str) -> str:
+    r"""Text as parquet takes it: bytes of a file's name that are not UTF-8 become ``\xe9``."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def read_embeddings(path: str | Path) -> Embeddings:

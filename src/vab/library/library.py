@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -171,7 +172,7 @@ class Library:
         # The first window of a file stands for it.
         files = self.table.select({"label": "label", "seconds": "seconds"}, "number = 0")
         labels: dict[str, int] = {}
-        for label in sorted(file["label"] for file in files):
+        for label in sorted(unicodedata.normalize("NFC", file["label"]) for file in files):
             labels[label] = labels.get(label, 0) + 1
         return {
             "files": len(files),

@@ -9,6 +9,7 @@ and a killed writer leaves none: at most data files that no version names, which
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,7 +59,7 @@ class Filters:
     """Restrictions of a search. Durations are those of the whole file, in seconds."""
 
     under: str | Path | None = None  # a folder; all below counts
-    label: str | None = None  # upper and lower case are the same
+    label: str | None = None  # upper and lower case are the same, and so are the spellings of é
     longer_than: float | None = None
     shorter_than: float | None = None
 
@@ -70,7 +71,9 @@ class Filters:
             folder = os.path.abspath(self.under).rstrip(os.sep) + os.sep
             terms.append(f"starts_with(path, {quoted(folder)})")
         if self.label is not None:
-            terms.append(f"label_key = {quoted(self.label.casefold())}")
+            # é is one letter or two, as the disk had it
+            spellings = {unicodedata.normalize(form, self.label.casefold()) for form in ("NFC", "NFD")}
+            terms.append(f"label_key IN ({', '.join(map(quoted, sorted(spellings)))})")
         if self.longer_than is not None:
             terms.append(f"seconds > {float(self.longer_than)!r}")
         if self.shorter_than is not None:

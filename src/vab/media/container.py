@@ -7,6 +7,7 @@ starts at the first frame of its video stream that is shown.
 from __future__ import annotations
 
 import os
+import re
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -45,11 +46,20 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise MediaError(f"{path}: is a folder, not a media file")
     if not path.exists():
-        raise MediaError(f"{path}: no such file")
+        raise MediaError(remote(path) or f"{path}: no such file")
     if path.stat().st_size == 0:
         raise MediaError(f"{path}: the file is empty")
     if not os.access(path, os.R_OK):
         raise MediaError(f"{path}: no permission to read it")
+
+
+def remote(name: str | Path) -> str | None:
+    """The line to say of an address, such as https://..., which is no local file; None for other names."""
+    # Path has made one slash of two.
+    address = re.fullmatch(r"([a-z][a-z0-9+.-]+):/{1,2}(?=.)(.*)", str(name), re.IGNORECASE | re.DOTALL)
+    if address is None:
+        return None
+    return f"{address[1]}://{address[2]}: is an address; only local files are read, by their path"
 
 
 def open_media(path: Path) -> InputContainer:

@@ -64,7 +64,8 @@ def _temporary(path: Path) -> Iterator[Path]:
     It is locked meanwhile, and whoever writes the same file at the same time gets another.
     """
     # 1. Open the usual name, without cutting it short: another process may be writing it.
-    stem = path.stem[:80]  # file systems allow 255 bytes
+    # File systems allow names of 255 bytes; half a letter is left out.
+    stem = os.fsdecode(os.fsencode(path.stem)[:80].decode(errors="ignore").encode())
     usual = path.with_name(f".{stem}.tmp{path.suffix}")
     try:
         file = usual.open("ab")

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vab.data.datasets.common import (
-    ListError,
-    Report,
-    Row,
-    gather,
-    read_csv,
-    read_table,
-    segment_names,
-)
-from vab.data.manifest import Clip, read_text
+from vab.data.datasets.common import Report, Row, gather, read_columns, read_csv, segment_names
+from vab.data.manifest import Clip
+from vab.utils.tables import ListError, read_text
 
 Part = Literal["2m", "20k", "eval"]
 EVAL = "eval_segments.csv"
@@ -39,7 +32,7 @@ class Segment:
 
 def read_labels(path: str | Path) -> dict[str, str]:
     """mid -> display name, of ``class_labels_indices.csv``."""
-    return {row["mid"]: row["display_name"] for _, row in read_table(path, ("mid", "display_name"))}
+    return {row["mid"]: row["display_name"] for _, row in read_columns(path, ("mid", "display_name"))}
 
 
 def read_segments(path: str | Path) -> Iterator[tuple[int, Segment]]:

@@ -17,11 +17,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from vab.data.manifest import Clip, read_text
-from vab.errors import VABError, failure
+from vab.data.manifest import Clip
+from vab.errors import failure
 from vab.media.container import MediaError, audio_stream, open_media, video_stream
-from vab.media.inputs import copies
+from vab.media.inputs import Tree, copies
 from vab.media.reader import read_frames
+from vab.utils.tables import ListError, read_table, read_text
 
 VIDEO = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".mpeg"))
 AUDIO = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"))
@@ -35,10 +36,6 @@ CHUNK = 4096  # clips handed to the threads at once
 
 Finding = Literal["good", "silent", "still", "unreadable"]
 Index = dict[str, dict[str, str]]  # name without ending -> audio, video -> path
-
-
-class ListError(VABError, ValueError):
-    """An official list or folder that cannot be used; the message is one line: its name and the reason."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +89,16 @@ def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
         raise ListError(f"{path}: line {reader.line_num}: {error}") from None
 
 
-def read_table(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, field of each column) of a csv file with a header; ``ListError`` if one is missing."""
-    # the header first, then rows of as many fields
-    rows = read_csv(path)
-    _, header = next(rows, (0, []))
-    missing = [column for column in columns if column not in header]
+def read_columns(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, field of each column) of a list with a header; ``ListError`` if one is missing."""
+    table = read_table(path, columns)
+    missing = [column for column in columns if column not in table.names]
     if missing:
-        raise ListError(f"{path}: line 1: no column {', '.join(missing)}; needed: {','.join(columns)}")
-    for line, fields in rows:
-        if len(fields) != len(header):
-            raise ListError(f"{path}: line {line}: {len(fields)} fields, the header has {len(header)}")
-        yield line, dict(zip(header, fields, strict=True))
+        raise ListError(f"{path}: line 1: no column {', '.join(missing)}; it has {table}")
+    for line, fields in table.rows:
+        if len(fields) != len(table.names):
+            raise ListError(f"{path}: line {line}: {len(fields)} fields, the header has {len(table.names)}")
+        yield line, dict(zip(table.names, map(str.strip, fields), strict=True))
 
 
 def segment_names(ytid: str, start: float, end: float) -> tuple[str, ...]:
@@ -121,20 +116,19 @@ def segment_names(ytid: str, start: float, end: float) -> tuple[str, ...]:
 def media_index(folder: str | Path, endings: Iterable[str] = VIDEO | AUDIO) -> Index:
     """Every media file of a folder and below, in one walk; of two with the same name and kind the first.
 
-    Hidden files and folders are not looked at. ``ListError`` if there is no such folder.
+    Hidden files and folders are not looked at, linked folders are (``inputs.Tree``). ``ListError`` if there
+    is no such folder, or part of it cannot be read.
     """
     if not Path(folder).is_dir():
         raise ListError(f"{folder}: no such folder")
-    wanted = frozenset(endings)
     index: Index = {}
-    for directory, folders, files in os.walk(folder):
-        # In place, so that the walk skips hidden folders and its order is fixed.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            stem, ending = os.path.splitext(file)
-            if ending.lower() in wanted and not file.startswith("."):
-                kind = "audio" if ending.lower() in AUDIO else "video"
-                index.setdefault(stem, {}).setdefault(kind, os.path.join(directory, file))
+    tree = Tree()
+    for path in tree.files(str(folder), frozenset(endings)):
+        stem, ending = os.path.splitext(os.path.basename(path))
+        kind = "audio" if ending.lower() in AUDIO else "video"
+        index.setdefault(stem, {}).setdefault(kind, path)
+    for line in tree.faults.values():
+        raise ListError(line)
     return index
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vab.data.datasets.common import ListError, Report, Row, gather, read_table
+from vab.data.datasets.common import Report, Row, gather, read_columns
 from vab.data.manifest import Clip
+from vab.utils.tables import ListError
 
 SECONDS = 5.0
 FOLDS = range(1, 6)
@@ -21,7 +22,7 @@ def read_list(path: str | Path, fold: int | None = None, esc10: bool = False) ->
     if fold is not None and fold not in FOLDS:
         raise ListError(f"{path}: the folds are 1 to 5, not {fold}")
     rows: list[Row] = []
-    for line, row in read_table(path, ("filename", "fold", "category", "esc10")):
+    for line, row in read_columns(path, ("filename", "fold", "category", "esc10")):
         if not row["fold"].isdecimal() or int(row["fold"]) not in FOLDS:
             raise ListError(f"{path}: line {line}: column fold: {row['fold']!r} is not 1 to 5")
         if row["esc10"] not in ("True", "False"):

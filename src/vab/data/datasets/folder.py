@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from vab.data.datasets.common import ListError, is_still
+from vab.data.datasets.common import is_still
 from vab.data.manifest import Clip
+from vab.errors import failure
 from vab.media.container import MediaError
 from vab.media.file import MediaInfo
+from vab.media.inputs import Tree
 from vab.media.reader import probe
 from vab.utils.provenance import sha256
+from vab.utils.tables import ListError
 
 SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 MIN_REST_SECONDS = 1.0  # a shorter rest at the end of a long file is left out
@@ -18,15 +21,16 @@ MIN_REST_SECONDS = 1.0  # a shorter rest at the end of a long file is left out
 
 def folder_clips(
     root: str | Path, seconds: float = 10.0, dev_share: float = 0.1, drop_still: bool = False
-) -> tuple[list[Clip], dict[Path, str], list[str]]:
-    """Clips of every media file under ``root``, the files left out with the reason, and still clips left out.
+) -> tuple[list[Clip], dict[str, str], list[str], list[str]]:
+    """Clips of every media file under ``root``, what was left out with the reason, still clips, and notes.
 
     A file longer than the window of ``seconds`` becomes several clips ``id#0``, ``id#1`` ... that do not
     overlap. Audio and video with the same name in the same folder (``dog.wav``, ``dog.mp4``) are one
     clip. The label is the name of the file's folder, the split that of the first folder if it is called
     train, dev, val or test; else ``dev_share`` of the files, chosen by a hash of their names, are dev.
-    Hidden files are not looked at. With ``drop_still`` clips of videos that never move
-    (``common.is_still``) are left out; photos stay. ``ListError`` if ``root`` is no folder.
+    Hidden files are not looked at; linked folders are, with the notes of ``inputs.Tree``. With ``drop_still``
+    clips of videos that never move (``common.is_still``) are left out; photos stay. ``ListError`` if ``root``
+    is no folder.
     """
     root = Path(root)
     if not root.is_dir():
@@ -34,14 +38,17 @@ def folder_clips(
 
     # 1. Files of one name, such as dog.wav and dog.mp4, are a group.
     groups: dict[Path, dict[str, MediaInfo]] = {}
-    left_out: dict[Path, str] = {}
-    for path in sorted(root.rglob("*")):
-        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(root).parts):
-            continue
+    tree = Tree()
+    left_out: dict[str, str] = {}
+    for path in sorted(map(Path, tree.files(str(root)))):
         try:
+            str(path).encode()
             info = probe(path)
-        except MediaError as error:
-            left_out[path] = str(error)
+        except UnicodeEncodeError:
+            left_out[str(path)] = f"{path}: its name is not UTF-8, so no manifest can hold it; rename it"
+            continue
+        except (MediaError, OSError) as error:
+            left_out[str(path)] = failure(path, error)
             continue
         kind = "audio" if info.kind == "audio" else "video"
         group = groups.setdefault(path.with_suffix(""), {})
@@ -61,7 +68,7 @@ def folder_clips(
                 still.append(clip.id)
             else:
                 clips.append(clip)
-    return clips, left_out, still
+    return clips, left_out | tree.faults, still, tree.notes
 
 
 def _clips(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vab.data.datasets.common import ListError, Report, Row, gather
-from vab.data.manifest import Clip, read_text
+from vab.data.datasets.common import Report, Row, gather
+from vab.data.manifest import Clip
+from vab.utils.tables import ListError, read_text
 
 
 def read_list(path: str | Path) -> list[Row]:

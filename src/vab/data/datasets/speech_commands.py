@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from vab.data.datasets.common import ListError, Report, examine
+from vab.data.datasets.common import Report, examine
 from vab.data.manifest import Clip
 from vab.media.container import MediaError
 from vab.media.reader import probe
+from vab.utils.tables import ListError
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE, NOISE = "_unknown_", "_silence_", "_background_noise_"

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vab.config import audio_frames, video_frames
-from vab.data.datasets.common import Index, ListError, Report, Row, media_index
+from vab.data.datasets.common import Index, Report, Row, media_index
 from vab.data.datasets.vggsound import read_list
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.errors import first_line
+from vab.utils.tables import ListError
 
 SECONDS = 10.0
 FPS = 5.0

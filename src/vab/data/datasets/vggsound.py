@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vab.data.datasets.common import ListError, Report, Row, gather, read_csv, segment_names
+from vab.data.datasets.common import Report, Row, gather, read_csv, segment_names
 from vab.data.manifest import Clip
+from vab.utils.tables import ListError
 
 SECONDS = 10  # length of every clip
 PER_CLASS = 5  # clips of each class in the subset for retrieval

@@ -123,7 +123,8 @@ def ablate(
     """
     if name not in ABLATIONS:
         raise EvaluationError(f"no ablation is called {name!r}; there are: {', '.join(ABLATIONS)}")
-    if settings.clips < 2 or (settings.max_steps or 1) < 1 or not settings.stores:
+    steps = 1 if settings.max_steps is None else settings.max_steps
+    if settings.clips < 2 or steps < 1 or not settings.stores:
         raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
     # 1. Open the stores, so that a wrong call fails before anything is trained.
     ablation = ABLATIONS[name]

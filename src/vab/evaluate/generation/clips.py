@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.media.container import MediaError
-from vab.media.inputs import AUDIO, VIDEOS, NoInputs, copies, expand
+from vab.media.inputs import AUDIO, VIDEOS, Inputs, NoInputs, copies, expand
 from vab.media.reader import read_audio
 
 MIN_CLIP_SECONDS = 0.975  # one patch of VGGish
@@ -51,18 +51,20 @@ class Folder:
 def open_folder(path: Path) -> Folder:
     """List the clips of a folder and of those below it; there are none without sounds or videos.
 
-    Raises ``EvaluationError`` if it is no folder.
+    Raises ``EvaluationError`` if it is no folder, or part of it cannot be read.
     """
     if not path.is_dir():
         raise EvaluationError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
     try:
-        files = [file for file, _ in expand([path], kinds=AUDIO + VIDEOS)]
+        found = expand([path], kinds=AUDIO + VIDEOS)
     except NoInputs:
-        files = []
+        found = Inputs()
+    for line in found.faults.values():
+        raise EvaluationError(line)
     # files by their names without endings, which must be unique among sounds and among videos
     sounds: dict[str, list[Path]] = {}
     videos: dict[str, list[Path]] = {}
-    for file in files:
+    for file in found.paths:
         by_name = videos if file.suffix.lower() in VIDEOS else sounds
         by_name.setdefault(file.stem, []).append(file)
     # a video stands for its own sound where no sound file has its name

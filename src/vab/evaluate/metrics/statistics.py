@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.data.manifest import read_text
 from vab.errors import VABError
+from vab.utils.tables import read_text
 
 RESAMPLES = 1000
 CHUNK_NUMBERS = 2**20  # drawn rows in one chunk of resamples: bounds the memory of a bootstrap
