@@ -148,7 +148,7 @@ _RANGES = {
     (0, math.inf): {
         "model": "num_conditioning_codebooks num_expert_layers",
         "train": "learning_rate weight_decay warmup_steps max_grad_norm crop_seconds seed",
-        "decode": "num_steps mask_temperature sampling_temperature top_k",
+        "decode": "num_steps guidance_scale mask_temperature sampling_temperature top_k",
     },
     (0, 1): {
         "model": "dropout",
@@ -156,7 +156,7 @@ _RANGES = {
     },
     (_MIN_POSITIVE, math.inf): {"model": "fps", "train": "epochs mask_std"},
     (HOP / SAMPLE_RATE, math.inf): {"model": "seconds"},
-    (-math.inf, math.inf): {"train": "mask_mean", "decode": "guidance_scale"},
+    (-math.inf, math.inf): {"train": "mask_mean"},
 }
 
 

@@ -59,7 +59,8 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
     Raises ``ValueError`` for settings that make no sense, ``MediaError`` for a clip that cannot be read, and
     what :func:`vab.bench.systems.load_system` raises.
     """
-    if settings.repeats < 1 or settings.largest_batch < 1 or (settings.threads or 1) < 1:
+    threads = 1 if settings.threads is None else settings.threads
+    if min(settings.repeats, settings.largest_batch, threads) < 1:
         raise SettingError("repeats, the largest batch and threads must be 1 or more")
     if not settings.names:
         raise SettingError("nothing to time")

@@ -352,8 +352,8 @@ def decode_settings(
         raise SettingError(f"steps must be 1 or more, not {chosen.num_steps}")
     if chosen.num_candidates < 1:
         raise SettingError(f"rerank must be 1 or more, not {chosen.num_candidates}")
-    if not math.isfinite(chosen.guidance_scale):
-        raise SettingError(f"guidance must be a number, not {chosen.guidance_scale}")
+    if not 0 <= chosen.guidance_scale < math.inf:
+        raise SettingError(f"guidance must be 0 or more, not {chosen.guidance_scale}")
     if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
         raise SettingError(f"temperature must be 0 or more, not {temperature}")
     return chosen
