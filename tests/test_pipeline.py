@@ -261,6 +261,40 @@ def test_skip_existing_leaves_whole_results_alone(model: Path, clip: Path, tmp_p
     assert [r.status for r in run([clip], out, model, skip_existing=True, samples=2)] == ["done"]
 
 
+def test_skip_existing_compares_what_the_results_were_made_with(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    clip = write_video(tmp_path / "clip.mp4", 5, 10)
+
+    def again(folder: Path = model, **settings: object) -> str:
+        """ "skipped", or why it was made anew."""
+        stages: list[str] = []
+        chosen = Settings(model=str(folder), device="cpu", skip_existing=True, **({"steps": 1} | settings))
+        (result,) = generate_files([clip], out, chosen, lambda *news: stages.append(news[3]))
+        assert ("load" in stages) == (
+            result.status == "done"
+        )  # the model is not loaded to see that all is there
+        return " ".join(result.notes) if result.status == "done" else result.status
+
+    assert again() == "" and again() == "skipped"
+    assert again(seed=9) == "made anew: it was made with another seed"
+    assert (
+        again(seed=9, steps=2, guidance=1.5)
+        == "made anew: it was made with another number of steps and guidance"
+    )
+    assert again() == "made anew: it was made with another seed, number of steps and guidance"
+    assert again(rate=48000) == "made anew: it was made with another rate"
+    assert again(rate=48000) == "skipped"
+    (out / "clip.mp4").write_bytes(clip.read_bytes())  # as a film that is none of ours
+    assert again(rate=48000) == "made anew: nothing in the file says what it was made with"
+    # the same model elsewhere is the same, one with other weights is not
+    copy = shutil.copytree(model, tmp_path / "copy")
+    assert again(copy, rate=48000) == "skipped"
+    other = write_model(tmp_path / "other", like="foleygen-tiny")
+    assert again(other, rate=48000, steps=None).startswith("made anew: it was made with another model")
+    write_video(clip, 9, 10)
+    assert again(other, rate=48000, steps=None) == "made anew: it was made with another input"
+
+
 def test_no_result_overwrites_another_or_an_input(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -65,6 +65,8 @@ def test_what_comes_back_is_the_codecs_and_as_long_as_the_input(tmp_path: Path) 
     assert errors[2] < errors[1] < 1 / 126
     again = reconstruct_files([tmp_path / "in"], out, Exact(), skip_existing=True)
     assert [result.status for result in again] == ["skipped"] * 3
+    (other,) = reconstruct_files([tmp_path / "in" / "0.5.wav"], out, Exact(), 1, skip_existing=True)
+    assert other.notes == ("made anew: it was made with another number of codebooks",)
 
 
 def test_parts_of_a_sound_are_encoded_as_the_whole() -> None:

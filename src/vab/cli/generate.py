@@ -78,7 +78,8 @@ def generate(
         bits: bits of a sample of the sound file.
         format: format of the sound file.
         flat: write all results into FOLDER itself.
-        skip_existing: skip inputs whose results all exist.
+        skip_existing: skip inputs whose results all exist, made by the same model with the same seed and
+            settings; others are made anew, with a line that says why.
         report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
         device: the device to compute on.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.

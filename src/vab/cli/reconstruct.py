@@ -33,7 +33,7 @@ def reconstruct(
         codec: the codec; tiny is the small codec bundled with the package.
         codebooks: the number of codebooks to use, from the first. Default: all.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
-        skip_existing: skip inputs whose result exists.
+        skip_existing: skip inputs whose result exists, made with the same codec and codebooks.
         device: the device to compute on.
         json: print one JSON document to standard output.
     """
@@ -51,6 +51,8 @@ def reconstruct(
                 log(str(result.error))
             elif not json:
                 say(f"{result.input}: {result.status}, {', '.join(result.outputs)}")
+            for note in result.notes:
+                log(f"{result.input}: {note}")
     kept = codebooks or loaded.num_codebooks
     document = {"codec": codec, "codebooks": kept, "results": [asdict(result) for result in results]}
     if json:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +14,15 @@ from vab.codecs.codec import Codec, decode_long, encode_long
 from vab.config import samples_to_frames
 from vab.errors import SettingError, failure
 from vab.inference.batch import Result
+from vab.inference.made_with import difference, tag_of
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, expand
 from vab.media.naming import Sources, result_stems
-from vab.media.reader import read_audio, write_wav
+from vab.media.reader import read_audio
+from vab.media.tags import COMMENT, pack
+from vab.media.write import write_audio
 from vab.utils.progress import FileProgress
+from vab.utils.provenance import sha256
 
 CONTEXT_FRAMES = 250  # audio frames on either side of a chunk: even an LSTM has forgotten what lies beyond
 
@@ -52,20 +58,34 @@ def reconstruct_files(
     # 2. One file after another; no result is written over an input.
     sources = Sources(inputs.files)
     stems = result_stems(inputs.files)
+    made = {"codec": codec.name, "codebooks": num_codebooks, "fingerprint": _fingerprint(codec)}
     for n, (file, stem) in enumerate(zip(inputs.files, stems, strict=True)):
         path = file.path
         wav = out / f"{stem}.wav"
         show(n, len(stems), path, "codec", n, len(stems))
         if obstacle := sources.obstacle([wav], out):
             yield Result(str(path), "failed", error=f"{path}: {obstacle}")
-        elif skip_existing and wav.is_file():
-            yield Result(str(path), "skipped", (str(wav),))
-        else:
-            yield _reconstruct(path, wav, codec, num_codebooks)
+            continue
+        # What it depends on stands in its tag, by which a later call knows it.
+        wanted = made | {"source_bytes": path.stat().st_size if path.is_file() else 0}
+        anew: str | None = None
+        if skip_existing and wav.is_file():
+            anew = difference(tag_of(wav), wanted)
+            if anew is None:
+                yield Result(str(path), "skipped", (str(wav),))
+                continue
+        result = _reconstruct(path, wav, codec, num_codebooks, wanted)
+        yield replace(result, notes=(anew,)) if anew else result
+
+
+def _fingerprint(codec: Codec) -> str:
+    """Hash of a codec's weights."""
+    tensors = codec.state_dict().values() if isinstance(codec, torch.nn.Module) else ()
+    return sha256(*(tensor.cpu().numpy().tobytes() for tensor in tensors))
 
 
 @torch.inference_mode()
-def _reconstruct(path: Path, wav: Path, codec: Codec, num_codebooks: int) -> Result:
+def _reconstruct(path: Path, wav: Path, codec: Codec, num_codebooks: int, made: dict[str, Any]) -> Result:
     try:
         # [S] -> tokens [K, T], in chunks of any length of sound
         waveform = read_audio(path, model_level=True)
@@ -75,7 +95,7 @@ def _reconstruct(path: Path, wav: Path, codec: Codec, num_codebooks: int) -> Res
         tokens = encode_long(codec, lambda begin, n: waveform[begin : begin + n], 0, frames, CONTEXT_FRAMES)
         # [S] at the codec's rate; the last frame is longer than what is left of the input
         decoded = torch.cat(list(decode_long(codec, tokens[:num_codebooks])))[: len(waveform)]
-        write_wav(wav, decoded.cpu().numpy())
+        write_audio(wav, decoded.cpu().numpy(), codec.sample_rate, tags={COMMENT: pack(made)})
     except Exception as error:  # one bad file out of many must not end the others
         return Result(str(path), "failed", error=failure(path, error))
     return Result(str(path), "done", (str(wav),), len(waveform) / codec.sample_rate)

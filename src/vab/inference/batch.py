@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from vab.config import LOUDNESS
 from vab.errors import SettingError, failure
 from vab.inference.finish import Finish
+from vab.inference.made_with import difference, made_with, tag_of
 from vab.media.container import MediaError, check_file
 from vab.media.file import MediaFile
 from vab.media.inputs import expand
 from vab.media.naming import Sources, result_stems
-from vab.models.hub import find_model
+from vab.models.hub import find_model, folder_fingerprint, read_config
 from vab.utils.progress import FileProgress
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def generate_files(
     # 1. Check settings and expand names, before anything is loaded or written.
     out = Path(out)
     check(settings)
-    find_model(settings.model)
+    folder = find_model(settings.model)
     inputs = expand(names, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
     for line in inputs.notes:
@@ -105,6 +106,7 @@ def generate_files(
 
     sources = Sources(inputs.files)
     stems = result_stems(inputs.files, settings.samples, settings.flat)
+    wanted = _wanted(settings, folder) if settings.skip_existing else []
     pipe: VABPipeline | None = None
     for index, (file, stem) in enumerate(zip(inputs.files, stems, strict=True)):
         # 2. Files that cannot be done, and files that are done already.
@@ -121,9 +123,12 @@ def generate_files(
         except (MediaError, OSError) as error:
             yield Result(str(path), "failed", error=failure(path, error))
             continue
-        if settings.skip_existing and (existing := _finished(path, wavs)):
-            yield Result(str(path), "skipped", tuple(map(str, existing)))
-            continue
+        anew: str | None = None
+        if settings.skip_existing:
+            existing, anew = _standing(path, wavs, settings, wanted)
+            if existing:
+                yield Result(str(path), "skipped", tuple(map(str, existing)), made_with=tag_of(existing[0]))
+                continue
         # 3. Load the model once, for the first file that needs it; that file's timings hold it.
         load_seconds = 0.0
         if pipe is None:
@@ -134,7 +139,8 @@ def generate_files(
 
         # 4. Generate and write.
         report = partial(show, index, len(stems), path)
-        yield _generate_file(pipe, path, wavs, settings, load_seconds, report)
+        result = _generate_file(pipe, path, wavs, settings, load_seconds, report)
+        yield replace(result, notes=(anew, *result.notes)) if anew else result
 
 
 def check(settings: Settings) -> None:
@@ -176,19 +182,49 @@ def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _finished(path: Path, wavs: Sequence[Path]) -> list[Path]:
-    """All outputs of one input, if they exist. Files get their names only when complete."""
-    films = [wav.with_suffix(".mp4") for wav in wavs]
-    if not all(wav.is_file() for wav in wavs):
-        return []
-    if all(film.is_file() for film in films):
-        return [*wavs, *films]
-    # Without mp4 the input is done only if it is an image.
+def _wanted(settings: Settings, folder: Path) -> list[dict[str, Any]]:
+    """What each sample of a file would be made with now; the model is not loaded for it."""
+    from vab.sampling.parallel import decode_settings
+
+    chosen = (settings.steps, settings.guidance, settings.temperature, settings.rerank)
+    decode = decode_settings(read_config(folder).decode, *chosen)
+    fingerprint = folder_fingerprint(folder, settings.codec_path, settings.vision_path)
+    common = (str(folder), fingerprint, settings.seed)
+    return [
+        made_with(*common, number, decode, settings.keep, settings.finish)
+        for number in range(settings.samples)
+    ]
+
+
+def _standing(
+    path: Path, sounds: Sequence[Path], settings: Settings, wanted: Sequence[dict[str, Any]]
+) -> tuple[list[Path], str | None]:
+    """The results of one input if all are there as they would be made now; else why they are made anew.
+
+    Files get their names only when complete. Nothing is said where one is missing.
+    """
     try:
         with MediaFile(path) as file:
-            return [*wavs] if file.kind == "image" else []
-    except MediaError:
-        return []
+            films = [] if file.is_image else [sound.with_suffix(".mp4") for sound in sounds]
+        results = [*sounds, *films]
+        if not all(result.is_file() for result in results):
+            return [], None
+        extra = _written(path, settings)
+    except (MediaError, OSError):  # making it will say why
+        return [], None
+    for result, wish in zip(results, [*wanted, *wanted], strict=False):
+        if reason := difference(tag_of(result), wish | extra):
+            return [], reason
+    return results, None
+
+
+def _written(path: Path, settings: Settings) -> dict[str, Any]:
+    """What the files of one input depend on beside what its sounds do."""
+    return {
+        "bits": settings.bits,
+        "keep_original": settings.keep_original,
+        "source_bytes": path.stat().st_size,  # another film under the same name is rarely as long
+    }
 
 
 def _load(settings: Settings) -> VABPipeline:
@@ -242,8 +278,7 @@ def _generate_file(
             for wav, audio in zip(wavs, sounds, strict=True):
                 # The sound file comes first: it must not be lost to a video that mp4 cannot hold.
                 begin = time.perf_counter()
-                written = {"bits": settings.bits, "keep_original": settings.keep_original}
-                audio = replace(audio, made_with=audio.made_with | written)
+                audio = replace(audio, made_with=audio.made_with | _written(path, settings))
                 audio.save(wav, settings.bits)
                 outputs.append(str(wav))
                 if not file.is_image:

@@ -6,7 +6,6 @@ A clip's sound depends on the clip, the seed and the settings alone: noise is dr
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +37,7 @@ from vab.errors import SettingError
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
 from vab.inference.finish import Finish, finish_sound
+from vab.inference.made_with import made_with
 from vab.inference.splice import (
     AudioSource,
     Original,
@@ -57,13 +57,22 @@ from vab.media.reader import as_media_file
 from vab.media.tags import COMMENT, pack
 from vab.media.write import write_audio
 from vab.models.heads import Finetuned, load_finetuned, save_finetuned
-from vab.models.hub import BUNDLED, CONFIG, FINE, ModelError, codec_source, find_model, read_config
+from vab.models.hub import (
+    BUNDLED,
+    CONFIG,
+    FINE,
+    ModelError,
+    codec_source,
+    find_model,
+    folder_fingerprint,
+    read_config,
+)
 from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
 from vab.utils.device import pick_device
 from vab.utils.progress import StageProgress
-from vab.utils.provenance import sha256, version, whole_folder
+from vab.utils.provenance import sha256, whole_folder
 from vab.vision import VisionEncoder, load_vision
 
 CARD = "README.md"  # of a model directory, written by huggingface_hub
@@ -135,6 +144,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.vision = vision.to(self.device)
         self.finetuned = Finetuned()
         self.name = config.name  # as it was asked for, where it was
+        self._folder_fingerprint: str | None = None
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -158,6 +168,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         chosen: dict[str, Any] = {"codec_path": codec_path, "vision_path": vision_path}
         pipeline = super().from_pretrained(folder, device=pick_device(device).type, **chosen)
         pipeline.name = BUNDLED if source is None else str(source)
+        pipeline._folder_fingerprint = folder_fingerprint(folder, codec_path, vision_path)
         return pipeline
 
     @classmethod
@@ -180,7 +191,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all weights that a sound depends on."""
+        """Hash of all weights that a sound depends on; of a model directory, that of its files."""
+        if self._folder_fingerprint is not None:
+            return self._folder_fingerprint
         stages = [stage for stage in (self.first, self.fine) if stage is not None]
         tensors = (tensor for stage in stages for tensor in stage.network.state_dict().values())
         weights = (tensor.cpu().numpy().tobytes() for tensor in tensors)
@@ -377,35 +390,11 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     dict(timings),
                     result,
                     features,
-                    self.made_with(seed, number, decode, keep, finish) | {"gain_db": finished.gain},
+                    made_with(self.name, self.fingerprint, seed, number, decode, keep, finish)
+                    | {"gain_db": finished.gain},
                     finished.notes,
                 )
                 timings.clear()
-
-    def made_with(
-        self, seed: int, number: int, decode: DecodeConfig, keep: Sequence[Span], finish: Finish
-    ) -> dict[str, Any]:
-        """All that sample ``number`` (from 0) of a file depends on, for JSON: settings in effect."""
-        step_by_step = decode.num_steps == 0  # FoleyGen
-        beside = bool(keep) or finish.mix is not None
-        return {
-            "generated": True,
-            "version": version(),
-            "model": self.name,
-            "fingerprint": self.fingerprint,
-            "seed": seed,
-            "sample": number + 1,
-            "steps": decode.num_steps or None,
-            "guidance": decode.guidance_scale,
-            "temperature": decode.sampling_temperature if step_by_step else decode.mask_temperature,
-            "top_k": decode.top_k,
-            "candidates": decode.num_candidates,
-            "keep": [[start, stop if math.isfinite(stop) else None] for start, stop in keep],
-            "mix": finish.mix,
-            "loudness": finish.loudness,
-            "rate": finish.rate or ("original" if beside else SAMPLE_RATE),
-            "channels": finish.channels or ("original" if beside else 1),
-        }
 
     def _known_tokens(
         self, original: AudioSource, kept: Sequence[tuple[int, int]], num_frames: int
