@@ -67,7 +67,9 @@ def test_every_name_gets_its_results(films: Path, model: Path, capsys: Capture) 
     assert "12:30.mp4" in Path("out/report.html").read_text(encoding="utf-8")
 
 
-def test_a_name_whose_result_is_too_long_ends_nothing(films: Path, model: Path, capsys: Capture) -> None:
+def test_a_name_that_cannot_be_used_ends_nothing(
+    films: Path, model: Path, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = Path("films", "n" * 250 + ".mp4")
     (films / "zz.mp4").rename(long)
     inputs = [long, films / "12:30.mp4", "https://example.org/a.mp4", "m" * 300 + ".mp4"]
@@ -77,6 +79,10 @@ def test_a_name_whose_result_is_too_long_ends_nothing(films: Path, model: Path, 
     url, result, name = err.splitlines()
     assert url == "https://example.org/a.mp4: is an address; only local files are read, by their path"
     assert "_2.wav cannot be written (File name too long)" in result and name.endswith("File name too long")
+    monkeypatch.chdir(films)  # where a shell's *.mp4 stands for a name with a dash
+    code, out, err = vab(capsys, "generate", "-dash.mp4", *options[:-1], tmp_path / "dash")
+    assert (code, err) == (0, "") and (tmp_path / "dash" / "-dash.wav").is_file()
+    monkeypatch.chdir(tmp_path)
     code, out, _ = vab(capsys, "generate", long, *options)
     assert code == 0 and Path("out", "n" * 250 + ".wav").is_file()
     code, _, err = vab(capsys, "generate", films, "--model", model, "-o", films / "12:30.mp4")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Annotated, get_type_hints
 
 from vab.cli.interrupt import remembering
@@ -147,6 +148,11 @@ def _run(words: list[str]) -> int:
 def _verb(name: str, arguments: list[str]) -> int:
     import tyro
 
+    # A file such as -dash.mp4, which a shell's *.mp4 stands for, is no option.
+    arguments = [
+        f".{os.sep}{word}" if word.startswith("-") and Path(word).suffix and os.path.isfile(word) else word
+        for word in arguments
+    ]
     arguments = [current_option(word, arguments) for word in arguments]
     module, function, _ = VERBS[name]
     command: Callable[..., int] = getattr(import_module(f"vab.cli.{module}"), function)

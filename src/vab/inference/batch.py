@@ -14,7 +14,7 @@ from vab.config import LOUDNESS
 from vab.errors import SettingError, failure
 from vab.inference.finish import Finish
 from vab.inference.made_with import difference, made_with, tag_of
-from vab.media.container import MediaError, check_file
+from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.inputs import expand
 from vab.media.naming import Sources, result_stems
@@ -108,39 +108,38 @@ def generate_files(
     stems = result_stems(inputs.files, settings.samples, settings.flat)
     wanted = _wanted(settings, folder) if settings.skip_existing else []
     pipe: VABPipeline | None = None
-    for index, (file, stem) in enumerate(zip(inputs.files, stems, strict=True)):
-        # 2. Files that cannot be done, and files that are done already.
-        path = file.path
-        wavs = [
-            out / f"{stem}{f'_{n}' if n > 1 else ''}.{settings.format}"
-            for n in range(1, settings.samples + 1)
-        ]
-        try:
-            check_file(path)
-            films = [wav.with_suffix(".mp4") for wav in wavs]
-            if obstacle := sources.obstacle((*wavs, *films), out):
-                raise MediaError(f"{path}: {obstacle}")
-        except (MediaError, OSError) as error:
-            yield Result(str(path), "failed", error=failure(path, error))
-            continue
-        anew: str | None = None
-        if settings.skip_existing:
-            existing, anew = _standing(path, wavs, settings, wanted)
-            if existing:
-                yield Result(str(path), "skipped", tuple(map(str, existing)), made_with=tag_of(existing[0]))
+    for index, (found, stem) in enumerate(zip(inputs.files, stems, strict=True)):
+        path = found.path
+        numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
+        sounds = [out / f"{stem}{number}.{settings.format}" for number in numbers]
+        with MediaFile(path) as file:
+            # 2. Files that cannot be done, by their header or their name, and files that are done already.
+            try:
+                results = [*sounds, *_films(file, sounds)]
+                if obstacle := sources.obstacle(results, out):
+                    raise MediaError(f"{path}: {obstacle}")
+            except Exception as error:  # one bad file out of many must not end the others
+                yield Result(str(path), "failed", error=failure(path, error))
                 continue
-        # 3. Load the model once, for the first file that needs it; that file's timings hold it.
-        load_seconds = 0.0
-        if pipe is None:
-            show(index, len(stems), path, "load", 0, 1)
-            begin = time.perf_counter()
-            pipe = _load(settings)
-            load_seconds = time.perf_counter() - begin
+            anew = None
+            if settings.skip_existing and all(result.is_file() for result in results):
+                anew = _difference(path, results, settings, wanted)
+                if anew is None:
+                    yield Result(str(path), "skipped", tuple(map(str, results)), made_with=tag_of(results[0]))
+                    continue
 
-        # 4. Generate and write.
-        report = partial(show, index, len(stems), path)
-        result = _generate_file(pipe, path, wavs, settings, load_seconds, report)
-        yield replace(result, notes=(anew, *result.notes)) if anew else result
+            # 3. Load the model once, for the first file that needs it; that file's timings hold it.
+            load_seconds = 0.0
+            if pipe is None:
+                show(index, len(stems), path, "load", 0, 1)
+                begin = time.perf_counter()
+                pipe = _load(settings)
+                load_seconds = time.perf_counter() - begin
+
+            # 4. Generate and write.
+            report = partial(show, index, len(stems), path)
+            result = _generate_file(pipe, file, sounds, settings, load_seconds, report)
+            yield replace(result, notes=(anew, *result.notes)) if anew else result
 
 
 def check(settings: Settings) -> None:
@@ -196,26 +195,21 @@ def _wanted(settings: Settings, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _standing(
-    path: Path, sounds: Sequence[Path], settings: Settings, wanted: Sequence[dict[str, Any]]
-) -> tuple[list[Path], str | None]:
-    """The results of one input if all are there as they would be made now; else why they are made anew.
+def _films(file: MediaFile, sounds: Sequence[Path]) -> list[Path]:
+    """The films beside the sounds of a file; none for an image."""
+    return [] if file.is_image else [sound.with_suffix(".mp4") for sound in sounds]
 
-    Files get their names only when complete. Nothing is said where one is missing.
-    """
-    try:
-        with MediaFile(path) as file:
-            films = [] if file.is_image else [sound.with_suffix(".mp4") for sound in sounds]
-        results = [*sounds, *films]
-        if not all(result.is_file() for result in results):
-            return [], None
-        extra = _written(path, settings)
-    except (MediaError, OSError):  # making it will say why
-        return [], None
-    for result, wish in zip(results, [*wanted, *wanted], strict=False):
-        if reason := difference(tag_of(result), wish | extra):
-            return [], reason
-    return results, None
+
+def _difference(
+    path: Path, results: Sequence[Path], settings: Settings, wanted: Sequence[dict[str, Any]]
+) -> str | None:
+    """Why results that are there, sounds and then films, must be made anew; None if they need not."""
+    extra = _written(path, settings)
+    reasons = (
+        difference(tag_of(result), wish | extra)
+        for result, wish in zip(results, [*wanted, *wanted], strict=False)
+    )
+    return next(filter(None, reasons), None)
 
 
 def _written(path: Path, settings: Settings) -> dict[str, Any]:
@@ -243,8 +237,8 @@ def _load(settings: Settings) -> VABPipeline:
 
 def _generate_file(
     pipe: VABPipeline,
-    path: Path,
-    wavs: Sequence[Path],
+    file: MediaFile,
+    sounds: Sequence[Path],
     settings: Settings,
     load_seconds: float,
     report: Callable[[str, int, int], None],
@@ -255,6 +249,7 @@ def _generate_file(
     decode = decode_settings(
         pipe.config.decode, settings.steps, settings.guidance, settings.temperature, settings.rerank
     )
+    path = file.path
     timings = {"load": load_seconds, "mux": 0.0}
     outputs: list[str] = []
     notes: dict[str, None] = {}  # each sentence once
@@ -262,35 +257,34 @@ def _generate_file(
     made_with: dict[str, Any] | None = None
     length = 0.0
     try:
-        with MediaFile(path) as file:
-            if settings.keep_original and (file.is_image or not file.has_audio):
-                notes["there is no sound of its own to keep as a second track"] = None
-            second = {"keep_original": True} if settings.keep_original and file.has_audio else {}
-            sounds = pipe.generate_many(
-                file,
-                settings.samples,
-                seed=settings.seed,
-                decode=decode,
-                keep=settings.keep,
-                finish=settings.finish,
-                progress=report,
-            )
-            for wav, audio in zip(wavs, sounds, strict=True):
-                # The sound file comes first: it must not be lost to a video that mp4 cannot hold.
-                begin = time.perf_counter()
-                audio = replace(audio, made_with=audio.made_with | _written(path, settings))
-                audio.save(wav, settings.bits)
-                outputs.append(str(wav))
-                if not file.is_image:
-                    file.mux(audio.waveform, audio.rate, wav.with_suffix(".mp4"), tags=audio.tags, **second)
-                    outputs.append(str(wav.with_suffix(".mp4")))
-                timings["mux"] += time.perf_counter() - begin
-                length = audio.waveform.shape[-1] / audio.rate
-                notes |= dict.fromkeys(audio.notes)
-                levels.append({**asdict(audio.level), "gain_db": audio.gain_db})
-                made_with = made_with or audio.made_with
-                for stage, seconds in audio.timings.items():
-                    timings[stage] = timings.get(stage, 0.0) + seconds
+        if settings.keep_original and (file.is_image or not file.has_audio):
+            notes["there is no sound of its own to keep as a second track"] = None
+        second = {"keep_original": True} if settings.keep_original and file.has_audio else {}
+        made = pipe.generate_many(
+            file,
+            settings.samples,
+            seed=settings.seed,
+            decode=decode,
+            keep=settings.keep,
+            finish=settings.finish,
+            progress=report,
+        )
+        for sound, audio in zip(sounds, made, strict=True):
+            # The sound file comes first: it must not be lost to a video that mp4 cannot hold.
+            begin = time.perf_counter()
+            audio = replace(audio, made_with=audio.made_with | _written(path, settings))
+            audio.save(sound, settings.bits)
+            outputs.append(str(sound))
+            for film in _films(file, [sound]):
+                file.mux(audio.waveform, audio.rate, film, tags=audio.tags, **second)
+                outputs.append(str(film))
+            timings["mux"] += time.perf_counter() - begin
+            length = audio.waveform.shape[-1] / audio.rate
+            notes |= dict.fromkeys(audio.notes)
+            levels.append({**asdict(audio.level), "gain_db": audio.gain_db})
+            made_with = made_with or audio.made_with
+            for stage, seconds in audio.timings.items():
+                timings[stage] = timings.get(stage, 0.0) + seconds
     except Exception as error:  # one bad file out of many must not end the others
         return Result(str(path), "failed", tuple(outputs), error=failure(path, error))
     return Result(

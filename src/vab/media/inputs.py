@@ -248,7 +248,7 @@ class _Search:
             key = f"{path}:{number}"
             if name is None:
                 self.faults[key] = f"{path}: line {number} names no {chosen[0]}"
-            elif row.get("start", "").strip(" 0."):
+            elif row.get("start", "").strip(" 0.,"):
                 reason = f"starts at {row['start']} s; only whole files can be used here"
                 self.faults[key] = f"{path}: line {number} {reason}"
             elif line := remote(name):
