@@ -21,7 +21,10 @@ def never_fail() -> None:
 def fail(message: str, as_json: bool) -> int:
     """Print the one-line error of a bad call; returns the exit code."""
     if _first_process():
-        print(f"vab: {message}", file=sys.stderr)
+        lines = [
+            printable(line) for line in f"vab: {message}".split("\n")
+        ]  # a manifest's mistakes are several
+        print("\n".join(lines), file=sys.stderr)
         if as_json:
             print(json.dumps({"error": message}))
     return 2

@@ -297,4 +297,4 @@ def _write_failures(directory: Path, failed: dict[str, str]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "reason"))
     writer.writerows(failed.items())
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, text.getvalue().encode(errors="backslashreplace"))

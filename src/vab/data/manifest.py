@@ -113,7 +113,10 @@ def _row_mistakes(row: dict[str, str], surplus: int) -> Iterator[str]:
 
 
 def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write clips as ``read_manifest`` reads them, paths relative to the manifest's folder."""
+    """Write clips as ``read_manifest`` reads them, paths relative to the manifest's folder.
+
+    Raises ``ManifestError`` for a path that is not UTF-8.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -129,4 +132,9 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
         writer.writerow(
             [c.id, relative(c.audio), relative(c.video), f"{c.start:.9g}", seconds, c.label, c.split]
         )
-    write_whole(path, text.getvalue().encode())
+    try:
+        content = text.getvalue().encode()
+    except UnicodeEncodeError as error:
+        named = text.getvalue()[: error.end].splitlines()[-1]
+        raise ManifestError(f"{path}: {named}: is not UTF-8, so no manifest can hold it; rename it") from None
+    write_whole(path, content)

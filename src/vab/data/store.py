@@ -62,6 +62,8 @@ class LatentStore:
         ``codebook_vectors`` [K, V, C] are kept for training.
         """
         directory = Path(directory)
+        if str(directory).encode(errors="ignore").decode() != str(directory):
+            raise StoreError(f"{directory}: is not a name in UTF-8, which Arrow needs; choose another folder")
         if codebook_vectors.shape != (meta.num_codebooks, meta.codebook_size, meta.codebook_dim):
             raise StoreError(f"codebook vectors are {codebook_vectors.shape}, the store says {meta}")
         if (directory / "store.json").exists():

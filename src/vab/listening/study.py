@@ -181,7 +181,11 @@ def _same_names(folders: Sequence[Folder]) -> list[str]:
     doubled = {fault.id for folder in folders for fault in folder.faults}
     for folder in folders:
         for name in names:
-            if name in folder.videos or name in doubled:
+            if name.encode(errors="ignore").decode() != name:
+                faults.append(
+                    f"{folder.path / name}: its name is not UTF-8, so no study can hold it; rename it"
+                )
+            elif name in folder.videos or name in doubled:
                 continue
             if name in folder.sounds:
                 faults.append(f"{folder.sounds[name]}: has no picture; a study shows video with its sound")

@@ -42,7 +42,7 @@ def folder_clips(
     left_out: dict[str, str] = {}
     for path in sorted(map(Path, tree.files(str(root)))):
         try:
-            str(path).encode()
+            str(path.relative_to(root)).encode()
             info = probe(path)
         except UnicodeEncodeError:
             left_out[str(path)] = f"{path}: its name is not UTF-8, so no manifest can hold it; rename it"

@@ -107,7 +107,7 @@ def _digest(network: nn.Module) -> str:
     """sha256 of a network's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
+        digest.update(name.encode(errors="surrogateescape"))
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 

@@ -85,7 +85,7 @@ def intervals(values: NDArray[np.floating]) -> list[Interval]:
 
 def list_hash(ids: Collection[str]) -> str:
     """Order-independent hash of the evaluated clip ids: sha256 of them sorted and joined by newlines."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sorted(ids)).encode(errors="surrogateescape")).hexdigest()
 
 
 def read_ids(path: str | Path) -> list[str]:
