@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from helpers.tiny import write_bars
 from vab.media.reader import read_frames
 
 ROOT = Path(__file__).parents[1]
@@ -302,12 +303,15 @@ def test_on_a_phone_in_the_dark(link: str, browser: Any, pictures: Path, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_the_page_tells(link: str, browser: Any) -> None:
+def test_what_the_page_tells(link: str, browser: Any, tmp_path: Path) -> None:
     faults: list[str] = []
     page = open_page(browser, link, faults)
     look = "document.dispatchEvent(new Event('visibilitychange'))"  # ask for the state now
     upload(page, CAT)
+    assert page.locator("#about-fit").is_hidden()
     make(page, 2)
+    assert "says nothing about quality" in page.locator("#about-fit").inner_text()
+    assert page.locator("#known").is_hidden(), "it knows cats"
     assert page.locator("#work").inner_text() == "Done."
     until(lambda: page.locator("#work").inner_text() == "")
 
@@ -349,6 +353,15 @@ def test_what_the_page_tells(link: str, browser: Any) -> None:
     page.get_by_role("button", name="Close the camera").click()
     assert page.evaluate("window.streams") == 1 and page.locator("#camera").is_enabled()
 
+    # a clip unlike all that was learned
+    write_bars(tmp_path / "bars.png")
+    upload(page, tmp_path / "bars.png")
+    page.get_by_text("vab-tiny may not know what this shows").wait_for()
+    assert "It learned accordion, big cat, bird" in page.locator("#known").inner_text()
+    page.locator("#understand").click()
+    page.get_by_text("It may be none of these").wait_for()
+    healthy(page)
+
     # a clip that is gone is missed, one that was deleted is not
     page.context.clear_cookies()
     page.evaluate(look)
@@ -357,6 +370,8 @@ def test_what_the_page_tells(link: str, browser: Any) -> None:
     upload(page, CAT)
     page.get_by_role("button", name="Delete everything now").click()
     page.locator("#clip").wait_for(state="hidden")
+    assert page.locator("#known").is_hidden()
+    assert "vab-tiny learned accordion, big cat" in page.locator("#limits").inner_text()
     page.evaluate(look)
     page.wait_for_timeout(600)
     assert page.locator("#notice").is_hidden()

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from PIL import Image
 
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig
 from vab.config import DecodeConfig
@@ -107,6 +108,13 @@ def write_video(
             block.sample_rate = 16000
             container.mux(audio.encode(block))
             container.mux(audio.encode(None))
+    return path
+
+
+def write_bars(path: Path) -> Path:
+    """A test picture of coloured bars: nothing that vab-tiny has seen."""
+    colours = np.array([[255, 255, 0], [0, 255, 255], [0, 255, 0], [255, 0, 255], [255, 0, 0], [0, 0, 255]])
+    Image.fromarray(colours.repeat(60, 0)[None].repeat(240, 0).astype(np.uint8)).save(path)
     return path
 
 

@@ -114,15 +114,19 @@ def classify(
             failed[str(path)] = result
             log(result)
             continue
-        chosen, scores = result
+        chosen, scores, known = result
         order = scores.argsort()[::-1]
         labels = {classes[n]: round(float(scores[n]), 4) for n in order}
-        done.append({"file": str(path), "by": chosen, "labels": labels})
+        judged = None if known is None else known.document()
+        done.append({"file": str(path), "by": chosen, "labels": labels, "known": judged})
     # The JSON document has every label, the table the k most probable ones.
     rows = []
     for one in done:
         best = list(one["labels"].items())[:k]
-        rows.append((one["file"], one["by"], ", ".join(f"{name} {share:.2f}" for name, share in best)))
+        text = ", ".join(f"{name} {share:.2f}" for name, share in best)
+        if one["known"] and not one["known"]["is_known"]:
+            text += " (may be none of these: unlike all that was learned)"
+        rows.append((one["file"], one["by"], text))
     print_result({"files": done, "failed": failed}, table(("file", "by", "labels"), rows), json)
     return 1 if failed else 0
 

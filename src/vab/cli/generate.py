@@ -53,6 +53,7 @@ def generate(
     unchanged; further samples end in _2, _3, ... The sound is exactly as long as the video; an image gets
     10 s. What lies in folders below an input folder, a pattern or a list keeps them below FOLDER. Equal names
     are told apart by the folders above (a/dog, b/dog), else by their endings (cat_jpg, cat_png).
+    Where the picture is unlike all that the model learned, a line says so: its sound is a guess then.
 
     Args:
         inputs: videos, images, folders (searched recursively), quoted glob patterns, or CSV files with a
@@ -63,7 +64,8 @@ def generate(
         steps: decoding steps (not for FoleyGen). Default: the model's own, as for the next three options.
         guidance: scale of classifier-free guidance: how closely the sound follows the video; 1 is none.
         temperature: randomness of the order in which tokens are decoded; for FoleyGen, of the tokens.
-        rerank: number of candidates for each sound, of which the one that fits the video best is kept.
+        rerank: number of candidates for each sound. The one is kept that fits the video best: whose embedding
+            by the model itself is nearest to the video's (cosine). A good fit is no measure of quality.
         samples: number of different sounds for each input.
         keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: . Its samples
             stay as they are, in the rate and channels that they have.

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from vab.cli.output import print_result, table
+
+if TYPE_CHECKING:
+    from vab.models.hub import KnownModel
+
+MAX_NAMES = 40  # of classes in a line
 
 
 def models(
@@ -20,6 +25,8 @@ def models(
 ) -> int:
     """List the models: bundled, in folders, in the Hub cache, and those without published weights.
 
+    Below the table stands what each of them learned to tell apart: outside of that its sounds are arbitrary.
+
     Args:
         folders: folders to search for model directories, up to two levels deep.
         json: print one JSON document to standard output.
@@ -29,8 +36,20 @@ def models(
     known = known_models(folders)
     rows = [(m.name, m.state, f"{m.bytes / 1e6:.1f} MB" if m.bytes else "", m.note) for m in known]
     document = [asdict(model) | {"path": model.path and str(model.path)} for model in known]
-    print_result({"models": document}, table(("model", "state", "size", "note"), rows), json)
+    text = "\n".join([table(("model", "state", "size", "note"), rows), *_learned(known)])
+    print_result({"models": document}, text, json)
     return 0
+
+
+def _learned(known: Sequence[KnownModel]) -> Iterator[str]:
+    """Lines that say what each model with classes learned, from pictures and else from sound alone."""
+    for model in known:
+        heard = [name for name in model.classes if name not in model.pictured]
+        from_sound = " from sound alone" if model.pictured else ""
+        for kind, names in ((" from pictures", model.pictured), (from_sound, heard)):
+            if names:
+                more = f" and {len(names) - MAX_NAMES} more (--json)" if len(names) > MAX_NAMES else ""
+                yield f"{model.name} learned{kind}: {', '.join(names[:MAX_NAMES])}{more}"
 
 
 def presets(

@@ -75,6 +75,7 @@ class Result:
     notes: tuple[str, ...] = ()  # sentences for the user
     levels: tuple[dict[str, float | None], ...] = ()  # of each sound: the model's own level, the gain it got
     made_with: dict[str, Any] | None = None  # settings in effect, of the first sound
+    known: dict[str, Any] | None = None  # is_known, score, threshold, nearest; None if the model cannot tell
 
 
 def generate_files(
@@ -256,6 +257,7 @@ def _generate_file(
     levels: list[dict[str, float | None]] = []
     made_with: dict[str, Any] | None = None
     length = 0.0
+    known: dict[str, Any] | None = None
     try:
         if settings.keep_original and (file.is_image or not file.has_audio):
             notes["there is no sound of its own to keep as a second track"] = None
@@ -283,6 +285,7 @@ def _generate_file(
             notes |= dict.fromkeys(audio.notes)
             levels.append({**asdict(audio.level), "gain_db": audio.gain_db})
             made_with = made_with or audio.made_with
+            known = None if audio.known is None else audio.known.document()
             for stage, seconds in audio.timings.items():
                 timings[stage] = timings.get(stage, 0.0) + seconds
     except Exception as error:  # one bad file out of many must not end the others
@@ -296,4 +299,5 @@ def _generate_file(
         notes=tuple(notes),
         levels=tuple(levels),
         made_with=made_with,
+        known=known,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from vab.media.container import MediaError
 from vab.media.reader import probe
 from vab.models.heads import Classifier, Contrastive, Finetuned, Inputs, load_finetuned
 from vab.models.hub import ModelError, codec_source, find_model, read_config
+from vab.models.known import Known
 from vab.utils.device import pick_device
 from vab.utils.provenance import sha256
 from vab.vision import VisionEncoder, load_vision
@@ -31,6 +32,14 @@ Scores = NDArray[np.float32]
 
 MIN_WINDOW_SECONDS = 1.0  # a shorter rest at the end of a long file is left out
 WINDOWS_PER_PASS = 16  # also decoded ahead
+
+
+class Classified(NamedTuple):
+    """What a classifier makes of a file."""
+
+    inputs: Inputs  # the modality that was used
+    scores: Scores  # probabilities [N] of the classes, means over the windows
+    known: Known | None  # whether the model knows what the picture shows; None if it cannot tell
 
 
 class Embedder:
@@ -55,6 +64,16 @@ class Embedder:
         for pair in (finetuned.contrastive, finetuned.classifier):
             if pair is not None:
                 pair[0].eval().requires_grad_(False).to(self.device)
+
+    def known(self, features: Tensor) -> Known | None:
+        """Whether the model knows what a clip of image features [F,dim] shows, on this device.
+
+        None for a model that cannot tell: one without a classifier of pictures and its statistics.
+        """
+        if self.finetuned.known is None:
+            return None
+        network, preset = self.classifier
+        return self.finetuned.known.judge(network, preset.classes, features)
 
     @classmethod
     def from_pretrained(
@@ -128,11 +147,10 @@ class Embedder:
 
     def classify_files(
         self, paths: Iterable[str | Path], inputs: Inputs | None = None
-    ) -> Iterator[tuple[Path, tuple[Inputs, Scores] | str]]:
-        """Yield each file with (modality used, class probabilities [N]), or with an error message.
+    ) -> Iterator[tuple[Path, Classified | str]]:
+        """Yield each file with what the classifier makes of it, or with an error message.
 
-        Probabilities are means over the windows. ``inputs``: the modality to use; None is all that the file
-        has and the classifier was trained on.
+        ``inputs``: the modality to use; None is all that the file has and the classifier was trained on.
         """
         network, preset = self.classifier
         # In order of preference.
@@ -151,7 +169,12 @@ class Embedder:
                 yield path, f"{path}: has no {' and no '.join(missing)}, which the classes are told from"
                 continue
             scores = classify_latents(network, rows, chosen, preset.train.loss, self.device)
-            yield path, (chosen, np.nanmean(scores, axis=0))
+            # A sound alone is not judged: the statistics are of pictures.
+            known = None
+            if chosen != "audio":
+                seen = [row.features[: row.real_features] for row in rows if row.features is not None]
+                known = self.known(torch.from_numpy(np.concatenate(seen)).to(self.device, torch.float32))
+            yield path, Classified(chosen, np.nanmean(scores, axis=0), known)
 
     def _files(self, paths: Iterable[str | Path]) -> Iterator[tuple[Path, list[Clip], list[Latents] | str]]:
         """Each file with its windows and their latents, or an error. Decoding runs ahead of encoding."""

@@ -69,7 +69,7 @@ def _input(result: Result) -> Iterator[str]:
     yield f'<section><h2>{name}</h2><p class="path">{escape(result.input)}, {result.status}</p>'
     if result.error:
         yield f'<p class="error">{escape(result.error)}</p>'
-    yield from (f"<p>{escape(note)}</p>" for note in result.notes)
+    yield from (f'<p class="note">{escape(note)}</p>' for note in result.notes)
     sounds = [path for path in map(Path, result.outputs) if path.suffix.lower() in FORMATS]
     # Frames of the input once, for all of its outputs.
     try:

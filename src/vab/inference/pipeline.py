@@ -67,6 +67,7 @@ from vab.models.hub import (
     folder_fingerprint,
     read_config,
 )
+from vab.models.known import Known
 from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
@@ -97,6 +98,7 @@ class Audio:
     features: Tensor | None = None  # [F,dim] of the video, as long as the tokens
     made_with: dict[str, Any] = field(default_factory=dict)  # model, seed, settings in effect, gain
     notes: tuple[str, ...] = ()  # sentences for the user
+    known: Known | None = None  # whether the model knows what the video shows; None if it cannot tell
 
     @property
     def tags(self) -> dict[str, str]:
@@ -264,6 +266,17 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         means = {kind: embedded.mean(kind) for kind in kinds}
         return {kind: mean for kind, mean in means.items() if mean is not None}
 
+    def look(self, path: str | Path | MediaFile, progress: Progress | None = None) -> Known | None:
+        """Whether the model knows what a video or an image shows; None for a model that cannot tell.
+
+        The same verdict comes with every sound (``Audio.known``). ``MediaError`` for a file that cannot be
+        used.
+        """
+        with as_media_file(path) as file:
+            if file.kind == "audio":
+                sound_length(file.info)
+            return self.embedder.known(self._features(file, 0, {}, progress or (lambda *_: None)))
+
     def generate(
         self,
         path: str | Path | MediaFile,
@@ -335,6 +348,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
             # 2. Features [F,dim] of the whole clip, in a pass that also finds out how long it is.
             features = self._features(file, seed, timings, report)
+            with _timed(timings, "features"):
+                judged = self.embedder.known(features)
+            doubts = [] if judged is None or judged.is_known else [judged.note(self.name)]
             info = file.info
             length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
             if seconds is None:
@@ -392,7 +408,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     features,
                     made_with(self.name, self.fingerprint, seed, number, decode, keep, finish)
                     | {"gain_db": finished.gain},
-                    finished.notes,
+                    (*doubts, *finished.notes),
+                    judged,
                 )
                 timings.clear()
 

@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from vab.config import ModelConfig, Preset
 from vab.errors import first_line
-from vab.models.hub import CONFIG, FOLDERS, MODEL, ModelError, read_config
+from vab.models.hub import CONFIG, FOLDERS, KNOWN, MODEL, ModelError, read_config
+from vab.models.known import ClassStatistics
 from vab.models.vab import Trunk
 from vab.utils.files import DamagedError, load_tensors, save_tensors, write_json
 
@@ -95,6 +96,15 @@ class Finetuned:
 
     contrastive: tuple[Contrastive, Preset] | None = None
     classifier: tuple[Classifier, Preset] | None = None
+    known: ClassStatistics | None = None  # by which the classifier tells what it does not know
+
+    @property
+    def pictured(self) -> list[str]:
+        """The classes that were learned from pictures; none for a model that does not say."""
+        if self.classifier is None or self.known is None:
+            return []
+        names = self.classifier[1].classes
+        return [name for name, mean in zip(names, self.known.means, strict=True) if mean.any()]
 
 
 def load_network(folder: Path, build: Callable[[], N], state: dict[str, Tensor] | None = None) -> N:
@@ -157,7 +167,22 @@ def load_finetuned(folder: Path) -> Finetuned:
             state |= {f"trunk.{name}": value for name, value in trunk.items()}
         build = partial(Classifier, preset.model, len(preset.classes))
         classifier = load_network(source, build, state).eval(), preset
+
+        # 4. How it tells what it does not know; models before version 0.2 cannot.
+        if (source / KNOWN).is_file():
+            return Finetuned(contrastive, classifier, _load_statistics(source / KNOWN, classifier[0]))
     return Finetuned(contrastive, classifier)
+
+
+def _load_statistics(path: Path, network: Classifier) -> ClassStatistics:
+    """The statistics beside a classifier; ``ModelError`` if they are not its own."""
+    tensors = read_weights(path)
+    means = tensors.get("means", torch.empty(0)).float()
+    threshold = tensors.get("threshold", torch.empty(0)).float()
+    fits = means.shape == network.head.weight.shape and threshold.numel() == 1
+    if not fits or not means.isfinite().all() or not threshold.isfinite():
+        raise ModelError(f"{path}: does not fit the classifier beside it; delete it, or fine-tune again")
+    return ClassStatistics(means, threshold.item())
 
 
 def save_finetuned(folder: Path, finetuned: Finetuned) -> None:
@@ -174,6 +199,8 @@ def save_finetuned(folder: Path, finetuned: Finetuned) -> None:
         if trunk and all(torch.equal(state[name].cpu(), tensor.cpu()) for name, tensor in trunk.items()):
             state = {name: tensor for name, tensor in state.items() if name not in trunk}
         save_network(folder / FOLDERS["classification"], state, preset)
+        if finetuned.known is not None:
+            finetuned.known.save(folder / FOLDERS["classification"])
 
 
 def start_from(network: nn.Module, folder: Path) -> None:

@@ -22,6 +22,7 @@ from vab.utils.files import DamagedError, tensors_checksum
 from vab.utils.provenance import sha256
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
+KNOWN = "known.safetensors"  # beside a classifier: by which it tells what it does not know
 FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # objective of fine-tuning -> folder
 FINE = "fine"  # folder of a second stage
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -29,6 +30,7 @@ BUNDLED = "vab-tiny"
 _CODEC_FILES = [CODEC, "codec.safetensors"]
 _FILES = [CONFIG, MODEL, *_CODEC_FILES]
 _FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file in (CONFIG, MODEL)]
+_FILES += [f"{FOLDERS['classification']}/{KNOWN}", KNOWN]
 _WEIGHTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".th")  # endings of codecs and image encoders
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -46,6 +48,8 @@ class KnownModel:
     path: Path | None
     bytes: int
     note: str  # what it is, or what to do to have it
+    classes: tuple[str, ...] = ()  # what its classifier tells apart
+    pictured: tuple[str, ...] = ()  # those of them that it learned from pictures too, as far as is known
 
 
 def find_model(source: str | Path | None = None, **hub: Any) -> Path:
@@ -202,7 +206,22 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
 
 def _known(name: str, state: str, folder: Path, note: str) -> KnownModel:
     size = sum((folder / file).stat().st_size for file in _FILES if (folder / file).is_file())
-    return KnownModel(name, state, folder, size, note)
+    own = folder / FOLDERS["classification"]
+    source = own if is_model(own) else folder
+    classes = read_config(source).classes
+    return KnownModel(name, state, folder, size, note, classes, _pictured(source / KNOWN, classes))
+
+
+def _pictured(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of which the statistics in ``path`` hold a mean picture; none if it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        means = load_file(path)["means"]
+    except (OSError, SafetensorError, KeyError):
+        return ()
+    return tuple(name for name, mean in zip(classes, means, strict=False) if mean.any())
 
 
 def hub_cache() -> Iterator[tuple[str, Path]]:

@@ -127,7 +127,8 @@ class Endpoints:
 
     def about(self, request: Request) -> Response:
         """Model, defaults and limits, the same for everybody."""
-        decode = self.service.maker.pipeline.config.decode
+        pipeline = self.service.maker.pipeline
+        decode = pipeline.config.decode
         library = self.service.library
         defaults = {
             "steps": decode.num_steps,
@@ -141,7 +142,8 @@ class Endpoints:
             "tracks": MAX_TRACKS,
         }
         sounds = None if library is None else len(library.paths)
-        return JSONResponse({"model": self.model, "defaults": defaults, "limits": limits, "sounds": sounds})
+        about = {"model": self.model, "defaults": defaults, "limits": limits, "sounds": sounds}
+        return JSONResponse(about | {"learned": pipeline.finetuned.pictured})
 
     def state(self, request: Request) -> Response:
         """Everything in the session that the page shows."""
@@ -163,6 +165,7 @@ class Endpoints:
                 # 2. It takes the place of the clip that the visitor had.
                 session = self.session_of(request) or self.service.sessions.open()
                 self.service.sessions.replace_clip(session, clip)
+                self.service.look(session, clip)
             except UploadError as refused:
                 return _error(str(refused), 422)
             except UserError as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +17,7 @@ from vab.errors import SettingError
 from vab.inference.embeddings import Embedded
 from vab.library.table import LibraryError
 from vab.media.container import MediaError
+from vab.media.file import MediaFile
 from vab.models.heads import Inputs
 from vab.models.hub import ModelError
 from vab.sampling.parallel import decode_settings
@@ -72,6 +74,24 @@ class StudioService:
         """End the work and remove all files."""
         self.queue.close()
         self.sessions.close()
+
+    def look(self, session: Session, clip: Clip) -> None:
+        """Find out whether the model knows what a new clip shows; ``answers["known"]`` holds it then.
+
+        Does nothing with a model that cannot tell.
+        """
+        pipeline = self.maker.pipeline
+        if pipeline.finetuned.known is None:
+            return
+
+        def work(progress: ProgressFn) -> None:
+            with MediaFile(clip.source) as source:
+                known = pipeline.look(source, progress)
+            if known is not None:
+                _set_answer(session, clip, "known", known.document(), progress)
+
+        with suppress(UserError):  # another clip has come meanwhile, which is looked at in its turn
+            self._start(session, clip, "look", work)
 
     def make(self, session: Session, values: Values) -> None:
         """Make ``count`` new takes."""
@@ -282,7 +302,7 @@ class StudioService:
         _, result = next(self.maker.pipeline.embedder.classify_files([path], kind))
         if isinstance(result, str):
             return "It cannot be told."
-        _, probabilities = result
+        probabilities = result.scores
         best = np.argsort(probabilities)[::-1][:MAX_CLASSES]
         return [(classes[n], round(float(probabilities[n]), 4)) for n in best]
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vab.errors import TrainError
-from vab.models.hub import CONFIG, MODEL, read_config
+from vab.models.hub import CONFIG, KNOWN, MODEL, read_config
 from vab.utils.files import DamagedError, check_tensors, load_tensors, save_tensors, write_whole
 
 MAX_CHECKPOINTS = 2
@@ -121,5 +121,6 @@ def ship(run: Path, out: Path) -> None:
         weights = {name: tensor for name, tensor in weights.items() if name.startswith("head.")}
     # The codebooks are in the codec's file in half precision too: both must be the same numbers.
     save_tensors(out / MODEL, {name: tensor.half() for name, tensor in weights.items()})
-    for name in (CONFIG, "record.json"):
+    (out / KNOWN).unlink(missing_ok=True)  # of another classifier
+    for name in (CONFIG, "record.json", *([KNOWN] if (run / KNOWN).is_file() else [])):
         write_whole(out / name, (run / name).read_bytes())

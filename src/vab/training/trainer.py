@@ -29,7 +29,8 @@ from torch.utils.tensorboard import SummaryWriter
 from vab.config import Preset, TrainConfig, check_preset, current_names
 from vab.data.store import LatentStore
 from vab.errors import TrainError, first_line
-from vab.models.heads import start_from
+from vab.models.heads import Classifier, start_from
+from vab.models.hub import KNOWN
 from vab.training.batches import MAX_DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
 from vab.training.checkpoint import (
     checkpoints,
@@ -39,6 +40,7 @@ from vab.training.checkpoint import (
     read_about,
     save_checkpoint,
 )
+from vab.training.known import class_statistics
 from vab.training.objectives import OBJECTIVES, build
 from vab.utils.files import save_tensors, write_json
 from vab.utils.locks import exclusive
@@ -366,6 +368,7 @@ class TrainingRun:
         """Make the run's folder a model directory: weights, config, and a record of how they were trained."""
         with self._averaged():
             save_tensors(self.folder / "model.safetensors", self.model.state_dict())
+            self._write_statistics()
         write_json(self.folder / "config.json", asdict(self.preset))
         store = self.clips.store
         write_json(
@@ -388,3 +391,12 @@ class TrainingRun:
             },
         )
         self.log(f"{self.folder}: done, {self.total} steps in {self.seconds / 60:.1f} min")
+
+    def _write_statistics(self) -> None:
+        """What a classifier of pictures tells the unknown by, if the store has pictures in both splits."""
+        (self.folder / KNOWN).unlink(missing_ok=True)  # of an earlier end of this run
+        if isinstance(self.model, Classifier) and "video" in self.preset.train.inputs:
+            self.model.eval()
+            statistics = class_statistics(self.model, self.clips.store, self.preset)
+            if statistics is not None:
+                statistics.save(self.folder)

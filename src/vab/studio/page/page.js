@@ -86,6 +86,7 @@ function show(found) {
   state = found;
   if (before.clip && !found.clip && before.clip.id !== deleted) say(GONE);
   showClip(before.clip);
+  showKnown();
   showTracks();
   showJob("make", "work");
   showJob("find", "find-work");
@@ -128,6 +129,17 @@ function showClip(before) {
     else $("clip").removeAttribute("src");
   }
 }
+
+// Whether the model knows what the clip shows: it says so only where it seems not to.
+function showKnown() {
+  const known = state.answers.known;
+  const text = !known || known.is_known ? "" : `${about.model} may not know what this shows: it comes nearest to ${plain(known.nearest[0][0])} (score ${known.score.toFixed(2)}, below ${known.threshold.toFixed(2)}), and its sounds may have nothing to do with the picture. It learned ${learned()}.`;
+  if ($("known").textContent !== text) $("known").textContent = text; // which is read out
+  $("known").hidden = !text;
+}
+
+const plain = (name) => name.replaceAll("_", " ");
+const learned = () => about.learned.slice(0, 40).map(plain).join(", ") + (about.learned.length > 40 ? " and more" : "");
 
 function willing() {
   return !state.tracks.length || confirm("Another clip takes the place of this one and its takes. Go on?");
@@ -281,6 +293,7 @@ function showTracks() {
     number(card, n + 1);
   });
   $("no-takes").hidden = state.tracks.length > 0;
+  $("about-fit").hidden = !state.tracks.some((track) => track.score !== null);
   choices("find-by", "the picture");
   choices("understand-by", "the picture alone");
 }
@@ -328,6 +341,8 @@ function number(card, n) {
   }
 }
 
+const FIT = "How near the model itself finds sound and picture: the cosine of its two embeddings, -1 to 1. No measure of quality.";
+
 function fill(card) {
   const { root, track, video } = card;
   card.take = track.take;
@@ -337,7 +352,7 @@ function fill(card) {
   card.wave.show(track.url, track.seconds, track.again);
   const fit = root.querySelector(".fit");
   fit.textContent = track.score === null ? "" : `fit ${track.score.toFixed(2)}`;
-  fit.title = "How near sound and picture are (cosine, -1 to 1): what reranking goes by";
+  fit.title = FIT;
   for (const ending of ["wav", "mp4"]) root.querySelector(`.${ending}`).href = `${track.url}.${ending}`;
   const rows = Object.entries(track.timings);
   const total = rows.reduce((sum, [, seconds]) => sum + seconds, 0);
@@ -397,7 +412,7 @@ function hit(found) {
   const put = make("button", { type: "button", className: "put plain", textContent: "Put under", onclick: () => act("place", { row, start }) });
   put.setAttribute("aria-label", `Put ${name} under the picture`);
   const at = start ? `, from ${start.toFixed(1)} s` : "";
-  return make("li", {}, hear, make("span", { className: "what" }, name, make("small", { textContent: `${label.replaceAll("_", " ")}${at}, fit ${score.toFixed(2)}` })), put);
+  return make("li", {}, hear, make("span", { className: "what", title: FIT }, name, make("small", { textContent: `${label.replaceAll("_", " ")}${at}, fit ${score.toFixed(2)}` })), put);
 }
 
 // What an answer speaks of: a take may have been changed or removed since.
@@ -427,10 +442,11 @@ function showClasses() {
   const by = answer ? subject(answer) : "";
   $("no-classes").hidden = Boolean(answer);
   $("classes-by").textContent = by && `About ${by}`;
-  const now = JSON.stringify([by, answer]);
+  const unknown = state.answers.known?.is_known === false;
+  const now = JSON.stringify([by, answer, unknown]);
   if (now === drawn.understand) return;
   drawn.understand = now;
-  const parts = Object.entries(answer?.classes ?? {}).map(([kind, rows]) => make("div", {}, make("h3", { textContent: KINDS[kind] }), typeof rows === "string" ? make("p", { textContent: rows }) : bars(rows)));
+  const parts = Object.entries(answer?.classes ?? {}).map(([kind, rows]) => make("div", {}, make("h3", { textContent: KINDS[kind] }), typeof rows === "string" ? make("p", { textContent: rows }) : bars(rows), ...(kind === "video" && unknown ? [make("p", { className: "warning", textContent: "It may be none of these: the picture is unlike all that the model learned." })] : [])));
   $("classes").replaceChildren(...parts);
   $("closest").replaceChildren(...(answer?.hits ?? []).map(hit));
   $("closest-part").hidden = !answer?.hits.length;
@@ -520,7 +536,7 @@ async function start() {
   try {
     about = await ask("about");
     $("model").textContent = `with ${about.model}`;
-    $("limits").textContent = `Up to ${about.limits.seconds} seconds and ${about.limits.bytes >> 20} MB. Nothing leaves the computer that this page comes from.`;
+    $("limits").textContent = `Up to ${about.limits.seconds} seconds and ${about.limits.bytes >> 20} MB. Nothing leaves the computer that this page comes from.${about.learned.length ? ` ${about.model} learned ${learned()}.` : ""}`;
     $("settings").elements.count.max = about.limits.takes;
     $("find-tools").hidden = about.sounds === null;
     $("no-library").hidden = about.sounds !== null;
