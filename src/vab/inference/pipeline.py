@@ -266,7 +266,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         means = {kind: embedded.mean(kind) for kind in kinds}
         return {kind: mean for kind, mean in means.items() if mean is not None}
 
-    def look(self, path: str | Path | MediaFile, progress: Progress | None = None) -> Known | None:
+    def look(self, path: str | Path | MediaFile, progress: StageProgress | None = None) -> Known | None:
         """Whether the model knows what a video or an image shows; None for a model that cannot tell.
 
         The same verdict comes with every sound (``Audio.known``). ``MediaError`` for a file that cannot be

@@ -84,7 +84,7 @@ class StudioService:
         if pipeline.finetuned.known is None:
             return
 
-        def work(progress: ProgressFn) -> None:
+        def work(progress: StageProgress) -> None:
             with MediaFile(clip.source) as source:
                 known = pipeline.look(source, progress)
             if known is not None:
