@@ -26,6 +26,7 @@ export OMP_NUM_THREADS=$(nproc)
 python "$here/vab_tiny_pack.py" "$run/vab" "$run/decoder" "$run/contrastive" "$run/classes" "$run/model"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/model" --json "$run/numbers.json"
 vab evaluate retrieval --store "$run/store" --model "$run/model" --split dev || true # sounds without a photo are left out
+python "$here/vab_tiny_known.py" "$data" "$run/store" "$run/model"
 for inputs in a v av; do
     vab evaluate classification --store "$run/store" --model "$run/model" --split dev --inputs "$inputs" || true
 done

@@ -126,7 +126,8 @@ def search(
     """Search a library for files that match a sound, a video or image, or a label.
 
     Each hit is a file of the library with its best window in seconds, the stream that was compared, and the
-    cosine similarity. The query is the mean embedding of the windows of a file.
+    score: the cosine similarity in the model's own embedding, -1 to 1. It says how near the two are to the
+    model, not how good the sound is. The query is the mean embedding of the windows of a file.
 
     Args:
         db: the folder of the library, made by vab library add.

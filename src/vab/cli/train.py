@@ -152,7 +152,9 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
 
     vab finetune classify PRESET --store STORE --run DIR [--init DIR]: from a contrastive or a pre-trained
     model with --init, else from scratch. --train.inputs audio|video|both selects the modalities (also
-    several); --train.freeze-trunk trains a linear probe.
+    several); --train.freeze-trunk trains a linear probe. If pictures are among them, the run's folder also
+    gets known.safetensors, from the pictures of the splits train and dev: by it the model says of a picture
+    that it may not know it.
     """
     return _train(chosen)
 

@@ -36,6 +36,7 @@ WINDOW_SAMPLES = 640
 FFT_SAMPLES = 1024
 NUM_MEL_BANDS = 96
 DYNAMIC_RANGE_DB = 80.0  # below the loudest
+RERANKED = "candidates; kept is the one nearest to the picture in the model's own embedding, not the best one"
 COLOURS = ((0, 0, 4), (60, 15, 110), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
 
 
@@ -48,12 +49,15 @@ def write_report(path: Path, results: Sequence[Result], settings: Settings) -> N
     page = Template(PAGE.read_text(encoding="utf-8"))
     moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     document = summary(results, settings)
+    chosen = document["settings"]
+    if (settings.rerank or 1) > 1:
+        chosen = chosen | {"rerank": f"{settings.rerank} {RERANKED}"}
     counts = [f"{document[status]} {status}" for status in ("done", "skipped", "failed") if document[status]]
     # Cut the page where the inputs go, so that they can be written one by one.
     head, foot = page.substitute(
         made=f"{moment}, vab {escape(code_version()['version'])}",
         counts=", ".join(counts),
-        settings=_table(document["settings"]),
+        settings=_table(chosen),
         inputs="\0",
     ).split("\0")
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:

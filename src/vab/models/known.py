@@ -67,11 +67,12 @@ class ClassStatistics:
     @torch.no_grad()
     def judge(self, network: Classifier, classes: tuple[str, ...], features: Tensor) -> Known:
         """A clip of image features [F,dim]: means over its windows, which may be of any length."""
+        # Whole windows at once, and the rest by itself: no padding, which would count as picture.
         num_video = network.trunk.config.video_length
-        vectors, logits = zip(
-            *(picture_vectors(network, part[None]) for part in features.split(num_video)), strict=True
-        )
-        scores, cosines = self.scores(torch.cat(vectors), torch.cat(logits))
+        whole = len(features) // num_video * num_video
+        windows = [features[:whole].unflatten(0, (-1, num_video)), features[None, whole:]]
+        parts = [self.scores(*picture_vectors(network, part)) for part in windows if part.numel()]
+        scores, cosines = (torch.cat(columns) for columns in zip(*parts, strict=True))
         mean = cosines.mean(0)
         order = [n for n in mean.argsort(descending=True).tolist() if self.means[n].any()]
         nearest = tuple((classes[n], round(float(mean[n]), 3)) for n in order[:NUM_NEAREST])
