@@ -23,7 +23,6 @@ from vab.data.store import LatentStore
 from vab.evaluate.metrics.tables import markdown
 from vab.inference.pipeline import VABPipeline
 from vab.media.file import MediaFile
-from vab.models.known import picture_vectors
 from vab.training.known import FALSE_ALARMS
 
 # What the clips show, looked up before anything was scored: source_id -> class. Those of UNSURE are in
@@ -84,7 +83,7 @@ def main(data: Path, store_dir: Path, model: Path | None) -> None:
         rows = np.array([n for n in rows if store.splits[n] == split])
         rows = np.array([n for n in rows if store.labels[n] in pipeline.finetuned.pictured])
         features = torch.from_numpy(store.gather("features", rows).astype(np.float32))
-        photos[split] = picture_vectors(network, features)
+        photos[split] = network.picture_vectors(features)
         labels[split] = np.array([store.labels[n] for n in rows])
 
     # 2. The clips: windows of each.
@@ -95,7 +94,7 @@ def main(data: Path, store_dir: Path, model: Path | None) -> None:
                 with MediaFile(data / row["file"]) as clip:
                     features = pipeline._features(clip, 0, {}, lambda *_: None)
                 parts = features.split(network.trunk.config.video_length)
-                clips.append([picture_vectors(network, part[None]) for part in parts])
+                clips.append([network.picture_vectors(part[None]) for part in parts])
                 shown.append(KNOWN.get(row["source_id"], ""))
     foreign = np.array([not label for label in shown])
 

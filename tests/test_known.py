@@ -17,8 +17,9 @@ from helpers.training import META, fill, preset
 from vab.cli import main
 from vab.data.shard import Latents
 from vab.data.store import LatentStore
+from vab.inference.embedder import judge_picture
 from vab.inference.pipeline import VABPipeline
-from vab.models.heads import load_finetuned
+from vab.models.heads import Finetuned, load_finetuned
 from vab.models.hub import KNOWN, ModelError, known_models
 from vab.models.known import ClassStatistics, Known
 from vab.studio.service import StudioService
@@ -53,6 +54,12 @@ def bars(tmp_path: Path) -> Path:
     return write_bars(tmp_path / "bars.png")
 
 
+def judge(finetuned: Finetuned, features: torch.Tensor) -> Known:
+    known = judge_picture(finetuned, features)
+    assert known is not None
+    return known
+
+
 def vab(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, str]:
     """Standard output and error of a command that succeeds."""
     with pytest.raises(SystemExit) as left:
@@ -83,7 +90,6 @@ def test_what_scores_less_than_the_threshold_is_told() -> None:
 def test_fine_tuning_leaves_the_statistics(run: Path, latents: Path, tmp_path: Path) -> None:
     finetuned, store = load_finetuned(run), LatentStore.open(latents)
     assert finetuned.classifier is not None and finetuned.known is not None
-    network, learned = finetuned.classifier
     statistics = finetuned.known
     assert finetuned.pictured == ["0", "1", "2"], "of label 3 there are sounds alone"
 
@@ -91,7 +97,7 @@ def test_fine_tuning_leaves_the_statistics(run: Path, latents: Path, tmp_path: P
     assert statistics.means[:3].norm(dim=1).tolist() == pytest.approx([1, 1, 1], abs=1e-3)
     rows = [n for n in range(len(store)) if store.splits[n] == "dev" and store.has("features")[n]]
     features = torch.from_numpy(store.gather("features", np.array(rows))[:, 1::2].astype(np.float32))
-    judged = [statistics.judge(network, learned.classes, one) for one in features]
+    judged = [judge(finetuned, one) for one in features]
     told = [not one.is_known for one in judged]
     assert 0 < sum(told) <= max(1, FALSE_ALARMS * len(rows))
     right = [one.nearest[0][0] == store.labels[row] for one, row in zip(judged, rows, strict=True)]
@@ -101,7 +107,7 @@ def test_fine_tuning_leaves_the_statistics(run: Path, latents: Path, tmp_path: P
     # what was never seen lies elsewhere
     random = torch.Generator().manual_seed(0)
     foreign = [torch.randn(2, 8, generator=random) + offset for offset in torch.linspace(-40, -4, 20)]
-    assert np.mean([not statistics.judge(network, learned.classes, one).is_known for one in foreign]) > 0.8
+    assert np.mean([not judge(finetuned, one).is_known for one in foreign]) > 0.8
 
     # they travel with the model, and those of another classifier do not stay
     ship(run, tmp_path / "model")
@@ -115,13 +121,12 @@ def test_fine_tuning_leaves_the_statistics(run: Path, latents: Path, tmp_path: P
 
 def test_a_clip_is_judged_by_all_of_its_windows(run: Path) -> None:
     finetuned = load_finetuned(run)
-    assert finetuned.classifier is not None and finetuned.known is not None
-    network, learned = finetuned.classifier
     one, other = torch.full((2, 8), 0.0), torch.full((2, 8), 4.0)
-    scores = [finetuned.known.judge(network, learned.classes, part).score for part in (one, other)]
-    both = finetuned.known.judge(network, learned.classes, torch.cat([one, other]))
-    assert both.score == pytest.approx(np.mean(scores), abs=2e-3)
-    assert finetuned.known.judge(network, learned.classes, one[:1]).score == pytest.approx(scores[0], abs=0.1)
+    scores = [judge(finetuned, part).score for part in (one, other)]
+    assert scores[0] != pytest.approx(scores[1], abs=5e-3)
+    for clip, weights in (([one, other], (1, 1)), ([one, other, other], (1, 2)), ([one, other[:1]], (1, 1))):
+        expected = np.average(scores, weights=weights)
+        assert judge(finetuned, torch.cat(clip)).score == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("without", ["dev", "train", "pictures", "video"])
@@ -146,7 +151,7 @@ def test_without_pictures_in_both_splits_nothing_is_said(tmp_path: Path, without
 
 def test_statistics_of_another_classifier_are_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    for damage in (torch.zeros(3, 32), torch.full((4, 32), torch.nan)):
+    for damage in (torch.ones(3, 32), torch.full((4, 32), torch.nan), torch.zeros(4, 32)):
         ClassStatistics(damage, 0.5).save(tmp_path / "run")
         with pytest.raises(ModelError, match=r"known\.safetensors: does not fit the classifier beside it"):
             load_finetuned(tmp_path / "run")

@@ -70,10 +70,7 @@ class Embedder:
 
         None for a model that cannot tell: one without a classifier of pictures and its statistics.
         """
-        if self.finetuned.known is None:
-            return None
-        network, preset = self.classifier
-        return self.finetuned.known.judge(network, preset.classes, features)
+        return judge_picture(self.finetuned, features)
 
     @classmethod
     def from_pretrained(
@@ -284,6 +281,21 @@ def _passes(rows: Sequence[Latents], *present: Callable[[Latents], bool]) -> Ite
     numbers = [n for n, row in enumerate(rows) if all(is_present(row) for is_present in present)]
     for start in range(0, len(numbers), WINDOWS_PER_PASS):
         yield numbers[start : start + WINDOWS_PER_PASS]
+
+
+@torch.no_grad()
+def judge_picture(finetuned: Finetuned, features: Tensor) -> Known | None:
+    """Whether a model knows what a clip of image features [F,dim] shows; None if it cannot tell."""
+    if finetuned.known is None or finetuned.classifier is None:
+        return None
+    network, preset = finetuned.classifier
+    # Whole windows at once, and the rest by itself: no padding, which would count as picture.
+    num_video = preset.model.video_length
+    whole = len(features) // num_video * num_video
+    windows = [features[:whole].unflatten(0, (-1, num_video)), features[None, whole:]]
+    parts = [network.picture_vectors(part) for part in windows if part.numel()]
+    vectors, logits = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return finetuned.known.judge(preset.classes, vectors, logits)
 
 
 @torch.no_grad()

@@ -86,6 +86,11 @@ class Classifier(nn.Module):
             tokens, token_padding = None, None
         return self.head(self.trunk.pooled(tokens, features, token_padding, feature_padding))
 
+    def picture_vectors(self, features: Tensor, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B,D] in the space of the trunk, and logits [B,N], of features [B,F,dim] alone."""
+        pooled = self.trunk.pooled(None, features, feature_padding=padding)
+        return functional.normalize(pooled.float(), dim=-1), self.head(pooled).float()
+
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -180,7 +185,7 @@ def _load_statistics(path: Path, network: Classifier) -> ClassStatistics:
     means = tensors.get("means", torch.empty(0)).float()
     threshold = tensors.get("threshold", torch.empty(0)).float()
     fits = means.shape == network.head.weight.shape and threshold.numel() == 1
-    if not fits or not means.isfinite().all() or not threshold.isfinite():
+    if not fits or not means.isfinite().all() or not means.any() or not threshold.isfinite():
         raise ModelError(f"{path}: does not fit the classifier beside it; delete it, or fine-tune again")
     return ClassStatistics(means, threshold.item())
 

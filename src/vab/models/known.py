@@ -10,17 +10,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vab.models.hub import KNOWN
 from vab.utils.files import save_tensors
-
-if TYPE_CHECKING:
-    from vab.models.heads import Classifier
 
 NUM_NEAREST = 3
 
@@ -59,20 +55,14 @@ class ClassStatistics:
     threshold: float
 
     def scores(self, vectors: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected cosines [B] and the cosines [B,N] of pictures, from :func:`picture_vectors`."""
+        """Expected cosines [B], and cosines [B,N], of pictures from their vectors [B,D] and logits [B,N]."""
         cosines = vectors @ self.means.to(vectors.device).T
         # A class without pictures has the cosine 0: probability that goes there counts for nothing.
         return (logits.softmax(-1) * cosines).sum(-1), cosines
 
-    @torch.no_grad()
-    def judge(self, network: Classifier, classes: tuple[str, ...], features: Tensor) -> Known:
-        """A clip of image features [F,dim]: means over its windows, which may be of any length."""
-        # Whole windows at once, and the rest by itself: no padding, which would count as picture.
-        num_video = network.trunk.config.video_length
-        whole = len(features) // num_video * num_video
-        windows = [features[:whole].unflatten(0, (-1, num_video)), features[None, whole:]]
-        parts = [self.scores(*picture_vectors(network, part)) for part in windows if part.numel()]
-        scores, cosines = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    def judge(self, classes: tuple[str, ...], vectors: Tensor, logits: Tensor) -> Known:
+        """A clip by vectors [n,D] and logits [n,N] of its n windows: by their means."""
+        scores, cosines = self.scores(vectors, logits)
         mean = cosines.mean(0)
         order = [n for n in mean.argsort(descending=True).tolist() if self.means[n].any()]
         nearest = tuple((classes[n], round(float(mean[n]), 3)) for n in order[:NUM_NEAREST])
@@ -81,11 +71,3 @@ class ClassStatistics:
     def save(self, folder: Path) -> None:
         """Write them beside a classifier, where ``load_finetuned`` finds them; means in half precision."""
         save_tensors(folder / KNOWN, {"means": self.means.half(), "threshold": torch.tensor(self.threshold)})
-
-
-def picture_vectors(
-    network: Classifier, features: Tensor, padding: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Unit vectors [B,D] in the classifier's space, and logits [B,N], of features [B,F,dim]."""
-    pooled = network.trunk.pooled(None, features, feature_padding=padding)
-    return functional.normalize(pooled.float(), dim=-1), network.head(pooled).float()

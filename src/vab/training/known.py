@@ -12,7 +12,7 @@ from vab.config import Preset
 from vab.data.manifest import labels_of
 from vab.data.store import LatentStore, spread
 from vab.models.heads import Classifier
-from vab.models.known import ClassStatistics, picture_vectors
+from vab.models.known import ClassStatistics
 from vab.training.batches import MAX_DEV_CLIPS
 
 FALSE_ALARMS = 0.05  # share of known pictures that are told as unknown: the field's 95 % true positive rate
@@ -71,7 +71,7 @@ def _embed(
         padding = torch.from_numpy(positions >= store.real("features")[part, None]) & (
             torch.arange(len(positions)) > 0
         )
-        vectors, logits = picture_vectors(network, features.to(device), padding.to(device))
+        vectors, logits = network.picture_vectors(features.to(device), padding.to(device))
         found.append((vectors.cpu(), logits.cpu()))
     vectors, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     return vectors, logits
