@@ -50,8 +50,8 @@ def write_report(path: Path, results: Sequence[Result], settings: Settings) -> N
     moment = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     document = summary(results, settings)
     chosen = document["settings"]
-    if (settings.rerank or 1) > 1:
-        chosen = chosen | {"rerank": f"{settings.rerank} {RERANKED}"}
+    if (chosen["rerank"] or 1) > 1:
+        chosen = chosen | {"rerank": f"{chosen['rerank']} {RERANKED}"}
     counts = [f"{document[status]} {status}" for status in ("done", "skipped", "failed") if document[status]]
     # Cut the page where the inputs go, so that they can be written one by one.
     head, foot = page.substitute(
