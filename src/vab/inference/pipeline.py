@@ -266,17 +266,6 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         means = {kind: embedded.mean(kind) for kind in kinds}
         return {kind: mean for kind, mean in means.items() if mean is not None}
 
-    def look(self, path: str | Path | MediaFile, progress: StageProgress | None = None) -> Known | None:
-        """Whether the model knows what a video or an image shows; None for a model that cannot tell.
-
-        The same verdict comes with every sound (``Audio.known``). ``MediaError`` for a file that cannot be
-        used.
-        """
-        with as_media_file(path) as file:
-            if file.kind == "audio":
-                sound_length(file.info)
-            return self.embedder.known(self._features(file, 0, {}, progress or (lambda *_: None)))
-
     def generate(
         self,
         path: str | Path | MediaFile,
@@ -348,8 +337,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
             # 2. Features [F,dim] of the whole clip, in a pass that also finds out how long it is.
             features = self._features(file, seed, timings, report)
-            with _timed(timings, "features"):
-                judged = self.embedder.known(features)
+            judged = self.embedder.known(features)
             doubts = [] if judged is None or judged.is_known else [judged.note(self.name)]
             info = file.info
             length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))

@@ -17,7 +17,6 @@ from vab.errors import SettingError
 from vab.inference.embeddings import Embedded
 from vab.library.table import LibraryError
 from vab.media.container import MediaError
-from vab.media.file import MediaFile
 from vab.models.heads import Inputs
 from vab.models.hub import ModelError
 from vab.sampling.parallel import decode_settings
@@ -85,10 +84,10 @@ class StudioService:
             return
 
         def work(progress: StageProgress) -> None:
-            with MediaFile(clip.source) as source:
-                known = pipeline.look(source, progress)
-            if known is not None:
-                _set_answer(session, clip, "known", known.document(), progress)
+            progress("looking", 0, 1)
+            _, result = next(pipeline.embedder.classify_files([clip.source], "video"))
+            if not isinstance(result, str) and result.known is not None:
+                _set_answer(session, clip, "known", result.known.document(), progress)
 
         with suppress(UserError):  # another clip has come meanwhile, which is looked at in its turn
             self._start(session, clip, "look", work)
