@@ -11,7 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from helpers.tiny import write_model, write_video
 from vab.cli import main
@@ -25,7 +25,7 @@ from vab.studio.uploads import make_clip
 
 
 class Reads:
-    """Counts what is read of files, around the real ``av.open``, ``Image.open`` and ``Container.demux``."""
+    """Counts what is read of files, around the real ``av.open``, ``ImageFile`` and ``Container.demux``."""
 
     def __init__(self) -> None:
         self.opened: Counter[Path] = Counter()  # by either library, for reading
@@ -41,10 +41,10 @@ class Reads:
         self.still_open += 1
         return Watched(container, path, self)
 
-    def image(self, file: Any, *rest: Any, **options: Any) -> Any:
+    def image(self, image: ImageFile.ImageFile, file: Any = None, *rest: Any, **options: Any) -> None:
         if isinstance(file, (str, Path)):
             self.opened[Path(file)] += 1
-        return _open_image(file, *rest, **options)
+        _open_image(image, file, *rest, **options)
 
 
 class Watched:
@@ -67,14 +67,18 @@ class Watched:
         self._container.close()
 
 
-_open_media, _open_image = av.open, Image.open
+_open_media, _open_image = av.open, ImageFile.ImageFile.__init__
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     counted = Reads()
     monkeypatch.setattr(av, "open", counted.media)
-    monkeypatch.setattr(Image, "open", counted.image)
+    monkeypatch.setattr(
+        ImageFile.ImageFile,
+        "__init__",
+        lambda image, *rest, **options: counted.image(image, *rest, **options),
+    )
     return counted
 
 

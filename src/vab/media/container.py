@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
@@ -28,7 +29,22 @@ from vab.errors import VABError, first_line
 from vab.media.filters import layout
 
 _COVER_ART = Disposition.attached_pic | Disposition.timed_thumbnails
-_TEXT_FORMATS = {"tty", "concat", "hls", "dash"}  # text that FFmpeg would draw, or follow to other files
+# What FFmpeg must not open: lists of other files, text that it would draw, devices, and still images, which
+# Pillow reads. All else may be a film or a sound.
+# fmt: off
+_REFUSED_FORMATS = {
+    "adf", "alsa", "bin", "concat", "dash", "fbdev", "ffmetadata", "fits", "hls", "ico", "idf", "image2",
+    "image2pipe", "jpegxl_anim", "kmsgrab", "lavfi", "mjpeg_2000", "oss", "rtp", "rtsp", "sap", "sdp", "tty",
+    "txd", "v4l2", "video4linux2", "video4linux2,v4l2", "vobsub", "webm_dash_manifest", "x11grab", "xbin",
+}
+# fmt: on
+_FORMATS = {name for name in av.formats_available if not name.endswith("_pipe")} - _REFUSED_FORMATS
+MAX_FRAME_PIXELS = 8192 * 8192  # of a video
+_MAX_CHANNELS = 64  # that FFmpeg resamples
+_SAMPLE_RATES = 1_000, 6_000_000  # per second; telephones have 8,000, and DSD512 is decoded to 2,822,400
+_MAX_THREADED_BYTES = 64 << 20  # of a frame, of which each thread has its own
+_MAX_REPEATS = 10  # times that an edit list may show each frame,
+_MAX_REPEATED = 20_000  # if that is more frames than these
 _DEFAULT_TIME_BASE = Fraction(1, 90_000)  # seconds a tick, where the stream names none
 _DEFAULT_FRAME_INTERVAL = Fraction(1, 25)  # seconds, where the header names no frame rate
 _MAX_HEAD = 1000  # packets read in search of a stream's first shown frame; many more than any reordering
@@ -42,12 +58,18 @@ class MediaError(VABError):
 
 
 def check_file(path: Path) -> None:
-    """Raise ``MediaError`` unless ``path`` is a readable file that is not empty."""
-    if path.is_dir():
+    """Raise ``MediaError`` unless ``path`` is a readable file that is not empty: no pipe, no device."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise MediaError(remote(path) or f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{path}: cannot be opened ({first_line(error)})") from error
+    if stat.S_ISDIR(status.st_mode):
         raise MediaError(f"{path}: is a folder, not a media file")
-    if not path.exists():
-        raise MediaError(remote(path) or f"{path}: no such file")
-    if path.stat().st_size == 0:
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{path}: is a pipe or a device, not a file")
+    if status.st_size == 0:
         raise MediaError(f"{path}: the file is empty")
     if not os.access(path, os.R_OK):
         raise MediaError(f"{path}: no permission to read it")
@@ -70,14 +92,40 @@ def open_media(path: Path) -> InputContainer:
             f"file:{path}",
             "r",
             metadata_errors="ignore",
-            container_options={"protocol_whitelist": "file"},
+            container_options={"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)},
         )
+    except ArgumentError as error:  # what the whitelist answers
+        raise MediaError(
+            f"{path}: not a readable media file (images of this format, playlists and text are not read)"
+        ) from error
     except (FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path}: not a readable media file ({first_line(error)})") from error
-    if _TEXT_FORMATS & set(container.format.name.split(",")):
+    try:
+        _check_header(path, container)
+    except MediaError:
         container.close()
-        raise MediaError(f"{path}: not a media file (it holds text)")
+        raise
     return container
+
+
+def _check_header(path: Path, container: InputContainer) -> None:
+    """Refuse what would take memory or time without end, and a HEIF image: to FFmpeg its tiles are films."""
+    if "mif1" in container.metadata.get("compatible_brands", ""):
+        raise MediaError(f"{path}: the HEIF image is damaged, or of a kind that is not read")
+    low, high = _SAMPLE_RATES
+    for audio in filter(None, (stream.codec_context for stream in container.streams.audio)):
+        if not low <= (audio.sample_rate or low) <= high:
+            raise MediaError(f"{path}: its sound has {audio.sample_rate} Hz; {low} to {high} Hz are read")
+        if (channels := audio.layout.nb_channels) > _MAX_CHANNELS:
+            raise MediaError(f"{path}: its sound has {channels} channels; {_MAX_CHANNELS} are the most")
+    for stream in container.streams.video:
+        picture = stream.codec_context
+        if picture is not None and picture.width * picture.height > MAX_FRAME_PIXELS:
+            size = f"{picture.width}x{picture.height}"
+            raise MediaError(f"{path}: its frames of {size} are more than {MAX_FRAME_PIXELS:,} pixels")
+        shown = len(stream.index_entries) if stream.frames else 0  # FFmpeg applies an edit list to its index
+        if shown > max(_MAX_REPEATED, _MAX_REPEATS * stream.frames):
+            raise MediaError(f"{path}: its edit list shows its {stream.frames} frames {shown:,} times")
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
@@ -108,6 +156,12 @@ class OpenFile:
         for stream in filter(None, (self.video, self.audio)):
             stream.codec_context.thread_count = min(_MAX_DECODER_THREADS, os.cpu_count() or 1)
             stream.codec_context.thread_type = "AUTO"
+        if self.video is not None:
+            context = self.video.codec_context
+            context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}  # later frames may be larger
+            depth = context.format.bits_per_pixel if context.format else 0
+            if context.width * context.height * depth > 8 * _MAX_THREADED_BYTES:
+                context.thread_type = "SLICE"  # threads that share a frame; others hold one each
 
     @property
     def nominal_seconds(self) -> float:

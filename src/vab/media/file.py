@@ -36,7 +36,7 @@ from vab.media.container import (
     open_media,
     write_mp4,
 )
-from vab.media.image import open_image, read_pixels
+from vab.media.image import open_image, read_pixels, upright_size
 from vab.media.streams import (
     MAX_GAP_SECONDS,
     FrameCheck,
@@ -85,6 +85,7 @@ class MediaFile:
         # Facts, as far as they are known.
         self._is_image: bool | None = None
         self._streams: tuple[bool, bool] | None = None  # is there video, is there audio
+        self._audio_found = False  # a packet of it
         self._nominal_seconds = 0.0
         self._nominal_size = (0, 0)
         self._made_with: dict[str, Any] | None = None
@@ -127,7 +128,7 @@ class MediaFile:
             self._image = open_image(self.path)
             self._is_image = self._image is not None
             if self._image is not None:
-                self._nominal_size = self._image.size
+                self._nominal_size = upright_size(self._image)
         return self._is_image
 
     @property
@@ -137,7 +138,11 @@ class MediaFile:
 
     @property
     def has_audio(self) -> bool:
-        """True if there is an audio stream."""
+        """True if there is an audio stream; one without a packet beside a video is none."""
+        if self._header() == (True, True) and not self._audio_found:
+            with self._opened(fresh=True) as file:
+                self._audio_found = any(True for _ in demux(file.container, file.audio))
+            self._streams = True, self._audio_found
         return self._header()[1]
 
     @property
@@ -165,9 +170,8 @@ class MediaFile:
 
     @property
     def nominal_size(self) -> tuple[int, int]:
-        """Width and height by the header of a video or an image, not turned upright; 0 for audio."""
-        if not self.is_image:
-            self._header()
+        """Width and height by the header: of an image upright, of a video not; 0 for audio."""
+        self._header()
         return self._nominal_size
 
     @property
@@ -196,10 +200,7 @@ class MediaFile:
     def info(self) -> MediaInfo:
         """All of the facts. ``MediaError`` too if not one frame, or no sample, can be decoded."""
         if self.kind == "image":
-            if self._size is None:
-                self._read_image(None)
-            assert self._size is not None
-            return MediaInfo(self.path, "image", 0.0, False, *self._size, 0.0)
+            return MediaInfo(self.path, "image", 0.0, False, *self._nominal_size, 0.0)
         if self.kind == "audio":
             return MediaInfo(self.path, "audio", self.seconds, True, 0, 0, 0.0)
         if self._size is None:
@@ -402,9 +403,12 @@ class MediaFile:
 
     def _header(self) -> tuple[bool, bool]:
         """(has video, has audio) by the header. Opens the file the first time."""
+        if self._streams is None and self.is_image:
+            self._streams = False, False
         if self._streams is None:
             file = OpenFile(open_media(self.path))
             self._streams = file.video is not None, file.audio is not None
+            self._audio_found = file.audio is not None and file.audio.frames > 0  # MP4's header says it
             self._nominal_seconds = file.nominal_seconds
             self._made_with = tags.unpack(file.container.metadata)
             if file.audio is not None:
@@ -593,7 +597,4 @@ class MediaFile:
         self._image = None  # reading closes it
         if image is None:
             raise MediaError(f"{self.path}: is no longer an image")
-        pixels = read_pixels(self.path, image, size)
-        if size is None:
-            self._size = pixels.shape[1], pixels.shape[0]
-        return pixels
+        return read_pixels(self.path, image, size)

@@ -2,63 +2,172 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from pillow_heif import register_heif_opener
 
 from vab.errors import first_line
 from vab.media.container import MediaError, check_file
 
-_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MAX_PIXELS = 65_000_000  # of an image; phones take photos of 64 million
+_MAX_PIXELS_OF = {"AVIF": 51_000_000, "HEIF": 51_000_000, "WEBP": 33_000_000}  # they take more memory
+_MAX_SCALED_PIXELS = 205_000_000  # of a JPEG that is decoded at a fraction of its size; phones: 200 million
+MAX_READ_PIXELS = 25_000_000  # a larger image is scaled down while it is read
+
+_READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "ICO", "PCX", "PSD")
+_NOT_READ = {  # by the first bytes of a file
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"v/1\x01": "OpenEXR",
+    b"#?RADIANCE": "Radiance HDR",
+    b"qoif": "QOI",
+    b"DDS ": "DDS",
+    b"<svg": "SVG",
+    b"%PDF": "PDF",
+}
+_TRUEVISION = (".tga", ".icb", ".vda", ".vst")  # TGA is known by its name alone
+# What Pillow raises for an image that is damaged, or too large.
+_FAULTS = (
+    Image.DecompressionBombError,
+    IndexError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+_BAND_PIXELS = 1 << 22  # converted at a time
+
+register_heif_opener()
+Image.init()  # fills Image.OPEN
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # image generators write their whole workflow
 
 
 def open_image(path: Path) -> Image.Image | None:
-    """Open the still image at ``path``, unread; None for anything else (a moving GIF is a video)."""
+    """Open the still image at ``path``, unread; None for anything else (a moving GIF is a video).
+
+    ``MediaError`` for one that is damaged, too large, or in a format that is not read.
+    """
+    # 1. The format by the first bytes.
     check_file(path)
-    try:
-        image = Image.open(path, formats=_IMAGE_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise MediaError(f"{path}: the image is too large") from error
-    except (OSError, SyntaxError, ValueError):
+    with path.open("rb") as file:
+        prefix = file.read(32)
+    for signature, name in _NOT_READ.items():
+        if prefix.startswith(signature):
+            raise MediaError(f"{path}: {name} images are not read; save it as PNG or JPEG")
+    formats = [name for name in _READ if (accepts := Image.OPEN[name][1]) and accepts(prefix) is True]
+    if not formats and path.suffix.lower() in _TRUEVISION:
+        formats = ["TGA"]
+    if prefix[20:24] == b"mjp2":  # a film of JPEG 2000 images begins like one image
         return None
-    moving = image.format in ("GIF", "PNG") and getattr(image, "n_frames", 1) > 1
+
+    # 2. Its header. Image.open refuses photos that can be read at a fraction of their size, or warns of them.
+    image = None
+    fault = ""
+    for name in formats:  # AVIF and HEIF begin alike
+        try:
+            factory: Any = Image.OPEN[name][0]
+            image = factory(str(path), str(path))
+            break
+        except _FAULTS as error:
+            fault = fault or first_line(error)
+    if image is None and formats:
+        kind = f"the {formats[0]} image is damaged, or of a kind that is not read"
+        raise MediaError(f"{path}: {kind} ({fault})")
+
+    # 3. Films, and what is too large.
+    if image is None:
+        return None
+    moving = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
     if moving:
         image.close()
-    return None if moving else image
+        return None
+    most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
+    if isinstance(image, JpegImageFile) and "progressive" not in image.info:  # that is held whole in any case
+        most = _MAX_SCALED_PIXELS
+    if image.width * image.height > most:
+        image.close()
+        limit = f"more than {most // 1_000_000} million pixels, the most that are read of {image.format}"
+        raise MediaError(f"{path}: its {image.width}x{image.height} are {limit}")
+    return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an open image as displayed, by its header."""
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    # Pillow turns a TIFF itself. PNG's own getexif would decode the pixels to find what comes after them.
+    turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"
+    return (image.height, image.width) if turned else image.size
 
 
 def read_pixels(path: Path, image: Image.Image, size: int | None) -> np.ndarray:
-    """Read an image as uint8 [H,W,3]: upright, transparency over white, 16 bits brought to 8."""
+    """Read an image as uint8 [H,W,3]: upright, transparency over white, 16 bits brought to 8.
+
+    ``size``: the short side is scaled down to it. More than ``MAX_READ_PIXELS`` are scaled down in any case.
+    """
     try:
         with image:
-            # A JPEG can be decoded at a fraction of its size; then stand it upright as its Exif data say.
-            image.draft("RGB", (size, size) if size else image.size)
-            upright = ImageOps.exif_transpose(image)
+            # 1. Decode. JPEG and JPEG 2000 can be decoded at a fraction of their size.
+            enough = size or math.ceil(min(image.size) / _divisor(image.size))
+            if size or enough < min(image.size):
+                image.draft("RGB", (enough, enough))
+            if isinstance(image, Jpeg2KImageFile) and (divisor := _divisor(image.size)) > 1:
+                image.reduce = (divisor - 1).bit_length()  # halvings
+            image.load()
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
 
-            # 16 bits, 32 bits and floats of 0..1 or 0..255 become 8 bits.
-            if upright.mode.startswith("I") or upright.mode == "F":
-                values = np.asarray(upright, dtype=np.float64)
-                top = values.max(initial=0)
-                values = values / (257 if top > 255 else 1 if top > 1 else 1 / 255)
-                upright = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+            # 2. To 8-bit RGB, a band at a time: an image that is still too large loses rows and columns here.
+            divisor = _divisor(image.size)
+            width, height = image.size
+            pixels = Image.new("RGB", (-(-width // divisor), -(-height // divisor)))
+            extrema: Any = image.getextrema() if image.mode.startswith("I") or image.mode == "F" else (0, 255)
+            rows = divisor * max(1, _BAND_PIXELS // (width * divisor))
+            for begin in range(0, height, rows):
+                band = _to_rgb(image.crop((0, begin, width, min(begin + rows, height))), extrema[1])
+                pixels.paste(band.reduce(divisor), (0, begin // divisor))
 
-            # Transparency goes over white, as in a video's frames.
-            if upright.has_transparency_data:
-                upright = upright.convert("RGBA")
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright)
-            upright = upright.convert("RGB")
-
-            # Scale the short side down, never up.
-            if size and min(upright.size) > size:
-                scale = size / min(upright.size)
-                width = max(1, round(upright.width * scale))
-                height = max(1, round(upright.height * scale))
-                upright = upright.resize((width, height), Image.Resampling.BICUBIC)
-            return np.array(upright)
-    except (OSError, SyntaxError, ValueError) as error:
+        # 3. Upright, as its Exif data say, and the short side scaled down, never up.
+        if orientation:
+            pixels.getexif()[ExifTags.Base.Orientation] = orientation
+            ImageOps.exif_transpose(pixels, in_place=True)
+        if size and min(pixels.size) > size:
+            scale = size / min(pixels.size)
+            width = max(1, round(pixels.width * scale))
+            height = max(1, round(pixels.height * scale))
+            pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+        return np.array(pixels)
+    except _FAULTS as error:
         raise MediaError(f"{path}: the image cannot be read ({first_line(error)})") from error
+
+
+def _divisor(size: tuple[int, int]) -> int:
+    """The least whole number by which both sides are divided to leave ``MAX_READ_PIXELS`` at most."""
+    divisor = 1
+    while math.ceil(size[0] / divisor) * math.ceil(size[1] / divisor) > MAX_READ_PIXELS:
+        divisor += 1
+    return divisor
+
+
+def _to_rgb(image: Image.Image, top: float) -> Image.Image:
+    """8-bit RGB of any mode. ``top``: the largest value of an image of 16 bits, 32 bits or floats."""
+    # Values of 0..1, 0..255 or 0..65535 become 8 bits.
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64) / (257 if top > 255 else 1 if top > 1 else 1 / 255)
+        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    # Transparency goes over white, as in a video's frames.
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def moving_crop(image: np.ndarray, num_frames: int, seed: int, size: int = 224) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import stat
 import unicodedata
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,10 +20,13 @@ from vab.utils.tables import ListError, read_table
 # Endings of files that a folder is searched for.
 # fmt: off
 VIDEOS = (
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf",
-    ".ogv", ".ts", ".vob", ".webm", ".wmv",
+    ".3gp", ".apng", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
+    ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
 )
-IMAGES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGES = (
+    ".avif", ".bmp", ".heic", ".heif", ".hif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".psd", ".tga",
+    ".tif", ".tiff", ".webp",
+)
 AUDIO = (
     ".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".oga", ".ogg",
     ".opus", ".wav", ".wma", ".wv",
@@ -303,7 +307,9 @@ def copies(paths: Iterable[Path]) -> dict[Path, Path]:
     sizes: dict[int, list[Path]] = {}
     for path in dict.fromkeys(paths):
         with suppress(OSError):
-            sizes.setdefault(path.stat().st_size, []).append(path)
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):  # to open a named pipe is to wait for ever
+                sizes.setdefault(status.st_size, []).append(path)
     originals: dict[Path, Path] = {}
     for candidates in sizes.values():
         if len(candidates) < 2:

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from vab.data.manifest import Clip
 from vab.errors import failure
-from vab.media.container import MediaError, audio_stream, open_media, video_stream
+from vab.media.file import MediaFile
 from vab.media.inputs import Tree, copies
 from vab.media.reader import read_frames
 from vab.utils.tables import ListError, read_table, read_text
@@ -219,12 +219,8 @@ def _examine_clip(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
 
 def _streams(path: Path) -> tuple[bool, bool]:
     """(has video, has audio) of a file; ``MediaError`` if it cannot be opened or has neither."""
-    with open_media(path) as container:
-        has_video = video_stream(container) is not None
-        has_audio = audio_stream(container) is not None
-    if not has_video and not has_audio:
-        raise MediaError(f"{path}: has neither a video nor an audio stream")
-    return has_video, has_audio
+    with MediaFile(path) as file:
+        return file.kind != "audio", file.has_audio
 
 
 def is_still(path: str | Path, seconds: float | None = None, start: float = 0.0) -> bool:
