@@ -32,6 +32,9 @@ demo: $(VENV)/installed
 	@rm -rf "$(OUT)/vab-demo-library"
 	$(BIN)/vab library add "$(OUT)/vab-demo-library" examples/sounds
 	$(BIN)/vab search "$(OUT)/vab-demo-library" --video "$(CLIP)" -k 5
+	@$(BIN)/python -c "from vab.media.loudness import measure; from vab.media.reader import read_audio; \
+		level = measure(read_audio('$(OUT)/$(STEM).wav'), 16000); \
+		print(f'its level:        {level.loudness:.1f} LUFS, true peak {level.true_peak:.1f} dBTP')"
 	@echo "sound:            $(abspath $(OUT))/$(STEM).wav"
 	@echo "video with sound: $(abspath $(OUT))/$(STEM).mp4"
 

@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 LIMIT = 600  # seconds for one command
-QUIETEST = 1e-3  # RMS below which a sound counts as silence; full scale is 1
+LOUDNESS = -23.0  # LUFS, at which every sound is that can be heard
 
 
 def vab(*arguments: str, folder: Path) -> None:
@@ -33,6 +33,7 @@ def vab(*arguments: str, folder: Path) -> None:
 def main(clip: Path) -> None:
     """Generate, and stop with a sentence if the sound is not what it must be."""
     import vab as package
+    from vab.media.loudness import measure
 
     place = Path(package.__file__).resolve()
     if not place.is_relative_to(Path(sysconfig.get_path("purelib")).resolve()):
@@ -50,18 +51,21 @@ def main(clip: Path) -> None:
             if not after.streams.audio:
                 sys.exit(f"{clip.stem}.mp4 has no sound")
 
-        # The waveform is mono at 16 kHz, as long as the picture and not silent.
+        # The waveform is mono at 16 kHz, as long as the picture, as loud as it should be and never clipped.
         with av.open(str(folder / "out" / f"{clip.stem}.wav")) as file:
             frames = [frame.to_ndarray() for frame in file.decode(audio=0)]
             rate = file.streams.audio[0].rate
         waveform = np.concatenate(frames, axis=1)[0].astype(np.float64)  # [S]
         if np.issubdtype(frames[0].dtype, np.integer):
             waveform /= 2.0 ** (8 * frames[0].itemsize - 1)
-        rms = float(np.sqrt(np.mean(waveform**2)))
+        level = measure(waveform.astype(np.float32), rate)
         length = len(waveform) / rate
-        if rate != 16_000 or abs(length - seconds) > 0.05 or not rms > QUIETEST:
-            sys.exit(f"{clip.stem}.wav: {rate} Hz, {length:.2f} s for {seconds:.2f} s, RMS {rms:.4f}")
-    print(f"vab {metadata.version('vab')} in {place.parent}: {length:.2f} s of sound, RMS {rms:.3f}")
+        loud = level.loudness is not None and abs(level.loudness - LOUDNESS) < 1
+        if rate != 16_000 or abs(length - seconds) > 0.05 or not loud or (level.true_peak or 0) > -1:
+            sys.exit(f"{clip.stem}.wav: {rate} Hz, {length:.2f} s for {seconds:.2f} s, {level}")
+    print(
+        f"vab {metadata.version('vab')} in {place.parent}: {length:.2f} s of sound, {level.loudness:.1f} LUFS"
+    )
 
 
 if __name__ == "__main__":

@@ -342,3 +342,45 @@ def test_what_others_made_is_measured_as_it_is(tmp_path: Path) -> None:
     with MediaFile(tmp_path / "a.wav") as file:
         assert file.made_with is None
         assert np.array_equal(file.audio(), file.audio(model_level=True))
+
+
+def test_evaluation_undoes_the_gain_and_reports_how_loud_the_folders_are(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="no metrics: pip install 'vab[eval]'")
+    from vab.evaluate.generation.protocol import Settings, evaluate
+
+    raw = {name: 0.02 * noise(2 * RATE, seed=n)[0] for n, name in enumerate("abc")}
+    for name, wave in raw.items():
+        write_wav(tmp_path / "real" / f"{name}.wav", noise(2 * RATE, seed=9)[0] * wave)
+        write_audio(tmp_path / "raw" / f"{name}.wav", wave, RATE)
+        louder = to_loudness(wave[None], RATE, -16.0)
+        tag = {"comment": tags.pack({"gain_db": louder.gain})}
+        write_audio(tmp_path / "ours" / f"{name}.wav", louder.waveform[0], RATE, tags=tag)
+        write_audio(tmp_path / "theirs" / f"{name}.wav", louder.waveform[0], RATE)
+    settings = Settings(seconds=2.0, backbones=(), resamples=0)
+    documents = {
+        name: evaluate(tmp_path / "real", tmp_path / name, settings).document()
+        for name in ("raw", "ours", "theirs")
+    }
+    values = {
+        name: {key: row["value"] for key, row in each["measures"].items()} for name, each in documents.items()
+    }
+    assert all(value == pytest.approx(values["raw"][key], rel=0.02) for key, value in values["ours"].items())
+    assert values["theirs"] != pytest.approx(values["raw"], rel=0.1)
+    medians = {name: each["levels"]["generated"]["median_lufs"] for name, each in documents.items()}
+    assert medians["ours"] == pytest.approx(medians["raw"], abs=0.1)
+    assert medians["theirs"] == pytest.approx(-16, abs=0.3)
+    assert documents["raw"]["levels"]["generated"]["spread_lu"] < 1
+
+
+def test_keep_on_the_command_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = stereo_clip(tmp_path / "a.mov", 48_000)
+    words = ("generate", clip, "-o", tmp_path / "out", "--model", model, "--device", "cpu", "--json")
+    code, said, err = vab(capsys, *words, "--keep", "0.25:0.75", "--bits", 24)
+    assert code == 0, err
+    own, made = decoded(clip, 96_000), decoded(tmp_path / "out" / "a.wav", 96_000)
+    assert np.array_equal(made[:, 12_000:36_000], own[:, 12_000:36_000])
+    with MediaFile(tmp_path / "out" / "a.mp4") as file:
+        assert file.audio_format == (48_000, "stereo") and file.made_with is not None
+        assert np.array_equal(file.audio(), file.audio(model_level=True))  # part of it is not ours
+    (result,) = json.loads(said)["results"]
+    assert result["made_with"]["keep"] == [[0.25, 0.75]] and result["made_with"]["rate"] == "original"
