@@ -33,6 +33,8 @@ from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import FADE
 from vab.library.library import Library
 from vab.media.container import MediaError
+from vab.media.file import MediaFile
+from vab.media.loudness import measure
 from vab.media.reader import probe, read_audio, write_wav
 from vab.studio import uploads
 from vab.studio.library_view import LibraryView
@@ -196,6 +198,32 @@ def test_a_sound_that_is_there_can_be_a_take(maker: TakeMaker, clip: Clip) -> No
     made = maker.place(clip, own[:40000], "as it came")
     assert np.array_equal(made.waveform[:40000], own[:40000]) and not made.waveform[40000:].any()
     assert len(made.waveform) == 48000 and made.score is not None
+
+
+def test_levels_do_not_creep_from_edit_to_edit(maker: TakeMaker, clip: Clip, take: Take) -> None:
+    settings = maker.pipeline.config.decode
+    made = take
+    for seed in range(3):
+        assert measure(made.waveform, 16_000).loudness == pytest.approx(-23, abs=0.2)
+        again = maker.redo(clip, made, (1.0, 2.0), True, seed, settings)
+        assert np.array_equal(again.raw[:16_000], made.raw[:16_000])
+        # what is heard differs by one gain alone, so that the new part does not stand out
+        ratio = again.waveform[1000:15_000] / again.raw[1000:15_000]
+        assert np.ptp(ratio) < 0.01 * ratio.mean()
+        made = again
+    with MediaFile(made.video) as file:
+        assert file.made_with is not None and file.made_with["generated"] is True
+        assert np.std(file.audio(0, 3, model_level=True)) == pytest.approx(np.std(made.raw), rel=0.1)
+
+
+def test_a_sound_that_was_there_stays_as_loud_as_it_was(maker: TakeMaker, clip: Clip) -> None:
+    own = maker.place(clip, clip.sound(), "as it came")
+    made = maker.redo(clip, own, (1.0, 2.0), True, 0, maker.pipeline.config.decode)
+    longer = maker.extend(clip, made, 1.0, 1, maker.pipeline.config.decode)
+    assert np.array_equal(made.waveform[:16_000], clip.sound()[:16_000])
+    assert np.array_equal(longer.waveform[:48_000], made.waveform)
+    with MediaFile(own.sound) as before, MediaFile(made.sound) as after:
+        assert before.made_with is None and after.made_with is not None
 
 
 def test_spans_that_cannot_be_redone(maker: TakeMaker, clip: Clip, take: Take) -> None:
