@@ -28,7 +28,7 @@ MAX_SAMPLES = 1000  # of one input, in one call
 
 Status = Literal["done", "skipped", "failed"]
 LOSSLESS = ("wav", "flac")
-EFFECTIVE = ("generated", "version", "model", "fingerprint", "steps", "guidance", "temperature", "top_k")
+EFFECTIVE = ("generated", "version", "fingerprint", "steps", "guidance", "temperature", "top_k")
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,8 @@ def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
     rows = list(results)
     used = next((row.made_with for row in rows if row.made_with), {})
     effective = {name: used[name] for name in EFFECTIVE if name in used}
-    if "candidates" in used:
-        effective["rerank"] = used["candidates"]
+    if used:
+        effective |= {"model": settings.model or used["model"], "rerank": used["candidates"]}
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "skipped", "failed")}
     # JSON has no infinity: an open end is null.
     keep = [[start, stop if math.isfinite(stop) else None] for start, stop in settings.keep]

@@ -18,7 +18,9 @@ def pack(made_with: Mapping[str, Any]) -> str:
 
 def unpack(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """What the tags of a container say that it was made with; None if it is none of ours."""
-    for line in reversed(_comment(metadata).splitlines()):
+    # Matroska writes the names of tags in capitals; what people wrote stands before our line.
+    comment = next((value for name, value in metadata.items() if name.lower() == COMMENT), "")
+    for line in reversed(comment.splitlines()):
         if line.startswith(_MARK):
             try:
                 found = json.loads(line.removeprefix(_MARK))
@@ -29,20 +31,9 @@ def unpack(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     return None
 
 
-def joined(metadata: Mapping[str, str], made_with: Mapping[str, Any]) -> str:
-    """The comment of a file made from one with these tags: what people wrote there stays, before our line."""
-    lines = [line for line in _comment(metadata).splitlines() if not line.startswith(_MARK)]
-    return "\n".join([*lines, pack(made_with)])
-
-
 def gain(made_with: Mapping[str, Any] | None) -> float:
     """Decibels between the sound in a file of ours and the model's own level; 0 if part of it is not ours."""
     if made_with is None or made_with.get("keep") or made_with.get("mix") is not None:
         return 0.0
     value = made_with.get("gain_db", 0.0)
     return float(value) if isinstance(value, int | float) and abs(value) < _MAX_GAIN else 0.0
-
-
-def _comment(metadata: Mapping[str, str]) -> str:
-    """The comment; Matroska writes the names of tags in capitals."""
-    return next((value for name, value in metadata.items() if name.lower() == COMMENT), "")
