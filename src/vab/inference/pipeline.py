@@ -168,7 +168,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         read_config(folder)
         chosen: dict[str, Any] = {"codec_path": codec_path, "vision_path": vision_path}
         pipeline = super().from_pretrained(folder, device=pick_device(device).type, **chosen)
-        pipeline.name = BUNDLED if source is None else str(source)
+        local = source is not None and Path(source).expanduser().is_dir()
+        pipeline.name = folder.resolve().name if local else str(source or BUNDLED)  # no path: tags travel
         pipeline._folder_fingerprint = folder_fingerprint(folder, codec_path, vision_path)
         return pipeline
 
