@@ -32,6 +32,7 @@ from vab.config import (
     samples_to_frames,
 )
 from vab.config import video_frames as num_video_frames
+from vab.data.extract import weights_fingerprint
 from vab.errors import SettingError
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
