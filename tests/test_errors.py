@@ -101,7 +101,7 @@ def test_who_caught_a_value_error_still_does() -> None:
         ("train", {"inputs": ()}, "train.inputs must name one"),
         ("model", {"num_heads": 5}, "model.hidden_dim 192 is not a multiple of 5 heads"),
         ("model", {"num_expert_layers": 99}, "model.num_expert_layers must be from 0 to"),
-        ("decode", {"guidance_scale": float("nan")}, "decode.guidance_scale must be 0 or more, not nan"),
+        ("decode", {"guidance_scale": float("nan")}, "decode.guidance_scale must be from 0 to 1000, not nan"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(part: str, changes: dict[str, Any], says: str) -> None:

@@ -11,11 +11,14 @@ D width, V codebook size, C codebook vector size, S samples.
 from __future__ import annotations
 
 import math
+import numbers
+import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vab.errors import SettingError
+from vab.errors import MAX_LINE_LENGTH, SettingError
 
 SAMPLE_RATE = 16_000  # Hz, mono, everywhere (section 3.1)
 LOUDNESS = -23.0  # LUFS of finished sounds: the target of EBU R128
@@ -138,48 +141,136 @@ def video_frames(seconds: float, fps: float) -> int:
 
 
 _MIN_POSITIVE = 1e-6  # stands for "more than 0" in the ranges below
-# (lowest, highest) -> the fields of each part that a network or a run can work with only in that range
-_RANGES = {
-    (1, math.inf): {
-        "model": "num_codebooks codebook_size codebook_dim vision_dim hidden_dim num_layers num_heads",
-        "train": "batch_size save_every log_every",
-        "decode": "num_candidates",
+_LARGEST = 1000.0  # of numbers that a network computes with
+MAX_POSITIONS = 4096  # audio and video frames of one window: more would not fit into memory as attention
+
+# Class -> (lowest, highest) -> the fields that a network or a run can work with only in that range. What a
+# model directory says is bounded above too: it may be anybody's, and must neither fill the memory nor run on
+# without end.
+_RANGES: dict[str, dict[tuple[float, float], str]] = {
+    "ModelConfig": {
+        (HOP / SAMPLE_RATE, 120): "seconds",
+        (_MIN_POSITIVE, 120): "fps",
+        (1, 64): "num_codebooks",
+        (0, 64): "num_conditioning_codebooks",
+        (1, 1 << 16): "codebook_size codebook_dim vision_dim hidden_dim",
+        (1, 1000): "num_layers",
+        (0, 1000): "num_expert_layers",
+        (1, 128): "num_heads",
+        (0, 1): "dropout",
     },
-    (0, math.inf): {
-        "model": "num_conditioning_codebooks num_expert_layers",
-        "train": "learning_rate weight_decay warmup_steps max_grad_norm crop_seconds seed",
-        "decode": "num_steps guidance_scale mask_temperature sampling_temperature top_k",
+    "TrainConfig": {
+        (1, math.inf): "batch_size save_every log_every",
+        (0, math.inf): "learning_rate weight_decay warmup_steps max_grad_norm crop_seconds",
+        (0, (1 << 63) - 1): "seed",
+        (0, 1): "label_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
+        (_MIN_POSITIVE, math.inf): "epochs mask_std",
+        (-_LARGEST, _LARGEST): "mask_mean",
     },
-    (0, 1): {
-        "model": "dropout",
-        "train": "label_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
+    "DecodeConfig": {
+        (0, 10_000): "num_steps",
+        (1, 1000): "num_candidates",
+        (0, _LARGEST): "guidance_scale mask_temperature sampling_temperature",
+        (0, math.inf): "top_k",
     },
-    (_MIN_POSITIVE, math.inf): {"model": "fps", "train": "epochs mask_std"},
-    (HOP / SAMPLE_RATE, math.inf): {"model": "seconds"},
-    (-math.inf, math.inf): {"train": "mask_mean"},
+    "StoreMeta": {
+        (HOP / SAMPLE_RATE, 3600): "seconds",
+        (_MIN_POSITIVE, 120): "fps",
+        (1, 64): "num_codebooks",
+        (1, 1 << 16): "codebook_size codebook_dim vision_dim",
+    },
+    "TinyCodecConfig": {
+        (1, 64): "num_codebooks",
+        (1, 1 << 16): "codebook_size",
+        (1, 4096): "dim bands decoder_width detail_width",
+        (HOP // 2, 1 << 14): "window",
+        (1, 100): "decoder_layers detail_layers",
+        (0, 4096): "noise",
+        (0, math.inf): "lasting",
+        (0, 100_000): "hold",
+        (0, 1000): "iterations",
+    },
+    "CodecTrainConfig": {
+        (1, math.inf): "batch_size warmup_steps save_every log_every code_rounds",
+        (0, math.inf): "steps adversarial_from coarse learning_rate adversarial matching",
+        (0, (1 << 40) - 1): "seed",
+        (1 / FRAME_RATE, math.inf): "seconds code_seconds",
+        (0, 1): "ema",
+    },
 }
+_LIMITS = {
+    (kind, name): limits
+    for kind, ranges in _RANGES.items()
+    for limits, names in ranges.items()
+    for name in names.split()
+}
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "None"}
 
 
 def within(name: str, value: float, minimum: float, maximum: float) -> None:
     """Raise ``SettingError`` that names the allowed range, unless ``minimum <= value <= maximum``."""
     # Written so that NaN, which compares as false, is refused too.
     if not minimum <= value <= maximum:
-        if minimum == -math.inf:
-            allowed = "a number"
-        elif maximum < math.inf:
+        if maximum < math.inf and minimum != _MIN_POSITIVE:
             allowed = f"from {minimum:g} to {maximum:g}"
         else:
             allowed = "more than 0" if minimum == _MIN_POSITIVE else f"{minimum:g} or more"
-        raise SettingError(f"{name} must be {allowed}, not {value}")
+        raise SettingError(f"{name} must be {allowed}, not {value}"[:MAX_LINE_LENGTH])
+
+
+def check_config(config: Any, prefix: str = "") -> None:
+    """Raise ``SettingError`` that names a field, after ``prefix``, of another type or out of its range."""
+    for name in get_type_hints(type(config)):
+        check_field(type(config), name, getattr(config, name), f"{prefix}{name}")
+
+
+def check_field(kind: type, name: str, value: Any, label: str) -> None:
+    """Raise ``SettingError`` that says ``label`` for a value that the field of a config cannot have."""
+    check_value(label, value, get_type_hints(kind)[name], *_LIMITS.get((kind.__name__, name), ()))
+
+
+def check_value(label: str, value: Any, hint: Any, *limits: float) -> None:
+    """Raise ``SettingError`` for a value of another type than ``hint``, or not within ``limits``."""
+    if not _fits(value, hint):
+        raise SettingError(f"{label} must be {_described(hint)}, not {reprlib.repr(value)}")
+    if limits:
+        within(label, value, *limits)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """True for a value of a type that a field may have; a whole number is a number, True is not."""
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        if not isinstance(value, tuple | list) or (kinds[-1] is not ... and len(value) != len(kinds)):
+            return False
+        return all(_fits(item, kinds[0]) for item in value)
+    if hint in (int, float):
+        number = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _described(hint: Any) -> str:
+    """The type of a field, in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) is UnionType:
+        return " or ".join(map(_described, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list, each {_described(get_args(hint)[0])}"
+    return _WORDS.get(hint) or f"a {hint.__name__}"
 
 
 def check_preset(preset: Preset) -> None:
     """Raise ``SettingError`` that names the option of a field which no network or run can work with."""
     # 1. Each field by itself.
-    for (minimum, maximum), parts in _RANGES.items():
-        for part, names in parts.items():
-            for name in names.split():
-                within(f"{part}.{name}", getattr(getattr(preset, part), name), minimum, maximum)
+    check_config(preset)
+    for part in ("model", "train", "decode"):
+        check_config(getattr(preset, part), f"{part}.")
 
     # 2. Fields beside one another.
     model = preset.model
@@ -192,6 +283,12 @@ def check_preset(preset: Preset) -> None:
     if model.hidden_dim % model.num_heads:
         raise SettingError(
             f"model.hidden_dim {model.hidden_dim} is not a multiple of {model.num_heads} heads"
+        )
+    positions = model.audio_length + model.video_length
+    if positions > MAX_POSITIONS:
+        raise SettingError(
+            f"model.seconds {model.seconds:g} and model.fps {model.fps:g} make windows of {positions} "
+            f"positions; the most are {MAX_POSITIONS}"
         )
     if not training.inputs:
         raise SettingError("train.inputs must name one or more of audio, video, both")
@@ -251,23 +348,39 @@ def former_fields(config: Any) -> dict[str, Any]:
     return {former.get(name, name): value for name, value in values.items()}
 
 
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
+def from_dict(kind: type, values: Any, prefix: str = "") -> Any:
     """Build a config of type ``kind`` (and the configs inside it) from plain values, as read from JSON.
 
-    Unknown keys raise ``SettingError``: a config written by a newer version must not be half read. Names of
-    version 0.1 are understood.
+    Names of version 0.1 are understood. ``SettingError`` names, as it is written and after ``prefix``, a key
+    that is unknown (a config of a newer version must not be half read), missing or there twice, and a value
+    of another type or out of its range.
     """
-    values = current_names(kind.__name__, values)
+    if not isinstance(values, dict):
+        what = prefix.rstrip(".") or "it"
+        raise SettingError(f"{what} must hold names and values, not {reprlib.repr(values)}")
+    former = FORMER_NAMES.get(kind.__name__, {})
+    written = {former.get(name, name): name for name in values}
+    twice = [name for name in values if former.get(name) in values]
+    current = current_names(kind.__name__, values)
     known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise SettingError(f"{kind.__name__} has no field {', '.join(unknown)}")
-    nested = {"model": ModelConfig, "train": TrainConfig, "decode": DecodeConfig}
+    for name in twice:
+        raise SettingError(f"{prefix}{name} is there twice, as {former[name]} too")
+    for name in sorted(set(current) - set(known)):
+        raise SettingError(f"{prefix}{name} is no setting that is known here"[:MAX_LINE_LENGTH])
+
     arguments = {}
-    for name, value in values.items():
-        if name in nested and not is_dataclass(value):
-            value = from_dict(nested[name], value)
+    hints = get_type_hints(kind)
+    for name, field_ in known.items():
+        label = prefix + written.get(name, name)
+        if name not in current:
+            if field_.default is MISSING and field_.default_factory is MISSING:
+                raise SettingError(f"{label} is missing")
+            continue
+        value = current[name]
+        if is_dataclass(hints[name]) and not is_dataclass(value):
+            value = from_dict(hints[name], value, f"{name}.")
         elif isinstance(value, list):  # JSON knows no tuples
             value = tuple(value)
+        check_field(kind, name, value, label)
         arguments[name] = value
     return kind(**arguments)

@@ -8,7 +8,6 @@ Shapes: B batch, K codebooks, T audio frames, V codebook size, C codebook vector
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from torch.nn import functional as F
 
 from vab.config import HOP, SAMPLE_RATE, samples_to_frames
 from vab.errors import VABError, first_line
+from vab.utils.files import read_json
 
 if TYPE_CHECKING:
     from transformers import DacModel, EncodecModel
@@ -375,8 +375,8 @@ def _read_transformers(folder: Path, kind: Literal["encodec", "dac"]) -> Any:
     if not config.is_file():
         raise CodecError(f"{folder} has no config.json; pass the codec's own folder with --codec-path")
     try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+        model_type = read_json(config).get("model_type")
+    except (OSError, ValueError) as error:
         raise CodecError(f"{config}: is no configuration of a codec ({first_line(error)})") from error
     if model_type != kind:
         raise CodecError(f"{folder} holds a model of type {model_type!r}, not {kind!r}")

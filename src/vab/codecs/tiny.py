@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vab.config import HOP, SAMPLE_RATE, current_names, samples_to_frames
-from vab.utils.files import load_tensors, save_tensors, write_whole
+from vab.config import HOP, SAMPLE_RATE, from_dict, samples_to_frames, within
+from vab.errors import SettingError
+from vab.utils.files import DamagedError, load_tensors, read_json, save_tensors, write_whole
 from vab.utils.mel import mel_filters
 
 MIN_MEL_MAGNITUDE = 0.008  # about 90 dB below full scale
@@ -297,16 +298,34 @@ class TinyCodec(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> TinyCodec:
-        """Read what ``save_pretrained`` wrote; ready to encode and decode."""
-        folder = Path(folder)
-        values = json.loads((folder / "codec.json").read_text())
-        codec = cls(TinyCodecConfig(**current_names("TinyCodecConfig", values)))
-        weights = load_tensors(folder / "codec.safetensors")
-        expected = codec.state_dict()
-        if set(weights) != set(expected):
-            odd = sorted(set(weights) ^ set(expected))
-            raise ValueError(f"{folder / 'codec.safetensors'} is not of this codec: {odd[0]} does not match")
-        codec.load_state_dict({k: v.to(expected[k].dtype) for k, v in weights.items()})
+        """Read what ``save_pretrained`` wrote; ready to encode and decode.
+
+        ``SettingError`` for a ``codec.json`` that no codec can have, ``DamagedError`` for weights that are
+        damaged or another codec's, ``OSError`` for files that are not there.
+        """
+        # 1. The sizes.
+        path = Path(folder) / "codec.json"
+        try:
+            config = from_dict(TinyCodecConfig, read_json(path))
+            within("dim", config.dim, 1, 2 * config.bands)
+        except ValueError as error:
+            raise SettingError(f"{path}: is no configuration of a small codec ({error})") from error
+
+        # 2. The weights, which must fit before memory is taken for as many as the sizes say.
+        path = Path(folder) / "codec.safetensors"
+        weights = load_tensors(path)
+        with torch.device("meta"):
+            expected = cls(config).state_dict()
+        for name in sorted(set(weights) ^ set(expected)):
+            raise DamagedError(f"{path}: is not of this codec: {name} does not match")
+        for name, tensor in weights.items():
+            if tensor.shape != expected[name].shape or not tensor.is_floating_point():
+                kind = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+                raise DamagedError(f"{path}: does not fit its codec.json, {name} is {kind}")
+
+        # 3. The codec.
+        codec = cls(config)
+        codec.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
         return codec.eval()
 
     def code_weights(self) -> dict[str, Tensor]:

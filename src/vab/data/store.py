@@ -8,7 +8,6 @@ nothing is ever written over. What is damaged is named, and ``repair`` moves it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vab.config import current_names
+from vab.config import current_names, from_dict
 from vab.data.shard import (
     KINDS,
     PATTERN,
@@ -33,7 +32,7 @@ from vab.data.shard import (
     root_hash,
     write_shard,
 )
-from vab.utils.files import move, write_json, write_whole
+from vab.utils.files import move, read_json, write_json, write_whole
 from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
 
@@ -348,15 +347,16 @@ def read_meta(directory: str | Path) -> StoreMeta:
     """Settings of the store in that folder; ``StoreError`` if there is none, or it cannot be read."""
     path = Path(directory) / "store.json"
     try:
-        values = current_names("StoreMeta", json.loads(path.read_text(encoding="utf-8")))
+        values = current_names("StoreMeta", read_json(path))
         unknown = set(values) ^ {field.name for field in fields(StoreMeta)}
+        meta = None if unknown else from_dict(StoreMeta, values)
     except FileNotFoundError:
         raise StoreError(f"{directory} holds no store (no store.json); make one with `vab extract`") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}); take that of a store made the same way") from None
-    if unknown:
+    if meta is None:
         raise StoreError(f"{path} comes from another version of vab: {', '.join(sorted(unknown))}")
-    return StoreMeta(**values)
+    return meta
 
 
 def _move_aside(file: Path, folder: Path) -> Path:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vab.config import LOUDNESS
+from vab.config import LOUDNESS, check_config
 from vab.errors import SettingError, failure
 from vab.inference.finish import Finish
 from vab.inference.made_with import difference, made_with, tag_of
@@ -145,6 +145,7 @@ def generate_files(
 
 def check(settings: Settings) -> None:
     """``SettingError`` for values out of range, before anything is loaded."""
+    check_config(settings)
     values = asdict(settings)
     lowest = {"samples": 1, "rerank": 1, "steps": 1, "seed": 0, "guidance": 0, "temperature": 0}
     for name, minimum in lowest.items():

@@ -29,11 +29,12 @@ from vab.config import (
     DecodeConfig,
     ModelConfig,
     Preset,
+    check_config,
+    check_value,
     samples_to_frames,
 )
 from vab.config import video_frames as num_video_frames
 from vab.data.extract import weights_fingerprint
-from vab.errors import SettingError
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
 from vab.inference.finish import Finish, finish_sound
@@ -326,8 +327,11 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         timings: dict[str, float] = {}
         config = self.config.model
         decode = decode or self.config.decode
-        if seed < 0:
-            raise SettingError(f"seed must be 0 or more, not {seed}")
+        check_value("seed", seed, int, 0, math.inf)
+        check_value("samples", samples, int, 0, math.inf)
+        check_value("seconds", seconds, float | None)
+        check_value("keep", keep, tuple[Span, ...])
+        check_config(decode, "decode.")
         if decode.num_candidates > 1:
             self.embedder.check_contrastive()  # before the work begins
 

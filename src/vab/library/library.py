@@ -6,7 +6,6 @@ The folder holds ``library.json`` (the model, the quality of the indexes) and a 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from vab.inference.embeddings import Kind
 from vab.library.indexing import Added, Embed, Known, embed_each
 from vab.library.table import KINDS, MAX_PIECES, File, Filters, LibraryError, WindowTable, dim_of, rows_of
-from vab.utils.files import write_json
+from vab.utils.files import read_json, write_json
 from vab.utils.locks import exclusive
 from vab.utils.progress import FileProgress
 
@@ -339,14 +338,16 @@ class Library:
     def _read_meta(self) -> Meta | None:
         path = self.directory / "library.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if values.pop("format") != FORMAT:
                 raise LibraryError(f"{path} comes from another version of vab; make the library anew")
             indexes = {kind: Index(**index) for kind, index in values.pop("indexes").items()}
             return Meta(**values, indexes=indexes)
         except FileNotFoundError:
             return None
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except LibraryError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise LibraryError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
     def _write_meta(self, meta: Meta) -> None:

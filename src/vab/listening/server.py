@@ -5,13 +5,13 @@ A rater's browser may fetch the page itself and the videos of the trials that we
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vab.listening.answers import Answers, Refused, UnknownRater
 from vab.listening.study import MEDIA, Study
+from vab.utils.files import json_object
 from vab.web import HEADERS as COMMON
 from vab.web import check_server
 
@@ -56,11 +56,9 @@ def make_app(study: Study, answers: Answers) -> Any:
 
     def keep(rater: str, trial: str, body: bytes) -> Response:
         try:
-            grades = json.loads(body)
+            grades = json_object(body)
         except ValueError:
-            grades = None
-        if not isinstance(grades, dict):
-            raise Refused("The answer arrived broken.")
+            raise Refused("The answer arrived broken.") from None
         answers.answer(rater, trial, grades)
         return state(rater)
 

@@ -19,6 +19,7 @@ from vab.evaluate.generation.clips import Folder, open_folder
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.clips import check_video, copy_video, copy_with_beeps
 from vab.media.container import MediaError
+from vab.utils.files import read_json
 from vab.utils.progress import FileProgress
 
 Survey = Literal["preference", "mos"]
@@ -149,7 +150,7 @@ def open_study(folder: Path) -> Study:
     """Read a study folder. Raises ``EvaluationError`` if it is none, or one that is damaged."""
     path = folder / STUDY
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except FileNotFoundError:
         raise EvaluationError(f"{folder}: no study; make one with `vab evaluate listening build`") from None
     except (OSError, ValueError) as error:

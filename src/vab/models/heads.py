@@ -137,13 +137,18 @@ def save_network(folder: Path, state: dict[str, Tensor], preset: Preset) -> None
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ``ModelError`` if it is none, or damaged."""
+    """The tensors of a safetensors file; ``ModelError`` if it is none, damaged, or not of real numbers."""
     try:
-        return load_tensors(path)
+        tensors = load_tensors(path)
     except DamagedError as error:
         raise ModelError(str(error)) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({first_line(error)})") from error
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"{path}: is not of this network, {name} holds {kind}")
+    return tensors
 
 
 def load_finetuned(folder: Path) -> Finetuned:

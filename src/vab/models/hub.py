@@ -8,7 +8,6 @@ may stand in the folders ``contrastive`` and ``classes``, a second stage (coarse
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from vab.config import Preset, check_preset, from_dict
-from vab.errors import VABError, first_line
+from vab.errors import MAX_LINE_LENGTH, VABError, failure, first_line
 from vab.presets import PRESETS
-from vab.utils.files import DamagedError, tensors_checksum
+from vab.utils.files import DamagedError, read_json, tensors_checksum
 from vab.utils.provenance import sha256
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
@@ -44,7 +43,7 @@ class KnownModel:
     """A model by name, and where its files are."""
 
     name: str
-    state: str  # bundled, local, cached (from the Hub), or missing
+    state: str  # bundled, local, cached (from the Hub), missing, or damaged
     path: Path | None
     bytes: int
     note: str  # what it is, or what to do to have it
@@ -166,11 +165,11 @@ def read_config(folder: Path) -> Preset:
     """The preset in a model directory's ``config.json``; ``ModelError`` if it is not one."""
     path = folder / CONFIG
     try:
-        preset = from_dict(Preset, json.loads(path.read_text(encoding="utf-8")))
+        preset = from_dict(Preset, read_json(path))
         check_preset(preset)
     except OSError as error:
         raise ModelError(f"{path}: {first_line(error)}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ModelError(f"{path}: is no configuration of a VAB model ({error})") from error
     return preset
 
@@ -194,9 +193,7 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
         # the folder itself, its models, and the folders of models fine-tuned from those
         for pattern in (CONFIG, f"*/{CONFIG}", f"*/*/{CONFIG}"):
             for path in sorted(folder.glob(pattern)):
-                if is_model(path.parent):
-                    note = read_config(path.parent).note
-                    models.append(_known(str(path.parent), "local", path.parent, note))
+                models += _local(path.parent)
     # 3. Downloads.
     for repo, snapshot in hub_cache():
         if is_model(snapshot):
@@ -204,12 +201,23 @@ def known_models(folders: Iterable[Path] = ()) -> list[KnownModel]:
     return models
 
 
+def _local(folder: Path) -> Iterator[KnownModel]:
+    """Yield the model of a folder, or why it is none although it has weights."""
+    try:
+        if (folder / MODEL).is_file():
+            yield _known(str(folder), "local", folder, read_config(folder).note)
+    except (ModelError, OSError) as error:
+        yield KnownModel(str(folder), "damaged", folder, 0, failure(folder, error))
+
+
 def _known(name: str, state: str, folder: Path, note: str) -> KnownModel:
     size = sum((folder / file).stat().st_size for file in _FILES if (folder / file).is_file())
     own = folder / FOLDERS["classification"]
     source = own if is_model(own) else folder
     classes = read_config(source).classes
-    return KnownModel(name, state, folder, size, note, classes, _pictured(source / KNOWN, classes))
+    # The note is anybody's: one short line, without codes that a terminal would follow.
+    line = "".join(filter(str.isprintable, " ".join(note.split())))[:MAX_LINE_LENGTH]
+    return KnownModel(name, state, folder, size, line, classes, _pictured(source / KNOWN, classes))
 
 
 def _pictured(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vab.config import DecodeConfig
+from vab.config import DecodeConfig, check_field
 from vab.errors import SettingError, VABError
 
 LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
@@ -339,24 +339,22 @@ def decode_settings(
     ``temperature`` is that of the masks for VAB, that of the tokens for FoleyGen, which masks nothing.
     """
     step_by_step = default.num_steps == 0  # FoleyGen
-    overrides: dict[str, Any] = {
-        "num_steps": steps,
-        "guidance_scale": guidance,
-        "sampling_temperature" if step_by_step else "mask_temperature": temperature,
-        "num_candidates": rerank,
+    given = {
+        "steps": ("num_steps", steps),
+        "guidance": ("guidance_scale", guidance),
+        "temperature": ("sampling_temperature" if step_by_step else "mask_temperature", temperature),
+        "rerank": ("num_candidates", rerank),
     }
-    chosen = replace(default, **{name: value for name, value in overrides.items() if value is not None})
+    overrides: dict[str, Any] = {}
+    for argument, (name, value) in given.items():
+        if value is not None:
+            check_field(DecodeConfig, name, value, argument)
+            overrides[name] = value
     if step_by_step and steps is not None:
         raise SettingError("steps cannot be chosen: this model makes one audio frame after another")
-    if chosen.num_steps < min(1, default.num_steps):
-        raise SettingError(f"steps must be 1 or more, not {chosen.num_steps}")
-    if chosen.num_candidates < 1:
-        raise SettingError(f"rerank must be 1 or more, not {chosen.num_candidates}")
-    if not 0 <= chosen.guidance_scale < math.inf:
-        raise SettingError(f"guidance must be 0 or more, not {chosen.guidance_scale}")
-    if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
-        raise SettingError(f"temperature must be 0 or more, not {temperature}")
-    return chosen
+    if steps == 0:
+        raise SettingError("steps must be 1 or more, not 0")
+    return replace(default, **overrides)
 
 
 def num_masked_after(n: int, num_steps: int, total: int) -> int:

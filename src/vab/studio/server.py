@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import secrets
 import shutil
 import threading
@@ -37,6 +36,7 @@ from vab.studio.service import CLIP_GONE, MAX_TRACKS, STAGE_LABELS, StudioServic
 from vab.studio.sessions import TOO_MANY, Session
 from vab.studio.takes import MAX_NEW_TAKES, Take
 from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, Clip, UploadError, prepare
+from vab.utils.files import json_object
 from vab.web import HEADERS as COMMON
 
 PAGE = Path(__file__).parent / "page"
@@ -212,10 +212,8 @@ class Endpoints:
         if session is None:
             return _error(CLIP_GONE if request.cookies else "Choose a video or a picture first.", 409)
         try:
-            values = json.loads(body or b"{}")
-            if not isinstance(values, dict):
-                raise ValueError
-        except (ValueError, RecursionError):
+            values = json_object(body or b"{}")
+        except ValueError:
             return _error("The request arrived broken.", 400)
         try:
             verb(session, values)

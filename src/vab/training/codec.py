@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig, hertz_mel_filters, nearest
-from vab.config import FRAME_RATE, HOP, within
+from vab.config import FRAME_RATE, HOP, check_config, within
 from vab.errors import SettingError, TrainError, first_line
 from vab.training.checkpoint import cut_metrics, differences
 from vab.utils.device import cpu_has_bfloat16
@@ -345,16 +345,8 @@ class _Run:
 
 def check_settings(config: CodecTrainConfig, codec: TinyCodecConfig) -> None:
     """Raise a ``SettingError`` for a number that no codec or no training can use."""
-    for name in ("batch_size", "warmup_steps", "save_every", "log_every", "code_rounds"):
-        within(name, getattr(config, name), 1, math.inf)
-    for name in ("steps", "adversarial_from", "coarse", "learning_rate", "adversarial", "matching", "seed"):
-        within(name, getattr(config, name), 0, math.inf)
-    for name in ("seconds", "code_seconds"):
-        within(name, getattr(config, name), 1 / FRAME_RATE, math.inf)
-    within("ema", config.ema, 0, 1)
-    minimum = {"noise": 0, "hold": 0, "lasting": 0, "iterations": 0, "window": codec.hop}
-    for name, size in asdict(codec).items():
-        within(f"codec.{name}", size, minimum.get(name, 1), math.inf)
+    check_config(config)
+    check_config(codec, "codec.")
     within("codec.dim", codec.dim, 1, 2 * codec.bands)
 
 

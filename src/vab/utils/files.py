@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKSUM = "checksum"  # key in the metadata of a safetensors file
+MAX_JSON_BYTES = 256 << 20
 PIECE = 1 << 24  # bytes of it that are hashed in one go
 
 
-class DamagedError(VABError):
+class DamagedError(VABError, ValueError):
     """A file whose contents are not those that were written."""
 
 
@@ -98,6 +99,26 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON document for people to read too, as :func:`write_whole` does."""
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ``ValueError`` if it is something else, ``OSError`` if it cannot be read."""
+    if path.exists() and not path.is_file():  # a named pipe would be waited for
+        raise ValueError("it is no file")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES >> 20} MiB")
+    return json_object(path.read_bytes())
+
+
+def json_object(content: str | bytes) -> dict[str, Any]:
+    """The JSON object that a text is; ``ValueError`` says what else it is."""
+    try:
+        values = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it must hold names and values, not a {type(values).__name__}")
+    return values
 
 
 def move(file: Path, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 from vab.data.datasets.common import Report, Row, gather, read_columns, read_csv, segment_names
 from vab.data.manifest import Clip
+from vab.utils.files import json_object
 from vab.utils.tables import ListError, read_text
 
 Part = Literal["2m", "20k", "eval"]
@@ -51,9 +51,10 @@ def read_segments(path: str | Path) -> Iterator[tuple[int, Segment]]:
 
 def read_subset(path: str | Path) -> set[str]:
     """YouTube ids of a json file ``{"data": [{"video_id": ...}, ...]}``, as CAV-MAE writes its lists."""
+    text = read_text(path, ListError)
     try:
-        ids = {entry["video_id"] for entry in json.loads(read_text(path, ListError))["data"]}
-    except (json.JSONDecodeError, KeyError, TypeError):
+        ids = {entry["video_id"] for entry in json_object(text)["data"]}
+    except (ValueError, KeyError, TypeError):
         raise ListError(f'{path}: not json like {{"data": [{{"video_id": "..."}}]}}') from None
     if not ids:
         raise ListError(f"{path}: no ids in it")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vab.data.datasets.common import Report, Row, gather
 from vab.data.manifest import Clip
+from vab.utils.files import json_object
 from vab.utils.tables import ListError, read_text
 
 
@@ -15,10 +15,11 @@ def read_list(path: str | Path) -> list[Row]:
 
     ``ListError`` if it is not that, or has no clip of the split test.
     """
+    text = read_text(path, ListError)
     try:
-        videos = json.loads(read_text(path, ListError))["videos"]
+        videos = json_object(text)["videos"]
         tests = [str(video["video_id"]) for video in videos if video["split"] == "test"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise ListError(
             f'{path}: not json like {{"videos": [{{"video_id": "video0", "split": "test"}}]}}'
         ) from None

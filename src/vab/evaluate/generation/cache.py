@@ -17,7 +17,7 @@ import torch
 from vab.errors import first_line
 from vab.evaluate.backbones.registry import Features, FeatureSpec
 from vab.evaluate.metrics.statistics import EvaluationError
-from vab.utils.files import atomic, write_whole
+from vab.utils.files import atomic, read_json, write_whole
 from vab.utils.provenance import sha256
 
 SAVE_EVERY_SECONDS = 60.0
@@ -132,7 +132,7 @@ class FeatureCache:
 
 def _record_of(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return {"weights": record["weights"], "stamps": dict(record["stamps"])}
     except FileNotFoundError:
         return None

@@ -28,7 +28,7 @@ from vab.models.hub import codec_source
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
 from vab.training.batches import Batch, ClipBatches, make_generator
 from vab.utils.device import pick_device
-from vab.utils.files import write_json
+from vab.utils.files import read_json, write_json
 from vab.utils.progress import FileProgress
 from vab.utils.provenance import sha256
 
@@ -224,6 +224,6 @@ def _write_sounds(paths: list[Path], waveforms: Tensor) -> None:
 def _read_record(about: Path) -> dict[str, Any]:
     """The record of how the sounds of a folder were made."""
     try:
-        return dict(json.loads(about.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return read_json(about)
+    except ValueError as error:
         raise EvaluationError(f"{about}: damaged ({first_line(error)}); use another --run") from None

@@ -100,7 +100,7 @@ def read_ids(path: str | Path) -> list[str]:
             entries: Any = json.loads(text)
             if isinstance(entries, dict):
                 entries = [entry["video_id"] for entry in entries["data"]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             reason = f"neither a JSON list of ids nor a list as CAV-MAE writes it ({error})"
             raise EvaluationError(f"{path}: {reason}") from None
         if not all(isinstance(name, str) for name in entries):
