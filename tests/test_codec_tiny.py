@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from helpers.codecs import BRIEF, SMALL, tones
 from vab.codecs.codec import load_codec
@@ -23,6 +24,7 @@ from vab.codecs.tiny import TinyCodec, hertz_mel_filters, viterbi_quantize
 from vab.config import HOP, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
 from vab.errors import TrainError
+from vab.training.checkpoint import checkpoints
 from vab.training.codec import energy_distance, excerpts, fit_codes, train_codec
 from vab.utils.locks import LockedError, exclusive
 
@@ -192,8 +194,8 @@ def test_what_is_saved_is_the_average(tmp_path: Path) -> None:
         config = replace(BRIEF, steps=12, adversarial_from=12, ema=ema, learning_rate=1e-2)
         train_codec(tones(), tmp_path / str(ema), config, SMALL)
         saved[ema] = TinyCodec.from_pretrained(tmp_path / str(ema)).state_dict()
-    state = torch.load(tmp_path / "0.9" / "state.pt", weights_only=True)
-    last, average = state["codec"]["from_code.weight"], state["average"]["module.from_code.weight"]
+    state = load_file(checkpoints(tmp_path / "0.9" / "checkpoints")[0])
+    last, average = (state[f"model.{part}.from_code.weight"] for part in ("codec", "average.module"))
     assert torch.allclose(saved[0.0]["from_code.weight"], last, atol=1e-4)
     assert torch.allclose(saved[0.9]["from_code.weight"], average, atol=1e-4)
     assert (last - average).abs().max() > 1e-3  # more than half precision loses
@@ -236,8 +238,8 @@ def test_a_run_that_goes_on_has_each_line_once(tmp_path: Path) -> None:
 def test_another_codec_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     config = replace(BRIEF, steps=2, adversarial_from=2)
     train_codec(tones(), tmp_path, config, SMALL)
-    state = tmp_path / "state.pt"
-    before = state.read_bytes()
+    newest = checkpoints(tmp_path / "checkpoints")[0]
+    before = newest.read_bytes()
     for changed, codec_config, sounds, difference in (
         (
             replace(config, seed=9, steps=8),
@@ -250,16 +252,47 @@ def test_another_codec_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(TrainError, match=f"holds another run: {difference}"):
             train_codec(sounds, tmp_path, changed, codec_config)
-    assert state.read_bytes() == before
+    assert newest.read_bytes() == before
     train_codec(tones(), tmp_path, replace(config, save_every=1), SMALL)
-    for damaged in (b"garbage", before[: len(before) // 2], b""):
-        state.write_bytes(damaged)
-        with pytest.raises(TrainError, match=r"state\.pt is damaged \(.+\); delete it to begin anew$"):
-            train_codec(tones(), tmp_path, config, SMALL)
-    state.write_bytes(before)
     with exclusive(tmp_path / ".lock", "trains"), pytest.raises(LockedError, match=f"trains in {tmp_path}"):
         train_codec(tones(), tmp_path, config, SMALL)
     assert not [path.name for path in tmp_path.iterdir() if ".tmp" in path.name]
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    config = replace(BRIEF, steps=3, adversarial_from=2, log_every=10, save_every=2)
+    train_codec(tones(), tmp_path, config, SMALL)
+    weights, logged = (tmp_path / "codec.safetensors").read_bytes(), tmp_path / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in logged.read_text().splitlines()] == [3]  # the last at least
+    newest = checkpoints(tmp_path / "checkpoints")[0]
+    whole = newest.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-100] ^= 4
+    for damaged in (b"garbage", whole[: len(whole) // 2], b"", bytes(flipped)):
+        newest.write_bytes(damaged)
+        said: list[str] = []
+        train_codec(tones(), tmp_path, config, SMALL, log=said.append)
+        assert said == [f"{newest} is damaged; trying the one before"]
+        assert (tmp_path / "codec.safetensors").read_bytes() == weights
+        assert len(logged.read_text().splitlines()) == 1
+    logged.write_bytes(b'{"step": 1}\n\xff{\n')
+    with pytest.raises(TrainError, match=r"metrics\.jsonl: line 2 is damaged; delete it to go on"):
+        train_codec(tones(), tmp_path, config, SMALL)
+
+
+def test_a_state_of_version_0_1_that_is_damaged_is_one_line(tmp_path: Path) -> None:
+    for damaged in (b"garbage", b""):
+        (tmp_path / "state.pt").write_bytes(damaged)
+        with pytest.raises(TrainError, match=r"state\.pt is damaged \(.+\); delete it to begin anew$"):
+            train_codec(tones(), tmp_path, BRIEF, SMALL)
+
+
+def test_numbers_that_are_none_end_a_run_and_leave_a_good_checkpoint(tmp_path: Path) -> None:
+    config = replace(BRIEF, adversarial_from=9, warmup_steps=1, learning_rate=1e30)
+    with pytest.raises(TrainError, match=r"^step \d: the loss of the codec or its gradient is not finite"):
+        train_codec(tones(), tmp_path, config, SMALL)
+    newest = checkpoints(tmp_path / "checkpoints")[0]
+    assert all(tensor.isfinite().all() for tensor in load_file(newest).values())
 
 
 def test_a_run_keeps_the_precision_it_began_with(tmp_path: Path) -> None:

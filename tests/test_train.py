@@ -30,7 +30,7 @@ from helpers.training import (
 from vab.config import Preset, from_dict
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore
-from vab.errors import TrainError
+from vab.errors import SettingError, TrainError
 from vab.models.vab import VAB
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
@@ -127,19 +127,31 @@ def test_damaged_latents_are_not_trained_on(latents: Path, tmp_path: Path) -> No
 def test_a_broken_line_of_metrics_is_named(latents: Path, tmp_path: Path) -> None:
     run = train(PRESET, latents, tmp_path / "run", max_steps=5)
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join([lines[0], "{half\n", *lines[1:]]))
-    with pytest.raises(TrainError, match=r"metrics\.jsonl: line 2 is damaged; delete it"):
-        train(PRESET, latents, run, max_steps=5)
+    for broken in ("{half\n", "[]\n", '{"step": "a"}\n', "[" * 9999 + "\n"):
+        (run / "metrics.jsonl").write_text("".join([lines[0], broken, *lines[1:]]))
+        with pytest.raises(TrainError, match=r"metrics\.jsonl: line 2 is damaged; delete it"):
+            train(PRESET, latents, run, max_steps=5)
 
 
 def test_a_damaged_checkpoint_falls_back(latents: Path, tmp_path: Path) -> None:
     whole = train(PRESET, latents, tmp_path / "whole", max_steps=10)
     run = train(PRESET, latents, tmp_path / "run", max_steps=10)
     newest = checkpoints(run / "checkpoints")[0]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    train(PRESET, latents, run, max_steps=10)
-    assert same_weights(whole, run)
+    content = newest.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (content[:1000], bytes(flipped)):
+        newest.write_bytes(damaged)
+        train(PRESET, latents, run, max_steps=10)
+        assert same_weights(whole, run)
     assert [line["step"] for line in metrics(run, "train")] == list(range(1, 11))
+
+
+def test_a_short_run_leaves_its_last_line(latents: Path, tmp_path: Path) -> None:
+    run = train(with_train(log_every=10), latents, tmp_path / "run", max_steps=3)
+    assert [line["step"] for line in metrics(run, "train")] == [3]
+    with pytest.raises(SettingError, match="max_steps must be a whole number"):
+        train(PRESET, latents, tmp_path / "none", max_steps=1.5)  # type: ignore[arg-type]
 
 
 def test_init_starts_from_weights(latents: Path, tmp_path: Path) -> None:

@@ -41,6 +41,6 @@ def train(
         last.update(line)
         log("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
-    train_codec(sounds, run, training, codec, report, init)
+    train_codec(sounds, run, training, codec, report, init, log=log)
     print_result({"run": str(run), "last": last, "failed": left_out}, f"{run}: done", json)
     return 1 if left_out else 0

@@ -6,7 +6,6 @@ luckiest of its epochs each time.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from vab.evaluate.metrics.statistics import EvaluationError, Interval, bootstrap
 from vab.evaluate.metrics.tables import markdown
 from vab.training.batches import check_fits, folds_of
 from vab.training.trainer import train
+from vab.utils.files import json_object
 
 Kind = Literal["audio", "video", "both"]
 
@@ -137,7 +137,7 @@ def _dev_lines(run: Path) -> dict[int, dict[str, float]]:
     """The metrics of a run on its fold: step -> metrics."""
     path = run / "metrics.jsonl"
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json_object(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return {line["step"]: line for line in lines if line["split"] == "dev"}
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path}: damaged ({first_line(error)}); train this fold anew") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vab.config import current_names
 from vab.errors import TrainError
 from vab.models.hub import CONFIG, KNOWN, MODEL, read_config
-from vab.utils.files import DamagedError, check_tensors, load_tensors, save_tensors, write_whole
+from vab.utils.files import check_tensors, json_object, load_tensors, save_tensors, write_whole
 
 MAX_CHECKPOINTS = 2
 
@@ -50,8 +51,8 @@ def read_about(path: Path) -> dict[str, Any] | None:
     try:
         check_tensors(path)
         with safe_open(path, "pt") as stream:
-            return json.loads(stream.metadata()["about"])
-    except (DamagedError, OSError, KeyError, ValueError):
+            return json_object(stream.metadata()["about"])
+    except (OSError, KeyError, ValueError, TypeError):
         return None
 
 
@@ -81,6 +82,40 @@ def load_checkpoint(
     return int(path.stem)
 
 
+def resume(
+    run: Path,
+    identity: dict[str, Any],
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    ema: list[Tensor],
+    log: Callable[[str], None],
+) -> tuple[int, dict[str, Any]] | None:
+    """Put the newest good checkpoint of a run in place; returns its step and what was saved as ``about``.
+
+    One that was cut short or damaged is passed over; None if there is no other. ``TrainError`` names what
+    differs between ``identity``, which must not change, and that of a checkpoint, which is never overwritten.
+    """
+    for path in checkpoints(run / "checkpoints"):
+        about = read_about(path)
+        if about is None:
+            log(f"{path} is damaged; trying the one before")
+            continue
+        saved = dict(about["identity"])
+        for part, kind in (("model", "ModelConfig"), ("train", "TrainConfig")):
+            if part in saved:
+                saved[part] = current_names(kind, saved[part])
+        check_identity(run, saved, identity)
+        return load_checkpoint(path, model, optimizers, ema), about
+    return None
+
+
+def check_identity(run: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
+    """``TrainError`` if what a run was begun with is not what it shall go on with."""
+    other = sorted(differences(saved, identity))
+    if other:
+        raise TrainError(f"{run} holds another run: {'; '.join(other)}. Use another folder.")
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield the values that differ between two identities of a run, in words."""
     for key in old.keys() | new.keys():
@@ -96,18 +131,17 @@ def cut_metrics(path: Path, step: int) -> None:
 
     ``TrainError`` names a damaged line.
     """
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     kept = []
     for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
+        if not line.endswith(b"\n"):
             continue  # half written by a killed run
         try:
-            line_step = json.loads(line)["step"]
+            if json_object(line)["step"] <= step:
+                kept.append(line)
         except (ValueError, KeyError, TypeError):
             raise TrainError(f"{path}: line {number} is damaged; delete it to go on") from None
-        if line_step <= step:
-            kept.append(line)
-    write_whole(path, "".join(kept).encode())
+    write_whole(path, b"".join(kept))
 
 
 def ship(run: Path, out: Path) -> None:

@@ -9,7 +9,6 @@ included. Patch discriminators on log spectrograms sharpen the result once that 
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -27,10 +26,10 @@ from torch.optim.swa_utils import AveragedModel
 from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig, hertz_mel_filters, nearest
 from vab.config import FRAME_RATE, HOP, check_config, within
-from vab.errors import SettingError, TrainError, first_line
-from vab.training.checkpoint import cut_metrics, differences
+from vab.errors import SettingError, TrainError, first_line, naming
+from vab.training.checkpoint import check_identity, cut_metrics, resume, save_checkpoint
 from vab.utils.device import cpu_has_bfloat16
-from vab.utils.files import write_whole
+from vab.utils.files import json_object, write_whole
 from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
 
@@ -151,22 +150,24 @@ def train_codec(
     report: Callable[[dict[str, float]], None] = lambda line: None,
     init: Path | None = None,
     device: str = "cpu",
+    log: Callable[[str], None] = print,
 ) -> TinyCodec:
     """Train on ``sounds`` (label -> int16 waveforms at 16 kHz) and leave the codec in ``run``.
 
-    ``run/state.pt`` is renewed every ``save_every`` steps; called again, the run goes on from there.
+    ``run/checkpoints`` get one every ``save_every`` steps, of which two are kept; called again, the run goes
+    on from the newest good one, or from the ``state.pt`` of version 0.1. ``run/metrics.jsonl`` has its lines.
     ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its weights averaged. ``init`` is a
     codec to start from: its decoder is trained on and its codes stay; codebooks that ``codec_config`` wants
     beyond them are fitted on what they leave over. How long codes last (``hold``) may change. Excerpts are
     drawn on the CPU, all else happens on ``device``; a processor without bfloat16 starts a run in float32.
-    ``LockedError`` while another process trains in ``run``; ``TrainError`` for a ``state.pt`` of another run
-    or a damaged one.
+    ``LockedError`` while another process trains in ``run``; ``TrainError`` for a folder of another run
+    and for a loss that is not finite (the last good checkpoint stays).
     """
     check_settings(config, codec_config or TinyCodecConfig())
     run.mkdir(parents=True, exist_ok=True)
     with exclusive(run / ".lock", f"trains in {run}"):
         training = _Run(sounds, run, config, codec_config, init, torch.device(device))
-        training.start()
+        training.start(log)
         training.loop(report)
         return training.finish()
 
@@ -209,61 +210,71 @@ class _Run:
         self.identity = _identity(config, self.codec.config, sounds)
 
     @property
-    def state_path(self) -> Path:
-        """The file that the run goes on from."""
-        return self.folder / "state.pt"
-
-    @property
     def averaged(self) -> TinyCodec:
         """The codec with averaged weights."""
         return cast(TinyCodec, self.average.module)
 
-    def _parts(self) -> dict[str, Any]:
-        """Everything with a ``state_dict``, by its name in ``state.pt``."""
-        return {
-            "codec": self.codec,
-            "average": self.average,
-            "judges": self.judges,
-            "optimizer": self.optimizer,
-            "judge_optimizer": self.judge_optimizer,
-        }
+    @property
+    def _networks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"codec": self.codec, "average": self.average, "judges": self.judges})
 
-    def start(self) -> None:
+    def start(self, log: Callable[[str], None]) -> None:
         """Resume from the folder, or fit the codes and save step 0."""
-        resumes = self.state_path.exists()
-        if resumes:
-            saved = _read_state(self.state_path, self.identity)
-            self.step = saved.pop("step")
+        optimizers = [self.optimizer, self.judge_optimizer]
+        saved = resume(self.folder, self.identity, self._networks, optimizers, [], log)
+        if saved is not None:
             # A run keeps the precision it began with, on whatever processor it goes on.
-            self.precision = saved.pop("precision", self.config.precision)
-            parts = self._parts()
-            for name, values in saved.items():
-                parts[name].load_state_dict(values)
+            self.step, about = saved
+            self.precision = about["precision"]
+        resumes = saved is not None or self._start_from_state()
         cut_metrics(self.folder / "metrics.jsonl", self.step)
         if not resumes:
             fit_codes(self.codec, self.sounds, self.config, self.num_fitted)
             self.average.update_parameters(self.codec)
             self.save()
 
+    def _start_from_state(self) -> bool:
+        """Resume from ``state.pt``, which version 0.1 wrote; False if there is none."""
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return False
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if "identity" in state:
+                check_identity(self.folder, json_object(state.pop("identity")), self.identity)
+            self.step = state.pop("step")
+            self.precision = state.pop("precision", self.config.precision)
+            for name, values in state.items():
+                getattr(self, name).load_state_dict(values)
+        except TrainError:
+            raise
+        except Exception as error:  # a damaged file can fail anywhere in the reader
+            raise TrainError(f"{path} is damaged ({first_line(error)}); delete it to begin anew") from None
+        return True
+
     def save(self) -> None:
-        """Write the state to go on from, and the codec so far."""
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        state |= {"step": self.step, "identity": json.dumps(self.identity), "precision": self.precision}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_whole(self.state_path, buffer.getvalue())
+        """Write a checkpoint to go on from, and the codec so far."""
+        save_checkpoint(
+            self.folder / "checkpoints",
+            self.step,
+            self._networks,
+            [self.optimizer, self.judge_optimizer],
+            [],
+            {"identity": self.identity, "precision": self.precision},
+        )
         self.averaged.save_pretrained(self.folder)
 
     def loop(self, report: Callable[[dict[str, float]], None]) -> None:
         """Train up to the last step."""
         config = self.config
-        clock = time.perf_counter()
+        last_step, clock = self.step, time.perf_counter()
         while self.step < config.steps:
             line = self._update()
-            if self.step % config.log_every == 0:
-                line["seconds"] = (time.perf_counter() - clock) / config.log_every
-                clock = time.perf_counter()
-                with (self.folder / "metrics.jsonl").open("a") as log:
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                line["seconds"] = (time.perf_counter() - clock) / (self.step - last_step)
+                last_step, clock = self.step, time.perf_counter()
+                path = self.folder / "metrics.jsonl"
+                with naming(path), path.open("a") as log:
                     log.write(json.dumps(line) + "\n")
                 report(line)
             if self.step % config.save_every == 0 or self.step == config.steps:
@@ -305,14 +316,15 @@ class _Run:
         # 4. The codec's step, and its average.
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.codec.parameters(), MAX_GRAD_NORM)
+        norm = float(nn.utils.clip_grad_norm_(self.codec.parameters(), MAX_GRAD_NORM))
+        self.step += 1
+        if not all(map(math.isfinite, [*line.values(), norm])):
+            raise TrainError(
+                f"step {self.step}: the loss of the codec or its gradient is not finite. Stopped; the last "
+                f"checkpoint in {self.folder} is good"
+            )
         self.optimizer.step()
         self.average.update_parameters(self.codec)
-        self.step += 1
-        if not torch.isfinite(loss):
-            raise TrainError(
-                f"the codec's loss is not finite at step {self.step}; {self.state_path} is the last good one"
-            )
         return line
 
     @torch.no_grad()
@@ -353,28 +365,15 @@ def check_settings(config: CodecTrainConfig, codec: TinyCodecConfig) -> None:
 def _identity(
     config: CodecTrainConfig, codec: TinyCodecConfig, sounds: dict[str, list[np.ndarray]]
 ) -> dict[str, Any]:
-    """Settings and sounds that must not change when a run resumes."""
+    """Settings and sounds that must not change when a run resumes, as JSON reads them back."""
     training = asdict(config)
     for free in ("save_every", "log_every", "precision"):  # a run keeps the precision it began with
         del training[free]
     content: list[bytes | str] = []
     for label in sorted(sounds):
         content += [label, *(sound.tobytes() for sound in sounds[label])]
-    return {"training": training, "codec": asdict(codec), "sounds": sha256(*content)[:16]}
-
-
-def _read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """The state that ``save`` wrote, without its identity; ``TrainError`` if damaged or of another run."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        saved_identity = saved.pop("identity", None)  # older runs have none
-        saved_identity = identity if saved_identity is None else json.loads(saved_identity)
-    except Exception as error:  # a damaged file can fail anywhere in the reader
-        raise TrainError(f"{path} is damaged ({first_line(error)}); delete it to begin anew") from None
-    other = sorted(differences(saved_identity, json.loads(json.dumps(identity))))
-    if other:
-        raise TrainError(f"{path.parent} holds another run: {'; '.join(other)}. Use another folder.")
-    return saved
+    identity = {"training": training, "codec": asdict(codec), "sounds": sha256(*content)[:16]}
+    return json.loads(json.dumps(identity))
 
 
 @torch.no_grad()

@@ -26,20 +26,13 @@ from lightning_fabric.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from vab.config import Preset, TrainConfig, check_preset, current_names
+from vab.config import Preset, TrainConfig, check_preset, check_value
 from vab.data.store import LatentStore
-from vab.errors import TrainError, first_line
+from vab.errors import TrainError, first_line, naming
 from vab.models.heads import Classifier, start_from
 from vab.models.hub import KNOWN
 from vab.training.batches import MAX_DEV_CLIPS, Batch, ClipBatches, classes_of, hold_out
-from vab.training.checkpoint import (
-    checkpoints,
-    cut_metrics,
-    differences,
-    load_checkpoint,
-    read_about,
-    save_checkpoint,
-)
+from vab.training.checkpoint import cut_metrics, resume, save_checkpoint
 from vab.training.known import class_statistics
 from vab.training.objectives import OBJECTIVES, build
 from vab.utils.files import save_tensors, write_json
@@ -102,6 +95,8 @@ def train(
     """
     # 1. The latents, and the classes to learn.
     check_preset(preset)
+    check_value("devices", devices, int, 1, math.inf)
+    check_value("max_steps", 1 if max_steps is None else max_steps, int, 1, math.inf)
     store = LatentStore.open(store_dir)
     store.preload()
     if fold is not None:
@@ -192,23 +187,11 @@ class TrainingRun:
 
     def start(self, init: Path | None) -> None:
         """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder."""
-        for path in checkpoints(self.folder / "checkpoints"):
-            # A checkpoint that was cut short is skipped; that of another run is never overwritten.
-            about = read_about(path)
-            if about is None:
-                self.log(f"{path} is damaged; trying the one before")
-                continue
-            saved = about["identity"] | {
-                "model": current_names("ModelConfig", about["identity"]["model"]),
-                "train": current_names("TrainConfig", about["identity"]["train"]),
-            }
-            other = sorted(differences(saved, self.identity))
-            if other:
-                raise TrainError(f"{self.folder} holds another run: {'; '.join(other)}. Use another folder.")
-            self.step = load_checkpoint(path, self.model, self._optimizers(), self.ema)
+        saved = resume(self.folder, self.identity, self.model, self._optimizers(), self.ema, self.log)
+        if saved is not None:
+            self.step, about = saved
             self.seconds = about["seconds"]
             self.log(f"resuming {self.folder} at step {self.step} of {self.total}")
-            break
         else:
             if init is not None:
                 start_from(self.model, init)
@@ -234,7 +217,7 @@ class TrainingRun:
                     upcoming = ahead.submit(self.clips.train_batch, self.step + 1)
 
                 # 2. The update, which moves on ``self.step``.
-                logs = (self.step + 1) % config.log_every == 0
+                logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.total
                 values = self.update(batch, measure=logs)
                 advance(f"loss {values['loss']:.3f}")
 
@@ -357,8 +340,9 @@ class TrainingRun:
         with path.open("a") as stream, SummaryWriter(str(self.folder), purge_step=self.step + 1) as board:
 
             def write(split: str, values: dict[str, float]) -> None:
-                stream.write(json.dumps({"step": self.step, "split": split, **values}) + "\n")
-                stream.flush()
+                with naming(path):
+                    stream.write(json.dumps({"step": self.step, "split": split, **values}) + "\n")
+                    stream.flush()
                 for name, value in values.items():
                     board.add_scalar(f"{name}/{split}", value, self.step)
 
