@@ -10,30 +10,65 @@ from pathlib import Path
 
 import pytest
 
-from vab.utils.files import atomic, move, write_whole
+from vab.utils.files import _host, atomic, move, write_whole
 from vab.utils.locks import LockedError, exclusive
 
 KILLED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
-from vab.utils.files import atomic
-with atomic(Path(sys.argv[1])) as temporary:
-    temporary.write_bytes(b"a long half of it")
-    os._exit(9)
+from vab.utils.files import atomic, temporary_folder
+with temporary_folder(Path(sys.argv[1]).with_name("folder")) as folder:
+    (folder / "file").touch()
+    with atomic(sys.argv[1]) as temporary:
+        temporary.write_bytes(b"a long half of it")
+        if "wait" in sys.argv:
+            print("writing", flush=True)
+            sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGKILL)
 """
+AGAIN = (
+    "import sys; from pathlib import Path; from vab.utils.files import *; write_whole(Path(sys.argv[1]), b'')"
+)
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_a_killed_process_left_is_taken_over(tmp_path: Path) -> None:
-    path = tmp_path / "sound.wav"
-    for _ in range(3):
-        assert subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60).returncode == 9
-        assert names(tmp_path) == [".sound.tmp.wav"]
-    write_whole(path, b"whole")
-    assert names(tmp_path) == ["sound.wav"] and path.read_bytes() == b"whole"
+def run(code: str, path: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", code, str(path), *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_what_a_killed_process_left_is_swept_by_the_next_that_writes_there(tmp_path: Path) -> None:
+    for _ in range(2):
+        assert run(KILLED, tmp_path / "sound.wav").wait(60) == -signal.SIGKILL
+        assert len(names(tmp_path)) == 2  # not more each time
+    assert run(AGAIN, tmp_path / "other.wav").wait(60) == 0
+    assert names(tmp_path) == ["other.wav"]
+
+
+def test_what_somebody_may_be_writing_is_left_alone(tmp_path: Path) -> None:
+    living = run(KILLED, tmp_path / "sound.wav", "wait")
+    assert living.stdout is not None and living.stdout.readline() == "writing\n"
+    before = names(tmp_path)
+    mine = next(name for name in before if name.startswith(".sound"))
+    strangers = [mine.replace(_host(), "0" * 8), ".sound.tmp.wav", ".sound.vab-12.tmp", "sound.tmp"]
+    for name in strangers:  # of another machine that shares the disk, and of other programs
+        (tmp_path / name).touch()
+    assert run(AGAIN, tmp_path / "other.wav").wait(60) == 0
+    assert names(tmp_path) == sorted([*before, *strangers, "other.wav"])
+    os.utime(tmp_path / strangers[0], (0, 0))  # a day later nobody works on it any more
+    os.utime(tmp_path / mine, (0, 0))
+    living.communicate("", 60)
+    assert run(AGAIN, tmp_path / "other.wav").wait(60) == 0
+    assert names(tmp_path) == sorted([*strangers[1:], "other.wav"])
+
+
+@pytest.mark.parametrize("name", ["\u732b" * 80 + ".wav", "a." + "b" * 240, "\udce9.wav", "a\nb.json"])
+def test_any_name_the_system_takes_can_be_written(tmp_path: Path, name: str) -> None:
+    write_whole(tmp_path / name, b"whole")
+    assert names(tmp_path) == [name]
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:

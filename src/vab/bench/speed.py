@@ -29,6 +29,7 @@ from vab.media.reader import mux, probe, read_frames, write_wav
 from vab.models.foleygen import FoleyGen
 from vab.sampling.stages import Stage, padded_length
 from vab.utils.device import pick_device
+from vab.utils.files import temporary_folder
 from vab.utils.provenance import code_version
 
 NAMES = ("vab-tiny", "vab-tiny-coarse", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
@@ -69,8 +70,8 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
         torch.set_num_threads(settings.threads)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     systems = []
-    with tempfile.TemporaryDirectory() as folder:
-        clip = settings.clip or write_clip(Path(folder))
+    with temporary_folder(Path(tempfile.gettempdir(), "bench")) as folder:
+        clip = settings.clip or write_clip(folder)
         seconds = probe(clip).seconds
         show(0, len(settings.names), settings.names[0], "matrix product")
         rate = matmul_rate(device)
@@ -78,7 +79,7 @@ def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
             show(n, len(settings.names), name, "build")
             system = load_system(name, device)
             report_stage = partial(show, n, len(settings.names), name)
-            systems.append(measure(system, clip, Path(folder), settings, device, rate, report_stage))
+            systems.append(measure(system, clip, folder, settings, device, rate, report_stage))
             del system
     return {
         "machine": machine(device) | {"load_before": load},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Annotated, Any
 
 import tyro
@@ -12,6 +12,7 @@ from vab.cli.options import Device, Model, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.errors import SettingError
+from vab.utils.files import temporary_folder
 
 MAX_CLIPS_NAMED = 10  # in the log
 
@@ -86,12 +87,12 @@ def generation(
         device=device,
     )
     try:
-        with file_progress() as progress, TemporaryDirectory() as kept_nowhere:
+        with file_progress() as progress, temporary_folder(Path(gettempdir(), "run")) as kept_nowhere:
             if store is not None and generated is None:
                 found = evaluate_model(
                     model,
                     store,
-                    run or Path(kept_nowhere),
+                    run or kept_nowhere,
                     settings,
                     split=split,
                     clips=clips,

@@ -6,6 +6,7 @@ A clip's sound depends on the clip, the seed and the settings alone: noise is dr
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vab.errors import naming
 from vab.evaluate.generation.clips import Folder, open_folder
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.listening.clips import check_video, copy_video, copy_with_beeps
 from vab.media.container import MediaError
-from vab.utils.files import read_json
+from vab.utils.files import read_json, temporary_folder
 from vab.utils.progress import FileProgress
 
 Survey = Literal["preference", "mos"]
@@ -125,8 +125,8 @@ def build_study(
     trials = _plan(systems, tuple(names), surveys, seed)
     study = Study(out, seed, raters, per_person, systems, tuple(names), trials)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as temporary:
-        built = Path(temporary) / "study"
+    with naming(out), temporary_folder(out) as temporary:
+        built = temporary / "study"
         (built / MEDIA).mkdir(parents=True)
         sources = dict(zip(systems, opened, strict=True))
         files = {

@@ -9,9 +9,13 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKSUM = "checksum"  # key in the metadata of a safetensors file
+DAY = 24 * 3600.0
+_TEMPORARY = re.compile(r"\..*\.vab-([0-9a-f]{8})[0-9a-f]{8}\.tmp(\..*)?", re.DOTALL)
+_swept: set[Path] = set()  # folders that this process has looked through
 MAX_JSON_BYTES = 256 << 20
 PIECE = 1 << 24  # bytes of it that are hashed in one go
 
@@ -34,60 +41,103 @@ class DamagedError(VABError, ValueError):
 def atomic(path: str | Path, over: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``: synced and renamed to it if the block succeeds, else removed.
 
-    The suffix stays the same; the folder is made if it is missing. What a killed process left half written is
-    taken over by the next one that writes the same file. ``over=False``: an existing file is kept
-    (``FileExistsError``).
+    The suffix stays the same; the folder is made if it is missing. What killed processes left half written in
+    the folder is removed. ``over=False``: an existing file is kept (``FileExistsError``).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as temporary:
-        try:
-            with naming(path):
-                yield temporary
+    with naming(path), _temporary(path, path.suffix[:20], _make_file) as temporary:
+        yield temporary
 
-                # Contents first, then the name: after a loss of power there is never a name without them.
-                with temporary.open("rb+") as written:
-                    os.fsync(written.fileno())
-                if over:
-                    os.replace(temporary, path)
-                    sync_folder(path.parent)
-                else:
-                    move(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        # Contents first, then the name: after a loss of power there is never a name without them.
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        if over:
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        else:
+            move(temporary, path)
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """Yield the name to write under: always the same, so that leftovers of killed processes do not gather.
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``, on the same disk, which is removed in the end."""
+    with _temporary(path, "", Path.mkdir) as temporary:
+        yield temporary
 
-    It is locked meanwhile, and whoever writes the same file at the same time gets another.
-    """
-    # 1. Open the usual name, without cutting it short: another process may be writing it.
-    # File systems allow names of 255 bytes; half a letter is left out.
-    stem = os.fsdecode(os.fsencode(path.stem)[:80].decode(errors="ignore").encode())
-    usual = path.with_name(f".{stem}.tmp{path.suffix}")
-    try:
-        file = usual.open("ab")
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
-    # 2. It is ours if it can be locked, and if nobody renamed or removed it before we had the lock.
-    with file:
+@contextmanager
+def _temporary(path: Path, suffix: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make something under a name beside ``path`` that says whose it is; locked until it is done."""
+    sweep(path.parent)
+    while True:
+        # 1. A name that nobody has, of at most 255 bytes.
+        stem = os.fsencode(path.stem)[:80].decode(errors="ignore")  # half a letter is left out
+        name = f".{stem}.vab-{_host()}{secrets.token_hex(4)}.tmp{suffix}"
+        temporary = path.with_name(name)
+        with naming(path):
+            make(temporary)
         try:
-            lock(file)
-            free = os.path.samestat(os.fstat(file.fileno()), usual.stat())
-        except OSError:
-            free = False
-        if free:
-            file.truncate(0)
-            yield usual
-            return
+            with _held(temporary) as alone:
+                # 2. It is ours unless somebody swept it away before we held it.
+                if alone is not False and temporary.exists():
+                    yield temporary
+                    return
+        finally:
+            _remove(temporary)
 
-    # 3. Else a name that nobody else has.
-    yield path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+
+def _make_file(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder, once in the life of this one.
+
+    Their locks are free. Where there are none, and on disks shared with other machines, whose locks may not
+    be seen here, it has to be a day old.
+    """
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found is None:
+                continue
+            with suppress(OSError), _held(Path(entry.path)) as alone:
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY
+                if alone is not False and (old or (alone and found[1] == _host())):
+                    _remove(Path(entry.path))
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool | None]:
+    """Lock a file or a folder; yields False if somebody else has, None where there are no locks."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        try:
+            lock(handle)
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield None
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+@cache
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -17,8 +17,8 @@ class LockedError(VABError):
     """Another process holds the lock. The message is one line that says which, and what it does."""
 
 
-def lock(file: IO[Any]) -> None:
-    """Lock an open file until it is closed.
+def lock(file: IO[Any] | int) -> None:
+    """Lock an open file, or the descriptor of one, until it is closed.
 
     ``BlockingIOError`` if somebody else has locked it, another ``OSError`` where there are no locks (Windows,
     some network file systems).

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from vab.errors import naming
-from vab.utils.files import sync_folder
+from vab.utils.files import sync_folder, temporary_folder
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -62,8 +61,7 @@ def whole_folder(folder: Path, last: str) -> Iterator[Path]:
     If it fails ``folder`` stays as it was. ``last`` is the file by which the folder is recognised.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with naming(folder), TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
-        staging = Path(name)
+    with naming(folder), temporary_folder(folder / "model") as staging:
         yield staging
 
         # Each file is renamed, not copied; False sorts before True, so ``last`` is last.
