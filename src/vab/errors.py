@@ -8,6 +8,7 @@ single subject.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ def first_line(error: BaseException) -> str:
     """
     if _out_of_memory(error):
         return "not enough memory"
+    # Libraries in Rust tell their own places around the system's error.
+    number = re.search(r"\(?os error (\d+)\)?", str(error))
+    if number is not None:
+        return os.strerror(int(number[1]))
     # Lines with text, without the indentation of libraries that print lists.
     text = getattr(error, "strerror", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
@@ -68,12 +73,15 @@ def failure(path: str | Path, error: BaseException) -> str:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """Make ``OSError``s of the block name ``path``; those of a full disk or a temporary file do not."""
+def naming(path: str | Path, over: bool = True) -> Iterator[None]:
+    """Make ``OSError``s of the block name ``path``; those of a full disk or a temporary file do not.
+
+    ``over=False``: one that names a file already keeps it.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or (error.filename is not None and not over):
             raise
         try:
             error.filename = str(path)

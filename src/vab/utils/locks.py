@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from vab.errors import VABError
+from vab.errors import VABError, naming
 
 
 class LockedError(VABError):
@@ -37,7 +37,7 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
     ``LockedError`` if somebody else does; ``what`` says what they do, as in "trains in runs/first". Where
     there are no locks nothing is held.
     """
-    with path.open("a+") as file:
+    with naming(path.parent, over=False), path.open("a+") as file:
         try:
             lock(file)
         except BlockingIOError:
