@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.disk import files_of_at_most
 from helpers.tiny import write_model
 from vab.cli import main
 from vab.codecs.codec import CodecError, load_codec
@@ -62,6 +60,12 @@ def vab(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, li
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/a"), "No such file or directory"),
         (RuntimeError("Error(s) in loading state_dict for VAB:\n\tMissing key(s): a"), "Missing key(s): a"),
         (MemoryError(), "not enough memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory", "a"), "not enough memory"),
+        (
+            RuntimeError("lance error: x, No space (os error 28), /root/.cargo/a.rs:5"),
+            "No space left on device",
+        ),
     ],
 )
 def test_the_first_line_of_any_exception(error: Exception, line: str) -> None:
@@ -141,17 +145,6 @@ def test_the_file_is_named_and_not_its_temporary_name(tmp_path: Path) -> None:
             write()
         assert for_people(caught.value) == f"{folder}: Is a directory"
     assert list(tmp_path.iterdir()) == [folder]
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The system refuses to write more than so many bytes of a file, as it does where a disk is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_takes_no_more_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

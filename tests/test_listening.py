@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.disk import files_of_at_most
 from helpers.studies import screenshots, write_result, write_systems
 from helpers.tiny import picture_packets, write_video
 from vab.cli import main
@@ -509,9 +510,23 @@ def test_broken_answers_are_refused(client: tuple[Any, Answers]) -> None:
     rater = answers.invite(1)[0]
     trial = web.post(f"/{rater}/next").json()["trial"]
     before = answers.all()
-    for body, status in ((b"{", 409), (b"[1]", 409), (b"\xff", 409), (b"{}", 409), (b" " * 5000, 413)):
+    for body, status in (
+        (b"{", 409),
+        (b"[1]", 409),
+        (b"\xff", 409),
+        (b"{}", 409),
+        (b"[" * 4000, 409),
+        (b" " * 5000, 413),
+    ):
         reply = web.post(f"/{rater}/{trial}/answer", content=body)
         assert reply.status_code == status and reply.json()["error"].endswith(".")
+    for place in ("9" * 4000, "0", "3", "x"):
+        assert web.get(f"/{rater}/{trial}/{place}.mp4").status_code == 404
+    with files_of_at_most(100):
+        reply = web.post(f"/{rater}/{trial}/answer", json=grades(answers.trials[trial]))
+    assert reply.status_code == 503 and reply.json()["error"].startswith(
+        "The answer cannot be kept just now ("
+    )
     assert web.post(f"/nobody/{trial}/answer", json={"quality": 1, "relevance": 1}).status_code == 404
     assert answers.all() == before
 

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.disk import files_of_at_most
 from helpers.tiny import write_model, write_video
 from vab.inference.embedder import Embedder
 from vab.inference.pipeline import Audio, VABPipeline
@@ -531,12 +532,28 @@ def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -
     for values in wrong:
         answer = me.post("/do/make", json=good | values)
         assert answer.status_code == 409 and answer.json()["error"].endswith("."), values
+    for number in ("9" * 5000, "-1", "x", "9" * 30):
+        assert me.get(f"/library/{number}.wav").status_code == 404
     for body in (b"[1]", b"{", b'{"count": NaN, "seed": 0}', b"[" * 4000, b"\xff"):
         assert me.post("/do/make", content=body).status_code in (400, 409), body
     assert me.post("/do/close", json=good).status_code == 404
     assert me.post("/do/own").json()["error"] == "This clip came without sound."
     assert me.post("/do/place", json={"row": 3, "start": 0}).status_code == 409
     assert me.get("/state").json()["jobs"] == {}
+
+
+def test_a_disk_without_room_for_an_upload_is_a_sentence(
+    visitor: Callable[[], Any], service: StudioService, tmp_path: Path
+) -> None:
+    me, clip = visitor(), write_video(tmp_path / "a.mp4", 10, 10).read_bytes()
+    with files_of_at_most(1000):
+        answer = me.post("/clip", content=clip)
+    assert answer.json()["error"] == "This server cannot keep it just now: File too large."
+    assert answer.status_code == 507
+    with files_of_at_most(len(clip)):  # room for the upload, not for what is made of it
+        assert "This server cannot keep it just now: " in me.post("/clip", content=clip).json()["error"]
+    assert [path for path in service.sessions.folder.iterdir() if path.is_dir()] == []
+    assert me.post("/clip", content=clip).status_code == 200
 
 
 def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:

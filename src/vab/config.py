@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -251,7 +252,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         number = numbers.Integral if hint is int else numbers.Real
         return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return isinstance(value, (str, os.PathLike) if hint is str else hint)
 
 
 def _described(hint: Any) -> str:

@@ -8,12 +8,15 @@ single subject.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# of torch, of the loader of shared libraries, of Python's threads
+_NO_MEMORY = ("can't allocate memory", "failed to map segment", "annot allocate memory", "start new thread")
 MAX_LINE_LENGTH = 200  # characters quoted of another library's message
 
 
@@ -54,12 +57,10 @@ def for_people(error: BaseException) -> str | None:
     # Ours is written for people already; the system's has its own words, and the file if it knows one.
     if isinstance(error, VABError):
         return str(error)
-    if isinstance(error, FileExistsError) and error.filename:
-        return f"{error.filename}: is a file, so no folder can be made there; name another one"
-    if isinstance(error, OSError):
-        return f"{error.filename}: {first_line(error)}" if error.filename else first_line(error)
     if _out_of_memory(error):
         return "not enough memory; give it less at once, or a machine that has more"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {first_line(error)}" if error.filename else first_line(error)
     return None
 
 
@@ -96,4 +97,6 @@ def _out_of_memory(error: BaseException) -> bool:
     # By the class's name, so that torch need not be imported.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError | ImportError) and any(text in str(error) for text in _NO_MEMORY)

@@ -5,6 +5,7 @@ A rater's browser may fetch the page itself and the videos of the trials that we
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,14 @@ def make_app(study: Study, answers: Answers) -> Any:
         place = request.path_params["place"]
         # only what was put to this rater, each video at the place where this rater sees it
         trial = answers.trial_of(rater, request.path_params["trial"])
-        if trial is None or not 1 <= place <= len(trial.files):
+        places = [str(number) for number in range(1, len(trial.files) + 1)] if trial else []
+        if trial is None or place not in places:
             return _error("There is no such video.", 404)
         files = trial.files[::-1] if study.swapped(rater, trial.id) else trial.files
         headers = HEADERS | {"Cache-Control": "private, max-age=3600"}
-        return FileResponse(study.folder / MEDIA / files[place - 1], headers=headers, media_type="video/mp4")
+        return FileResponse(
+            study.folder / MEDIA / files[places.index(place)], headers=headers, media_type="video/mp4"
+        )
 
     def _answered(act: Callable[[], Response]) -> Response:
         try:
@@ -91,6 +95,8 @@ def make_app(study: Study, answers: Answers) -> Any:
             return _error("This link is not known.", 404)
         except Refused as error:
             return _error(str(error), 409)
+        except sqlite3.Error as error:  # a full disk, for one
+            return _error(f"The answer cannot be kept just now ({error}). Please try again later.", 503)
 
     def _error(message: str, status: int) -> Response:
         return JSONResponse({"error": message}, status, HEADERS)
@@ -103,6 +109,6 @@ def make_app(study: Study, answers: Answers) -> Any:
             Route("/{rater}", page),
             Route("/{rater}/next", ask, methods=["POST"]),
             Route("/{rater}/{trial}/answer", answer, methods=["POST"]),
-            Route("/{rater}/{trial}/{place:int}.mp4", video),
+            Route("/{rater}/{trial}/{place}.mp4", video),
         ]
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import secrets
 import shutil
 import threading
@@ -29,6 +30,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from vab.config import SAMPLE_RATE
+from vab.errors import first_line
 from vab.media.container import MediaError
 from vab.media.write import encode_audio
 from vab.studio.queue import Job, UserError
@@ -84,7 +86,7 @@ def make_app(service: StudioService, model: str, local: bool = True, link: str |
             Route("/clips/{clip}.mp4", endpoints.clip),
             Route("/takes/{take}.{ending}", endpoints.take),
             Route("/map", endpoints.map),
-            Route("/library/{row:int}.wav", endpoints.sound),
+            Route("/library/{row}.wav", endpoints.sound),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=endpoints.guard)],
         lifespan=lifespan,
@@ -151,16 +153,16 @@ class Endpoints:
 
     async def upload(self, request: Request) -> Response:
         """Take in a clip: the body is the file, without its name. Opens a session if there is none."""
-        if int(request.headers.get("content-length") or 0) > MAX_UPLOAD_BYTES:
+        if _number(request.headers.get("content-length") or "0") > MAX_UPLOAD_BYTES:
             return _error(_too_large(), 413)
         async with self.arriving:
             if self.session_of(request) is None and self.service.sessions.full:
                 return _error(TOO_MANY, 503)
             # 1. A folder of its own: the clip's address, which cannot be guessed.
             folder = self.service.sessions.folder / secrets.token_urlsafe(16)
-            folder.mkdir()
             session = None
             try:
+                folder.mkdir()
                 clip = await self._read_upload(request, folder)
                 # 2. It takes the place of the clip that the visitor had.
                 session = self.session_of(request) or self.service.sessions.open()
@@ -170,6 +172,8 @@ class Endpoints:
                 return _error(str(refused), 422)
             except UserError as refused:
                 return _error(str(refused), 503)
+            except OSError as error:
+                return _error(f"This server cannot keep it just now: {first_line(error)}.", 507)
             finally:
                 if session is None:  # refused, cancelled or broken: nothing of it stays
                     shutil.rmtree(folder, ignore_errors=True)
@@ -268,12 +272,20 @@ class Endpoints:
             start = float(request.query_params.get("start", 0))
             if library is None or not 0 <= start < MAX_START_SECONDS:
                 raise ValueError
-            data = _wav(library.sound(request.path_params["row"], start))
+            data = _wav(library.sound(int(request.path_params["row"]), start))
         except (ValueError, IndexError):
             return _error("There is no such sound.", 404)
         except MediaError:
             return _error("This file of the library cannot be read any more.", 410)
         return Response(data, media_type="audio/wav")
+
+
+def _number(digits: str) -> float:
+    """The number that digits stand for; those that are none, or thousands, count as without end."""
+    try:
+        return int(digits)
+    except ValueError:
+        return math.inf
 
 
 def _error(message: str, status: int) -> Response:

@@ -23,7 +23,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from vab.errors import VABError
+from vab.errors import VABError, first_line
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.reader import as_media_file
@@ -208,6 +208,8 @@ def _answer(upload: Path, folder: Path) -> dict[str, Any]:
         return {"error": str(error)}
     except MediaError as error:
         return {"error": f"It cannot be used: {str(error).removeprefix(f'{upload}: ')}."}
+    except OSError as error:
+        return {"error": f"This server cannot keep it just now: {first_line(error)}."}
     except Exception:  # anything may be inside an upload
         return {"error": "It cannot be read: it is damaged, or no video or picture."}
 

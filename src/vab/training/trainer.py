@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -125,13 +126,38 @@ def train(
     is_first = devices == 1 or getattr(rank_zero_only, "rank", 0) == 0
     with exclusive(folder / ".lock", f"trains in {folder}") if is_first else nullcontext():
         fabric.launch()
-        run = TrainingRun(fabric, preset, clips, dev, folder, max_steps=max_steps, fold=fold, log=log)
-        run.start(None if init is None else Path(init))
-        run.loop()
-        if fabric.is_global_zero:
-            run.export()
-        fabric.barrier()
+        with _together(folder) if devices > 1 else nullcontext():
+            run = TrainingRun(fabric, preset, clips, dev, folder, max_steps=max_steps, fold=fold, log=log)
+            run.start(None if init is None else Path(init))
+            run.loop()
+            if fabric.is_global_zero:
+                run.export()
+            fabric.barrier()
     return folder
+
+
+@contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Keep tracebacks of TensorBoard's thread on a full disk from the terminal: its error comes here too."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+@contextmanager
+def _together(folder: Path) -> Iterator[None]:
+    """``TrainError`` where a process waits for another one of its run in vain."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "onnection" not in str(error):  # "Connection closed by peer" and the like, of gloo and NCCL
+            raise
+        raise TrainError(
+            f"{folder}: another process of this run has ended; start it again to go on"
+        ) from error
 
 
 class TrainingRun:
@@ -337,7 +363,11 @@ class TrainingRun:
             return
         path = self.folder / "metrics.jsonl"
         cut_metrics(path, self.step)
-        with path.open("a") as stream, SummaryWriter(str(self.folder), purge_step=self.step + 1) as board:
+        with (
+            _silent_threads(),
+            path.open("a") as stream,
+            SummaryWriter(str(self.folder), purge_step=self.step + 1) as board,
+        ):
 
             def write(split: str, values: dict[str, float]) -> None:
                 with naming(path):
