@@ -105,7 +105,7 @@ def finish_sound(
             if beside
             else "there is no sound of its own to mix with: the new one stands alone"
         )
-    outside = _outside(spans, length)
+    outside = _outside(spans, length) if spans else slice(None)  # all of it without a copy
     levelled = to_loudness(sound[:, outside], rate, target)
     sound[:, outside] = levelled.waveform
     notes += _told(levelled, target, own_loudness if how.mix is None else None)

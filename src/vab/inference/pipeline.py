@@ -382,7 +382,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 # 6. Tokens -> waveform [S], as the model has it; the kept audio goes back in as it was heard.
                 with _timed(timings, "codec"):
                     waveform = self._waveform(result[:, : samples_to_frames(length)], length)
-                    raw = waveform.copy()
+                    raw = waveform.copy() if kept else waveform
                     for start, stop in kept:
                         crossfade_into(raw, heard, start, stop)
 

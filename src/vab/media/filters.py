@@ -61,4 +61,5 @@ def resampled(waveform: NDArray[np.float32], rate: int, to_rate: int, length: in
     if rate != to_rate:
         waveform = filtered(waveform, rate, ("aresample", str(to_rate)))
     waveform = waveform[:, :length]
-    return np.pad(waveform, ((0, 0), (0, length - waveform.shape[1])))
+    missing = length - waveform.shape[1]
+    return np.pad(waveform, ((0, 0), (0, missing))) if missing else waveform

@@ -48,9 +48,12 @@ def measure(waveform: NDArray[np.float32], rate: int) -> Level:
     # 1. The meter gives three decimals of the peak's amplitude: measure at full scale, whatever the level. It
     # says what it knows every tenth of a second, so silence behind the end brings the last peaks to light.
     hop = rate // 10
-    padded = np.pad(sound / np.float32(peak), ((0, 0), (0, 2 * hop)))
-    meter = ("ebur128", "metadata=1:peak=true:framelog=quiet")
-    said = [frame.metadata for frame in filter_frames(padded, rate, meter)]
+    chain = (
+        ("volume", f"{1 / peak:.9g}"),
+        ("apad", f"pad_len={2 * hop}"),
+        ("ebur128", "metadata=1:peak=true:framelog=quiet"),
+    )
+    said = [frame.metadata for frame in filter_frames(sound, rate, *chain)]
     said = [values for values in said if "lavfi.r128.I" in values]
 
     # 2. Loudness at the last whole tenth of the sound, the peak at the end.
