@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from vab.errors import VABError, first_line
+from vab.media.clock import PacketTimes, time_base
 from vab.media.filters import layout
 
 _COVER_ART = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -45,8 +46,6 @@ _SAMPLE_RATES = 1_000, 6_000_000  # per second; telephones have 8,000, and DSD51
 _MAX_THREADED_BYTES = 64 << 20  # of a frame, of which each thread has its own
 _MAX_REPEATS = 10  # times that an edit list may show each frame,
 _MAX_REPEATED = 20_000  # if that is more frames than these
-_DEFAULT_TIME_BASE = Fraction(1, 90_000)  # seconds a tick, where the stream names none
-_DEFAULT_FRAME_INTERVAL = Fraction(1, 25)  # seconds, where the header names no frame rate
 _MAX_HEAD = 1000  # packets read in search of a stream's first shown frame; many more than any reordering
 _BEFORE_ALL = -(1 << 40)  # ticks: before the first packet of any file
 _MAX_DECODER_THREADS = 4
@@ -228,17 +227,6 @@ def decode(context: Any, packet: Any | None) -> list[Any]:
     return []
 
 
-def time_base(stream: Any) -> Fraction:
-    """Seconds of one tick of the stream's clock."""
-    return stream.time_base or _DEFAULT_TIME_BASE
-
-
-def frame_interval(stream: VideoStream) -> Fraction:
-    """Seconds between two frames as the header says; 1/25 s if it says nothing."""
-    rate = stream.average_rate or stream.guessed_rate
-    return 1 / Fraction(rate) if rate else _DEFAULT_FRAME_INTERVAL
-
-
 @dataclass(frozen=True)
 class VideoStart:
     """Start of a video stream's clock, and whether its packets carry presentation times."""
@@ -276,102 +264,6 @@ def find_start(
     return VideoStart(earliest * time_base(stream), timed=True), head
 
 
-@dataclass(frozen=True)
-class PacketTimes:
-    """The times of a video stream's N packets in file order, in ticks of ``time_base``."""
-
-    pts: np.ndarray  # int64 [N], when the frame is shown
-    dts: np.ndarray  # int64 [N], when the packet is decoded: rising, never after pts
-    start: int  # of the first shown frame
-    end: int  # of the last shown frame's own time on screen
-    frames: int  # shown ones; an edit list may hide others
-    time_base: Fraction
-
-    @property
-    def seconds(self) -> float:
-        """Time on screen, the last frame's own time included."""
-        return float((self.end - self.start) * self.time_base)
-
-    @property
-    def fps(self) -> float:
-        """Mean frame rate; 0 for a stream that lasts 0 s."""
-        return self.frames / self.seconds if self.seconds > 0 else 0.0
-
-
-class PacketLog:
-    """Record of the times of video packets as they are read; it takes a few dozen bytes a packet."""
-
-    def __init__(self, stream: VideoStream) -> None:
-        self.display_order: list[int] = []  # numbers of packets, as their frames came out of the decoder
-        self._timed = True
-        self.time_base = time_base(stream)
-        self._interval = max(1, round(frame_interval(stream) / self.time_base))  # ticks
-        self._pts = array("q")
-        self._dts = array("q")
-        self._durations = array("q")
-        self._shown = array("b")
-        self._dts_missing = False
-        self._earliest: int | None = None  # pts of shown frames
-        self._latest = 0
-
-    def __len__(self) -> int:
-        return len(self._pts)
-
-    def add(self, packet: Any, timed: bool) -> None:
-        """Note one packet, in file order; number it if it is not ``timed`` (as in ``VideoStart``)."""
-        self._timed = timed
-        if not timed:  # the decoder hands the number on with the frame
-            packet.opaque = len(self)
-        time = packet.pts if timed and packet.pts is not None else packet.dts
-        if time is None:  # no clock at all: it follows the packet before it
-            time = self._pts[-1] + (self._durations[-1] or self._interval) if self._pts else 0
-
-        # Keep what the packet says, and the range of times that are shown.
-        self._dts_missing = self._dts_missing or packet.dts is None
-        self._pts.append(time)
-        self._dts.append(packet.dts if packet.dts is not None else time)
-        self._durations.append(packet.duration or 0)
-        self._shown.append(not packet.is_discard)
-        if not packet.is_discard:
-            self._latest = time if self._earliest is None else max(self._latest, time)
-            self._earliest = time if self._earliest is None else min(self._earliest, time)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds from the first shown frame to the last one, as far as packets have been noted."""
-        return 0.0 if self._earliest is None else float((self._latest - self._earliest) * self.time_base)
-
-    def times(self) -> PacketTimes | None:
-        """The noted times, completed where the container has none; None if no frame is shown."""
-        pts = np.array(self._pts, dtype=np.int64)
-        shown = np.array(self._shown, dtype=bool)
-        if not shown.any():
-            return None
-
-        # 1. Without times the k-th frame out of the decoder is shown at the k-th time. Frames that are broken
-        # do not come out; then the file's own order is all there is.
-        if not self._timed:
-            rank = np.arange(len(pts))
-            if sorted(self.display_order) == rank.tolist():
-                rank[self.display_order] = np.arange(len(pts))
-            pts = np.sort(pts)[rank]
-
-        # 2. A container without durations: the last frame stays as long as the frames before it on average.
-        start = int(pts[shown].min())
-        last = int(np.where(shown, pts, pts.min()).argmax())
-        frames = int(shown.sum())
-        duration = self._durations[last]
-        if not duration:
-            duration = round((int(pts[last]) - start) / (frames - 1)) if frames > 1 else self._interval
-
-        # 3. Muxers want decoding times that rise and are never after the presentation times.
-        dts = np.array(self._dts, dtype=np.int64)
-        if self._dts_missing or (np.diff(dts) <= 0).any() or (dts > pts).any():
-            dts = np.sort(pts)
-            dts = dts - max(0, int((dts - pts).max()))
-        return PacketTimes(pts, dts, start, int(pts[last]) + duration, frames, self.time_base)
-
-
 def write_mp4(
     packets: Iterator[Any],
     stream: VideoStream,
@@ -398,8 +290,9 @@ def write_mp4(
 
         # 2. Both streams in step, so that neither waits in memory for the other.
         sent = 0
-        for packet, pts, dts in zip(packets, times.pts.tolist(), times.dts.tolist(), strict=True):
-            packet.pts, packet.dts = pts - times.start, dts - times.start
+        ticks = zip(times.pts.tolist(), times.dts.tolist(), times.durations.tolist(), strict=True)
+        for packet, (pts, dts, duration) in islice(zip(packets, ticks, strict=True), times.needed):
+            packet.pts, packet.dts, packet.duration = pts - times.start, dts - times.start, duration
             decoded_at = float(packet.dts * times.time_base)
             packet.stream = video
             target.mux(packet)

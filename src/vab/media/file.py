@@ -22,29 +22,28 @@ from PIL import Image
 from vab.config import SAMPLE_RATE, video_frames
 from vab.errors import first_line
 from vab.media import tags
+from vab.media.clock import (
+    MAX_GAP_SECONDS,
+    Clock,
+    PacketLog,
+    PacketTimes,
+    clock_of,
+    frame_interval,
+    may_restart,
+)
 from vab.media.container import (
     MediaError,
     OpenFile,
-    PacketLog,
-    PacketTimes,
     VideoStart,
     check_waveform,
     decode,
     demux,
     find_start,
-    frame_interval,
     open_media,
     write_mp4,
 )
 from vab.media.image import open_image, read_pixels, upright_size
-from vab.media.streams import (
-    MAX_GAP_SECONDS,
-    FrameCheck,
-    FrameConverter,
-    orientation,
-    place_audio,
-    square_pixels,
-)
+from vab.media.streams import FrameCheck, FrameConverter, orientation, place_audio, square_pixels
 from vab.utils.files import atomic
 
 _ROUNDING_SECONDS = 0.0005 + 1e-6  # seconds; many containers keep whole milliseconds
@@ -89,6 +88,7 @@ class MediaFile:
         self._nominal_seconds = 0.0
         self._nominal_size = (0, 0)
         self._made_with: dict[str, Any] | None = None
+        self._may_restart = False  # its clock, in the middle
         self._start: VideoStart | None = None
         self._times: PacketTimes | None = None
         self._log: PacketLog | None = None  # of the latest pass over the video
@@ -413,6 +413,7 @@ class MediaFile:
             self._made_with = tags.unpack(file.container.metadata)
             if file.audio is not None:
                 self._made_with = self._made_with or tags.unpack(file.audio.metadata)  # as Ogg has it
+            self._may_restart = may_restart(file.container)
             if file.video is not None:
                 self._nominal_size = file.video.codec_context.width, file.video.codec_context.height
             self._idle.append(file)  # for the first pass
@@ -427,14 +428,16 @@ class MediaFile:
             raise MediaError(f"{self.path}: its video stream has no frames")
         return self._start
 
-    def _video_packets(self, file: OpenFile) -> Iterator[Any]:
-        """All packets of the video. From the first one on the start of the clock is known."""
+    def _video_packets(self, file: OpenFile, clock: Clock | None = None) -> Iterator[Any]:
+        """All packets of the video, by a repaired clock. From the first one on its start is known."""
         packets = demux(file.container, file.video)
         if self._start is None:
             self._start, head = find_start(file.container, file.video, packets)
             if self._start is None:
                 raise MediaError(f"{self.path}: its video stream has no frames")
             packets = chain(head, packets)  # those that were read in search of it come first
+        if self._start.timed:
+            packets = (clock or clock_of(file.container, file.video)).repair(packets)
         yield from packets
 
     def _whole_video(self, file: OpenFile, wanted: Literal["all", "first", "none"] = "all") -> Iterator[Any]:
@@ -443,10 +446,11 @@ class MediaFile:
         ``wanted``: which frames to decode. Packets without times need them all to be put in order.
         """
         context = file.video.codec_context
+        clock = clock_of(file.container, file.video)
         log = None
         if self._times is None:
-            log = self._log = PacketLog(file.video)
-        for packet in chain(self._video_packets(file), [None]):  # None: what the decoder still holds
+            log = self._log = PacketLog(file.video, clock)
+        for packet in chain(self._video_packets(file, clock), [None]):  # None: what the decoder still holds
             assert self._start is not None
             timed = self._start.timed
 
@@ -498,12 +502,15 @@ class MediaFile:
         if start > 0 and self._video_start().timed:
             position = self._video_start().seconds + Fraction(start)
         first_dts: int | None = None
+        time = Fraction(0)
         for index, (frame, stream) in enumerate(self._decode("video", position)):
-            # By the frame's own time, else by its packet's, else by its number.
+            # By the frame's own time, else after the frame before it; without times by its packet's, else by
+            # its number.
             video_start = self._video_start()
             base = stream.time_base
-            if video_start.timed and frame.pts is not None:
-                time = frame.pts * base - video_start.seconds
+            if video_start.timed:
+                usual = time + frame_interval(stream)
+                time = usual if frame.pts is None else frame.pts * base - video_start.seconds
             elif frame.dts is not None:
                 first_dts = frame.dts if first_dts is None else first_dts
                 time = (frame.dts - first_dts) * base
@@ -519,7 +526,7 @@ class MediaFile:
         A seek may land too late (a bad index, frames that need earlier ones): then from further back, at last
         from the beginning.
         """
-        margins = (None,) if position is None else (*_SEEK_MARGINS, None)
+        margins = (None,) if position is None or not self._can_seek() else (*_SEEK_MARGINS, None)
         for margin in margins:
             # 1. Go there, if the demuxer can.
             with self._opened(seek=margin is not None, fresh=kind == "audio") as file:
@@ -531,8 +538,12 @@ class MediaFile:
                 if margin is None and kind == "video":
                     frames = self._whole_video(file)
                 else:
-                    packets = chain(demux(file.container, stream), [None])
-                    frames = (f for packet in packets for f in decode(stream.codec_context, packet))
+                    packets = demux(file.container, stream)
+                    if margin is None:
+                        packets = clock_of(file.container, stream, self._picture_leaps).repair(packets)
+                    frames = (
+                        f for packet in chain(packets, [None]) for f in decode(stream.codec_context, packet)
+                    )
 
                 # 3. Only the first frame can tell that the seek landed too late.
                 early_enough = margin is None
@@ -543,6 +554,18 @@ class MediaFile:
                     yield frame, stream
                 if early_enough:
                     return
+
+    def _can_seek(self) -> bool:
+        """False where a time is not to be found by the times in the file.
+
+        That takes a pass, which only files whose clock often starts again are worth.
+        """
+        known = self.has_video and (self._times is not None or self._may_restart)
+        return not (known and self.times.repaired)
+
+    def _picture_leaps(self) -> tuple[Fraction, ...]:
+        """Leaps of the picture's clock, for sound that leaps."""
+        return self.times.leaps if self.has_video else ()
 
     def _first_sample_time(self) -> Fraction:
         """Time of the first decoded sample on the container's clock; decodes one frame if need be."""
@@ -571,7 +594,10 @@ class MediaFile:
         untimed = Fraction(0)  # seconds of the packets from there on
         with self._opened(fresh=True) as file:
             stream: Any = file.audio
-            for packet in chain(demux(file.container, stream), [None]):
+            packets = clock_of(file.container, stream, self._picture_leaps).repair(
+                demux(file.container, stream)
+            )
+            for packet in chain(packets, [None]):
                 if self._first_sample is None:
                     frame = next(iter(decode(stream.codec_context, packet)), None)
                     if frame is not None:

@@ -12,8 +12,6 @@ from av.video.reformatter import VideoReformatter
 
 from vab.config import SAMPLE_RATE
 
-MAX_GAP_SECONDS = 3600.0  # a longer leap of an audio clock is a fault, not a pause
-_MAX_BACKWARD_JUMP_SECONDS = 1.0  # a longer leap back is a clock that starts again
 _TIMESTAMP_TOLERANCE_SECONDS = 0.05  # an audio timestamp may be off by so much before it is believed
 
 FrameCheck = Callable[[int, int], None]  # width, height of a frame as displayed; may raise
@@ -100,18 +98,12 @@ def place_audio(
     run_start = 0.0  # seconds, its first sample
     samples_in = 0
     offset = 0  # of the next sample out
-    clock_repair = 0.0  # seconds to add to the file's times
     for frame, stream in frames:
         # 1. When this frame should come by the samples so far, and when the file says that it does.
         expected = run_start + samples_in / shape[0]
         time = expected
         if frame.pts is not None:
-            time = float(frame.pts * stream.time_base) - zero + clock_repair
-        # A leap that can only be a fault of the clock moves all later times.
-        jumped_back = resampler is not None and time - expected < -_MAX_BACKWARD_JUMP_SECONDS
-        if time - expected > MAX_GAP_SECONDS or jumped_back:
-            clock_repair += expected - time
-            time = expected
+            time = float(frame.pts * stream.time_base) - zero
 
         # 2. A new run where the samples do not follow the last ones, or are of another kind.
         new_shape = (frame.sample_rate, frame.layout.name, frame.format.name)
