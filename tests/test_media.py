@@ -524,11 +524,8 @@ def all_frames(path: Path) -> list[np.ndarray]:
         ("a.mp4", "libx265", True),
         ("a.webm", "libvpx-vp9", True),
         ("a.mp4", "libsvtav1", True),
-        ("a.avi", "mjpeg", True),
         ("a.mp4", "mpeg4", True),
         ("a.avi", "mpeg4", True),
-        ("a.mpg", "mpeg1video", True),
-        ("a.mpg", "mpeg2video", True),
     ],
 )
 def test_mux_copies_the_picture(tmp_path: Path, name: str, codec: str, exact: bool) -> None:
@@ -580,11 +577,7 @@ def test_mux_length_to_the_sample(tmp_path: Path, frames: int, fps: int) -> None
         assert probe(tmp_path / "out.mp4").seconds == pytest.approx(frames / fps, abs=0.001)
 
 
-def test_mux_of_a_picture_that_mp4_cannot_hold(tmp_path: Path) -> None:
-    for name, codec in (("a.webm", "libvpx"), ("a.wmv", "wmv2")):
-        source = make(tmp_path / name, codec=codec, fps=25)
-        with pytest.raises(MediaError, match=rf"{name}.*cannot be copied into mp4"):
-            mux(source, np.zeros(100), RATE, tmp_path / "out.mp4")
+def test_mux_wants_a_picture(tmp_path: Path) -> None:
     tone_wav(tmp_path / "a.wav", 0.5)
     with pytest.raises(MediaError, match=r"a\.wav.*no video stream"):
         mux(tmp_path / "a.wav", np.zeros(100), RATE, tmp_path / "out.mp4")

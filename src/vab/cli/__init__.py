@@ -21,7 +21,11 @@ from vab.config import FORMER_NAMES
 from vab.errors import SettingError, for_people
 
 VERBS = {  # words: module, function, what it does
-    "generate": ("generate", "generate", "generate sound for videos and images (.wav, and .mp4 for a video)"),
+    "generate": (
+        "generate",
+        "generate",
+        "generate sound for videos and images (.wav, for a video a film)",
+    ),
     "embed": ("embed", "embed", "embed sounds, videos and images in one vector space"),
     "classify": ("embed", "classify", "classify sounds, videos and images: labels and probabilities"),
     "data folder": ("data", "folder", "write the manifest of a folder of media"),

@@ -40,6 +40,8 @@ def generate(
     bits: Literal[16, 24] = 16,
     format: Literal["wav", "flac"] = "wav",
     flat: bool = False,
+    container: Literal["auto", "mp4", "mov", "mkv", "webm"] = "auto",
+    length: Literal["video", "container"] = "video",
     skip_existing: bool = False,
     report: bool = False,
     device: Device = "auto",
@@ -49,9 +51,11 @@ def generate(
 ) -> int:
     """Generate sound for videos and images.
 
-    Results are FOLDER/<input stem>.wav (or .flac) and, for a video, .mp4 with its video stream copied
-    unchanged; further samples end in _2, _3, ... The sound is exactly as long as the video; an image gets
-    10 s. What lies in folders below an input folder, a pattern or a list keeps them below FOLDER. Equal names
+    Results are FOLDER/<input stem>.wav (or .flac) and, for a video, a film of that name: its picture copied
+    unchanged into the container that holds it and that players open (.mp4, .mov or .webm), or encoded once
+    more as H.264 where there is none (GIF, FFV1, MPEG-2 ...), with its other tracks, chapters and tags;
+    further samples end in _2, _3, ... The sound is exactly as long as the picture; a still image gets 10 s.
+    What lies in folders below an input folder, a pattern or a list keeps them below FOLDER. Equal names
     are told apart by the folders above (a/dog, b/dog), else by their endings (cat_jpg, cat_png).
     Where the picture is unlike all that the model learned, a line says so: its sound is a guess then.
 
@@ -80,6 +84,10 @@ def generate(
         bits: bits of a sample of the sound file.
         format: format of the sound file.
         flat: write all results into FOLDER itself.
+        container: the film's container; auto is the one that holds the picture as it is, else mp4. A picture
+            that the chosen one cannot hold is encoded.
+        length: how long the sound is: as the picture (video), or until the last of picture and sound ends
+            (container); then the last frame stands still.
         skip_existing: skip inputs whose results all exist, made by the same model with the same seed and
             settings; others are made anew, with a line that says why.
         report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
@@ -109,6 +117,8 @@ def generate(
         bits=bits,
         format=format,
         flat=flat,
+        container=container,
+        length=length,
         skip_existing=skip_existing,
         device=device,
         codec_path=codec_path,

@@ -51,6 +51,8 @@ class Settings:
     bits: int = 16  # of a sample of the sound file
     format: str = "wav"  # of the sound file: the ending of its name
     flat: bool = False  # all results in one folder, whatever the tree of the inputs
+    container: str = "auto"  # of the film: mp4, mov, mkv, webm, or the one that holds the picture as it is
+    length: Literal["video", "container"] = "video"  # how long a sound is, as in ``MediaFile``
     skip_existing: bool = False
     device: str = "auto"
     codec_path: str | None = None
@@ -88,8 +90,9 @@ def generate_files(
     """Generate sound for all files that ``names`` expand to (``inputs.expand``); yields a result per file.
 
     Sample n of ``dog.mp4`` is ``out/dog.wav`` and ``out/dog.mp4``, later ones ``dog_2``, ``dog_3`` ...; what
-    was found in a folder keeps its place in it (``naming.result_stems``). An image gives no mp4. An input
-    whose result would take the place of an input fails. The model is loaded when the first file needs it.
+    was found in a folder keeps its place in it (``naming.result_stems``). The film may end in .mov, .webm or
+    .mkv (``MediaFile.film_suffix``); an image gives none. A file that fails leaves nothing behind; one whose
+    result would take the place of an input fails. The model is loaded when the first file needs it.
     ``log`` gets the lines on what is left out on purpose.
     Raises ``SettingError`` or ``NoInputs`` for a call that makes no sense, ``OSError`` if ``out`` cannot be
     made, and as ``VABPipeline.from_pretrained``; what is wrong with one file is that file's result.
@@ -113,10 +116,10 @@ def generate_files(
         path = found.path
         numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
         sounds = [out / f"{stem}{number}.{settings.format}" for number in numbers]
-        with MediaFile(path) as file:
+        with MediaFile(path, length=settings.length) as file:
             # 2. Files that cannot be done, by their header or their name, and files that are done already.
             try:
-                results = [*sounds, *_films(file, sounds)]
+                results = [*sounds, *_films(file, sounds, settings)]
                 if obstacle := sources.obstacle(results, out):
                     raise MediaError(f"{path}: {obstacle}")
             except Exception as error:  # one bad file out of many must not end the others
@@ -145,6 +148,8 @@ def generate_files(
 
 def check(settings: Settings) -> None:
     """``SettingError`` for values out of range, before anything is loaded."""
+    from vab.media.formats import suffix_for
+
     check_config(settings)
     values = asdict(settings)
     lowest = {"samples": 1, "rerank": 1, "steps": 1, "seed": 0, "guidance": 0, "temperature": 0}
@@ -156,6 +161,9 @@ def check(settings: Settings) -> None:
             raise SettingError(f"{name} must be a finite number, not {values[name]}")
     if settings.samples > MAX_SAMPLES:
         raise SettingError(f"samples must be {MAX_SAMPLES} or fewer, not {settings.samples}")
+    suffix_for("", settings.container)
+    if settings.length not in ("video", "container"):
+        raise SettingError(f"length must be video or container, not {settings.length}")
     for start, stop in settings.keep:
         if not 0 <= start < stop:
             raise SettingError(f"a span to keep goes from a time to a later one, not from {start} to {stop}")
@@ -197,9 +205,12 @@ def _wanted(settings: Settings, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _films(file: MediaFile, sounds: Sequence[Path]) -> list[Path]:
+def _films(file: MediaFile, sounds: Sequence[Path], settings: Settings) -> list[Path]:
     """The films beside the sounds of a file; none for an image."""
-    return [] if file.is_image else [sound.with_suffix(".mp4") for sound in sounds]
+    if file.is_image:
+        return []
+    suffix = file.film_suffix(settings.container)
+    return [sound.with_suffix(suffix) for sound in sounds]
 
 
 def _difference(
@@ -216,7 +227,8 @@ def _difference(
 
 def _written(path: Path, settings: Settings) -> dict[str, Any]:
     """What the files of one input depend on beside what its sounds do."""
-    return {
+    length = {} if settings.length == "video" else {"length": settings.length}
+    return length | {
         "bits": settings.bits,
         "keep_original": settings.keep_original,
         "source_bytes": path.stat().st_size,  # another film under the same name is rarely as long
@@ -262,7 +274,6 @@ def _generate_file(
     try:
         if settings.keep_original and (file.is_image or not file.has_audio):
             notes["there is no sound of its own to keep as a second track"] = None
-        second = {"keep_original": True} if settings.keep_original and file.has_audio else {}
         made = pipe.generate_many(
             file,
             settings.samples,
@@ -273,13 +284,15 @@ def _generate_file(
             progress=report,
         )
         for sound, audio in zip(sounds, made, strict=True):
-            # The sound file comes first: it must not be lost to a video that mp4 cannot hold.
             begin = time.perf_counter()
             audio = replace(audio, made_with=audio.made_with | _written(path, settings))
             audio.save(sound, settings.bits)
             outputs.append(str(sound))
-            for film in _films(file, [sound]):
-                file.mux(audio.waveform, audio.rate, film, tags=audio.tags, **second)
+            for film in _films(file, [sound], settings):
+                told = file.mux(
+                    audio.waveform, audio.rate, film, tags=audio.tags, keep_original=settings.keep_original
+                )
+                notes |= dict.fromkeys(told)
                 outputs.append(str(film))
             timings["mux"] += time.perf_counter() - begin
             length = audio.waveform.shape[-1] / audio.rate
@@ -290,7 +303,9 @@ def _generate_file(
             for stage, seconds in audio.timings.items():
                 timings[stage] = timings.get(stage, 0.0) + seconds
     except Exception as error:  # one bad file out of many must not end the others
-        return Result(str(path), "failed", tuple(outputs), error=failure(path, error))
+        for name in outputs:  # half of the results would pass for all of them
+            Path(name).unlink(missing_ok=True)
+        return Result(str(path), "failed", error=failure(path, error))
     return Result(
         str(path),
         "done",

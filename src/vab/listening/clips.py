@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.error import FFmpegError
 
 from vab.config import SAMPLE_RATE
-from vab.errors import first_line
-from vab.media.container import MediaError, audio_stream, open_media, video_stream
+from vab.media.container import MediaError, audio_stream, video_stream
 from vab.media.file import MediaFile
-from vab.utils.files import atomic
+from vab.media.mux import copy
 
 VIDEO_CODECS = {  # profiles that all browsers play, and MP4 holds: not AV1 (Apple), 10 bits, 4:2:2 or 4:4:4
     "h264": ("Constrained Baseline", "Baseline", "Main", "High"),
@@ -60,23 +57,13 @@ def check_video(path: Path) -> None:
 
 
 def copy_video(path: Path, out: Path) -> None:
-    """Copy video and audio of ``path`` into a new MP4, packet by packet: not encoded anew, without tags."""
-    with atomic(out) as temporary, open_media(path) as source:
-        streams: list[Any] = [video_stream(source), audio_stream(source)]
-        try:
-            with av.open(
-                f"file:{temporary}", "w", format="mp4", container_options={"movflags": "+faststart"}
-            ) as target:
-                copies = {s.index: target.add_stream_from_template(s, opaque=True) for s in streams}
-                # tags may name the system
-                for copy in copies.values():
-                    copy.metadata.clear()
-                for packet in source.demux(*streams):
-                    if packet.size and packet.dts is not None:
-                        packet.stream = copies[packet.stream.index]
-                        target.mux(packet)
-        except (FFmpegError, ValueError) as error:
-            raise MediaError(f"{path}: cannot be copied into mp4 ({first_line(error)})") from error
+    """Copy video and audio of ``path`` into a new MP4 without tags, which may name the system.
+
+    They are copied packet by packet, as ``MediaFile.mux`` does it: what the clip hides stays out. Only cuts
+    that a copy cannot express are encoded.
+    """
+    with MediaFile(path) as file:
+        copy(file, out)
 
 
 def copy_with_beeps(path: Path, out: Path) -> None:
@@ -84,4 +71,4 @@ def copy_with_beeps(path: Path, out: Path) -> None:
     with MediaFile(path) as file:
         time = np.arange(round(file.times.seconds * SAMPLE_RATE)) / SAMPLE_RATE
         beeps = BEEP_AMPLITUDE * np.sin(2 * np.pi * BEEP_HZ * time) * (time % 0.5 < 0.2)
-        file.mux(beeps.astype(np.float32), SAMPLE_RATE, out)
+        copy(file, out, (beeps.astype(np.float32), SAMPLE_RATE))

@@ -1,4 +1,4 @@
-"""Containers and packets: open files, pick streams, read packet times, write MP4 packet by packet.
+"""Containers and packets: open files, pick streams, read and decode packets.
 
 No pixels or samples are made here; :mod:`vab.media.file` does that on top of this module. A file's clock
 starts at the first frame of its video stream that is shown.
@@ -9,25 +9,24 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
 from av.audio.stream import AudioStream
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.error import ArgumentError, FFmpegError
 from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from vab.errors import VABError, first_line
-from vab.media.clock import PacketTimes, time_base
-from vab.media.filters import layout
+from vab.media.clock import MAX_GAP_SECONDS, Clock, frame_interval, time_base
 
 _COVER_ART = Disposition.attached_pic | Disposition.timed_thumbnails
 # What FFmpeg must not open: lists of other files, text that it would draw, devices, and still images, which
@@ -49,11 +48,25 @@ _MAX_REPEATED = 20_000  # if that is more frames than these
 _MAX_HEAD = 1000  # packets read in search of a stream's first shown frame; many more than any reordering
 _BEFORE_ALL = -(1 << 40)  # ticks: before the first packet of any file
 _MAX_DECODER_THREADS = 4
-_AUDIO_BLOCK = 1024  # samples of one AAC frame
+_MAX_COVER_HEAD = 1000  # packets read in search of a picture's second frame, before another pass looks for it
+_COVER_SECONDS = 0.5  # by which the sound beside a cover is longer, at least
 
 
 class MediaError(VABError):
     """A file that cannot be used. The message is one line with the file and the reason, shown as is."""
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """Facts about a media file. Sizes are as displayed: pixels made square, rotation applied."""
+
+    path: Path
+    kind: Literal["video", "audio", "image"]
+    seconds: float  # of the video if there is one, else of the audio; 0 for an image
+    has_audio: bool
+    width: int  # 0 for audio
+    height: int
+    fps: float  # mean frame rate of a video, else 0
 
 
 def check_file(path: Path) -> None:
@@ -147,6 +160,7 @@ class OpenFile:
         self.video: Any = video_stream(container)
         self.audio: Any = audio_stream(container)
         self.used = False
+        self.head: list[Any] = []  # packets that were read before the first pass, which gets them
         # The video of MP4 and MOV is read by an index that a seek just starts anew. Other demuxers keep more
         # state, and so do audio decoders and MP4's own count of samples to skip: what they give after a seek
         # may differ from what a file just opened gives.
@@ -170,6 +184,15 @@ class OpenFile:
             return float(stream.duration * stream.time_base)
         return (self.container.duration or 0) / av.time_base
 
+    @property
+    def nominal_sound_end(self) -> float | None:
+        """When the sound ends on the container's clock, by the header; None if it does not say."""
+        if self.audio is not None and self.audio.duration:
+            return float(((self.audio.start_time or 0) + self.audio.duration) * time_base(self.audio))
+        if self.container.duration:
+            return ((self.container.start_time or 0) + self.container.duration) / av.time_base
+        return None
+
     def number_frames(self) -> None:
         """Make the decoder, before its first packet, pass the packets' numbers on with the frames.
 
@@ -185,6 +208,7 @@ class OpenFile:
         # ``demux`` told the container to skip the other streams.
         for stream, discard in zip(self.container.streams, self._discards, strict=True):
             stream.discard = discard
+        self.head = []
         if not rewind:
             return True
         with suppress(FFmpegError):
@@ -194,26 +218,69 @@ class OpenFile:
 
     def seek(self, stream: Any, seconds: Fraction) -> bool:
         """Go to the last key frame at or before ``seconds``; False if the demuxer cannot."""
+        self.head = []
         with suppress(FFmpegError):
             self.container.seek(int(seconds / stream.time_base), stream=stream)
             return True
         return False
 
+    def demux(self, stream: Any) -> Iterator[Any]:
+        """The packets of one stream that carry data; a truncated file just ends."""
+        # The demuxer need not read the other streams at all.
+        for other in self.container.streams:
+            if other.index != stream.index:
+                other.discard = Discard.all
+        head, self.head = self.head, []
+        packets = chain((p for p in head if p.stream.index == stream.index), _read(self.container, stream))
+        return (packet for packet in packets if packet.size)  # an empty one only tells decoders to flush
 
-def demux(container: InputContainer, stream: Any) -> Iterator[Any]:
-    """The packets of one stream that carry data; a truncated file just ends."""
-    # The demuxer need not read the other streams at all.
-    for other in container.streams:
-        if other.index != stream.index:
-            other.discard = Discard.all
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, FFmpegError):
+    def drop_cover(self) -> None:
+        """Let a picture of one frame beside longer sound be no video: it is the cover of a song.
+
+        Few containers count their frames. Of others the first packets tell; the first pass gets them too.
+        """
+        if self.video is None or self.audio is None or self.video.frames > 1:
             return
-        if packet.size:  # an empty packet only tells decoders to flush
-            yield packet
+        if self.video.frames == 1:
+            lengths = [float((s.duration or 0) * time_base(s)) for s in (self.video, self.audio)]
+        else:
+            for packet in _read(self.container):
+                self.head.append(packet)
+                if len(self._of(self.video)) > 1 or len(self.head) == _MAX_COVER_HEAD:
+                    break
+            pictures = self._of(self.video)
+            if len(pictures) != 1:
+                return
+            sound = self._of(self.audio) or pictures
+            lengths = [
+                float(pictures[0].duration * pictures[0].time_base) or float(frame_interval(self.video)),
+                float(((sound[-1].pts or 0) - (sound[0].pts or 0)) * sound[0].time_base),
+            ]
+            if len(self.head) == _MAX_COVER_HEAD and self._has_second_frame():
+                return
+        if lengths[1] > lengths[0] + _COVER_SECONDS:
+            self.video = None
+
+    @property
+    def sound_found(self) -> bool:
+        """True if the header, as MP4's, or the packets read so far show that the audio is not empty."""
+        return self.audio is not None and (self.audio.frames > 0 or bool(self._of(self.audio)))
+
+    def _of(self, stream: Any) -> list[Any]:
+        return [packet for packet in self.head if packet.size and packet.stream.index == stream.index]
+
+    def _has_second_frame(self) -> bool:
+        """True if the whole file has more than one frame, which takes a pass of its own."""
+        with open_media(Path(self.container.name.removeprefix("file:"))) as container:
+            other = OpenFile(container)
+            return sum(1 for _ in islice(other.demux(other.video), 2)) > 1
+
+
+def _read(container: InputContainer, *streams: Any) -> Iterator[Any]:
+    """Packets as long as they can be read."""
+    packets = container.demux(*streams)
+    with suppress(FFmpegError):
+        yield from packets
 
 
 def decode(context: Any, packet: Any | None) -> list[Any]:
@@ -264,57 +331,27 @@ def find_start(
     return VideoStart(earliest * time_base(stream), timed=True), head
 
 
-def write_mp4(
-    packets: Iterator[Any],
-    stream: VideoStream,
-    times: PacketTimes,
-    samples: np.ndarray,
-    rate: int,
-    out_path: Path,
-    tags: Mapping[str, str],
-) -> None:
-    """Write an MP4: the packets of a video stream as they are, and ``samples`` [C,S] in [-1, 1] as AAC.
+def sound_span(file: OpenFile, clock: Clock, start: Fraction | None) -> tuple[Fraction | None, Fraction]:
+    """When the audio of a file starts and ends on its clock: one pass, which decodes the first frame only.
 
-    The video starts at time 0. ``FFmpegError`` or ``ValueError`` if MP4 cannot hold it.
+    ``start``, if it is known, saves that. None if not one frame can be decoded.
     """
-    options = {"movflags": "+faststart", "movie_timescale": str(rate)}  # the sound's length to the sample
-    with av.open(f"file:{out_path}", "w", format="mp4", container_options=options) as target:
-        # 1. A video stream that takes packets as they are, and an AAC encoder.
-        video: Any = target.add_stream_from_template(stream, opaque=True)
-        if stream.codec_context.codec.canonical_name == "hevc" and stream.codec_context.extradata:
-            video.codec_context.codec_tag = "hvc1"  # the name Apple's players know it by
-        target.metadata.update(tags)
-        audio: Any = target.add_stream("aac", rate=rate, layout=layout(len(samples)), format="fltp")
-        audio.bit_rate = 6 * rate * len(samples)  # the most that AAC can use
-        audio.time_base = Fraction(1, rate)
-
-        # 2. Both streams in step, so that neither waits in memory for the other.
-        sent = 0
-        ticks = zip(times.pts.tolist(), times.dts.tolist(), times.durations.tolist(), strict=True)
-        for packet, (pts, dts, duration) in islice(zip(packets, ticks, strict=True), times.needed):
-            packet.pts, packet.dts, packet.duration = pts - times.start, dts - times.start, duration
-            decoded_at = float(packet.dts * times.time_base)
-            packet.stream = video
-            target.mux(packet)
-            sent = _encode_audio(samples, sent, round(decoded_at * rate), audio, target, rate)
-
-        # 3. The rest of the audio, then what the encoder still holds.
-        _encode_audio(samples, sent, samples.shape[1], audio, target, rate)
-        target.mux(audio.encode())
-
-
-def _encode_audio(
-    samples: np.ndarray, sent: int, until: int, audio: Any, target: OutputContainer, rate: int
-) -> int:
-    """Encode ``samples`` [C,S] from ``sent`` until ``until`` is passed; returns where it stopped."""
-    while sent < min(until, samples.shape[1]):
-        block = samples[:, sent : sent + _AUDIO_BLOCK]
-        interleaved = block.T.astype(np.float32).reshape(1, -1)
-        frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=layout(len(block)))
-        frame.sample_rate, frame.pts, frame.time_base = rate, sent, Fraction(1, rate)
-        target.mux(audio.encode(frame))
-        sent += block.shape[1]
-    return sent
+    timed_end: Fraction | None = None  # of the latest packet that carries a time
+    untimed = Fraction(0)  # seconds of the packets from there on
+    stream = file.audio
+    for packet in chain(clock.repair(file.demux(stream)), [None]):
+        if start is None:
+            frame = next(iter(decode(stream.codec_context, packet)), None)
+            start = None if frame is None else (frame.pts or 0) * stream.time_base
+        if packet is None:
+            break
+        if packet.pts is not None:
+            timed_end, untimed = packet.pts * packet.time_base, Fraction(0)
+        duration = (packet.duration or 0) * packet.time_base
+        if duration < MAX_GAP_SECONDS:  # the last packet of some Ogg files claims 2^32 samples
+            untimed += duration
+    # The last known time, and what follows it.
+    return start, (timed_end if timed_end is not None else start or Fraction(0)) + untimed
 
 
 def check_waveform(waveform: np.ndarray, path: Path) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -16,14 +15,11 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
 from PIL import Image
 
 from vab.config import SAMPLE_RATE, video_frames
-from vab.errors import first_line
 from vab.media import tags
 from vab.media.clock import (
-    MAX_GAP_SECONDS,
     Clock,
     PacketLog,
     PacketTimes,
@@ -33,34 +29,29 @@ from vab.media.clock import (
 )
 from vab.media.container import (
     MediaError,
+    MediaInfo,
     OpenFile,
     VideoStart,
-    check_waveform,
     decode,
-    demux,
     find_start,
     open_media,
-    write_mp4,
+    sound_span,
 )
+from vab.media.formats import suffix_for
 from vab.media.image import open_image, read_pixels, upright_size
-from vab.media.streams import FrameCheck, FrameConverter, orientation, place_audio, square_pixels
-from vab.utils.files import atomic
+from vab.media.mux import mux
+from vab.media.streams import (
+    FrameCheck,
+    FrameConverter,
+    contiguous,
+    on_screen,
+    orientation,
+    place_audio,
+    square_pixels,
+)
 
 _ROUNDING_SECONDS = 0.0005 + 1e-6  # seconds; many containers keep whole milliseconds
 _SEEK_MARGINS = (Fraction(1, 2), Fraction(10))  # seconds before the wanted time; a seek may land too late
-
-
-@dataclass(frozen=True)
-class MediaInfo:
-    """Facts about a media file. Sizes are as displayed: pixels made square, rotation applied."""
-
-    path: Path
-    kind: Literal["video", "audio", "image"]
-    seconds: float  # of the video if there is one, else of the audio; 0 for an image
-    has_audio: bool
-    width: int  # 0 for audio
-    height: int
-    fps: float  # mean frame rate of a video, else 0
 
 
 class MediaFile:
@@ -73,12 +64,21 @@ class MediaFile:
 
     ``check`` is called with the width and height of each video frame before its pixels are made, whatever
     the header said, and may raise.
+    ``length``: a video lasts as long as its picture ("video"), or until the last of picture and sound ends
+    ("container"); then the last frame stands still.
     Every method raises ``MediaError`` for a file that is missing, a folder, empty, or not media.
     """
 
-    def __init__(self, path: str | Path, check: FrameCheck | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        check: FrameCheck | None = None,
+        *,
+        length: Literal["video", "container"] = "video",
+    ) -> None:
         self.path = Path(path)
         self._check = check
+        self.length = length
         self._idle: list[OpenFile] = []  # one at most: open, and in no pass now
         self._image: Image.Image | None = None  # open, its pixels not read yet
         # Facts, as far as they are known.
@@ -88,6 +88,8 @@ class MediaFile:
         self._nominal_seconds = 0.0
         self._nominal_size = (0, 0)
         self._made_with: dict[str, Any] | None = None
+        self.nominal_sound_end: float | None = None  # seconds on the container's clock
+        self.codec = ""  # of the video
         self._may_restart = False  # its clock, in the middle
         self._start: VideoStart | None = None
         self._times: PacketTimes | None = None
@@ -133,38 +135,34 @@ class MediaFile:
 
     @property
     def has_video(self) -> bool:
-        """True if there is a video stream other than cover art."""
+        """True if there is a video stream other than cover art or one frame beside longer sound."""
         return self._header()[0]
 
     @property
     def has_audio(self) -> bool:
         """True if there is an audio stream; one without a packet beside a video is none."""
         if self._header() == (True, True) and not self._audio_found:
-            with self._opened(fresh=True) as file:
-                self._audio_found = any(True for _ in demux(file.container, file.audio))
+            with self.opened(fresh=True) as file:
+                self._audio_found = any(True for _ in file.demux(file.audio))
             self._streams = True, self._audio_found
         return self._header()[1]
 
     @property
     def audio_format(self) -> tuple[int, str]:
         """Sample rate, and layout as FFmpeg calls it, of the audio stream, which there must be."""
-        with self._opened() as file:
+        with self.opened() as file:
             context = file.audio.codec_context
             return context.sample_rate, context.layout.name
 
     @property
     def made_with(self) -> dict[str, Any] | None:
         """What the file says that VAB made it with (:mod:`vab.media.tags`); None for any other file."""
-        if self.is_image:
-            return None
         self._header()
         return self._made_with
 
     @property
     def nominal_seconds(self) -> float:
         """Duration by the header, 0 if it does not say; often wrong, so good for estimates only."""
-        if self.is_image:
-            return 0.0
         self._header()
         return self._nominal_seconds
 
@@ -187,7 +185,11 @@ class MediaFile:
         """Duration by the packets of the video if there is one, else of the audio; 0 for an image."""
         if self.kind == "image":
             return 0.0
-        return self.times.seconds if self.has_video else self._scan_audio()
+        if not self.has_video:
+            return self._scan_audio()
+        if self.length == "container" and self.has_audio:
+            return max(self.times.seconds, self.sound_end())
+        return self.times.seconds
 
     @property
     def seconds_read(self) -> float:
@@ -207,7 +209,7 @@ class MediaFile:
             self._scan_video("first")
         if self._size is None:
             raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
-        return MediaInfo(self.path, "video", self.times.seconds, self.has_audio, *self._size, self.times.fps)
+        return MediaInfo(self.path, "video", self.seconds, self.has_audio, *self._size, self.times.fps)
 
     # ---- frames, waveform, copies
 
@@ -233,35 +235,19 @@ class MediaFile:
 
         # A pass over the whole video finds out on the way how long it is; any other must know before.
         if seconds is None and (start > 0 or self._times is not None):
-            seconds = max(0.0, self.times.seconds - start)
+            seconds = max(0.0, self.seconds - start)
         count = None if seconds is None else video_frames(seconds, fps)
 
-        # A frame is on screen until the next one is: hold the newest, and give it out for every wanted time
-        # before that of the one that follows. Its pixels are made only if it is wanted at all.
+        # Once the pass is over, all that remains shows the last frame.
         convert = FrameConverter(size, self._check)
-        done = 0
-        newest: tuple[Any, Any] | None = None
-        pixels_of_newest: np.ndarray | None = None
-        for time, frame, stream in self._timed_frames(start):
-            while newest is not None and time > start + done / fps:
-                if pixels_of_newest is None:
-                    pixels_of_newest = convert(*newest)
-                yield pixels_of_newest
-                done += 1
-                if done == count:
-                    return
-            newest = (frame, stream)
-            pixels_of_newest = None
-        if newest is None:
-            raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
-
-        # The last frame stays for the rest.
-        if count is None:
-            count = video_frames(self.times.seconds, fps)
-        if pixels_of_newest is None:
-            pixels_of_newest = convert(*newest)
-        for _ in range(done, count):
-            yield pixels_of_newest
+        for done, pixels in enumerate(on_screen(self._timed_frames(start), start, fps, convert)):
+            if count is None and self._times is not None:
+                count = video_frames(self.seconds, fps)
+            if count is None or done < count:
+                yield pixels
+            if count is not None and done + 1 >= count:
+                return
+        raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
 
     def audio(
         self,
@@ -310,7 +296,7 @@ class MediaFile:
         """
         if not self.has_audio:
             raise MediaError(f"{self.path}: has no audio stream")
-        origin = self._video_start().seconds if self.has_video else None
+        origin = self.video_start().seconds if self.has_video else None
 
         # Seek only if the wanted part begins after the first sample.
         position = None
@@ -327,57 +313,65 @@ class MediaFile:
             origin = self._first_sample_time()
         zero = float(origin) + start
 
-        # Blocks say where they belong: fill gaps before them with silence, cut what overlaps.
-        written = 0  # samples since ``start``
-        for offset, block in place_audio(frames, zero, rate, layout):
-            while written < offset:
-                silence = np.zeros((len(block), min(rate, offset - written)), dtype=np.float32)
-                written += silence.shape[1]
-                yield silence
-            rest = block[:, written - offset :]
-            written += rest.shape[1]
-            if rest.shape[1]:
-                yield rest
+        yield from contiguous(place_audio(frames, zero, rate, layout), rate)
+
+    def film_suffix(self, container: str | None = None) -> str:
+        """The ending of the film that :meth:`mux` makes: of the container that holds the picture as it is.
+
+        Pictures that no player opens are encoded, in ".mp4". ``container`` (mp4, mov, mkv or webm) chooses
+        it instead; ``SettingError`` for another one.
+        """
+        self._header()
+        return suffix_for(self.codec, container)
 
     def mux(
-        self, waveform: np.ndarray, rate: int, out_path: str | Path, *, tags: Mapping[str, str] | None = None
-    ) -> None:
-        """Write an MP4: the video, copied packet by packet, and ``waveform`` [S] or [C,S] as AAC.
+        self,
+        waveform: np.ndarray,
+        rate: int,
+        out_path: str | Path,
+        *,
+        tags: Mapping[str, str] | None = None,
+        keep_original: bool = False,
+    ) -> list[str]:
+        """Write a film: the video, and ``waveform`` [S] or [C,S] as its first sound track, as long as it.
 
-        The video starts at time 0 and keeps its spacing and rotation; nothing is encoded again. The audio is
-        cut, or filled with silence, to last as long as the video. The file gets its name when complete.
-        ``MediaError``: no video, a codec that MP4 cannot hold, a waveform that is empty or not finite.
+        The ending of ``out_path`` chooses the container (``media.formats``). The picture is copied where that
+        can hold it for players, else encoded, upright, with its own times. Other streams, chapters and tags
+        stay where they can, the track that the new sound replaces only with ``keep_original``. ``tags`` are
+        added, a "comment" below the file's own. Returns notes for the user: what was encoded or left out.
+        ``MediaError``: no video, not one frame can be decoded, a waveform that is empty or not finite;
+        ``SettingError``: another ending.
         """
-        out_path = Path(out_path)
-        waveform = np.atleast_2d(check_waveform(waveform, out_path))
-        if not self.has_video:
-            raise MediaError(f"{self.path}: has no video stream")
+        return mux(self, waveform, rate, Path(out_path), tags or {}, keep_original)
 
-        # Cut the waveform or fill it with silence to the length of the video.
-        times = self.times
-        length = max(1, round(times.seconds * rate))
-        samples = np.zeros((len(waveform), length), dtype=np.float32)
-        samples[:, : waveform.shape[1]] = np.clip(waveform[:, :length], -1, 1)
-        with atomic(out_path) as temporary, self._opened() as file:
-            try:
-                packets = demux(file.container, file.video)
-                write_mp4(packets, file.video, times, samples, rate, temporary, tags or {})
-            except (FFmpegError, ValueError) as error:
-                codec = file.video.codec_context.codec.canonical_name
-                raise MediaError(
-                    f"{self.path}: its {codec} picture cannot be copied into mp4 ({first_line(error)})"
-                ) from error
+    def pictures(self) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, pixels uint8 [H,W,3]) of each frame, upright, with square pixels."""
+        convert = FrameConverter(None, self._check)
+        for time, frame, stream in self._timed_frames(0.0):
+            yield max(0.0, time + _ROUNDING_SECONDS), convert(frame, stream)
+
+    def sound_end(self) -> float:
+        """Seconds from the start of the picture at which the sound ends; 0 if there is none."""
+        try:
+            length = self._scan_audio()
+        except MediaError:  # a track without sound
+            return 0.0
+        return float(self._first_sample_time() - self.video_start().seconds) + length
 
     @contextmanager
     def container(self) -> Iterator[InputContainer]:
         """The open container at its beginning, for one pass of the caller's own."""
-        with self._opened(fresh=True) as file:
-            yield file.container
+        with self.opened(fresh=True) as file:
+            if file.head:  # packets that the caller would miss
+                with open_media(self.path) as container:
+                    yield container
+            else:
+                yield file.container
 
     # ---- opening, and passes over the file
 
     @contextmanager
-    def _opened(self, seek: bool = False, fresh: bool = False) -> Iterator[OpenFile]:
+    def opened(self, seek: bool = False, fresh: bool = False) -> Iterator[OpenFile]:
         """Lend the open file for one pass, at its beginning unless the pass is going to ``seek``.
 
         ``fresh``: no pass may have used it. Passes may overlap: while one has the open file, another opens
@@ -407,8 +401,9 @@ class MediaFile:
             self._streams = False, False
         if self._streams is None:
             file = OpenFile(open_media(self.path))
+            file.drop_cover()
             self._streams = file.video is not None, file.audio is not None
-            self._audio_found = file.audio is not None and file.audio.frames > 0  # MP4's header says it
+            self._audio_found = file.sound_found
             self._nominal_seconds = file.nominal_seconds
             self._made_with = tags.unpack(file.container.metadata)
             if file.audio is not None:
@@ -416,21 +411,23 @@ class MediaFile:
             self._may_restart = may_restart(file.container)
             if file.video is not None:
                 self._nominal_size = file.video.codec_context.width, file.video.codec_context.height
+                self.codec = file.video.codec_context.codec.canonical_name
+                self.nominal_sound_end = file.nominal_sound_end
             self._idle.append(file)  # for the first pass
         return self._streams
 
-    def _video_start(self) -> VideoStart:
+    def video_start(self) -> VideoStart:
         """Start of the video's clock; reads a few packets if no pass has done so yet."""
         if self._start is None:
-            with self._opened() as file:
-                next(self._video_packets(file), None)
+            with self.opened() as file:
+                next(self.video_packets(file), None)
         if self._start is None:
             raise MediaError(f"{self.path}: its video stream has no frames")
         return self._start
 
-    def _video_packets(self, file: OpenFile, clock: Clock | None = None) -> Iterator[Any]:
+    def video_packets(self, file: OpenFile, clock: Clock | None = None) -> Iterator[Any]:
         """All packets of the video, by a repaired clock. From the first one on its start is known."""
-        packets = demux(file.container, file.video)
+        packets = file.demux(file.video)
         if self._start is None:
             self._start, head = find_start(file.container, file.video, packets)
             if self._start is None:
@@ -450,7 +447,7 @@ class MediaFile:
         log = None
         if self._times is None:
             log = self._log = PacketLog(file.video, clock)
-        for packet in chain(self._video_packets(file, clock), [None]):  # None: what the decoder still holds
+        for packet in chain(self.video_packets(file, clock), [None]):  # None: what the decoder still holds
             assert self._start is not None
             timed = self._start.timed
 
@@ -480,7 +477,7 @@ class MediaFile:
         """One pass for the packet times and, if the first frame is ``wanted``, for its size."""
         if not self.has_video:
             raise MediaError(f"{self.path}: has no video stream")
-        with self._opened() as file:
+        with self.opened() as file:
             for _ in self._whole_video(file, wanted):
                 if self._times is not None:  # known before: the frame was all that was missing
                     break
@@ -499,14 +496,14 @@ class MediaFile:
         Times are lowered by half a millisecond: many containers keep whole ones.
         """
         position = None
-        if start > 0 and self._video_start().timed:
-            position = self._video_start().seconds + Fraction(start)
+        if start > 0 and self.video_start().timed:
+            position = self.video_start().seconds + Fraction(start)
         first_dts: int | None = None
         time = Fraction(0)
         for index, (frame, stream) in enumerate(self._decode("video", position)):
             # By the frame's own time, else after the frame before it; without times by its packet's, else by
             # its number.
-            video_start = self._video_start()
+            video_start = self.video_start()
             base = stream.time_base
             if video_start.timed:
                 usual = time + frame_interval(stream)
@@ -526,10 +523,13 @@ class MediaFile:
         A seek may land too late (a bad index, frames that need earlier ones): then from further back, at last
         from the beginning.
         """
-        margins = (None,) if position is None or not self._can_seek() else (*_SEEK_MARGINS, None)
+        # A file whose own times are wrong is read through; only of MPEG streams that is found out for this.
+        known = self.has_video and (self._times is not None or self._may_restart)
+        seek = position is not None and not (known and self.times.repaired)
+        margins = (*_SEEK_MARGINS, None) if seek else (None,)
         for margin in margins:
             # 1. Go there, if the demuxer can.
-            with self._opened(seek=margin is not None, fresh=kind == "audio") as file:
+            with self.opened(seek=margin is not None, fresh=kind == "audio") as file:
                 stream = file.video if kind == "video" else file.audio
                 if margin is not None and position is not None and not file.seek(stream, position - margin):
                     continue
@@ -538,9 +538,9 @@ class MediaFile:
                 if margin is None and kind == "video":
                     frames = self._whole_video(file)
                 else:
-                    packets = demux(file.container, stream)
+                    packets = file.demux(stream)
                     if margin is None:
-                        packets = clock_of(file.container, stream, self._picture_leaps).repair(packets)
+                        packets = clock_of(file.container, stream, self._leaps).repair(packets)
                     frames = (
                         f for packet in chain(packets, [None]) for f in decode(stream.codec_context, packet)
                     )
@@ -555,16 +555,7 @@ class MediaFile:
                 if early_enough:
                     return
 
-    def _can_seek(self) -> bool:
-        """False where a time is not to be found by the times in the file.
-
-        That takes a pass, which only files whose clock often starts again are worth.
-        """
-        known = self.has_video and (self._times is not None or self._may_restart)
-        return not (known and self.times.repaired)
-
-    def _picture_leaps(self) -> tuple[Fraction, ...]:
-        """Leaps of the picture's clock, for sound that leaps."""
+    def _leaps(self) -> tuple[Fraction, ...]:  # of the picture's clock
         return self.times.leaps if self.has_video else ()
 
     def _first_sample_time(self) -> Fraction:
@@ -588,33 +579,14 @@ class MediaFile:
 
     def _scan_audio(self) -> float:
         """Seconds of the audio by its packets: one pass, which decodes the first frame only."""
-        if self._audio_seconds is not None:
-            return self._audio_seconds
-        timed_end: Fraction | None = None  # of the latest packet that carries a time
-        untimed = Fraction(0)  # seconds of the packets from there on
-        with self._opened(fresh=True) as file:
-            stream: Any = file.audio
-            packets = clock_of(file.container, stream, self._picture_leaps).repair(
-                demux(file.container, stream)
-            )
-            for packet in chain(packets, [None]):
-                if self._first_sample is None:
-                    frame = next(iter(decode(stream.codec_context, packet)), None)
-                    if frame is not None:
-                        self._first_sample = (frame.pts or 0) * stream.time_base
-                if packet is None:
-                    break
-                if packet.pts is not None:
-                    timed_end, untimed = packet.pts * packet.time_base, Fraction(0)
-                duration = (packet.duration or 0) * packet.time_base
-                if duration < MAX_GAP_SECONDS:  # the last packet of some Ogg files claims 2^32 samples
-                    untimed += duration
-        if self._first_sample is None:
-            raise MediaError(f"{self.path}: its audio stream cannot be decoded")
-
-        # The last known time, and what follows it.
-        end = (self._first_sample if timed_end is None else timed_end) + untimed
-        self._audio_seconds = float(end - self._first_sample)
+        if self._audio_seconds is None:
+            with self.opened(fresh=True) as file:
+                clock = clock_of(file.container, file.audio, self._leaps)
+                start, end = sound_span(file, clock, self._first_sample)
+            if start is None:
+                raise MediaError(f"{self.path}: its audio stream cannot be decoded")
+            self._first_sample = start
+            self._audio_seconds = float(end - start)
         return self._audio_seconds
 
     def _read_image(self, size: int | None) -> np.ndarray:

@@ -64,10 +64,10 @@ def read_audio(
         return file.audio(start, seconds, rate, model_level)
 
 
-def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str | Path) -> None:
-    """Write an MP4: the video of ``video_path``, copied, and ``waveform`` [S] as AAC: ``MediaFile.mux``."""
+def mux(video_path: str | Path, waveform: np.ndarray, rate: int, out_path: str | Path) -> list[str]:
+    """Write a film: the video of ``video_path`` and ``waveform`` [S] or [C,S]: ``MediaFile.mux``."""
     with MediaFile(video_path) as file:
-        file.mux(waveform, rate, out_path)
+        return file.mux(waveform, rate, out_path)
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, rate: int = SAMPLE_RATE) -> None:

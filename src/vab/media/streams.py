@@ -60,6 +60,44 @@ class FrameConverter:
         return np.array(pixels[::down, ::right], order="C")
 
 
+def on_screen(
+    timed: Iterator[tuple[float, Any, Any]], start: float, fps: float, convert: FrameConverter
+) -> Iterator[np.ndarray]:
+    """The pixels on screen at ``start + i / fps`` seconds; after the last of ``timed``, that one without end.
+
+    ``timed``: (seconds, frame, stream) in order. A frame is on screen until the next one is: the newest is
+    held, and given out for every wanted time before that of the one that follows. Its pixels are made only if
+    it is wanted at all.
+    """
+    done = 0
+    newest: tuple[Any, Any] | None = None
+    pixels: np.ndarray | None = None  # of the newest
+    for time, frame, stream in timed:
+        while newest is not None and time > start + done / fps:
+            pixels = convert(*newest) if pixels is None else pixels
+            yield pixels
+            done += 1
+        newest = (frame, stream)
+        pixels = None
+    while newest is not None:
+        pixels = convert(*newest) if pixels is None else pixels
+        yield pixels
+
+
+def contiguous(placed: Iterator[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
+    """The blocks [C,n] of :func:`place_audio` from offset 0 on: gaps are silence, what overlaps is cut."""
+    written = 0
+    for offset, block in placed:
+        while written < offset:
+            silence = np.zeros((len(block), min(rate, offset - written)), dtype=np.float32)
+            written += silence.shape[1]
+            yield silence
+        rest = block[:, written - offset :]
+        written += rest.shape[1]
+        if rest.shape[1]:
+            yield rest
+
+
 def square_pixels(frame: Any, stream: Any) -> tuple[int, int]:
     """Width and height of a frame with its pixels made square, before rotation."""
     aspect = float(stream.sample_aspect_ratio or 1) or 1.0

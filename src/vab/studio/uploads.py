@@ -19,14 +19,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import numpy as np
 from PIL import Image
 
+from vab.config import video_frames
 from vab.errors import VABError, first_line
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
+from vab.media.formats import CONTAINERS
+from vab.media.mux import write_film
 from vab.media.reader import as_media_file
+from vab.media.tracks import EncodedPicture
 from vab.utils.files import atomic
 
 MAX_UPLOAD_BYTES = 200 << 20
@@ -39,7 +42,6 @@ MAX_SIDE_PIXELS = 1280  # longer side of the video that is shown, given sound an
 MAX_FPS = 30.0
 PHOTO_SECONDS = 10.0
 PHOTO_FPS = 5.0
-_FAST = {"movflags": "+faststart"}
 
 
 class UploadError(VABError):
@@ -150,26 +152,13 @@ def write_picture(source: Path | MediaFile, out: Path, seconds: float, fps: floa
     ``MediaError`` if it has no picture.
     """
     rate = Fraction(fps).limit_denominator(1001)
-    with (
-        as_media_file(source) as file,
-        atomic(out) as temporary,
-        av.open(f"file:{temporary}", "w", format="mp4", options=_FAST) as target,
-    ):
-        stream: Any = None
-        frames = 0
-        for pixels in file.frames(float(rate), seconds=seconds):
-            if stream is None:  # the first frame says how large the picture is
-                height, width = pixels.shape[:2]
-                scale = min(1.0, MAX_SIDE_PIXELS / max(height, width))
-                stream = target.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
-                stream.width = max(2, round(width * scale / 2) * 2)  # H.264 wants even sides
-                stream.height = max(2, round(height * scale / 2) * 2)
-                stream.pix_fmt = "yuv420p"
-                stream.codec_context.thread_count = 1
-            target.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            frames += 1
-        target.mux(stream.encode(None))
-        return float(frames / rate), stream.width, stream.height
+    count = video_frames(seconds, float(rate))
+    with as_media_file(source) as file, atomic(out) as temporary:
+        pixels = file.frames(float(rate), seconds=seconds)
+        timed = ((float(n / rate), frame) for n, frame in enumerate(pixels))
+        picture = EncodedPicture(timed, None, 1 / rate, rate, float(count / rate), MAX_SIDE_PIXELS)
+        write_film(temporary, CONTAINERS[".mp4"], picture)
+        return float(count / rate), *picture.size
 
 
 def _check_frame(width: int, height: int) -> None:
