@@ -16,9 +16,9 @@ from helpers.films import bars, edit_list, number, shown, write_film
 from helpers.tiny import write_model
 from vab.errors import SettingError
 from vab.inference.batch import Settings, generate_files
-from vab.media import tracks
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
+from vab.media.muxing import tracks
 
 RATE = 16_000
 EVEN = [n / 25 for n in range(10)]

@@ -148,7 +148,7 @@ def generate_files(
 
 def check(settings: Settings) -> None:
     """``SettingError`` for values out of range, before anything is loaded."""
-    from vab.media.formats import suffix_for
+    from vab.media.muxing.formats import suffix_for
 
     check_config(settings)
     values = asdict(settings)

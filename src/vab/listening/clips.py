@@ -10,7 +10,7 @@ import numpy as np
 from vab.config import SAMPLE_RATE
 from vab.media.container import MediaError, audio_stream, video_stream
 from vab.media.file import MediaFile
-from vab.media.mux import copy
+from vab.media.muxing.mux import copy
 
 VIDEO_CODECS = {  # profiles that all browsers play, and MP4 holds: not AV1 (Apple), 10 bits, 4:2:2 or 4:4:4
     "h264": ("Constrained Baseline", "Baseline", "Main", "High"),

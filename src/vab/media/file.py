@@ -37,9 +37,9 @@ from vab.media.container import (
     open_media,
     sound_span,
 )
-from vab.media.formats import suffix_for
 from vab.media.image import open_image, read_pixels, upright_size
-from vab.media.mux import mux
+from vab.media.muxing.formats import suffix_for
+from vab.media.muxing.mux import mux
 from vab.media.streams import (
     FrameCheck,
     FrameConverter,
@@ -335,7 +335,7 @@ class MediaFile:
     ) -> list[str]:
         """Write a film: the video, and ``waveform`` [S] or [C,S] as its first sound track, as long as it.
 
-        The ending of ``out_path`` chooses the container (``media.formats``). The picture is copied where that
+        The ending of ``out_path`` chooses the container (``muxing.formats``). The picture is copied where that
         can hold it for players, else encoded, upright, with its own times. Other streams, chapters and tags
         stay where they can, the track that the new sound replaces only with ``keep_original``. ``tags`` are
         added, a "comment" below the file's own. Returns notes for the user: what was encoded or left out.

@@ -26,10 +26,10 @@ from vab.config import video_frames
 from vab.errors import VABError, first_line
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
-from vab.media.formats import CONTAINERS
-from vab.media.mux import write_film
+from vab.media.muxing.formats import CONTAINERS
+from vab.media.muxing.mux import write_film
+from vab.media.muxing.tracks import EncodedPicture
 from vab.media.reader import as_media_file
-from vab.media.tracks import EncodedPicture
 from vab.utils.files import atomic
 
 MAX_UPLOAD_BYTES = 200 << 20

@@ -18,8 +18,8 @@ from av.error import FFmpegError
 
 from vab.errors import first_line
 from vab.media.container import MediaError, OpenFile, check_waveform
-from vab.media.formats import Container, container_of, end_edit_list, reason_to_encode
-from vab.media.tracks import (
+from vab.media.muxing.formats import Container, container_of, end_edit_list, reason_to_encode
+from vab.media.muxing.tracks import (
     CopiedPicture,
     EncodedPicture,
     NewSound,

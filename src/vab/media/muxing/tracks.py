@@ -18,7 +18,7 @@ from av.stream import Discard, Disposition
 from vab.errors import SettingError, VABError
 from vab.media.clock import PacketTimes, clock_of
 from vab.media.container import decode
-from vab.media.formats import Container, holds
+from vab.media.muxing.formats import Container, holds
 
 _ENCODER_OPTIONS = {
     "libx264": {"preset": "veryfast", "crf": "18"},
