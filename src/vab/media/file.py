@@ -335,8 +335,8 @@ class MediaFile:
     ) -> list[str]:
         """Write a film: the video, and ``waveform`` [S] or [C,S] as its first sound track, as long as it.
 
-        The ending of ``out_path`` chooses the container (``muxing.formats``). The picture is copied where that
-        can hold it for players, else encoded, upright, with its own times. Other streams, chapters and tags
+        The ending of ``out_path`` chooses the container (``muxing.formats``). The picture is copied where it
+        can be for players, else encoded, upright, with its own times. Other streams, chapters and tags
         stay where they can, the track that the new sound replaces only with ``keep_original``. ``tags`` are
         added, a "comment" below the file's own. Returns notes for the user: what was encoded or left out.
         ``MediaError``: no video, not one frame can be decoded, a waveform that is empty or not finite;
