@@ -78,7 +78,7 @@ def test_a_name_that_cannot_be_used_ends_nothing(
     assert code == 1 and "12:30_2.mp4" in out
     url, result, name = err.splitlines()
     assert url == "https://example.org/a.mp4: is an address; only local files are read, by their path"
-    assert "_2.wav cannot be written (File name too long)" in result and name.endswith("File name too long")
+    assert "_2.wav cannot be written (File name too long)" in result and "File name too long" in name
     monkeypatch.chdir(films)  # where a shell's *.mp4 stands for a name with a dash
     code, out, err = vab(capsys, "generate", "-dash.mp4", *options[:-1], tmp_path / "dash")
     assert (code, err) == (0, "") and (tmp_path / "dash" / "-dash.wav").is_file()
@@ -161,5 +161,5 @@ def test_a_temporary_name_is_not_longer_than_a_disk_allows(tmp_path: Path) -> No
     for stem in ("音" * 83, "n" * 251, LATIN):
         with atomic(tmp_path / f"{stem}.wav") as temporary:
             temporary.write_text("x")
-            assert len(os.fsencode(temporary.name)) < 100
+            assert len(os.fsencode(temporary.name)) < 120
         assert (tmp_path / f"{stem}.wav").read_text() == "x"

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ def make(page: Any, count: int) -> None:
 
 def sound(page: Any, take: int) -> bytes:
     """The samples of a take, as its download has them."""
-    return page.request.get(page.url + page.locator(".wav").nth(take).get_attribute("href")).body()[44:]
+    body = page.request.get(page.url + page.locator(".wav").nth(take).get_attribute("href")).body()
+    with wave.open(io.BytesIO(body)) as file:
+        return file.readframes(file.getnframes())
 
 
 def shoot(part: Any, path: Path) -> None:

@@ -22,6 +22,7 @@ from vab.media.loudness import (
     limited,
     measure,
     to_loudness,
+    with_gain,
 )
 
 END_FADE_SECONDS = 0.005  # at both ends of new sound
@@ -64,13 +65,15 @@ def finish_sound(
     how: Finish,
     original: Original | None = None,
     keep: Sequence[Span] = (),
+    gain: float | None = None,
 ) -> Finished:
     """Finish the model's own sound ``new`` [S] at 16 kHz as round(seconds * rate) samples.
 
     It fades in and out over 5 ms at its ends, and is brought to the loudness, with a true peak of -1 dBTP at
     most. ``keep``: spans in seconds, in order, in which the original stands sample for sample, with a
     cross-fade of 20 ms outside of them. With ``how.mix`` the original lies under (or over) all of it, as it
-    is unless both together would pass -1 dBTP: then the limiter lowers the peaks of the sum.
+    is unless both together would pass -1 dBTP: then the limiter lowers the peaks of the sum. ``gain``: dB
+    that the new sound gets, in place of those that bring it to its loudness.
     """
     # 1. Rate and channels: beside the original those that it has.
     beside = original if keep or how.mix is not None else None
@@ -106,7 +109,8 @@ def finish_sound(
             else "there is no sound of its own to mix with: the new one stands alone"
         )
     outside = _outside(spans, length) if spans else slice(None)  # all of it without a copy
-    levelled = to_loudness(sound[:, outside], rate, target)
+    heard_of_it = sound[:, outside]
+    levelled = to_loudness(heard_of_it, rate, target) if gain is None else with_gain(heard_of_it, rate, gain)
     sound[:, outside] = levelled.waveform
     notes += _told(levelled, target, own_loudness if how.mix is None else None)
 

@@ -109,17 +109,18 @@ def to_loudness(sound: NDArray[np.float32], rate: int, target: float | None) -> 
         gain = 0.0
 
     # The limiter takes some of the loudness: give it back, until it is there.
-    levelled = _with_gain(sound, rate, gain)
+    levelled = with_gain(sound, rate, gain)
     for _ in range(_MAX_ROUNDS):
         if target is None or own.loudness is None:
             break
         better = min(most, levelled.gain + target - (levelled.level.loudness or GATE))
         if abs(better - levelled.gain) <= _TOLERANCE:
             break
-        levelled = _with_gain(sound, rate, better)
+        levelled = with_gain(sound, rate, better)
     return levelled
 
 
-def _with_gain(sound: NDArray[np.float32], rate: int, gain: float) -> Levelled:
+def with_gain(sound: NDArray[np.float32], rate: int, gain: float) -> Levelled:
+    """Sound [C,S] with ``gain`` dB, rounded to two decimals, and never above -1 dBTP."""
     gain = round(gain, 2)  # as it stands in the tag of a file
     return Levelled(*limited(sound * np.float32(10 ** (gain / 20)), rate), gain)

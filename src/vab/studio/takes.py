@@ -1,8 +1,8 @@
 """Takes: sounds made for a clip, and edits of them.
 
-What an edit keeps is bit-equal in the model's own sound, from which each take is finished anew: levels do not
-creep, and a part that is redone stands in its place as loud as the model made it. A sound that was there
-before stays as it came, beside new sound too.
+What an edit keeps is bit-equal, as it is heard and as the model goes on from it. New sound gets the gain that
+the take has: levels do not creep, and a part that is redone is as loud beside the rest as the model made it. A
+sound that was there before stays as it came, beside new sound too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vab.inference.embedder import audio_video_similarity
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.html_report import mel_image, waveform_path
 from vab.inference.pipeline import Audio, VABPipeline
-from vab.inference.splice import Span
+from vab.inference.splice import Span, original_in_memory
 from vab.media.file import MediaFile
 from vab.media.reader import as_media_file
 from vab.models.hub import ModelError
@@ -45,6 +45,7 @@ class Take:
     waveform: NDArray[np.float32]  # [S], as it is heard
     raw: NDArray[np.float32]  # [S], as edits go on from it: the model's own sound, or the same as is heard
     own: bool  # a sound that was there before, or an edit of one
+    gain: float  # dB from the model's own sound to what is heard of it
     score: float | None  # cosine similarity of audio and video, as in reranking; None if not available
     timings: dict[str, float]  # seconds by stage
     again: tuple[float, float] | None = None  # seconds: what is new since the take before
@@ -158,7 +159,7 @@ class TakeMaker:
         once = DecodeConfig(num_steps=min(1, self.pipeline.config.decode.num_steps))  # every token is known
         with MediaFile(clip.source) as source:
             audio = self._generate_keeping(source, sound, [WHOLE], clip.seconds, 0, once, progress)
-            audio = replace(audio, waveform=audio.raw, made_with={})
+            audio = replace(audio, waveform=audio.raw, gain_db=0.0, made_with={})
             return self._take(clip, source, audio, title, progress, own=True)
 
     def _edit(
@@ -171,13 +172,18 @@ class TakeMaker:
         decode: DecodeConfig,
         progress: StageProgress | None,
     ) -> Audio:
-        """The sound of a take made anew outside of ``keep``, finished as a whole unless it is not ours."""
+        """The sound of a take made anew outside of ``keep``, with its gain; in ``keep`` it stays bit-equal."""
         audio = self._generate_keeping(source, take.raw, keep, seconds, seed, decode, progress)
+        heard = original_in_memory(take.waveform)
+        waveform = finish_sound(audio.raw, seconds, Finish(), heard, keep, take.gain).waveform
         made_with = {name: audio.made_with[name] for name in ("generated", "version", "model", "fingerprint")}
-        if take.own:
-            return replace(audio, raw=audio.waveform, made_with=made_with)
-        finished = finish_sound(audio.raw, seconds, Finish())
-        return replace(audio, waveform=finished.waveform, made_with=made_with | {"gain_db": finished.gain})
+        return replace(
+            audio,
+            waveform=waveform,
+            raw=waveform if take.own else audio.raw,
+            gain_db=take.gain,
+            made_with=made_with if take.own else made_with | {"gain_db": take.gain},
+        )
 
     def _generate_keeping(
         self,
@@ -224,6 +230,7 @@ class TakeMaker:
             audio.waveform,
             audio.raw,
             own,
+            audio.gain_db,
             self._score(audio),
             audio.timings,
             again,
