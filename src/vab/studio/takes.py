@@ -1,7 +1,7 @@
 """Takes: sounds made for a clip, and edits of them.
 
-What an edit keeps is bit-equal, as it is heard and as the model goes on from it. New sound gets the gain that
-the take has: levels do not creep, and a part that is redone is as loud beside the rest as the model made it. A
+What an edit keeps is bit-equal, as it is heard and as the model goes on from it. New sound gets the gain of
+the take: levels do not creep, and a part that is redone is as loud beside the rest as the model made it. A
 sound that was there before stays as it came, beside new sound too.
 """
 
@@ -172,7 +172,7 @@ class TakeMaker:
         decode: DecodeConfig,
         progress: StageProgress | None,
     ) -> Audio:
-        """The sound of a take made anew outside of ``keep``, with its gain; in ``keep`` it stays bit-equal."""
+        """The sound of a take made anew outside of ``keep``, with its gain; within, it stays bit-equal."""
         audio = self._generate_keeping(source, take.raw, keep, seconds, seed, decode, progress)
         heard = original_in_memory(take.waveform)
         waveform = finish_sound(audio.raw, seconds, Finish(), heard, keep, take.gain).waveform
