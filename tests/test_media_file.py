@@ -25,7 +25,7 @@ from vab.studio.uploads import make_clip
 
 
 class Reads:
-    """Counts what is read of files, around the real ``av.open``, ``ImageFile`` and ``Container.demux``."""
+    """Counts what is read of files, around the real ``av.open``, ``Path.open``, Pillow and ``demux``."""
 
     def __init__(self) -> None:
         self.opened: Counter[Path] = Counter()  # by either library, for reading
@@ -41,10 +41,13 @@ class Reads:
         self.still_open += 1
         return Watched(container, path, self)
 
-    def image(self, image: ImageFile.ImageFile, file: Any = None, *rest: Any, **options: Any) -> None:
-        if isinstance(file, (str, Path)):
-            self.opened[Path(file)] += 1
-        _open_image(image, file, *rest, **options)
+    def first_bytes(self, path: Path, *rest: Any, **options: Any) -> Any:
+        self.opened[path] += 1
+        return _open_path(path, *rest, **options)
+
+    def image(self, image: ImageFile.ImageFile, file: Any = None, *rest: Any) -> None:
+        self.opened[Path(str(file))] += 1
+        _open_image(image, file, *rest)
 
 
 class Watched:
@@ -67,18 +70,15 @@ class Watched:
         self._container.close()
 
 
-_open_media, _open_image = av.open, ImageFile.ImageFile.__init__
+_open_media, _open_path, _open_image = av.open, Path.open, ImageFile.ImageFile.__init__
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     counted = Reads()
     monkeypatch.setattr(av, "open", counted.media)
-    monkeypatch.setattr(
-        ImageFile.ImageFile,
-        "__init__",
-        lambda image, *rest, **options: counted.image(image, *rest, **options),
-    )
+    monkeypatch.setattr(Path, "open", lambda *args, **options: counted.first_bytes(*args, **options))
+    monkeypatch.setattr(ImageFile.ImageFile, "__init__", lambda *args: counted.image(*args))
     return counted
 
 
@@ -125,7 +125,7 @@ def run(*words: str | Path) -> int:
 @pytest.mark.parametrize(
     ("name", "options", "opens"),
     [
-        ("a.mp4", (), 2),  # Pillow looks whether it is an image, then one container for both passes
+        ("a.mp4", (), 2),  # the first bytes, whether it is an image; then one container for both passes
         ("a.mp4", ("--samples", "1", "--keep", "0.5:1.5"), 4),  # and one for each look at its sound
         ("a.mkv", (), 3),  # what its demuxer gives after a seek is not always the same
         ("a.ts", (), 3),
@@ -144,10 +144,10 @@ def test_generating_demuxes_the_video_twice_at_most(
     assert reads.still_open == 0
 
 
-def test_generating_for_an_image_opens_it_once(model: Path, tmp_path: Path, reads: Reads) -> None:
+def test_generating_for_an_image_opens_it_twice(model: Path, tmp_path: Path, reads: Reads) -> None:
     Image.new("RGB", (80, 60), "teal").save(tmp_path / "a.png")
     assert not run("generate", tmp_path / "a.png", "-o", tmp_path / "out", "--model", model, "--steps", "1")
-    assert reads.opened[tmp_path / "a.png"] == 1
+    assert reads.opened[tmp_path / "a.png"] == 2  # the first bytes, then Pillow
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])

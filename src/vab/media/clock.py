@@ -233,7 +233,7 @@ class PacketLog:
         """Note one packet, in file order; number it if it is not ``timed`` (as in ``VideoStart``)."""
         self._timed = timed
         if not timed:  # the decoder hands the number on with the frame
-            packet.opaque = len(self)
+            packet.opaque = (len(self),)  # an object of its own: PyAV drops equal small numbers together
         time = packet.pts if timed and packet.pts is not None else packet.dts
         if time is None and not timed:  # no clock at all: it follows the packet before it
             time = self._pts[-1] + (self._durations[-1] or self._interval) if self._pts else 0

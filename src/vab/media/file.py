@@ -464,7 +464,7 @@ class MediaFile:
                 if self._size is None:
                     self._note_size(frame, file.video)
                 if log is not None and not timed:
-                    log.display_order.append(frame.opaque)
+                    log.display_order.append(frame.opaque[0])
                 yield frame
 
         # 3. All packets have been seen.
