@@ -39,7 +39,7 @@ _REFUSED_FORMATS = {
 }
 # fmt: on
 _FORMATS = {name for name in av.formats_available if not name.endswith("_pipe")} - _REFUSED_FORMATS
-MAX_FRAME_PIXELS = 8192 * 8192  # of a video
+MAX_FRAME_PIXELS = 8192 * 4320  # of a video: 8K
 _MAX_CHANNELS = 64  # that FFmpeg resamples
 _SAMPLE_RATES = 1_000, 6_000_000  # per second; telephones have 8,000, and DSD512 is decoded to 2,822,400
 _MAX_THREADED_BYTES = 64 << 20  # of a frame, of which each thread has its own
