@@ -51,7 +51,7 @@ def test_what_cannot_be_written_is_one_line(
 ) -> None:
     file, out = tmp_path / "file", tmp_path / "out"
     file.touch()
-    reason = {"full": "File too large", "under a file": "Not a directory", "a file": "File exists"}
+    reason = {"full": "File too large", "under a file": "Not a directory", "a file": "is a file"}
     target = {"under a file": file / "out", "a file": file, "too long": tmp_path / ("n" * 300)}.get(
         place, out
     )

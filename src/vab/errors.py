@@ -59,7 +59,7 @@ def for_people(error: BaseException) -> str | None:
         return str(error)
     if _out_of_memory(error):
         return "not enough memory; give it less at once, or a machine that has more"
-    if isinstance(error, FileExistsError) and error.filename:
+    if isinstance(error, FileExistsError) and error.filename and not error.filename2:  # no link to it
         return f"{error.filename}: is a file, so no folder can be made there; name another one"
     if isinstance(error, OSError):
         return f"{error.filename}: {first_line(error)}" if error.filename else first_line(error)
