@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # What others' packages say is not looked at: it would take minutes, and our types are the question.
 SETTINGS = """\
-[mypy-torch.*,torchvision.*,numpy.*,transformers.*,timm.*,huggingface_hub.*,av.*,PIL.*,pyarrow.*]
+[mypy-torch.*,torchvision.*,numpy.*,transformers.*,timm.*,huggingface_hub.*,av.*,pyarrow.*]
 follow_imports = skip
 [mypy-lightning_fabric.*,safetensors.*,yaml.*]
 follow_imports = skip
@@ -39,27 +39,59 @@ def user_mypy(folder: Path, program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_users_type_checker_sees_our_types(tmp_path: Path) -> None:
-    program = """\
+USE = """\
+from pathlib import Path
+from typing import BinaryIO
 import vab
-from vab import VABPipeline
+from vab import MediaFile, SettingError, VABPipeline
+from PIL import Image
 
-pipe = VABPipeline.from_pretrained()
-reveal_type(pipe)
-reveal_type(pipe.generate("dog.mp4"))
-reveal_type(vab.preset)
-pipe.generate("dog.mp4", seeds=1)
-vab.nothing
+pipe = VABPipeline.from_pretrained(device="cuda:0", torch_dtype="bfloat16", revision="main")
+def use(file: BinaryIO, image: Image.Image, images: list[Image.Image]) -> None:
+    reveal_type(pipe)
+    reveal_type(pipe.generate("dog.mp4"))
+    reveal_type(pipe(Path("dog.mp4"), seed=1, keep=(2, 4), seconds=3.0))
+    reveal_type(pipe(b"", steps=2))
+    reveal_type(pipe(file))
+    reveal_type(pipe(image))
+    reveal_type(pipe(MediaFile("dog.mp4")))
+    reveal_type(pipe(["a.mp4", "b.mp4"]))
+    reveal_type(pipe(images, fps=25))
+    reveal_type(pipe.embed("dog.mp4"))
+    reveal_type(pipe.embed(["a.mp4", b""]))
+    reveal_type(pipe.classify(image, by="video"))
+    reveal_type(pipe.to("cpu").to(dtype="float16"))
+    reveal_type(vab.__version__)
+    reveal_type(vab.preset)
+    pipe.generate("dog.mp4", seeds=1)
+    pipe.classify("dog.mp4", by="ear")
+    pipe(3)
+    vab.nothing
 """
-    lines = user_mypy(tmp_path, program)
-    assert lines[:3] == [
-        'program.py:5: note: Revealed type is "vab.inference.pipeline.VABPipeline"',
-        'program.py:6: note: Revealed type is "vab.inference.pipeline.Audio"',
-        'program.py:7: note: Revealed type is "def (name: str) -> vab.config.Preset"',
-    ]
-    assert re.search(r'program.py:8: error: Unexpected keyword argument "seeds"', "\n".join(lines))
-    assert 'program.py:9: error: Module has no attribute "nothing"  [attr-defined]' in lines
-    assert lines[-1].startswith("Found 2 errors in 1 file")
+TYPES = [
+    "vab.inference.pipeline.VABPipeline",
+    *["vab.inference.audio.Audio"] * 6,
+    "list[vab.inference.audio.Audio]",
+    "vab.inference.audio.Audio | list[vab.inference.audio.Audio]",
+    "dict[Literal['audio'] | Literal['video'], ndarray]",
+    "list[dict[Literal['audio'] | Literal['video'], ndarray]]",
+    "dict[str, float]",
+    "vab.inference.pipeline.VABPipeline",
+    "str",
+    "def (name: str) -> vab.config.Preset",
+]
+
+
+def test_a_users_type_checker_sees_our_types(tmp_path: Path) -> None:
+    lines = user_mypy(tmp_path, USE)
+    told = [re.sub(r"^.*Revealed type is \"(.*)\"$", r"\1", line) for line in lines if "Revealed" in line]
+    told = [re.sub(r"builtins\.|numpy\.(?=ndarray)|(?<=ndarray)\[.*?\]{2}", "", line) for line in told]
+    assert told == TYPES
+    wrong = USE.splitlines().index('    pipe.generate("dog.mp4", seeds=1)') + 1
+    for line, code in ((wrong, "call-overload"), (wrong + 1, "call-overload"), (wrong + 2, "call-overload")):
+        assert any(re.match(rf"program.py:{line}: error: .*\[{code}\]", said) for said in lines), lines
+    assert f'program.py:{wrong + 3}: error: Module has no attribute "nothing"  [attr-defined]' in lines
+    assert re.match(r"Found [45] errors in 1 file", lines[-1])
 
 
 def test_every_public_name_has_a_type(tmp_path: Path) -> None:

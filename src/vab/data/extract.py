@@ -147,7 +147,8 @@ def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
     """
     with ExitStack() as files:
         # Audio and video are mostly streams of one file, which is then opened once for both.
-        opened = {path: files.enter_context(MediaFile(path)) for path in (clip.audio, clip.video) if path}
+        paths = {path for path in (clip.audio, clip.video) if path}
+        opened = {path: files.enter_context(MediaFile(clip.memory or path)) for path in paths}
         waveform, real_tokens = None, 0
         if clip.audio is not None:
             waveform, real_tokens = _decode_audio(clip, opened[clip.audio], meta)
@@ -160,7 +161,7 @@ def decode(clip: Clip, meta: StoreMeta, side: int) -> Decoded:
 def _decode_audio(clip: Clip, file: MediaFile, meta: StoreMeta) -> tuple[NDArray[np.float32], int]:
     """The window's waveform [S], and the number of its audio frames that are not padding."""
     num_samples = round(meta.seconds * SAMPLE_RATE)
-    waveform = file.audio(clip.start, _length(clip, file.path, meta.seconds), model_level=True)
+    waveform = file.audio(clip.start, _length(clip, file, meta.seconds), model_level=True)
     if not np.isfinite(waveform).all():
         raise MediaError(f"{file.path}: the sound holds values that are not numbers")
     if meta.fill == "repeat":
@@ -179,7 +180,7 @@ def _decode_video(
         pixels = next(file.frames(meta.fps))
         seed = int(sha256(clip.id)[:8], 16)
         return list(moving_crop(pixels, num_features, seed, side)), list(range(num_features)), num_features
-    length = _length(clip, file.path, meta.seconds)
+    length = _length(clip, file, meta.seconds)
     frames = list(file.frames(meta.fps, clip.start, length, size=side))
 
     # A window that is longer than the clip starts it again, or goes on with its last frame.
@@ -247,15 +248,17 @@ def weights_fingerprint(encoder: Codec | VisionEncoder) -> str:
 _info = lru_cache(maxsize=64)(probe)  # many clips may be windows of one file
 
 
-def _length(clip: Clip, path: Path, window: float) -> float:
+def _length(clip: Clip, file: MediaFile, window: float) -> float:
     """Length of the clip in seconds: that of the window, of its manifest or of its file."""
     # a still image has no length of its own
-    info = _info(path)
+    info = file.info if clip.memory else _info(file.path)
     length = min(window, clip.seconds or window)
     if info.kind != "image":
         length = min(length, info.seconds - clip.start)
     if length * SAMPLE_RATE < 1:
-        raise MediaError(f"{path}: the clip starts at {clip.start:g} s, the file ends at {info.seconds:g} s")
+        raise MediaError(
+            f"{file.path}: the clip starts at {clip.start:g} s, the file ends at {info.seconds:g} s"
+        )
     return length
 
 

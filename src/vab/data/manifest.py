@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vab.errors import VABError
+from vab.media.sources.given import InMemory
 from vab.utils.files import write_whole
 from vab.utils.tables import ListError, read_table
 
@@ -33,6 +34,7 @@ class Clip:
     seconds: float | None = None  # how much of them; None is all, up to the window
     label: str = ""
     split: str = "train"
+    memory: InMemory | None = None  # what ``audio`` and ``video`` just name, if it is no file
 
 
 def labels_of(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,10 +22,11 @@ from vab.errors import failure
 from vab.inference.embeddings import Embedded
 from vab.media.container import MediaError
 from vab.media.reader import probe
+from vab.media.sources.given import InMemory
 from vab.models.heads import Classifier, Contrastive, Finetuned, Inputs, load_finetuned
 from vab.models.hub import ModelError, codec_source, find_model, read_config
 from vab.models.known import Known
-from vab.utils.device import pick_device
+from vab.utils.device import Device, pick_device
 from vab.utils.provenance import sha256
 from vab.vision import VisionEncoder, load_vision
 
@@ -54,7 +56,7 @@ class Embedder:
         codec: Codec,
         vision: VisionEncoder,
         finetuned: Finetuned,
-        device: str = "cpu",
+        device: Device = "cpu",
     ) -> None:
         self.config = config
         self.device = pick_device(device)
@@ -77,7 +79,7 @@ class Embedder:
         cls,
         source: str | Path | None = None,
         *,
-        device: str = "auto",
+        device: Device = "auto",
         codec_path: str | Path | None = None,
         vision_path: str | Path | None = None,
         **hub: Any,
@@ -92,7 +94,7 @@ class Embedder:
         finetuned = load_finetuned(folder)
         codec = load_codec(model.codec, codec_source(folder, codec_path))
         vision = load_vision(model.vision, vision_path)
-        return cls(model, codec, vision, finetuned, device=pick_device(device).type)
+        return cls(model, codec, vision, finetuned, device=pick_device(device))
 
     def check_contrastive(self) -> None:
         """``ModelError`` if this model gives no embeddings."""
@@ -118,17 +120,17 @@ class Embedder:
         weights = (tensor.cpu().numpy().tobytes() for tensor in self.contrastive.state_dict().values())
         return sha256(weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights)
 
-    def embed_file(self, path: str | Path) -> Embedded:
+    def embed_file(self, source: str | Path | InMemory) -> Embedded:
         """A vector for each window of each stream; ``MediaError`` if the file cannot be read."""
-        result = next(self.embed_files([path]))[1]
+        result = next(self.embed_files([source]))[1]
         if isinstance(result, str):
             raise MediaError(result)
         return result
 
-    def embed_files(self, paths: Iterable[str | Path]) -> Iterator[tuple[Path, Embedded | str]]:
+    def embed_files(self, sources: Iterable[str | Path | InMemory]) -> Iterator[tuple[Path, Embedded | str]]:
         """Each file with its vectors, or the reason why there are none."""
         network = self.contrastive  # fails here, before any file is read, if there is none
-        for path, clips, rows in self._files(paths):
+        for path, clips, rows in self._files(sources):
             if isinstance(rows, str):
                 yield path, rows
                 continue
@@ -143,7 +145,7 @@ class Embedder:
             yield path, Embedded(starts, starts + [clip.seconds or 0.0 for clip in clips], *streams)
 
     def classify_files(
-        self, paths: Iterable[str | Path], inputs: Inputs | None = None
+        self, sources: Iterable[str | Path | InMemory], inputs: Inputs | None = None
     ) -> Iterator[tuple[Path, Classified | str]]:
         """Yield each file with what the classifier makes of it, or with an error message.
 
@@ -152,7 +154,7 @@ class Embedder:
         network, preset = self.classifier
         # In order of preference.
         order: tuple[Inputs, ...] = ("both", "audio", "video") if inputs is None else (inputs,)
-        for path, _, rows in self._files(paths):
+        for path, _, rows in self._files(sources):
             if isinstance(rows, str):
                 yield path, rows
                 continue
@@ -173,12 +175,14 @@ class Embedder:
                 known = self.known(torch.from_numpy(np.concatenate(seen)).to(self.device, torch.float32))
             yield path, Classified(chosen, np.nanmean(scores, axis=0), known)
 
-    def _files(self, paths: Iterable[str | Path]) -> Iterator[tuple[Path, list[Clip], list[Latents] | str]]:
+    def _files(
+        self, sources: Iterable[str | Path | InMemory]
+    ) -> Iterator[tuple[Path, list[Clip], list[Latents] | str]]:
         """Each file with its windows and their latents, or an error. Decoding runs ahead of encoding."""
         # 1. Cut files into windows and decode them in worker threads.
         seconds = self.config.seconds
         meta = latents_meta(self.codec, self.vision, seconds, self.config.fps)
-        clips = (clip for path in paths for clip in windows(Path(path), seconds))
+        clips = (clip for source in sources for clip in windows(source, seconds))
         decoded = read_ahead(clips, meta, self.vision.decode_size, WINDOWS_PER_PASS)
 
         # 2. Encode, and gather the windows of each file: a window that starts at 0 begins the next.
@@ -227,23 +231,27 @@ def _merge_windows(pairs: list[tuple[Clip, Latents | str]]) -> tuple[Path, list[
     return path, clips, rows
 
 
-def windows(path: Path, seconds: float) -> list[Clip]:
-    """The windows of a file, one after another, as clips ``name#0``, ``name#1`` ...
+def windows(source: str | Path | InMemory, seconds: float) -> list[Clip]:
+    """The windows of a file, one after another, as clips ``#0``, ``#1`` ...
 
     A rest shorter than a second is left out. A file that cannot be read is one clip, which then fails.
     """
+    memory = source if isinstance(source, InMemory) else None
+    path = Path(source.name if isinstance(source, InMemory) else source)
+    # No name in the id: it seeds the crop of an image, which is the same image under any name.
+    clip = partial(Clip, memory=memory)
     try:
-        info = probe(path)
+        info = probe(source)
     except Exception:
-        return [Clip(f"{path.name}#0", path, None)]
+        return [clip("#0", path, None)]
     if info.kind == "image":
-        return [Clip(f"{path.name}#0", None, path, 0.0, seconds)]
+        return [clip("#0", None, path, 0.0, seconds)]
     audio = path if info.has_audio or info.kind == "audio" else None
     video = None if info.kind == "audio" else path
     # At least one window, however short the file is.
     starts = np.arange(0.0, max(info.seconds - min(MIN_WINDOW_SECONDS, seconds), 1e-9), seconds)
     return [
-        Clip(f"{path.name}#{n}", audio, video, start, min(seconds, info.seconds - start) or None)
+        clip(f"#{n}", audio, video, start, min(seconds, info.seconds - start) or None)
         for n, start in enumerate(starts.tolist())
     ]
 

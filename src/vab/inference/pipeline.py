@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -28,7 +27,6 @@ from vab.config import (
     LOUDNESS,
     SAMPLE_RATE,
     DecodeConfig,
-    ModelConfig,
     Preset,
     check_config,
     check_value,
@@ -36,14 +34,20 @@ from vab.config import (
 )
 from vab.config import video_frames as num_video_frames
 from vab.data.extract import weights_fingerprint
+from vab.errors import SettingError
+from vab.inference.audio import Audio
+from vab.inference.calls import for_each, refuse_unknown
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
+from vab.inference.features import IMAGE_SECONDS, MAX_VIDEO_SECONDS, file_features, fit, sound_length
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.made_with import made_with
+from vab.inference.parts import check_codec, check_parts, place
 from vab.inference.splice import (
     AudioSource,
     Original,
     Span,
+    as_spans,
     crossfade_into,
     kept_samples,
     original_in_memory,
@@ -52,67 +56,32 @@ from vab.inference.splice import (
     slice_audio,
 )
 from vab.media.container import MediaError
-from vab.media.file import MediaFile, MediaInfo
-from vab.media.image import moving_crop
-from vab.media.loudness import Level
+from vab.media.file import MediaFile
 from vab.media.reader import as_media_file
-from vab.media.tags import COMMENT, pack
-from vab.media.write import write_audio
-from vab.models.heads import Finetuned, load_finetuned, save_finetuned
+from vab.media.sources.given import ArrayLike, Source
+from vab.models.heads import Finetuned, Inputs, load_finetuned, save_finetuned
 from vab.models.hub import (
     BUNDLED,
     CONFIG,
     FINE,
-    ModelError,
+    HUB_KEYWORDS,
     codec_source,
     find_model,
     folder_fingerprint,
     read_config,
 )
-from vab.models.known import Known
 from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
-from vab.utils.device import pick_device
-from vab.utils.progress import StageProgress
+from vab.utils.device import DTYPES, Device, DType, pick_device, pick_dtype
+from vab.utils.progress import StageProgress, report_part, stage_progress, timed
 from vab.utils.provenance import sha256, whole_folder
 from vab.vision import VisionEncoder, load_vision
 
 CARD = "README.md"  # of a model directory, written by huggingface_hub
-IMAGE_SECONDS = 10.0  # of sound for an image
-MAX_VIDEO_SECONDS = 2 * 3600.0
 CONTEXT_FRAMES = 50  # audio frames encoded with a kept span, on either side
 
 DEFAULT_FINISH = Finish()
-
-
-@dataclass(frozen=True)
-class Audio:
-    """A finished sound, with the model's own, the tokens and features behind it and the time it took."""
-
-    waveform: np.ndarray  # float32 [S], or [C,S] of several channels: no new sound in it passes -1 dBTP
-    rate: int
-    raw: np.ndarray  # float32 [S] at 16 kHz: the model's own, at its own level, with what was kept
-    level: Level  # of the model's own sound
-    gain_db: float  # what the new sound got to come to its loudness, before the limiter
-    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-    tokens: Tensor | None = None  # int64 [K,T] that it was decoded from, at least a window
-    features: Tensor | None = None  # [F,dim] of the video, as long as the tokens
-    made_with: dict[str, Any] = field(default_factory=dict)  # model, seed, settings in effect, gain
-    notes: tuple[str, ...] = ()  # sentences for the user
-    known: Known | None = None  # whether the model knows what the video shows; None if it cannot tell
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """The tags of a file with this sound; none if nothing in it is made by a model."""
-        return {COMMENT: pack(self.made_with)} if self.made_with else {}
-
-    def save(self, path: str | Path, bits: int = 16) -> None:
-        """Write a sound file, complete or not at all; its ending chooses WAV, FLAC, Ogg, Opus, MP3 or M4A.
-
-        WAV and FLAC have 16 or 24 bits. ``MediaError`` for another ending.
-        """
-        write_audio(path, self.waveform, self.rate, bits, self.tags)
 
 
 class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vision-to-audio"]):
@@ -128,49 +97,69 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         network: VAB,
         codec: Codec,
         vision: VisionEncoder,
-        device: str = "cpu",
+        device: Device = "cpu",
         fine: Stage | None = None,
+        dtype: DType = None,
     ) -> None:
         # 1. Check that the parts were made for each other.
-        _check_parts(config.model, network, codec, vision)
+        check_parts(config.model, network, codec, vision)
         if fine is not None:
             check_fine(fine.preset.model, config.model)
-            _check_codec(fine.preset.model, fine.network, codec)
-            fine.network.eval().requires_grad_(False).to(pick_device(device))
+            check_codec(fine.preset.model, fine.network, codec)
 
         # 2. All of them on the device, for inference alone.
         self.config = config
         # The second stage (section 3.3), for a codec of more codebooks than ``network`` makes.
         self.fine = fine
-        self.device = pick_device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device)
-        self.codec = codec.to(self.device)
-        self.vision = vision.to(self.device)
+        self.network = network
+        self.codec = codec
+        self.vision = vision
         self.finetuned = Finetuned()
         self.name = config.name  # as it was asked for, where it was
         self._folder_fingerprint: str | None = None
+        self.to(pick_device(device), pick_dtype(dtype))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
         source: str | Path | None = None,
         *,
-        device: str = "auto",
+        device: Device = "auto",
+        dtype: DType = None,
+        torch_dtype: DType = None,
         codec_path: str | Path | None = None,
         vision_path: str | Path | None = None,
         **hub: Any,
     ) -> Self:
         """The bundled model (None or ``vab-tiny``), that of a directory, or that of a Hub id.
 
-        ``device``: auto, cpu, cuda or mps. ``codec_path`` and ``vision_path``: a file, folder or Hub id to
-        take these weights from. ``hub``: revision, token, cache_dir ... of ``snapshot_download``.
-        Raises ``ModelError``, ``CodecError`` or ``VisionError``, each one line that says what to do.
+        ``device``: auto, cpu, cuda, cuda:1, mps, or a ``torch.device``. ``dtype``, or ``torch_dtype``:
+        float32, bfloat16 or float16, in which the model's own networks compute; codec and image encoder stay
+        in float32. ``codec_path`` and ``vision_path``: a file, folder or Hub id to take these weights from.
+        ``hub``: revision, token, cache_dir ... of ``snapshot_download``. Raises ``ModelError``,
+        ``CodecError``, ``VisionError`` or ``SettingError``, each one line that says what to do.
+
+        >>> pipe = VABPipeline.from_pretrained(device="cpu")
+        >>> pipe
+        VABPipeline(vab-tiny, 4.6 M parameters, cpu, float32)
         """
-        # ModelHubMixin would take the name for a Hub id, so it is resolved to a folder first.
+        # 1. Settings first: a slip of the pen must not wait for a download.
+        here = ("source", "device", "dtype", "torch_dtype", "codec_path", "vision_path")
+        refuse_unknown(hub, {*here, *HUB_KEYWORDS}, {"device_map": "one device for the whole model, device="})
+        formats = [pick_dtype(choice) for choice in (dtype, torch_dtype) if choice is not None]
+        if len(set(formats)) > 1:
+            raise SettingError(f"dtype= and torch_dtype= are one thing, not {dtype} and {torch_dtype}")
+        chosen: dict[str, Any] = {
+            "device": pick_device(device),
+            "dtype": formats[0] if formats else None,
+            "codec_path": codec_path,
+            "vision_path": vision_path,
+        }
+
+        # 2. ModelHubMixin would take the name for a Hub id, so it is resolved to a folder first.
         folder = find_model(source, **hub)
         read_config(folder)
-        chosen: dict[str, Any] = {"codec_path": codec_path, "vision_path": vision_path}
-        pipeline = super().from_pretrained(folder, device=pick_device(device).type, **chosen)
+        pipeline = super().from_pretrained(folder, **chosen)
         local = source is not None and Path(source).expanduser().is_dir()
         pipeline.name = folder.resolve().name if local else str(source or BUNDLED)  # no path: tags travel
         pipeline._folder_fingerprint = folder_fingerprint(folder, codec_path, vision_path)
@@ -181,7 +170,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         cls,
         *,
         model_id: str,
-        device: str,
+        device: Device,
+        dtype: DType,
         codec_path: str | Path | None,
         vision_path: str | Path | None,
         **_: Any,
@@ -190,7 +180,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         stage = load_stage(folder)
         codec = load_codec(stage.preset.model.codec, codec_source(folder, codec_path))
         vision = load_vision(stage.preset.model.vision, vision_path)
-        pipeline = cls(stage.preset, stage.network, codec, vision, device, load_fine(folder))
+        pipeline = cls(stage.preset, stage.network, codec, vision, device, load_fine(folder), dtype)
         pipeline.finetuned = load_finetuned(folder)
         return pipeline
 
@@ -201,7 +191,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             return self._folder_fingerprint
         stages = [stage for stage in (self.first, self.fine) if stage is not None]
         tensors = (tensor for stage in stages for tensor in stage.network.state_dict().values())
-        weights = (tensor.cpu().numpy().tobytes() for tensor in tensors)
+        weights = (tensor.float().cpu().numpy().tobytes() for tensor in tensors)
         return sha256(weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights)
 
     def save_pretrained(
@@ -224,6 +214,10 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             local = {name: options[name] for name in ("config", "model_card_kwargs") if name in options}
             super().save_pretrained(temporary, **local)
         return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model to the Hub; ``options`` (private, token, branch ...) are huggingface_hub's."""
+        return super().push_to_hub(repo_id, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         # The folders of a model directory, as load_stage, load_codec and load_finetuned read them.
@@ -256,62 +250,183 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     @cached_property
     def embedder(self) -> Embedder:
         """The embedder and classifier of this model, with this pipeline's codec and image encoder."""
-        return Embedder(self.config.model, self.codec, self.vision, self.finetuned, self.device.type)
+        for pair in filter(None, (self.finetuned.contrastive, self.finetuned.classifier)):
+            place(pair[0], self.device, self.dtype)
+        return Embedder(self.config.model, self.codec, self.vision, self.finetuned, self.device)
 
-    def embed(self, path: str | Path) -> dict[str, np.ndarray]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format that the model's own networks compute in."""
+        return next(self.network.parameters()).dtype
+
+    def to(self, *where: Device | torch.dtype, device: Device = None, dtype: DType = None) -> Self:
+        """Move to a device, or change the number format, or both; returns itself.
+
+        Codec and image encoder stay in float32. The same seed gives the same sound within one format.
+        ``SettingError`` for a device that is not there, and for other formats than float32, bfloat16 and
+        float16.
+
+        >>> pipe.to("cpu").to(torch.bfloat16).dtype
+        torch.bfloat16
+        >>> pipe.to("cpu", torch.float32)
+        VABPipeline(vab-tiny, 4.6 M parameters, cpu, float32)
+        """
+        # 1. As in torch, one may be given without its keyword, or both.
+        for value in where:
+            if isinstance(value, torch.dtype) or value in DTYPES:
+                dtype = value
+            else:
+                device = value
+        if device is not None:
+            self.device = pick_device(device)
+        wanted = self.dtype if dtype is None else pick_dtype(dtype)
+
+        # 2. All parts; the embedder is made anew for its networks.
+        self.codec = self.codec.to(self.device)
+        self.vision = self.vision.to(self.device)
+        for stage in filter(None, (self.first, self.fine)):
+            place(stage.network, self.device, wanted)
+        self.__dict__.pop("embedder", None)
+        return self
+
+    def __repr__(self) -> str:
+        networks = [stage.network for stage in (self.first, self.fine) if stage is not None]
+        count = sum(parameter.numel() for network in networks for parameter in network.parameters())
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"VABPipeline({self.config.name}, {count / 1e6:.1f} M parameters, {self.device}, {dtype})"
+
+    @for_each
+    def embed(
+        self,
+        source: Source | MediaFile,
+        *,
+        fps: float | Fraction | None = None,
+        sound: ArrayLike | None = None,
+        rate: int | None = None,
+    ) -> dict[Kind, np.ndarray]:
         """Unit vectors of a file, float32 [D]: ``audio`` and ``video``, as far as it has them.
 
-        Raises ``MediaError`` for a file that cannot be used, ``ModelError`` if the model gives no embeddings.
+        ``source`` and ``fps`` are those of :meth:`generate`. A waveform has a vector too: an array or tensor
+        [S] or [C,S] with ``rate``, its samples a second, or an ``Audio``; with ``fps`` it is the ``sound`` of
+        the frames. A list of inputs gives a list. Raises ``MediaError`` for a file that cannot be used,
+        ``ModelError`` if the model gives no embeddings.
+
+        >>> video = pipe.embed("cat.mp4")["video"]
+        >>> video.shape
+        (192,)
+        >>> noise = np.random.default_rng(0).normal(0, 0.1, 48_000)
+        >>> audio = pipe.embed(noise, rate=48_000)["audio"]
+        >>> bool(audio @ video < 0.9)  # how well they fit each other, -1..1
+        True
         """
         # One vector a window, then their mean.
-        embedded = self.embedder.embed_file(path)
+        embedded = self.embedder.embed_file(MediaFile(source, fps=fps, sound=sound, rate=rate).source)
         kinds: tuple[Kind, ...] = ("audio", "video")
         means = {kind: embedded.mean(kind) for kind in kinds}
         return {kind: mean for kind, mean in means.items() if mean is not None}
 
+    @for_each
+    def classify(
+        self,
+        source: Source | MediaFile,
+        *,
+        by: Inputs | None = None,
+        fps: float | Fraction | None = None,
+        sound: ArrayLike | None = None,
+        rate: int | None = None,
+    ) -> dict[str, float]:
+        """Probability of each class that the model knows, the likeliest first.
+
+        ``by``: judge by ``audio``, ``video`` or ``both``; None is all that the input has and the model has
+        learned. The rest is as in :meth:`embed`. Raises ``MediaError`` for a file that cannot be used,
+        ``ModelError`` if the model knows no classes.
+
+        >>> classes = pipe.classify("cat.mp4", by="video")
+        >>> next(iter(classes))
+        'cat'
+        """
+        if by not in (None, *get_args(Inputs)):
+            raise SettingError(f"by= is {', '.join(get_args(Inputs))} or None, not {by!r}")
+        names = self.embedder.classifier[1].classes
+        opened = MediaFile(source, fps=fps, sound=sound, rate=rate).source
+        _, result = next(self.embedder.classify_files([opened], by))
+        if isinstance(result, str):
+            raise MediaError(result)
+        return {names[n]: float(result.scores[n]) for n in np.argsort(-result.scores, kind="stable")}
+
+    @for_each
     def generate(
         self,
-        path: str | Path | MediaFile,
+        source: Source | MediaFile,
         *,
+        fps: float | Fraction | None = None,
         seed: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
         temperature: float | None = None,
         rerank: int | None = None,
-        keep: Sequence[Span] = (),
+        keep: Sequence[float] | Sequence[Span] = (),
+        seconds: float | None = None,
         loudness: float | None = LOUDNESS,
         rate: int | None = None,
         channels: int | None = None,
         mix: float | None = None,
-        progress: StageProgress | None = None,
+        progress: StageProgress | bool | None = None,
     ) -> Audio:
-        """The sound of a video, exactly as long as it is; of an image, 10 s.
+        """The sound of a video, exactly as long as it is; of an image, 10 s. ``pipe(x)`` is the same.
+
+        ``source``: a path, bytes, a binary file object, an image, or frames with ``fps``, their number a
+        second: an array or tensor [T,H,W,3] or [T,3,H,W], uint8 or floats of 0..1, or a list of images. Any
+        other list holds inputs and gives a list of sounds, each as if it were alone.
 
         ``steps``, ``guidance``, ``temperature`` and ``rerank`` (so many candidates are drawn, the one nearest
         to the video is kept) replace the model's own. ``keep``: spans (from, to) in seconds of the video's
         own audio that stay sample for sample; the new audio is conditioned on their tokens, and fades into
-        them over 20 ms. ``loudness``: LUFS that the new audio is brought to; None leaves it at the model's
-        own level, with a true peak of -1 dBTP at most all the same. ``mix``: dB of the new audio against the
-        video's own, which lies under it. ``rate``, ``channels``: 16 kHz mono, with ``keep`` and ``mix`` those
-        of the video's own audio; what the model makes ends at 8 kHz.
+        them over 20 ms. ``seconds``: how long the sound shall be, in place of the video's length; a video
+        that ends sooner stands still. ``loudness``: LUFS that the new audio is brought to; None leaves it at
+        the model's own level, with a true peak of -1 dBTP at most all the same. ``mix``: dB of the new audio
+        against the video's own, which lies under it. ``rate``, ``channels``: 16 kHz mono, with ``keep`` and
+        ``mix`` those of the video's own audio; what the model makes ends at 8 kHz. ``progress``: True shows a
+        bar, a callable is told a stage, how much of it is done, and of how much.
+
         Raises ``MediaError`` for a file that cannot be used, ``SettingError`` for a
         setting that makes no sense, ``DecodeError`` for weights that give no numbers, ``ModelError`` for
         ``rerank`` with a model that has no embeddings.
+
+        >>> pipe.generate("cat.mp4", seed=7, steps=2)
+        Audio(8.00 s, 16000 Hz, mono)
+        >>> frames = np.zeros((12, 48, 64, 3), np.uint8)
+        >>> pipe(frames, fps=8, steps=2)
+        Audio(1.50 s, 16000 Hz, mono)
+        >>> pipe(["cat.mp4", Path("cat.mp4").read_bytes()], steps=2)
+        [Audio(8.00 s, 16000 Hz, mono), Audio(8.00 s, 16000 Hz, mono)]
         """
         chosen = decode_settings(self.config.decode, steps, guidance, temperature, rerank)
-        finish = Finish(loudness, rate, channels, mix)
-        return next(
-            self.generate_many(path, 1, seed=seed, decode=chosen, keep=keep, finish=finish, progress=progress)
-        )
+        with stage_progress(progress) as report:
+            sounds = self.generate_many(
+                source,
+                1,
+                fps=fps,
+                seed=seed,
+                decode=chosen,
+                keep=keep,
+                seconds=seconds,
+                finish=Finish(loudness, rate, channels, mix),
+                progress=report,
+            )
+            return next(sounds)
+
+    __call__ = generate
 
     def generate_many(
         self,
-        path: str | Path | MediaFile,
+        source: Source | MediaFile,
         samples: int,
         *,
+        fps: float | Fraction | None = None,
         seed: int = 0,
         decode: DecodeConfig | None = None,
-        keep: Sequence[Span] = (),
+        keep: Sequence[float] | Sequence[Span] = (),
         sound: np.ndarray | None = None,
         seconds: float | None = None,
         finish: Finish = DEFAULT_FINISH,
@@ -331,18 +446,20 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         check_value("seed", seed, int, 0, math.inf)
         check_value("samples", samples, int, 0, math.inf)
         check_value("seconds", seconds, float | None)
-        check_value("keep", keep, tuple[Span, ...])
         check_config(decode, "decode.")
         if decode.num_candidates > 1:
             self.embedder.check_contrastive()  # before the work begins
+        spans = as_spans(keep)
+        if seconds is not None and not 0 < seconds <= MAX_VIDEO_SECONDS:
+            raise SettingError(f"seconds must be from 0 to {MAX_VIDEO_SECONDS:g}, not {seconds}")
 
-        with as_media_file(path) as file:
+        with as_media_file(source, fps) as file:
             # 1. Refuse what the header shows to be unusable, before anything is decoded.
             if file.kind == "audio" or file.nominal_seconds > MAX_VIDEO_SECONDS:
                 sound_length(file.info)
 
             # 2. Features [F,dim] of the whole clip, in a pass that also finds out how long it is.
-            features = self._features(file, seed, timings, report)
+            features = file_features(file, self.vision, config.fps, seed, timings, report)
             judged = self.embedder.known(features)
             doubts = [] if judged is None or judged.is_known else [judged.note(self.name)]
             info = file.info
@@ -350,7 +467,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             if seconds is None:
                 seconds = IMAGE_SECONDS if info.kind == "image" else info.seconds
             num_frames = padded_length(samples_to_frames(length), config)  # T
-            features = _fit(features, num_video_frames(num_frames / FRAME_RATE, config.fps))
+            features = fit(features, num_video_frames(num_frames / FRAME_RATE, config.fps))
 
             # 3. Tokens [K,T] of the audio that is kept, and where they are known [K,T].
             heard: AudioSource = partial(read_original, file)
@@ -361,34 +478,34 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 original = original_in_memory(sound)
             elif info.has_audio:
                 original = original_of(file)
-            kept = kept_samples(info, keep, length)
-            with _timed(timings, "codec"):
+            kept = kept_samples(info, spans, length)
+            with timed(timings, "codec"):
                 tokens, known = self._known_tokens(heard, kept, num_frames)
 
             for number in range(samples):
                 # 4. The first stage: one sound, or of several candidates the nearest to the video.
-                with _timed(timings, "sampling"):
+                with timed(timings, "sampling"):
                     generators = [_generator(seed, number, n) for n in range(decode.num_candidates)]
-                    part = partial(_report_part, partial(report, "sampling"), number, samples)
+                    part = partial(report_part, partial(report, "sampling"), number, samples)
                     result = self._coarse(tokens, known, features, decode, generators, progress=part)
 
                 # 5. The second stage, if there is one, adds the finer codebooks.
                 if self.fine is not None:
-                    with _timed(timings, "refining"):
+                    with timed(timings, "refining"):
                         generator = _generator(seed, number, 0, stage=1)
-                        part = partial(_report_part, partial(report, "refining"), number, samples)
+                        part = partial(report_part, partial(report, "refining"), number, samples)
                         result = self.fine.refine(result, tokens, known, features, generator, progress=part)
 
                 # 6. Tokens -> waveform [S], as the model has it; the kept audio goes back in as it was heard.
-                with _timed(timings, "codec"):
+                with timed(timings, "codec"):
                     waveform = self._waveform(result[:, : samples_to_frames(length)], length)
                     raw = waveform.copy() if kept else waveform
                     for start, stop in kept:
                         crossfade_into(raw, heard, start, stop)
 
                 # 7. The same, to be used: at its loudness, beside the kept audio at its own rate.
-                with _timed(timings, "finish"):
-                    finished = finish_sound(waveform, seconds, finish, original, keep)
+                with timed(timings, "finish"):
+                    finished = finish_sound(waveform, seconds, finish, original, spans)
 
                 # 8. Each sound carries its own timings; the first those of steps 2 and 3 too.
                 yield Audio(
@@ -400,7 +517,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     dict(timings),
                     result,
                     features,
-                    made_with(self.name, self.fingerprint, seed, number, decode, keep, finish)
+                    made_with(self.name, self.fingerprint, seed, number, decode, spans, finish)
+                    | ({} if self.dtype == torch.float32 else {"dtype": str(self.dtype)[6:]})
                     | {"gain_db": finished.gain},
                     (*doubts, *finished.notes),
                     judged,
@@ -438,7 +556,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         num_codebooks = self.config.model.num_codebooks
         candidates = []
         for n, generator in enumerate(generators):
-            part = partial(_report_part, progress, n, len(generators))
+            part = partial(report_part, progress, n, len(generators))
             candidates.append(
                 self.first.fill(
                     tokens[:num_codebooks],
@@ -455,26 +573,6 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         """The one [K,T] of several candidates [n,K,T] that fits the video best."""
         return candidates[audio_video_similarity(self.embedder.contrastive, candidates, features).argmax()]
 
-    def _features(
-        self, file: MediaFile, seed: int, timings: dict[str, float], report: StageProgress
-    ) -> Tensor:
-        """Features [F,dim] of a whole file at the model's rate (section 3.1)."""
-        fps = self.config.model.fps
-        size = self.vision.decode_size
-        if file.is_image:
-            expected = num_video_frames(IMAGE_SECONDS, fps)
-            frames = _moving(file, expected, seed, size)
-        else:
-            expected = num_video_frames(file.nominal_seconds, fps)
-            frames = _not_too_long(file, file.frames(fps, size=size))
-        # One pass: frames are decoded while they are encoded: what remains of the time is the encoder's.
-        begin = time.perf_counter()
-        with torch.no_grad():
-            counted = _counted(frames, timings, lambda done: report("features", done, max(done, expected)))
-            features = self.vision.encode(counted)
-        timings["features"] = time.perf_counter() - begin - timings["decode_video"]
-        return features
-
     def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
         """Waveform float32 [length] of tokens [K,T]."""
         # In pieces, each brought to the CPU at once: a long clip need not fit into the device's memory.
@@ -489,58 +587,6 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         return waveform
 
 
-def sound_length(info: MediaInfo) -> int:
-    """Number of samples S for a file; ``MediaError`` if it has no video, or lasts 0 s or too long."""
-    if info.kind == "image":
-        return round(IMAGE_SECONDS * SAMPLE_RATE)
-    if info.kind == "audio":
-        raise MediaError(f"{info.path}: has no video stream, only sound")
-    if info.seconds > MAX_VIDEO_SECONDS:
-        hours, limit = info.seconds / 3600, MAX_VIDEO_SECONDS / 3600
-        raise MediaError(f"{info.path}: lasts {hours:.2f} hours; the longest that can be done is {limit:g}")
-    length = round(info.seconds * SAMPLE_RATE)
-    if length < 1:
-        raise MediaError(f"{info.path}: the video lasts 0 s")
-    return length
-
-
-def _fit(features: Tensor, num_video: int) -> Tensor:
-    """Features [num_video,dim]: cut, or with the last one repeated (section 3.1)."""
-    last = features[-1:].expand(max(0, num_video - len(features)), -1)
-    return torch.cat([features[:num_video], last])
-
-
-def _moving(file: MediaFile, num_frames: int, seed: int, size: int) -> Iterator[np.ndarray]:
-    """Frames of an image, as in training: a slowly moving crop."""
-    yield from moving_crop(next(file.frames(1.0)), num_frames, seed, size)
-
-
-def _not_too_long(file: MediaFile, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pass frames through; ``MediaError`` as soon as the file turns out to exceed MAX_VIDEO_SECONDS."""
-    for frame in frames:
-        if file.seconds_read > MAX_VIDEO_SECONDS:
-            sound_length(file.info)
-        yield frame
-
-
-def _counted(
-    frames: Iterator[np.ndarray], timings: dict[str, float], report: Callable[[int], None]
-) -> Iterator[np.ndarray]:
-    """Pass frames through, and add up the time it takes to decode them as ``decode_video``."""
-    # A for loop could not tell the decoder's time from the consumer's.
-    timings["decode_video"] = 0.0
-    done = 0
-    while True:
-        begin = time.perf_counter()
-        frame = next(frames, None)
-        timings["decode_video"] += time.perf_counter() - begin
-        if frame is None:
-            return
-        done += 1
-        report(done)
-        yield frame
-
-
 def _generator(seed: int, number: int, candidate: int, stage: int = 0) -> torch.Generator:
     """The noise of one candidate of one sample, in the first stage or the second."""
     # The first candidate of the first stage is the sound without reranking: its parts are just these two.
@@ -552,44 +598,3 @@ def _generator(seed: int, number: int, candidate: int, stage: int = 0) -> torch.
     # 63 bits of the hash, for torch seeds are signed.
     state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-def _report_part(
-    progress: Callable[[int, int], None], index: int, num_parts: int, done: int, total: int
-) -> None:
-    """Report progress of one of several equal parts as progress of the whole."""
-    progress(index * total + done, num_parts * total)
-
-
-@contextmanager
-def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time of the block to ``timings[stage]``."""
-    begin = time.perf_counter()
-    yield
-    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - begin
-
-
-def _check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:
-    """``ModelError`` if the parts do not belong together, which would silently generate noise."""
-    if config.num_conditioning_codebooks:
-        raise ModelError(
-            f"this model refines {config.num_conditioning_codebooks} codebooks of another model, in "
-            f"whose folder {FINE!r} it belongs; it makes no sound from a picture alone"
-        )
-    if vision.dim != config.vision_dim:
-        raise ModelError(
-            f"{vision.name} gives {vision.dim} numbers a frame, the model needs {config.vision_dim}"
-        )
-    _check_codec(config, network, codec)
-
-
-def _check_codec(config: ModelConfig, network: VAB, codec: Codec) -> None:
-    """``ModelError`` if the network was trained on another codec's codebook vectors."""
-    # Weights are saved in half precision, so the vectors may differ by rounding.
-    actual = codec.codebook_vectors()[: config.num_codebooks].float().cpu()
-    expected = network.audio_embedding.vectors.float().cpu()
-    if actual.shape != expected.shape or (actual - expected).norm() > 0.01 * expected.norm():
-        raise ModelError(
-            "the model was trained on the tokens of another codec than this one; "
-            "put its codec.json and codec.safetensors into its folder, or name it with --codec-path"
-        )

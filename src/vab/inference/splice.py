@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Real
+from typing import Any
 
 import av
 import numpy as np
@@ -75,6 +77,17 @@ def original_in_memory(waveform: np.ndarray) -> Original:
         return resampled(waveform[None], SAMPLE_RATE, rate, round(seconds * rate))
 
     return Original(SAMPLE_RATE, "mono", read)
+
+
+def as_spans(keep: Sequence[float] | Sequence[Span]) -> list[Span]:
+    """Spans (from, to) in seconds: those of a list, or one of two numbers. ``SettingError`` for all else."""
+    spans: list[Any] = list(keep) if isinstance(keep, Iterable) else [keep]
+    if len(spans) == 2 and all(isinstance(end, Real) for end in spans):
+        spans = [spans]
+    try:
+        return [(float(start), float(stop)) for start, stop in spans]
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"keep= is spans (from, to) in seconds, such as [(2, 4)], not {keep!r}") from error
 
 
 def kept_samples(info: MediaInfo, keep: Sequence[Span], length: int) -> list[tuple[int, int]]:

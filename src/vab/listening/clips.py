@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vab.config import SAMPLE_RATE
-from vab.media.container import MediaError, audio_stream, video_stream
+from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.muxing.mux import copy
 
@@ -32,11 +32,8 @@ def check_video(path: Path) -> None:
         if not info.has_audio:
             raise MediaError(f"{path}: has no sound to judge")
         # 2. ... in codecs that all browsers play ...
-        with file.container() as container:
-            video = video_stream(container)
-            audio = audio_stream(container)
-            assert video is not None and audio is not None  # the facts say so
-            context: Any = video.codec_context
+        with file.handle.lend() as opened:
+            context: Any = opened.video.codec_context
             codec, profile = context.codec.canonical_name, context.profile
             if profile not in VIDEO_CODECS.get(codec, ()) or context.pix_fmt not in PIXEL_FORMATS:
                 encoding = ", ".join(filter(None, (codec, profile, context.pix_fmt)))
@@ -44,7 +41,7 @@ def check_video(path: Path) -> None:
                     f"{path}: its picture is {encoding}, which not all browsers play; "
                     "encode it as 8-bit 4:2:0 H.264 (ffmpeg -c:v libx264 -pix_fmt yuv420p)"
                 )
-            codec = audio.codec_context.codec.canonical_name
+            codec = opened.audio.codec_context.codec.canonical_name
             if codec not in AUDIO_CODECS:
                 raise MediaError(
                     f"{path}: its sound is {codec}, which browsers do not play; "

@@ -6,10 +6,11 @@ starts at the first frame of its video stream that is shown.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,7 +49,8 @@ _MAX_REPEATED = 20_000  # if that is more frames than these
 _MAX_HEAD = 1000  # packets read in search of a stream's first shown frame; many more than any reordering
 _BEFORE_ALL = -(1 << 40)  # ticks: before the first packet of any file
 _MAX_DECODER_THREADS = 4
-_MAX_COVER_HEAD = 1000  # packets read in search of a picture's second frame, before another pass looks for it
+_MAX_COVER_HEAD = 1000  # packets, and bytes, read in search of a picture's second frame and of sound, ...
+_MAX_COVER_BYTES = 32 << 20  # ... before another pass looks for them
 _COVER_SECONDS = 0.5  # by which the sound beside a cover is longer, at least
 
 
@@ -96,12 +98,20 @@ def remote(name: str | Path) -> str | None:
     return f"{address[1]}://{address[2]}: is an address; only local files are read, by their path"
 
 
-def open_media(path: Path) -> InputContainer:
-    """Open ``path`` with PyAV; only local files are ever followed. ``MediaError`` if it is no media file."""
-    check_file(path)
+def open_media(path: Path, content: bytes | None = None) -> InputContainer:
+    """Open ``path`` with PyAV; only local files are ever followed. ``MediaError`` if it is no media file.
+
+    ``content``: the bytes of a file that is in memory; then ``path`` is just its name.
+    """
+    source: Any = f"file:{path}"
+    if content is None:
+        check_file(path)
+    else:
+        source = io.BytesIO(content)
+        source.name = str(path)  # some formats are told by the ending of their name
     try:
         container = av.open(
-            f"file:{path}",
+            source,
             "r",
             metadata_errors="ignore",
             container_options={"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)},
@@ -234,20 +244,18 @@ class OpenFile:
         packets = chain((p for p in head if p.stream.index == stream.index), _read(self.container, stream))
         return (packet for packet in packets if packet.size)  # an empty one only tells decoders to flush
 
-    def drop_cover(self) -> None:
+    def drop_cover(self, reopen: Callable[[], OpenFile]) -> None:
         """Let a picture of one frame beside longer sound be no video: it is the cover of a song.
 
         Few containers count their frames. Of others the first packets tell; the first pass gets them too.
+        If they do not, another pass has to, over what ``reopen`` gives.
         """
         if self.video is None or self.audio is None or self.video.frames > 1:
             return
         if self.video.frames == 1:
             lengths = [float((s.duration or 0) * time_base(s)) for s in (self.video, self.audio)]
         else:
-            for packet in _read(self.container):
-                self.head.append(packet)
-                if len(self._of(self.video)) > 1 or len(self.head) == _MAX_COVER_HEAD:
-                    break
+            whole = self._read_head()
             pictures = self._of(self.video)
             if len(pictures) != 1:
                 return
@@ -256,10 +264,27 @@ class OpenFile:
                 float(pictures[0].duration * pictures[0].time_base) or float(frame_interval(self.video)),
                 float(((sound[-1].pts or 0) - (sound[0].pts or 0)) * sound[0].time_base),
             ]
-            if len(self.head) == _MAX_COVER_HEAD and self._has_second_frame():
-                return
+            if not whole:
+                other = reopen()
+                with other.container:
+                    if sum(1 for _ in islice(other.demux(other.video), 2)) > 1:
+                        return
         if lengths[1] > lengths[0] + _COVER_SECONDS:
             self.video = None
+
+    def _read_head(self) -> bool:
+        """Read packets up to a second picture and the first sound; True if the file has ended before."""
+        counts = {self.video.index: 0, self.audio.index: 0}
+        size = 0
+        for packet in _read(self.container):
+            self.head.append(packet)
+            size += packet.size
+            if packet.size and packet.stream.index in counts:
+                counts[packet.stream.index] += 1
+            found = counts[self.video.index] > 1 and counts[self.audio.index] > 0
+            if found or len(self.head) == _MAX_COVER_HEAD or size > _MAX_COVER_BYTES:
+                return False
+        return True
 
     @property
     def sound_found(self) -> bool:
@@ -268,12 +293,6 @@ class OpenFile:
 
     def _of(self, stream: Any) -> list[Any]:
         return [packet for packet in self.head if packet.size and packet.stream.index == stream.index]
-
-    def _has_second_frame(self) -> bool:
-        """True if the whole file has more than one frame, which takes a pass of its own."""
-        with open_media(Path(self.container.name.removeprefix("file:"))) as container:
-            other = OpenFile(container)
-            return sum(1 for _ in islice(other.demux(other.video), 2)) > 1
 
 
 def _read(container: InputContainer, *streams: Any) -> Iterator[Any]:

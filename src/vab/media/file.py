@@ -7,26 +7,16 @@ keeps its distance as silence. Memory follows the window that is read, never the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from av.container import InputContainer
-from PIL import Image
 
 from vab.config import SAMPLE_RATE, video_frames
 from vab.media import tags
-from vab.media.clock import (
-    Clock,
-    PacketLog,
-    PacketTimes,
-    clock_of,
-    frame_interval,
-    may_restart,
-)
+from vab.media.clock import Clock, PacketLog, PacketTimes, clock_of, frame_interval
 from vab.media.container import (
     MediaError,
     MediaInfo,
@@ -34,12 +24,13 @@ from vab.media.container import (
     VideoStart,
     decode,
     find_start,
-    open_media,
     sound_span,
 )
-from vab.media.image import open_image, read_pixels, upright_size
 from vab.media.muxing.formats import suffix_for
 from vab.media.muxing.mux import mux
+from vab.media.sources.film import Film
+from vab.media.sources.given import ArrayLike, InMemory, Source, as_source
+from vab.media.sources.handle import Handle
 from vab.media.streams import (
     FrameCheck,
     FrameConverter,
@@ -57,6 +48,9 @@ _SEEK_MARGINS = (Fraction(1, 2), Fraction(10))  # seconds before the wanted time
 class MediaFile:
     """A media file that is opened on first use, and whose facts are read once.
 
+    ``source``, ``fps``, ``sound`` and ``rate`` are those of ``media.sources.given.as_source``: what is in
+    memory is read like a file of the same content.
+
     Whatever is learned on the way is kept: a pass over all frames leaves the packet times behind, so that
     frames and a copy of the video take two passes over the file in all. ``close`` (or a ``with`` block) lets
     go of the open file; the facts stay, and a later question opens it again. What happens to the file
@@ -71,26 +65,22 @@ class MediaFile:
 
     def __init__(
         self,
-        path: str | Path,
+        source: Source | MediaFile,
         check: FrameCheck | None = None,
         *,
+        fps: float | Fraction | None = None,
+        sound: ArrayLike | None = None,
+        rate: int | None = None,
         length: Literal["video", "container"] = "video",
     ) -> None:
-        self.path = Path(path)
+        given = source.source if isinstance(source, MediaFile) else source
+        self.source: Path | InMemory = as_source(given, fps, sound=sound, rate=rate)
+        self.handle = Handle(self.source)
+        self.path = self.handle.path  # of what is in memory its name
         self._check = check
         self.length = length
-        self._idle: list[OpenFile] = []  # one at most: open, and in no pass now
-        self._image: Image.Image | None = None  # open, its pixels not read yet
         # Facts, as far as they are known.
-        self._is_image: bool | None = None
-        self._streams: tuple[bool, bool] | None = None  # is there video, is there audio
-        self._audio_found = False  # a packet of it
-        self._nominal_seconds = 0.0
-        self._nominal_size = (0, 0)
-        self._made_with: dict[str, Any] | None = None
-        self.nominal_sound_end: float | None = None  # seconds on the container's clock
-        self.codec = ""  # of the video
-        self._may_restart = False  # its clock, in the middle
+        self._audio_found: bool | None = None  # a packet of it
         self._start: VideoStart | None = None
         self._times: PacketTimes | None = None
         self._log: PacketLog | None = None  # of the latest pass over the video
@@ -106,11 +96,7 @@ class MediaFile:
 
     def close(self) -> None:
         """Let go of the open file. What is known of it stays."""
-        while self._idle:
-            self._idle.pop().container.close()
-        if self._image is not None:
-            self._image.close()
-            self._image = None
+        self.handle.close()
 
     # ---- facts
 
@@ -125,52 +111,49 @@ class MediaFile:
 
     @property
     def is_image(self) -> bool:
-        """True for a still image; a moving GIF is a video."""
-        if self._is_image is None:
-            self._image = open_image(self.path)
-            self._is_image = self._image is not None
-            if self._image is not None:
-                self._nominal_size = upright_size(self._image)
-        return self._is_image
+        """True for a still image; a moving one is a video."""
+        return self.handle.image_size is not None
 
     @property
     def has_video(self) -> bool:
         """True if there is a video stream other than cover art or one frame beside longer sound."""
-        return self._header()[0]
+        return self.handle.header.has_video
 
     @property
     def has_audio(self) -> bool:
         """True if there is an audio stream; one without a packet beside a video is none."""
-        if self._header() == (True, True) and not self._audio_found:
-            with self.opened(fresh=True) as file:
+        header = self.handle.header
+        if not header.has_video or not header.has_audio or header.sound_found:
+            return header.has_audio
+        if self._audio_found is None:  # neither the header nor the first packets tell
+            with self.handle.lend(fresh=True) as file:
                 self._audio_found = any(True for _ in file.demux(file.audio))
-            self._streams = True, self._audio_found
-        return self._header()[1]
+        return self._audio_found
 
     @property
     def audio_format(self) -> tuple[int, str]:
         """Sample rate, and layout as FFmpeg calls it, of the audio stream, which there must be."""
-        with self.opened() as file:
-            context = file.audio.codec_context
-            return context.sample_rate, context.layout.name
+        return self.handle.header.audio_format
 
     @property
     def made_with(self) -> dict[str, Any] | None:
         """What the file says that VAB made it with (:mod:`vab.media.tags`); None for any other file."""
-        self._header()
-        return self._made_with
+        return self.handle.header.made_with
 
     @property
     def nominal_seconds(self) -> float:
         """Duration by the header, 0 if it does not say; often wrong, so good for estimates only."""
-        self._header()
-        return self._nominal_seconds
+        return self.handle.header.seconds
 
     @property
     def nominal_size(self) -> tuple[int, int]:
         """Width and height by the header: of an image upright, of a video not; 0 for audio."""
-        self._header()
-        return self._nominal_size
+        return self.handle.header.size
+
+    @property
+    def codec(self) -> str:
+        """The codec of the video, as FFmpeg calls it; "" if there is none."""
+        return self.handle.header.codec
 
     @property
     def times(self) -> PacketTimes:
@@ -196,13 +179,15 @@ class MediaFile:
         """Duration of the video as far as its packets have been read by now."""
         if self._times is not None:
             return self._times.seconds
-        return self._log.seconds if self._log is not None else 0.0
+        if self._log is not None:
+            return self._log.seconds
+        return self._film.seconds_read if self._film is not None else 0.0
 
     @property
     def info(self) -> MediaInfo:
         """All of the facts. ``MediaError`` too if not one frame, or no sample, can be decoded."""
         if self.kind == "image":
-            return MediaInfo(self.path, "image", 0.0, False, *self._nominal_size, 0.0)
+            return MediaInfo(self.path, "image", 0.0, False, *self.nominal_size, 0.0)
         if self.kind == "audio":
             return MediaInfo(self.path, "audio", self.seconds, True, 0, 0, 0.0)
         if self._size is None:
@@ -226,7 +211,7 @@ class MediaFile:
         if fps <= 0 or start < 0:
             raise ValueError(f"fps must be positive and start not negative, not {fps} and {start}")
         if self.is_image:
-            pixels = self._read_image(size)
+            pixels = self.handle.read_image(size)
             for _ in range(video_frames(seconds or 0.0, fps)):
                 yield pixels
             return
@@ -321,7 +306,6 @@ class MediaFile:
         Pictures that no player opens are encoded, in ".mp4". ``container`` (mp4, mov, mkv or webm) chooses
         it instead; ``SettingError`` for another one.
         """
-        self._header()
         return suffix_for(self.codec, container)
 
     def mux(
@@ -358,68 +342,18 @@ class MediaFile:
             return 0.0
         return float(self._first_sample_time() - self.video_start().seconds) + length
 
-    @contextmanager
-    def container(self) -> Iterator[InputContainer]:
-        """The open container at its beginning, for one pass of the caller's own."""
-        with self.opened(fresh=True) as file:
-            if file.head:  # packets that the caller would miss
-                with open_media(self.path) as container:
-                    yield container
-            else:
-                yield file.container
+    # ---- passes over the file
 
-    # ---- opening, and passes over the file
-
-    @contextmanager
-    def opened(self, seek: bool = False, fresh: bool = False) -> Iterator[OpenFile]:
-        """Lend the open file for one pass, at its beginning unless the pass is going to ``seek``.
-
-        ``fresh``: no pass may have used it. Passes may overlap: while one has the open file, another opens
-        it again.
-        """
-        # 1. Take the idle file if it can be used again, else open another.
-        file = self._idle.pop() if self._idle else None
-        if file is not None and file.used and (fresh or not file.reset(rewind=not seek)):
-            file.container.close()
-            file = None
-        if file is None:
-            file = OpenFile(open_media(self.path))
-
-        # 2. Keep it for the next pass, unless it cannot rewind or another pass has left one.
-        file.used = True
-        try:
-            yield file
-        finally:
-            if file.can_rewind and not self._idle:
-                self._idle.append(file)
-            else:
-                file.container.close()
-
-    def _header(self) -> tuple[bool, bool]:
-        """(has video, has audio) by the header. Opens the file the first time."""
-        if self._streams is None and self.is_image:
-            self._streams = False, False
-        if self._streams is None:
-            file = OpenFile(open_media(self.path))
-            file.drop_cover()
-            self._streams = file.video is not None, file.audio is not None
-            self._audio_found = file.sound_found
-            self._nominal_seconds = file.nominal_seconds
-            self._made_with = tags.unpack(file.container.metadata)
-            if file.audio is not None:
-                self._made_with = self._made_with or tags.unpack(file.audio.metadata)  # as Ogg has it
-            self._may_restart = may_restart(file.container)
-            if file.video is not None:
-                self._nominal_size = file.video.codec_context.width, file.video.codec_context.height
-                self.codec = file.video.codec_context.codec.canonical_name
-                self.nominal_sound_end = file.nominal_sound_end
-            self._idle.append(file)  # for the first pass
-        return self._streams
+    @property
+    def _film(self) -> Film | None:
+        return self.handle.film
 
     def video_start(self) -> VideoStart:
         """Start of the video's clock; reads a few packets if no pass has done so yet."""
+        if self._start is None and self._film is not None:
+            self._start = VideoStart(Fraction(0), timed=True)
         if self._start is None:
-            with self.opened() as file:
+            with self.handle.lend() as file:
                 next(self.video_packets(file), None)
         if self._start is None:
             raise MediaError(f"{self.path}: its video stream has no frames")
@@ -462,7 +396,8 @@ class MediaFile:
                 continue
             for frame in decode(context, packet):
                 if self._size is None:
-                    self._note_size(frame, file.video)
+                    swap, _, _ = orientation(frame)
+                    self._note_size(*square_pixels(frame, file.video), swap)
                 if log is not None and not timed:
                     log.display_order.append(frame.opaque[0])
                 yield frame
@@ -477,17 +412,19 @@ class MediaFile:
         """One pass for the packet times and, if the first frame is ``wanted``, for its size."""
         if not self.has_video:
             raise MediaError(f"{self.path}: has no video stream")
-        with self.opened() as file:
+        if self._film is not None:
+            self._times = self._film.times
+            self._note_size(*self._film.size())
+            return
+        with self.handle.lend() as file:
             for _ in self._whole_video(file, wanted):
                 if self._times is not None:  # known before: the frame was all that was missing
                     break
 
-    def _note_size(self, frame: Any, stream: Any) -> None:
-        """Keep the size of the first frame as displayed, after the check of it."""
-        width, height = square_pixels(frame, stream)
+    def _note_size(self, width: int, height: int, swap: bool = False) -> None:
+        """Keep the size of the first frame as displayed, after the check; ``swap``: it lies on its side."""
         if self._check is not None:
             self._check(width, height)
-        swap, _, _ = orientation(frame)
         self._size = (height, width) if swap else (width, height)
 
     def _timed_frames(self, start: float) -> Iterator[tuple[float, Any, Any]]:
@@ -506,8 +443,8 @@ class MediaFile:
             video_start = self.video_start()
             base = stream.time_base
             if video_start.timed:
-                usual = time + frame_interval(stream)
-                time = usual if frame.pts is None else frame.pts * base - video_start.seconds
+                known = frame.pts is not None
+                time = frame.pts * base - video_start.seconds if known else time + frame_interval(stream)
             elif frame.dts is not None:
                 first_dts = frame.dts if first_dts is None else first_dts
                 time = (frame.dts - first_dts) * base
@@ -523,13 +460,18 @@ class MediaFile:
         A seek may land too late (a bad index, frames that need earlier ones): then from further back, at last
         from the beginning.
         """
+        if self._film is not None and kind == "video":
+            for frame in self._film.frames(position):
+                yield frame, self._film
+            self._times = self._film.times
+            return
         # A file whose own times are wrong is read through; only of MPEG streams that is found out for this.
-        known = self.has_video and (self._times is not None or self._may_restart)
+        known = self.has_video and (self._times is not None or self.handle.header.may_restart)
         seek = position is not None and not (known and self.times.repaired)
         margins = (*_SEEK_MARGINS, None) if seek else (None,)
         for margin in margins:
             # 1. Go there, if the demuxer can.
-            with self.opened(seek=margin is not None, fresh=kind == "audio") as file:
+            with self.handle.lend(seek=margin is not None, fresh=kind == "audio") as file:
                 stream = file.video if kind == "video" else file.audio
                 if margin is not None and position is not None and not file.seek(stream, position - margin):
                     continue
@@ -580,7 +522,7 @@ class MediaFile:
     def _scan_audio(self) -> float:
         """Seconds of the audio by its packets: one pass, which decodes the first frame only."""
         if self._audio_seconds is None:
-            with self.opened(fresh=True) as file:
+            with self.handle.lend(fresh=True) as file:
                 clock = clock_of(file.container, file.audio, self._leaps)
                 start, end = sound_span(file, clock, self._first_sample)
             if start is None:
@@ -588,11 +530,3 @@ class MediaFile:
             self._first_sample = start
             self._audio_seconds = float(end - start)
         return self._audio_seconds
-
-    def _read_image(self, size: int | None) -> np.ndarray:
-        """The pixels of a still image, uint8 [H,W,3]."""
-        image = self._image or open_image(self.path)
-        self._image = None  # reading closes it
-        if image is None:
-            raise MediaError(f"{self.path}: is no longer an image")
-        return read_pixels(self.path, image, size)

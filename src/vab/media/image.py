@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 from pathlib import Path
@@ -15,6 +16,7 @@ from pillow_heif import register_heif_opener
 
 from vab.errors import first_line
 from vab.media.container import MediaError, check_file
+from vab.media.sources.film import MOVING_FORMATS, is_moving
 
 MAX_PIXELS = 65_000_000  # of an image; phones take photos of 64 million
 _MAX_PIXELS_OF = {"AVIF": 51_000_000, "HEIF": 51_000_000, "WEBP": 33_000_000}  # they take more memory
@@ -52,15 +54,19 @@ Image.init()  # fills Image.OPEN
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # image generators write their whole workflow
 
 
-def open_image(path: Path) -> Image.Image | None:
-    """Open the still image at ``path``, unread; None for anything else (a moving GIF is a video).
+def open_image(path: Path, content: bytes | None = None) -> Image.Image | None:
+    """Open the image at ``path``, unread; None for anything that is no image, or that FFmpeg plays: a GIF.
 
-    ``MediaError`` for one that is damaged, too large, or in a format that is not read.
+    ``content``: the bytes of a file that is in memory; then ``path`` is just its name. ``MediaError`` for an
+    image that is damaged, too large, or in a format that is not read.
     """
     # 1. The format by the first bytes.
-    check_file(path)
-    with path.open("rb") as file:
-        prefix = file.read(32)
+    if content is None:
+        check_file(path)
+        with path.open("rb") as file:
+            prefix = file.read(32)
+    else:
+        prefix = content[:32]
     for signature, name in _NOT_READ.items():
         if prefix.startswith(signature):
             raise MediaError(f"{path}: {name} images are not read; save it as PNG or JPEG")
@@ -76,7 +82,7 @@ def open_image(path: Path) -> Image.Image | None:
     for name in formats:  # AVIF and HEIF begin alike
         try:
             factory: Any = Image.OPEN[name][0]
-            image = factory(str(path), str(path))
+            image = factory(str(path) if content is None else io.BytesIO(content), str(path))
             break
         except _FAULTS as error:
             fault = fault or first_line(error)
@@ -87,8 +93,7 @@ def open_image(path: Path) -> Image.Image | None:
     # 3. Films, and what is too large.
     if image is None:
         return None
-    moving = image.format in ("GIF", "PNG") and getattr(image, "is_animated", False)
-    if moving:
+    if is_moving(image) and image.format not in MOVING_FORMATS:
         image.close()
         return None
     most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)

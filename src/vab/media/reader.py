@@ -8,28 +8,33 @@ from __future__ import annotations
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from vab.config import SAMPLE_RATE
+from vab.errors import SettingError
 from vab.media.container import check_waveform
 from vab.media.file import MediaFile, MediaInfo
+from vab.media.sources.given import Source
 from vab.media.streams import FrameCheck
 from vab.utils.files import atomic
 
 
 @contextmanager
-def as_media_file(source: str | Path | MediaFile) -> Iterator[MediaFile]:
-    """Yield ``source`` itself if it is a ``MediaFile``, else open the path and close it at the end."""
+def as_media_file(source: Source | MediaFile, fps: float | Fraction | None = None) -> Iterator[MediaFile]:
+    """Yield ``source`` itself if it is a ``MediaFile``, else open it and close it at the end."""
     if isinstance(source, MediaFile):
+        if fps is not None:
+            raise SettingError("fps= belongs to frames, and a MediaFile has them already")
         yield source
     else:
-        with MediaFile(source) as file:
+        with MediaFile(source, fps=fps) as file:
             yield file
 
 
-def probe(path: str | Path, check: FrameCheck | None = None) -> MediaInfo:
+def probe(path: Source, check: FrameCheck | None = None) -> MediaInfo:
     """Read the facts about ``path``; the length comes from the packets' times, not from the header.
 
     ``check`` as in ``MediaFile``. ``MediaError`` if it is missing, a folder, empty, not media, or has not one

@@ -31,6 +31,10 @@ _FILES = [CONFIG, MODEL, *_CODEC_FILES]
 _FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file in (CONFIG, MODEL)]
 _FILES += [f"{FOLDERS['classification']}/{KNOWN}", KNOWN]
 _WEIGHTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".th")  # endings of codecs and image encoders
+# What ``snapshot_download`` may be told beside the name.
+HUB_KEYWORDS = ["cache_dir", "endpoint", "etag_timeout", "force_download", "headers", "library_name"]
+HUB_KEYWORDS += ["library_version", "local_dir", "local_files_only", "max_workers", "revision", "token"]
+HUB_KEYWORDS += ["tqdm_class", "user_agent"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -1,21 +1,52 @@
-"""Compute devices: choose one, and what it is good at."""
+"""Compute devices and number formats: choose one, and what it is good at."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import torch
 
 from vab.errors import SettingError
 
+Device: TypeAlias = str | int | torch.device | None
+DType: TypeAlias = str | torch.dtype | None
 
-def pick_device(name: str) -> torch.device:
-    """Look up a device by name; ``auto`` is the fastest. ``SettingError`` if it is not available."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, usable in available.items() if usable))
-    if not available.get(name):
-        kinds = ", ".join(kind for kind, usable in available.items() if usable)
-        raise SettingError(f"there is no device {name} here; there is: {kinds}")
-    return torch.device(name)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: Device = "auto") -> torch.device:
+    """The device of any of torch's forms: ``"cuda"``, ``"cuda:1"``, ``1``, a ``torch.device``.
+
+    ``auto`` and None are the fastest there is. ``SettingError`` if the device is not there; it lists those
+    that are.
+    """
+    counts = {
+        "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        "mps": int(torch.backends.mps.is_available()),
+        "cpu": 1,
+    }
+    if name is None or name == "auto":
+        return torch.device(next(kind for kind, count in counts.items() if count))
+    try:
+        device = torch.device(f"cuda:{name}" if isinstance(name, int) else name)
+        there = (device.index or 0) < counts.get(device.type, 0)
+    except (RuntimeError, TypeError, ValueError):
+        there = False
+    if not there:
+        kinds = {kind: f"{kind} (0..{count - 1})" if count > 1 else kind for kind, count in counts.items()}
+        here = ", ".join(kinds[kind] for kind, count in counts.items() if count)
+        raise SettingError(f"there is no device {name} here; there is: {here}")
+    return device
+
+
+def pick_dtype(name: DType = None) -> torch.dtype:
+    """The number format of this name; float32 for None and ``auto``. ``SettingError`` if it is unusable."""
+    if name is None or name == "auto":
+        return torch.float32
+    dtype = DTYPES.get(str(name).removeprefix("torch."))
+    if dtype is None:
+        raise SettingError(f"dtype= is {', '.join(DTYPES)}, not {name}")
+    return dtype
 
 
 def cpu_has_bfloat16() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,3 +28,32 @@ def step_bar(title: str, total: int, done: int, show: bool = True) -> Iterator[C
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task(title, total=total, completed=done)
         yield lambda text: progress.update(task, advance=1, description=f"{title} {text}")
+
+
+@contextmanager
+def stage_progress(progress: StageProgress | bool | None) -> Iterator[StageProgress | None]:
+    """What a caller asked for: a callable as it is, a bar on the terminal or in the notebook for True."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        task = bar.add_task("reading")
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+
+
+def report_part(
+    progress: Callable[[int, int], None], index: int, num_parts: int, done: int, total: int
+) -> None:
+    """Report progress of one of several equal parts as progress of the whole."""
+    progress(index * total + done, num_parts * total)
+
+
+@contextmanager
+def timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time of the block to ``timings[stage]``."""
+    begin = time.perf_counter()
+    yield
+    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - begin

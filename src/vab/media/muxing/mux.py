@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from fractions import Fraction
 from functools import partial
 from itertools import chain
@@ -76,9 +76,12 @@ def _make(
 ) -> list[str]:
     """Write a film: the picture copied, or else encoded; without ``tags`` nothing of the file but that."""
     container = container_of(out_path)
-    with file.opened() as source:
+    times = file.times
+    with file.handle.lend() if file.handle.has_container else nullcontext() as source:
         write = partial(_write, file, source, out_path, sound, tags, keep_original)
-        reason = reason_to_encode(source.video, file.times, container)
+        film = file.handle.film is not None  # no stream of a container: it cannot be copied
+        picture = "frames" if film else f"{file.codec} picture"
+        reason = "" if source is None or film else reason_to_encode(source.video, times, container)
         if reason is None:
             try:
                 return write(encode=False)
@@ -92,15 +95,15 @@ def _make(
             if not of_the_stream(error):
                 raise
             raise MediaError(
-                f"{file.path}: its {file.codec} picture can be neither copied nor encoded "
-                f"({first_line(error)})"
+                f"{file.path}: its {picture} can be neither copied nor encoded ({first_line(error)})"
             ) from error
-    return [f"its {file.codec} picture was encoded as {container.picture_name}: {reason}", *notes]
+    done = f"its {picture} {'were' if film else 'was'} encoded as {container.picture_name}"
+    return [f"{done}: {reason}" if reason else done, *notes]
 
 
 def _write(
     file: Any,
-    source: OpenFile,
+    source: OpenFile | None,
     out_path: Path,
     sound: tuple[np.ndarray, int] | None,
     tags: Mapping[str, str] | None,
@@ -122,8 +125,10 @@ def _write(
             if first is None:
                 raise MediaError(f"{file.path}: not one frame of its video stream can be decoded")
             pictures = chain([first], pictures)
-            picture = EncodedPicture(pictures, source.video, times.time_base, rate, seconds)
+            stream = None if source is None else source.video
+            picture = EncodedPicture(pictures, stream, times.time_base, rate, seconds)
         else:
+            assert source is not None
             picture = CopiedPicture(source.video, file.video_packets(source), times, seconds)
 
         # 2. What stands beside it: read by another pass, if there is anything.
@@ -133,8 +138,8 @@ def _write(
             return other_streams(opened.container, opened.video, None if keep_original else opened.audio)
 
         others = None
-        if beside(source):
-            opened = files.enter_context(file.opened(fresh=True))
+        if source is not None and beside(source):
+            opened = files.enter_context(file.handle.lend(fresh=True))
             others = OtherStreams(opened.container, beside(opened), times, zero, seconds)
 
         # 3. All of it.
@@ -144,8 +149,8 @@ def _write(
             picture,
             None if sound is None else NewSound(*sound),
             others,
-            None if tags is None else _merged_tags(source.container.metadata, tags),
-            [] if tags is None else _shifted_chapters(source.container, zero, seconds),
+            None if tags is None else _merged_tags(source.container.metadata if source else {}, tags),
+            _shifted_chapters(source.container, zero, seconds) if source and tags is not None else [],
         )
     lost = others.lost if others is not None else []
     return [f"its {what} was left out: {out_path.suffix[1:]} cannot hold it" for what in lost]
@@ -221,7 +226,8 @@ def _dropped_sound(file: Any) -> list[str]:
     if not file.has_audio or file.length == "container":
         return []
     start = float(file.video_start().seconds)
-    if file.nominal_sound_end is not None and file.nominal_sound_end - start < file.seconds + _MORE_SOUND:
+    told = file.handle.header.sound_end
+    if told is not None and told - start < file.seconds + _MORE_SOUND:
         return []
     more = file.sound_end() - file.seconds
     if more < _MORE_SOUND:

@@ -21,7 +21,8 @@ from vab.media.container import decode
 from vab.media.muxing.formats import Container, holds
 
 _ENCODER_OPTIONS = {
-    "libx264": {"preset": "veryfast", "crf": "18"},
+    # In the order of time: else MP4 would not keep how long the last frame is shown.
+    "libx264": {"preset": "veryfast", "crf": "18", "bf": "0"},
     "libvpx-vp9": {"deadline": "good", "cpu-used": "4", "row-mt": "1", "crf": "24", "b": "0"},
 }
 _MAX_THREADS = 4  # of an encoder
@@ -416,7 +417,8 @@ class OtherStreams:
 def other_streams(source: InputContainer, picture: Any, sound: Any | None) -> list[Any]:
     """The streams of a file that stay beside its picture; ``sound`` is the track that new sound replaces."""
     main = {stream.index for stream in (picture, sound) if stream is not None}
-    has_code = "timecode" in picture.metadata or "timecode" in source.metadata
+    told = source.metadata if picture is None else source.metadata | picture.metadata
+    has_code = "timecode" in told
     streams: list[Any] = list(source.streams)
     return [
         stream

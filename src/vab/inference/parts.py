@@ -1,0 +1,45 @@
+"""The parts of a pipeline: whether they belong together, and where they compute."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vab.codecs.codec import Codec
+from vab.config import ModelConfig
+from vab.models.hub import FINE, ModelError
+from vab.models.vab import VAB
+from vab.vision import VisionEncoder
+
+
+def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Ready a network for inference. Its buffers, statistics and codebook vectors, stay in float32."""
+    network.eval().requires_grad_(False).to(device)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:
+    """``ModelError`` if the parts do not belong together, which would silently generate noise."""
+    if config.num_conditioning_codebooks:
+        raise ModelError(
+            f"this model refines {config.num_conditioning_codebooks} codebooks of another model, in "
+            f"whose folder {FINE!r} it belongs; it makes no sound from a picture alone"
+        )
+    if vision.dim != config.vision_dim:
+        raise ModelError(
+            f"{vision.name} gives {vision.dim} numbers a frame, the model needs {config.vision_dim}"
+        )
+    check_codec(config, network, codec)
+
+
+def check_codec(config: ModelConfig, network: VAB, codec: Codec) -> None:
+    """``ModelError`` if the network was trained on another codec's codebook vectors."""
+    # Weights are saved in half precision, so the vectors may differ by rounding.
+    actual = codec.codebook_vectors()[: config.num_codebooks].float().cpu()
+    expected = network.audio_embedding.vectors.float().cpu()
+    if actual.shape != expected.shape or (actual - expected).norm() > 0.01 * expected.norm():
+        raise ModelError(
+            "the model was trained on the tokens of another codec than this one; "
+            "put its codec.json and codec.safetensors into its folder, or name it with --codec-path"
+        )

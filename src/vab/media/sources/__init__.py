@@ -1,0 +1,1 @@
+"""What a caller gives as media: files, and what is in memory."""
