@@ -20,8 +20,9 @@ from vab.utils.tables import ListError, read_table
 # Endings of files that a folder is searched for.
 # fmt: off
 VIDEOS = (
-    ".3gp", ".apng", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-    ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+    ".3g2", ".3gp", ".apng", ".asf", ".avi", ".dv", ".f4v", ".flv", ".gif", ".m2t", ".m2ts", ".m2v", ".m4v",
+    ".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogm", ".ogv", ".qt", ".ts",
+    ".vob", ".webm", ".wmv",
 )
 IMAGES = (
     ".avif", ".bmp", ".heic", ".heif", ".hif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".psd", ".tga",
