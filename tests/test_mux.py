@@ -232,6 +232,29 @@ def test_the_second_sound_is_untouched_or_encoded(tmp_path: Path) -> None:
             assert len(waves[1]) == pytest.approx(len(waves[0]), abs=4000)
 
 
+def test_a_second_sound_that_is_encoded_is_whole(tmp_path: Path) -> None:
+    """FFmpeg decodes FLAC in several threads, so the last blocks come only when the decoder is flushed."""
+    source = write_film(tmp_path / "a.mkv", EVEN, sounds=[("flac", 0.4)])
+    muxed(source, tmp_path / "out.mov", keep_original=True)
+    with av.open(str(source)) as before, av.open(str(tmp_path / "out.mov")) as after:
+        samples = [sum(f.samples for f in film.decode(audio=n)) for film, n in ((before, 0), (after, 1))]
+    assert samples[1] == samples[0] > 0
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+@pytest.mark.parametrize("profile", ["Proxy", "LT", "Standard", "HQ", "4444"])
+def test_prores_stays_of_its_kind(tmp_path: Path, profile: str, suffix: str) -> None:
+    pix_fmt = "yuva444p10le" if profile == "4444" else "yuv422p10le"
+    options = {"profile": profile.lower()}
+    source = write_film(tmp_path / "a.mov", EVEN, codec="prores_ks", pix_fmt=pix_fmt, options=options)
+    assert muxed(source, tmp_path / f"out{suffix}") == []
+    with av.open(str(source)) as before, av.open(str(tmp_path / f"out{suffix}")) as after:
+        kinds = [film.streams.video[0].codec_context.codec_tag for film in (before, after)]
+        pictures = [[bytes(f.planes[0]) for f in film.decode(video=0)] for film in (before, after)]
+    assert kinds[0] == kinds[1] and kinds[0] == tracks._PRORES_TAGS[profile]
+    assert pictures[0] == pictures[1]
+
+
 def test_what_a_container_cannot_hold_is_told(tmp_path: Path) -> None:
     source = tmp_path / "a.mkv"
     write_film(tmp_path / "plain.mkv", EVEN)

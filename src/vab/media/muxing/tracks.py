@@ -26,6 +26,14 @@ _ENCODER_OPTIONS = {
     "libvpx-vp9": {"deadline": "good", "cpu-used": "4", "row-mt": "1", "crf": "24", "b": "0"},
 }
 _MAX_THREADS = 4  # of an encoder
+_PRORES_TAGS = {
+    "Proxy": "apco",
+    "LT": "apcs",
+    "Standard": "apcn",
+    "HQ": "apch",
+    "4444": "ap4h",
+    "XQ": "ap4x",
+}
 _BT709 = 1  # FFmpeg's number of these primaries, transfer and matrix
 _SCALER_MATRICES = {1: 1, 5: 5, 6: 5, 7: 7, 9: 9}  # its number of each matrix; else that of old television
 _AUDIO_BLOCK = 1024  # samples of one AAC frame
@@ -74,8 +82,11 @@ class CopiedPicture:
         """Add the stream to ``target``."""
         self._stream = target.add_stream_from_template(self._source, opaque=True)
         context = self._stream.codec_context
-        if self._source.codec_context.codec.canonical_name == "hevc" and context.extradata:
+        source = self._source.codec_context
+        if source.codec.canonical_name == "hevc" and context.extradata:
             context.codec_tag = "hvc1"  # the name Apple's players know it by
+        if source.profile in _PRORES_TAGS:  # each kind has its own; FFmpeg would call all of them HQ
+            context.codec_tag = _PRORES_TAGS[source.profile]
         if self._source.average_rate:  # by which a time code is counted
             context.framerate = self._source.average_rate
         if self._source.sample_aspect_ratio:
@@ -344,6 +355,9 @@ class OtherStreams:
                 self._lose(stream)
                 self._copies.pop(stream.index, None)
                 self._encoders.pop(stream.index, None)
+        for stream in self._streams:  # what decoders and encoders still hold
+            if stream.index in self._encoders:
+                self._encode(stream, None)
         for new, resampler in self._encoders.values():
             _encode(self._target, new, [*resampler.resample(None), None])
         self._encoders = {}
@@ -391,17 +405,21 @@ class OtherStreams:
             packet.dts = packet.pts if packet.dts is None else packet.dts - shift
             self._mux(stream, packet)
         elif stream.index in self._encoders:
-            new, resampler = self._encoders[stream.index]
-            for frame in decode(stream.codec_context, packet):
-                # Samples follow each other, whatever the container makes of their times, but for pauses.
-                rate = frame.sample_rate
-                begin = round(((frame.pts or 0) * stream.time_base - self._zero) * rate)
-                expected = self._sent.get(stream.index, begin)
-                begin = begin if begin - expected > _PAUSE * rate else expected
-                self._sent[stream.index] = begin + frame.samples
-                if begin >= 0:
-                    frame.pts, frame.time_base = begin, Fraction(1, rate)
-                    _encode(self._target, new, resampler.resample(frame))
+            self._encode(stream, packet)
+
+    def _encode(self, stream: Any, packet: Any) -> None:
+        """Encode the sound of one packet; None: what its decoder still holds."""
+        new, resampler = self._encoders[stream.index]
+        for frame in decode(stream.codec_context, packet):
+            # Samples follow each other, whatever the container makes of their times, but for pauses.
+            rate = frame.sample_rate
+            begin = round(((frame.pts or 0) * stream.time_base - self._zero) * rate)
+            expected = self._sent.get(stream.index, begin)
+            begin = begin if begin - expected > _PAUSE * rate else expected
+            self._sent[stream.index] = begin + frame.samples
+            if begin >= 0:
+                frame.pts, frame.time_base = begin, Fraction(1, rate)
+                _encode(self._target, new, resampler.resample(frame))
 
     def _mux(self, stream: Any, packet: Any) -> None:
         packet.stream = self._copies[stream.index]
