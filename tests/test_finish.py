@@ -251,6 +251,20 @@ def test_kept_sound_stays_sample_for_sample(tmp_path: Path, ending: str, codec: 
     assert not np.array_equal(middle, own[:, first - fade // 2])
 
 
+@pytest.mark.parametrize(
+    ("level", "advised", "cut"), [(0.03, True, False), (0.9, False, False), (1.5, False, True)]
+)
+def test_notes_on_kept_sound_can_be_followed(tmp_path: Path, level: float, advised: bool, cut: bool) -> None:
+    clip = stereo_clip(tmp_path / "a.mkv", level=level, codec="pcm_f32le")
+    how = Finish(loudness=-50.0 if advised else -23.0)
+    with MediaFile(clip) as file:
+        made = finish_sound(0.5 * noise(2 * RATE)[0], 2.0, how, original_of(file), [(0.5, 1.5)])
+    notes = " ".join(made.notes)
+    assert "the kept sound is at" in notes
+    assert ("would bring them together" in notes) is advised
+    assert ("above full scale: a file cuts it off there" in notes) is cut
+
+
 @pytest.mark.parametrize("mix", [-12.0, 0.0, 6.0])
 def test_new_sound_over_the_original(tmp_path: Path, mix: float) -> None:
     clip, rate = stereo_clip(tmp_path / "a.mkv", 48_000, level=0.1), 48_000

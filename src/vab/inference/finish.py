@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,9 @@ from vab.media.loudness import (
 END_FADE_SECONDS = 0.005  # at both ends of new sound
 RAW_PEAK_TOLD = 6.0  # dBTP of the model's own sound, from which on it is likely to be distorted
 LEVELS_DIFFER = 6.0  # LU between kept and new sound that is told
+LOUDEST = -14.0  # LUFS, about as loud as the model's own sounds can be made
 TARGET_MISSED = 0.5  # LU that are told
+CUT_OFF = 0.5  # dB of kept sound above full scale that are told
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,9 @@ def finish_sound(
         target = own_loudness + how.mix
     elif how.mix is not None:
         notes.append(
-            "its own sound is silent or too short to set the new one against it"
+            "its own sound is silent or too short to measure: the new one is as loud as it would be alone"
             if beside
-            else "there is no sound of its own to mix with: the new one stands alone"
+            else "it has no sound of its own to mix with: the new one stands alone"
         )
     outside = _outside(spans, length) if spans else slice(None)  # all of it without a copy
     heard_of_it = sound[:, outside]
@@ -120,9 +123,12 @@ def finish_sound(
         sound, _ = limited(mixed, rate)
         if sound is not mixed:
             notes.append(
-                f"together both sounds pass {MAX_TRUE_PEAK:g} dBTP: the limiter lowered their peaks, "
-                "those of the original too"
+                f"together the two sounds exceed {MAX_TRUE_PEAK:g} dBTP: the limiter lowered their peaks, "
+                "the original's too"
             )
+    above = 20 * math.log10(max([1.0, *(np.abs(own[:, a:b]).max() for a, b in spans)]))
+    if above > CUT_OFF:
+        notes.append(f"the kept sound peaks {above:.1f} dB above full scale: a file cuts it off there")
     for start, stop in spans:
         crossfade_into(sound, partial(slice_audio, own), start, stop, round(FADE_SECONDS * rate))
     return Finished(sound[0] if num_channels == 1 else sound, rate, level, levelled.gain, tuple(notes))
@@ -134,15 +140,14 @@ def _told(levelled: Levelled, target: float | None, kept: float | None) -> Itera
     if loudness is None:
         return
     if target is not None and loudness < target - TARGET_MISSED:
-        most = f"{MAX_GAIN:g} dB of gain"
+        limit = f"it gets at most {MAX_GAIN:g} dB of gain"
         if levelled.gain < MAX_GAIN:
-            most = f"{MAX_LIMITING:g} dB off its peaks"
-        yield f"the new sound is at {loudness:.1f} LUFS, not at {target:.1f}: {most} are the most"
+            limit = f"its peaks are lowered by at most {MAX_LIMITING:g} dB"
+        yield f"the new sound reaches {loudness:.1f} LUFS, not {target:.1f}: {limit}"
     if kept is not None and abs(kept - loudness) > LEVELS_DIFFER:
-        yield (
-            f"the kept sound is at {kept:.1f} LUFS, the new one at {loudness:.1f}: "
-            f"a loudness of {kept:.0f} makes them alike"
-        )
+        # No advice that cannot be taken.
+        advice = f"; a loudness of {kept:.0f} would bring them together" if -60 <= kept <= LOUDEST else ""
+        yield f"the kept sound is at {kept:.1f} LUFS, the new one at {loudness:.1f}{advice}"
 
 
 def _samples(keep: Sequence[Span], length: int, rate: int) -> list[tuple[int, int]]:
