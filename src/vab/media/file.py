@@ -38,6 +38,7 @@ from vab.media.streams import (
     on_screen,
     orientation,
     place_audio,
+    progressive,
     square_pixels,
 )
 
@@ -329,9 +330,9 @@ class MediaFile:
         return mux(self, waveform, rate, Path(out_path), tags or {}, keep_original)
 
     def pictures(self) -> Iterator[tuple[float, np.ndarray]]:
-        """(seconds, pixels uint8 [H,W,3]) of each frame, upright, with square pixels."""
+        """(seconds, pixels uint8 [H,W,3]) of each frame, upright, not interlaced, with square pixels."""
         convert = FrameConverter(None, self._check)
-        for time, frame, stream in self._timed_frames(0.0):
+        for time, frame, stream in progressive(self._timed_frames(0.0)):
             yield max(0.0, time + _ROUNDING_SECONDS), convert(frame, stream)
 
     def sound_end(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,6 +59,42 @@ class FrameConverter:
         if swap:
             pixels = pixels.transpose(1, 0, 2)
         return np.array(pixels[::down, ::right], order="C")
+
+
+def progressive(timed: Iterator[tuple[float, Any, Any]]) -> Iterator[tuple[float, Any, Any]]:
+    """(seconds, frame, stream): interlaced frames made whole by FFmpeg's bwdif, others as they are."""
+    graph: Any = None
+    shape: tuple[int, int, str] | None = None
+    waiting: deque[tuple[float, Any]] = deque()  # bwdif looks one frame ahead
+
+    def out(frame: Any | None) -> Iterator[tuple[float, Any, Any]]:
+        graph.push(frame)
+        while True:
+            try:
+                whole = graph.pull()
+            except (BlockingIOError, EOFError):
+                return
+            time, stream = waiting.popleft()
+            yield time, whole, stream
+
+    for time, frame, stream in timed:
+        found = (frame.width, frame.height, frame.format.name)
+        if graph is not None and found != shape:
+            yield from out(None)
+            graph = None
+        if graph is None:
+            if not frame.interlaced_frame:
+                yield time, frame, stream
+                continue
+            shape = found
+            graph = av.filter.Graph()
+            source = graph.add_buffer(template=stream, width=found[0], height=found[1], format=frame.format)
+            deinterlace = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            graph.link_nodes(source, deinterlace, graph.add("buffersink")).configure()
+        waiting.append((time, stream))
+        yield from out(frame)
+    if graph is not None:
+        yield from out(None)
 
 
 def on_screen(
