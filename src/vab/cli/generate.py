@@ -51,13 +51,13 @@ def generate(
 ) -> int:
     """Generate sound for videos and images.
 
-    Results are FOLDER/<input stem>.wav (or .flac) and, for a video, a film of that name: its picture copied
-    unchanged into the container that holds it and that players open (.mp4, .mov or .webm), or encoded once
-    more as H.264 where there is none (GIF, FFV1, MPEG-2 ...), with its other tracks, chapters and tags;
-    further samples end in _2, _3, ... The sound is exactly as long as the picture; a still image gets 10 s.
-    What lies in folders below an input folder, a pattern or a list keeps them below FOLDER. Equal names
-    are told apart by the folders above (a/dog, b/dog), else by their endings (cat_jpg, cat_png).
-    Where the picture is unlike all that the model learned, a line says so: its sound is a guess then.
+    Writes FOLDER/<input stem>.wav (or .flac) and, for a video, a film of the same name: its picture copied
+    unchanged into a container that players open (.mp4, .mov or .webm), or encoded once more as H.264 where
+    none holds it (GIF, FFV1, MPEG-2 ...), with its other tracks, chapters and tags. The names of more samples
+    end in _2, _3, ... The sound is exactly as long as the picture; a still image gets 10 s. Files found in
+    subfolders keep those subfolders below FOLDER. Equal names are told apart by the folders above (a/dog,
+    b/dog), or else by their endings (cat_jpg, cat_png). If a picture is unlike anything the model learned, a
+    line says so: its sound is then a guess.
 
     Args:
         inputs: videos, images, folders (searched recursively), quoted glob patterns, or CSV files with a
@@ -68,28 +68,30 @@ def generate(
         steps: decoding steps (not for FoleyGen). Default: the model's own, as for the next three options.
         guidance: scale of classifier-free guidance: how closely the sound follows the video; 1 is none.
         temperature: randomness of the order in which tokens are decoded; for FoleyGen, of the tokens.
-        rerank: number of candidates for each sound. The one is kept that fits the video best: whose embedding
-            by the model itself is nearest to the video's (cosine). A good fit is no measure of quality.
+        rerank: number of candidates for each sound; the one that fits the video best is kept, that is, the
+            one whose embedding, by the model itself, is nearest to the video's (cosine). A good fit is no
+            measure of quality.
         samples: number of different sounds for each input.
         keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: . Its samples
-            stay as they are, in the rate and channels that they have.
+            stay as they are, unless --rate or --channels converts them. Can be given several times.
         loudness: integrated loudness (EBU R128) that new sound is brought to, with at most 30 dB of gain; off
-            leaves it at the model's own level. Its true peak is -1 dBTP at most either way.
-        mix: put the new sound over the video's own, so many decibels louder than that: -12 is well below it.
-        keep_original: leave the video's own sound in the video, as a second track.
-        rate: sample rate of the results. Default: 16000, or with --keep and --mix that of the video's own
-            sound. What the model makes ends at 8 kHz; a higher rate adds nothing to that.
-        channels: channels of the results; the new sound, mono, is the same in all of them. Default: 1, or
-            with --keep and --mix as many as the video's own sound has.
-        bits: bits of a sample of the sound file.
+            leaves it at the model's own level. Either way its true peak is at most -1 dBTP.
+        mix: leave the video's own sound in, and put the new one this many decibels above it, whatever
+            --loudness says; -12 puts it well below.
+        keep_original: leave the video's own sound in the film, as a second track.
+        rate: sample rate of the results. Default: 16000, or with --keep or --mix that of the video's own
+            sound. What the model makes ends at 8 kHz; a higher rate adds nothing above that.
+        channels: number of channels of the results; new sound is mono, the same in all of them. Default: 1,
+            or with --keep or --mix as many as the video's own sound has.
+        bits: bits per sample of the sound file.
         format: format of the sound file.
-        flat: write all results into FOLDER itself.
-        container: the film's container; auto is the one that holds the picture as it is, else mp4. A picture
-            that the chosen one cannot hold is encoded.
-        length: how long the sound is: as the picture (video), or until the last of picture and sound ends
-            (container); then the last frame stands still.
-        skip_existing: skip inputs whose results all exist, made by the same model with the same seed and
-            settings; others are made anew, with a line that says why.
+        flat: write all results into FOLDER itself, without subfolders.
+        container: the film's container; auto is the one that holds the picture as it is, or else mp4. A
+            picture that the chosen one cannot hold is encoded once more.
+        length: how long the sound is: as long as the picture (video), or until both picture and sound have
+            ended (container), with the last frame standing still.
+        skip_existing: skip inputs whose results all exist and were made by the same model with the same seed
+            and settings; the others are made anew, with a line that says why.
         report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
         device: the device to compute on.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
