@@ -20,6 +20,7 @@ from vab.media.file import MediaFile
 from vab.media.inputs import copies
 from vab.media.reader import probe, read_audio
 
+USUAL, APPLES = (0x10000, 0x63F, 0), (0x800008, 0, 0)  # layouts of eight channels in a MOV
 COLOURS = np.array([[(220, 30, 30), (30, 220, 30)], [(30, 30, 220), (235, 235, 235)]], np.uint8)
 
 
@@ -53,6 +54,22 @@ def png(path: Path, width: int, height: int, *chunks: tuple[bytes, bytes]) -> Pa
 def test_a_still_is_read_whole_whatever_its_format(tmp_path: Path, ending: str) -> None:
     quarters().save(tmp_path / f"a.{ending}")
     assert_quarters(tmp_path / f"a.{ending}")
+
+
+@pytest.mark.parametrize(
+    ("ending", "data"),
+    [
+        ("pix", struct.pack(">5H", 8, 4, 0, 0, 24) + bytes([8, 1, 2, 3]) * 4),
+        ("frm", b"FRM\1" + struct.pack("<HH", 16, 2) + bytes(200)),
+    ],
+)
+def test_an_image_that_only_ffmpeg_knows_is_no_film_of_one_frame(
+    tmp_path: Path, ending: str, data: bytes
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(data)
+    with pytest.raises(MediaError, match="images of this format"):
+        probe(path)
 
 
 @pytest.mark.parametrize("ending", ["heic", "jpg", "png", "tif", "webp"])
@@ -158,6 +175,20 @@ def test_frames_that_are_too_large_are_refused_by_the_header(
     monkeypatch.setattr(container, "MAX_FRAME_PIXELS", 64 * 47)
     with pytest.raises(MediaError, match="64x48 are more than 3,008 pixels"):
         probe(path)
+
+
+def test_channels_in_an_order_of_their_own_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as target:
+        stream = target.add_stream("pcm_s16le", rate=16_000, layout="7.1")
+        frame = av.AudioFrame.from_ndarray(np.full((1, 16_000 * 8), 8192, np.int16), "s16", "7.1")
+        frame.sample_rate = 16_000
+        target.mux(stream.encode(frame))
+    # In place of the set of channels, Apple's tag for these eight with the side before the back.
+    usual, apples = (b"chan" + struct.pack(">4I", 0, *numbers) for numbers in (USUAL, APPLES))
+    assert usual in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(usual, apples))
+    assert np.abs(read_audio(path) - 0.25).max() < 0.01
 
 
 @pytest.mark.parametrize(("channels", "rate", "words"), [(65, 48000, "65 channels"), (1, 1, "has 1 Hz")])

@@ -34,9 +34,10 @@ _COVER_ART = Disposition.attached_pic | Disposition.timed_thumbnails
 # Pillow reads. All else may be a film or a sound.
 # fmt: off
 _REFUSED_FORMATS = {
-    "adf", "alsa", "bin", "concat", "dash", "fbdev", "ffmetadata", "fits", "hls", "ico", "idf", "image2",
-    "image2pipe", "jpegxl_anim", "kmsgrab", "lavfi", "mjpeg_2000", "oss", "rtp", "rtsp", "sap", "sdp", "tty",
-    "txd", "v4l2", "video4linux2", "video4linux2,v4l2", "vobsub", "webm_dash_manifest", "x11grab", "xbin",
+    "adf", "alias_pix", "alsa", "bin", "brender_pix", "concat", "dash", "fbdev", "ffmetadata", "fits", "frm",
+    "hls", "ico", "idf", "iff", "image2", "image2pipe", "jpegxl_anim", "kmsgrab", "lavfi", "mjpeg_2000",
+    "msp", "oss", "rtp", "rtsp", "sap", "sdp", "tty", "txd", "v4l2", "video4linux2", "video4linux2,v4l2",
+    "vobsub", "webm_dash_manifest", "x11grab", "xbin",
 }
 # fmt: on
 _FORMATS = {name for name in av.formats_available if not name.endswith("_pipe")} - _REFUSED_FORMATS
@@ -138,8 +139,15 @@ def _check_header(path: Path, container: InputContainer) -> None:
     for audio in filter(None, (stream.codec_context for stream in container.streams.audio)):
         if not low <= (audio.sample_rate or low) <= high:
             raise MediaError(f"{path}: its sound has {audio.sample_rate} Hz; {low} to {high} Hz are read")
-        if (channels := audio.layout.nb_channels) > _MAX_CHANNELS:
-            raise MediaError(f"{path}: its sound has {channels} channels; {_MAX_CHANNELS} are the most")
+        layout = audio.layout
+        if layout.nb_channels > _MAX_CHANNELS:
+            raise MediaError(
+                f"{path}: its sound has {layout.nb_channels} channels; {_MAX_CHANNELS} are the most"
+            )
+        # PyAV frees a list of channels in an order of its own ("8 channels (FL+FR+SL+...)") again with each
+        # frame (18.1): take the usual layout of that many.
+        if " channels (" in layout.name:
+            audio.layout = f"{layout.nb_channels}c"
     for stream in container.streams.video:
         picture = stream.codec_context
         if picture is not None and picture.width * picture.height > MAX_FRAME_PIXELS:

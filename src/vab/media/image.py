@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ _BAND_PIXELS = 1 << 22  # converted at a time
 
 register_heif_opener()
 Image.init()  # fills Image.OPEN
+warnings.filterwarnings("ignore", module="PIL")  # of damage; what cannot be read is said in one line
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # image generators write their whole workflow
 
 
