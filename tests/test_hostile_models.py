@@ -178,6 +178,10 @@ def test_models_lists_the_good_beside_the_bad(copy: Path, capsys: pytest.Capture
     (copy.parent / "other").mkdir()
     (copy.parent / "other" / "config.json").write_text("{}")  # no weights: of something else
     change(copy / "config.json", "note", "\x1b[31m two\nlines " + "x" * 5000)
+    names = json.loads((copy / "classes" / "config.json").read_text())["classes"]
+    change(copy / "classes" / "config.json", "classes", ["\x1b]0;a", *names[1:]])
+    save_file({"means": torch.ones(())}, copy / "classes" / "known.safetensors")  # of one number
+    (copy.parent / "list" / "classes" / "known.safetensors").write_bytes(b"\xff" * 100)
     code, out, err = vab(capsys, "models", copy.parent)
     assert code == 0 and not err and "/other" not in out and "\x1b" not in out
     rows = [line for line in out.splitlines() if line.startswith(str(copy.parent)) and "learned:" not in line]

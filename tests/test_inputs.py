@@ -233,6 +233,19 @@ def test_equal_names_are_told_apart(here: Path) -> None:
     assert len({stem.lower() for stem in every.values()}) == len(every) == 9 and stems(".") == every
 
 
+def test_a_name_as_long_as_a_disk_allows_leaves_room_for_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, full, one, other = ("a" * 251 + ".mp4", "音" * 84 + ".ts", "b" * 252 + ".ts", "b" * 251 + "c.ts")
+    for name in (whole, full, one, other):
+        Path(name).touch()
+    assert stems(whole) == {whole: "a" * 251}
+    assert stems(whole, samples=12) == {whole: "a" * 248}  # and _12.wav
+    assert stems(full) == {full: "音" * 83}
+    assert stems(one, other) == {one: "b" * 248 + "_ts", other: "b" * 247 + " (2)"}
+
+
 def test_no_result_takes_the_place_of_an_input(here: Path) -> None:
     touch("clips/dog.mp4", "out/cat.wav")
     Path("linked").symlink_to("clips")

@@ -113,6 +113,9 @@ def test_a_broken_image_is_never_a_film(tmp_path: Path, ending: str, share: floa
 def test_too_many_pixels_are_refused_by_the_header_and_the_limit_is_named(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="66000000x1 are more than 65 million pixels"):
         probe(png(tmp_path / "a.png", 66_000_000, 1))
+    # Each row takes memory of its own.
+    with pytest.raises(MediaError, match="1x1000001 are longer than 1,000,000 pixels"):
+        probe(png(tmp_path / "a.png", 1, 1_000_001))
 
 
 def test_a_large_image_is_scaled_down_while_it_is_read(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vab.cli.output import print_result, table
+from vab.cli.output import print_result, printable, table
 
 if TYPE_CHECKING:
     from vab.models.hub import KnownModel
@@ -49,7 +49,7 @@ def _learned(known: Sequence[KnownModel]) -> Iterator[str]:
         for kind, names in ((" from pictures", model.pictured), (from_sound, heard)):
             if names:
                 more = f" and {len(names) - MAX_NAMES} more (--json)" if len(names) > MAX_NAMES else ""
-                yield f"{model.name} learned{kind}: {', '.join(names[:MAX_NAMES])}{more}"
+                yield f"{printable(model.name)} learned{kind}: {', '.join(names[:MAX_NAMES])}{more}"
 
 
 def presets(

@@ -109,7 +109,7 @@ def generate_files(
         yield Result(name, "failed", error=line)
 
     sources = Sources(inputs.files)
-    stems = result_stems(inputs.files, settings.samples, settings.flat)
+    stems = result_stems(inputs.files, settings.samples, settings.flat, f".{settings.format}")
     wanted = _wanted(settings, folder) if settings.skip_existing else []
     pipe: VABPipeline | None = None
     for index, (found, stem) in enumerate(zip(inputs.files, stems, strict=True)):

@@ -22,6 +22,8 @@ from vab.media.sources.film import MOVING_FORMATS, is_moving
 MAX_PIXELS = 65_000_000  # of an image; phones take photos of 64 million
 _MAX_PIXELS_OF = {"AVIF": 51_000_000, "HEIF": 51_000_000, "WEBP": 33_000_000}  # they take more memory
 _MAX_SCALED_PIXELS = 205_000_000  # of a JPEG that is decoded at a fraction of its size; phones: 200 million
+_MAX_PLAIN_PIXELS = 10_000_000  # of a PPM whose numbers are text, which Pillow reads in Python
+MAX_SIDE = 1_000_000  # of an image: Pillow keeps a pointer to each row
 MAX_READ_PIXELS = 25_000_000  # a larger image is scaled down while it is read
 
 _READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "JPEG2000", "ICO", "PCX", "PSD")
@@ -101,10 +103,15 @@ def open_image(path: Path, content: bytes | None = None) -> Image.Image | None:
     most = _MAX_PIXELS_OF.get(image.format or "", MAX_PIXELS)
     if isinstance(image, JpegImageFile) and "progressive" not in image.info:  # that is held whole in any case
         most = _MAX_SCALED_PIXELS
+    if image.tile and image.tile[0][0] == "ppm_plain":
+        most = _MAX_PLAIN_PIXELS
     if image.width * image.height > most:
         image.close()
         limit = f"more than {most // 1_000_000} million pixels, the most that are read of {image.format}"
         raise MediaError(f"{path}: its {image.width}x{image.height} are {limit}")
+    if max(image.size) > MAX_SIDE:
+        image.close()
+        raise MediaError(f"{path}: its {image.width}x{image.height} are longer than {MAX_SIDE:,} pixels")
     return image
 
 

@@ -12,15 +12,21 @@ from pathlib import Path
 from vab.errors import first_line
 from vab.media.inputs import Input
 
+MAX_NAME_BYTES = 255
 
-def result_stems(inputs: Sequence[Input], samples: int = 1, flat: bool = False) -> list[str]:
-    """For each input the path of its results below the folder of all results, without their ending.
+
+def result_stems(
+    inputs: Sequence[Input], samples: int = 1, flat: bool = False, ending: str = ".wav"
+) -> list[str]:
+    """For each input the path of its results below the folder of all results, without their ``ending``.
 
     Trees keep their folders, unless ``flat``. Sample n > 1 adds ``_n``. Names that would be the same, also on
     a disk that does not know capitals, are told apart: by as many of the folders above as it takes
     (``a/dog``, ``b/dog``, or ``a_dog``, ``b_dog`` if ``flat``), else by the inputs' endings (``cat_jpg``,
-    ``cat_png``), else by numbers (``dog_mp4``, ``dog_mp4 (2)``). The same inputs always get the same names.
+    ``cat_png``), else by numbers (``dog_mp4``, ``dog_mp4 (2)``). A name that would be too long for a disk is
+    cut. The same inputs always get the same names.
     """
+    last = (f"_{samples}" if samples > 1 else "") + ending
     # 1. What is named first: a path below a folder. Trees go together, so that each stays one.
     folders = [Path(os.path.abspath(file.path.parent)) if flat else file.folder for file in inputs]
     places = [Path(file.path.name) if flat else file.place for file in inputs]
@@ -33,7 +39,8 @@ def result_stems(inputs: Sequence[Input], samples: int = 1, flat: bool = False) 
         stems = []
         for folder, place, group in zip(folders, places, groups, strict=True):
             above = folder.parts[max(1, len(folder.parts) - depths[group]) :]
-            stems.append(("_" if flat else os.sep).join((*above, *place.parts[:-1], place.stem)))
+            stem = ("_" if flat else os.sep).join((*above, *place.parts[:-1], place.stem))
+            stems.append(_with(stem, "", last))
         deeper = set()
         for alike in _clashes(stems, samples):
             if (
@@ -51,7 +58,7 @@ def result_stems(inputs: Sequence[Input], samples: int = 1, flat: bool = False) 
     while clashing := {n for alike in _clashes(stems, samples) for n in alike} - named:
         named |= clashing
         for n in clashing:
-            stems[n] += places[n].suffix.replace(".", "_")
+            stems[n] = _with(stems[n], places[n].suffix.replace(".", "_"), last)
 
     # 4. Numbers, for what is left.
     clashing = {n for alike in _clashes(stems, samples) for n in alike}
@@ -60,9 +67,19 @@ def result_stems(inputs: Sequence[Input], samples: int = 1, flat: bool = False) 
         plain, number = stems[n], 1
         while not taken.isdisjoint(_claims(stems[n], samples)):
             number += 1
-            stems[n] = f"{plain} ({number})"
+            stems[n] = _with(plain, f" ({number})", last)
         taken |= _claims(stems[n], samples)
     return stems
+
+
+def _with(stem: str, addition: str, last: str) -> str:
+    """``stem`` with an addition, before which it is cut if no disk could hold a name with ``last`` behind."""
+    folder, name = os.path.split(stem)
+    room = MAX_NAME_BYTES - len(os.fsencode(addition + last))
+    data = os.fsencode(name)
+    if len(data) > room:
+        name = data[:room].decode(errors="ignore")  # half a letter is left out
+    return os.path.join(folder, name + addition)
 
 
 def _key(name: str | Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from vab.config import Preset, check_preset, from_dict
 from vab.errors import MAX_LINE_LENGTH, VABError, failure, first_line
 from vab.presets import PRESETS
-from vab.utils.files import DamagedError, read_json, tensors_checksum
+from vab.utils.files import DamagedError, check_tensors, read_json, tensors_checksum
 from vab.utils.provenance import sha256
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
@@ -219,21 +219,26 @@ def _known(name: str, state: str, folder: Path, note: str) -> KnownModel:
     own = folder / FOLDERS["classification"]
     source = own if is_model(own) else folder
     classes = read_config(source).classes
-    # The note is anybody's: one short line, without codes that a terminal would follow.
-    line = "".join(filter(str.isprintable, " ".join(note.split())))[:MAX_LINE_LENGTH]
-    return KnownModel(name, state, folder, size, line, classes, _pictured(source / KNOWN, classes))
+    # Notes and names are anybody's: short lines, without codes that a terminal would follow.
+    pictured = _pictured(source / KNOWN, classes)
+    lines = [tuple(map(_line, names)) for names in (classes, pictured)]
+    return KnownModel(name, state, folder, size, _line(note), *lines)
+
+
+def _line(text: str) -> str:
+    return "".join(filter(str.isprintable, " ".join(text.split())))[:MAX_LINE_LENGTH]
 
 
 def _pictured(path: Path, classes: tuple[str, ...]) -> tuple[str, ...]:
     """The classes of which the statistics in ``path`` hold a mean picture; none if it cannot be read."""
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
+        check_tensors(path)
         means = load_file(path)["means"]
-    except (OSError, SafetensorError, KeyError):
+        return tuple(name for name, mean in zip(classes, means, strict=False) if mean.any())
+    except (OSError, DamagedError, KeyError, TypeError):  # or other arrays
         return ()
-    return tuple(name for name, mean in zip(classes, means, strict=False) if mean.any())
 
 
 def hub_cache() -> Iterator[tuple[str, Path]]:
