@@ -194,6 +194,20 @@ def test_channels_in_an_order_of_their_own_are_read(tmp_path: Path) -> None:
     assert np.abs(read_audio(path) - 0.25).max() < 0.01
 
 
+def test_deep_frames_are_refused_by_the_memory_that_they_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "deep.mkv"
+    with av.open(str(path), "w") as target:
+        stream = target.add_stream("ffv1", rate=5, width=64, height=64, pix_fmt="yuv444p10le")
+        target.mux(stream.encode(av.VideoFrame(64, 64, "yuv444p10le")))
+        target.mux(stream.encode(None))
+    assert probe(path).width == 64
+    monkeypatch.setattr(container, "_MAX_FRAME_BYTES", 64 * 64 * 6 - 1)
+    with pytest.raises(MediaError, match="frames of 64x64 in yuv444p10le are more than"):
+        probe(path)
+
+
 @pytest.mark.parametrize(("channels", "rate", "words"), [(65, 48000, "65 channels"), (1, 1, "has 1 Hz")])
 def test_absurd_sound_is_refused(tmp_path: Path, channels: int, rate: int, words: str) -> None:
     head = struct.pack("<IHHIIHH", 16, 1, channels, rate, rate * channels * 2, channels * 2, 16)

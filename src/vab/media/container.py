@@ -42,6 +42,7 @@ _REFUSED_FORMATS = {
 # fmt: on
 _FORMATS = {name for name in av.formats_available if not name.endswith("_pipe")} - _REFUSED_FORMATS
 MAX_FRAME_PIXELS = 8192 * 4320  # of a video: 8K
+_MAX_FRAME_BYTES = 192 << 20  # and of these with more than 8 bits a channel, or transparency
 _MAX_CHANNELS = 64  # that FFmpeg resamples
 _SAMPLE_RATES = 1_000, 6_000_000  # per second; telephones have 8,000, and DSD512 is decoded to 2,822,400
 _MAX_THREADED_BYTES = 64 << 20  # of a frame, of which each thread has its own
@@ -153,6 +154,13 @@ def _check_header(path: Path, container: InputContainer) -> None:
         if picture is not None and picture.width * picture.height > MAX_FRAME_PIXELS:
             size = f"{picture.width}x{picture.height}"
             raise MediaError(f"{path}: its frames of {size} are more than {MAX_FRAME_PIXELS:,} pixels")
+        if picture is not None and picture.format is not None:
+            # Planes of more than 8 bits are kept in 16.
+            deep = max((component.bits for component in picture.format.components), default=8)
+            size = picture.width * picture.height * picture.format.bits_per_pixel // 8
+            if size * (16 if deep > 8 else deep) // deep > _MAX_FRAME_BYTES:
+                name = f"{picture.width}x{picture.height} in {picture.format.name}"
+                raise MediaError(f"{path}: its frames of {name} are more than {_MAX_FRAME_BYTES >> 20} MiB")
         shown = len(stream.index_entries) if stream.frames else 0  # FFmpeg applies an edit list to its index
         if shown > max(_MAX_REPEATED, _MAX_REPEATS * stream.frames):
             raise MediaError(f"{path}: its edit list shows its {stream.frames} frames {shown:,} times")
