@@ -76,9 +76,10 @@ def test_a_name_that_cannot_be_used_ends_nothing(
     options = ["--model", model, "--steps", 1, "-o", "out"]
     code, out, err = vab(capsys, "generate", *inputs, *options, "--samples", 2)
     assert code == 1 and "12:30_2.mp4" in out
-    url, result, name = err.splitlines()
+    assert Path("out", "n" * 249 + "_2.wav").is_file()  # cut to leave room for the number
+    url, name = err.splitlines()
     assert url == "https://example.org/a.mp4: is an address; only local files are read, by their path"
-    assert "_2.wav cannot be written (File name too long)" in result and "File name too long" in name
+    assert "File name too long" in name
     monkeypatch.chdir(films)  # where a shell's *.mp4 stands for a name with a dash
     code, out, err = vab(capsys, "generate", "-dash.mp4", *options[:-1], tmp_path / "dash")
     assert (code, err) == (0, "") and (tmp_path / "dash" / "-dash.wav").is_file()
