@@ -157,8 +157,8 @@ def _check_header(path: Path, container: InputContainer) -> None:
         if picture is not None and picture.format is not None:
             # Planes of more than 8 bits are kept in 16.
             deep = max((component.bits for component in picture.format.components), default=8)
-            size = picture.width * picture.height * picture.format.bits_per_pixel // 8
-            if size * (16 if deep > 8 else deep) // deep > _MAX_FRAME_BYTES:
+            memory = picture.width * picture.height * picture.format.bits_per_pixel // 8
+            if memory * (16 if deep > 8 else deep) // deep > _MAX_FRAME_BYTES:
                 name = f"{picture.width}x{picture.height} in {picture.format.name}"
                 raise MediaError(f"{path}: its frames of {name} are more than {_MAX_FRAME_BYTES >> 20} MiB")
         shown = len(stream.index_entries) if stream.frames else 0  # FFmpeg applies an edit list to its index

@@ -135,12 +135,14 @@ class EncodedPicture:
         base: Fraction,
         rate: Fraction,
         seconds: float,
+        longest: int = _LONGEST,
     ) -> None:
         self._pictures = pictures  # (seconds, uint8 [H,W,3])
         self._source = stream
         self._base = base if base.denominator < _MAX_TIME_BASE else Fraction(1, 90_000)  # seconds of a tick
         self._rate = max(Fraction(1), rate)  # frames a second, on average
         self._end = round(seconds / self._base)
+        self._longest = longest  # pixels of the longer side, at most
         self.size = (0, 0)  # width, height; known when open
         self.edit_seconds: float | None = None  # nothing is hidden
 
@@ -148,7 +150,7 @@ class EncodedPicture:
         """Add the stream to ``target``; the first frame says how large it is."""
         self._first = next(self._pictures)
         height, width = self._first[1].shape[:2]
-        scale = min(1.0, _LONGEST / max(height, width))
+        scale = min(1.0, self._longest / max(height, width))
         self.size = max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
         options = dict(_ENCODER_OPTIONS[container.picture])
         stream = target.add_stream(container.picture, rate=self._rate, options=options)
