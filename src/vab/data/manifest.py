@@ -9,11 +9,14 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vab.errors import VABError
-from vab.media.sources.given import InMemory
 from vab.utils.files import write_whole
 from vab.utils.tables import ListError, read_table
+
+if TYPE_CHECKING:  # a machine that only trains has no PyAV
+    from vab.media.sources.given import InMemory
 
 COLUMNS = ("id", "audio", "video", "start", "seconds", "label", "split")
 MAX_MISTAKES_SHOWN = 20
