@@ -360,3 +360,30 @@ def test_still_images_stay_still(tmp_path: Path) -> None:
     assert (
         MediaFile(tmp_path / "scan.tiff").is_image and MediaFile(Image.open(tmp_path / "scan.tiff")).is_image
     )
+
+
+def test_images_of_a_film_are_read_as_in_files(pipe: VABPipeline) -> None:
+    # A phone's photo lies on its side; a scan has 16 bits.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 12), "white").save(buffer, "JPEG", exif=exif)
+    photo = Image.open(buffer)
+    grey = Image.fromarray(np.full((16, 12), 128 * 257, np.uint16))
+    film = MediaFile([photo, grey], fps=1)
+    assert (film.info.width, film.info.height) == (12, 16)
+    upright, scan = film.frames(1)
+    assert (upright == 255).all() and (scan == 128).all()
+
+
+def test_rounding_beside_0_to_1_is_no_error(pipe: VABPipeline) -> None:
+    white, black = torch.full((3, 8, 8), 1.0000001), torch.full((3, 8, 8), -1e-4)
+    shown = list(MediaFile(torch.stack([white, black]), fps=1).frames(1))
+    assert (shown[0] == 255).all() and (shown[1] == 0).all()
+    with pytest.raises(SettingError, match=r"floats of 0..1.*not floats of 0..1.01"):
+        pipe(torch.tensor([0, 1.01]).repeat(3, 8, 4))
+
+
+def test_a_list_says_which_input_makes_no_sense(pipe: VABPipeline) -> None:
+    with pytest.raises(SettingError, match=r"^input 1 of 2: an input is a path"):
+        pipe([None, "clip.mp4"])

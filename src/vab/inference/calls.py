@@ -25,6 +25,11 @@ SYNONYMS = {
     "sampling_rate": "rate=",
     "sample_rate": "rate=",
     "num_candidates": "rerank=",
+    "candidates": "rerank=",
+    "samples": "generate_many(source, samples)",
+    "num_samples": "generate_many(source, samples)",
+    "num_waveforms_per_prompt": "generate_many(source, samples)",
+    "by": "classify(source, by=...)",
     "callback": "progress=",
 }
 
@@ -76,8 +81,13 @@ def for_each(method: Callable[Concatenate[Any, Any, P], R]) -> _Method[P, R]:
 def _named(items: Sequence[Any], fps: Any) -> Iterable[Any]:
     """Inputs that messages tell apart."""
     for number, item in enumerate(items, 1):
-        is_open = isinstance(item, MediaFile) and fps is None
-        yield item if is_open else as_source(item, fps, name=f"input {number} of {len(items)}")
+        name = f"input {number} of {len(items)}"
+        try:
+            is_open = isinstance(item, MediaFile) and fps is None
+            opened = item if is_open else as_source(item, fps, name=name)
+        except SettingError as error:
+            raise SettingError(f"{name}: {error}") from error
+        yield opened
 
 
 def refuse_unknown(keywords: Iterable[str], known: Collection[str], synonyms: Mapping[str, str]) -> None:

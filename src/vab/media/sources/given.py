@@ -20,6 +20,7 @@ from PIL import Image
 from vab.config import SAMPLE_RATE
 from vab.errors import SettingError, first_line
 from vab.media.container import MediaError
+from vab.media.image import read_pixels, upright_size
 from vab.media.sources.film import MILLISECOND, Film, is_moving, moving_pictures
 
 MAX_BYTES = 1 << 30  # read of a file object; what is larger must be named by its path
@@ -287,7 +288,7 @@ def _frames(source: Any, name: str) -> list[Any]:
 def _size(picture: Any) -> tuple[int, int]:
     """Width and height."""
     if isinstance(picture, Image.Image):
-        return picture.size
+        return upright_size(picture)
     shape = _picture_shape(picture)
     if 0 in shape:
         raise SettingError(f"{IMAGES}, not empty {_kind(picture)}")
@@ -295,19 +296,16 @@ def _size(picture: Any) -> tuple[int, int]:
 
 
 def pixels_of(picture: Any) -> np.ndarray:
-    """The pixels of an image or array as uint8 [H,W,3], with white behind transparency."""
+    """The pixels of an image or array as uint8 [H,W,3]; an image is read as one in a file is."""
     if isinstance(picture, Image.Image):
-        if not picture.has_transparency_data:
-            return np.asarray(picture.convert("RGB"))
-        white = Image.new("RGBA", picture.size, "white")
-        return np.asarray(Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB"))
+        return read_pixels(Path("the given image"), picture.copy(), None)
     _size(picture)
     pixels = _array(picture)
     _check_values(pixels, IMAGES, "the given image")
     if pixels.shape[2] != 3:  # [3,H,W] -> [H,W,3]
         pixels = pixels.transpose(1, 2, 0)
     if pixels.dtype.kind == "f":
-        pixels = (pixels.astype(np.float32) * 255).round().astype(np.uint8)
+        pixels = (pixels.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(pixels)
 
 
@@ -329,7 +327,7 @@ def _check_values(pixels: np.ndarray, wanted: str, name: str) -> None:
     low, high = float(pixels.min()), float(pixels.max())
     if np.isnan(low) or np.isnan(high):
         raise MediaError(f"{name}: it holds values that are not numbers")
-    if low < 0 or high > 1:
+    if round(low * 255) < 0 or round(high * 255) > 255:  # what scaling leaves beside 0..1 is rounding
         raise SettingError(f"{wanted}, not floats of {low:g}..{high:g}")
 
 
