@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import doctest
 import inspect
 import io
@@ -245,3 +246,37 @@ def test_help_speaks_of_vab_and_not_of_its_base() -> None:
     text = pydoc.render_doc(VABPipeline, renderer=pydoc.plaintext)
     assert text.index("inherited from") > 0.7 * len(text)
     assert "steps: 'int | None' = None" in text, "the settings of generate are in its signature"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"loudness": "off"},
+        {"loudness": False},
+        {"rate": "48000"},
+        {"rate": 48_000.0},
+        {"mix": "a"},
+        {"progress": "x"},
+    ],
+)
+def test_settings_of_another_type_are_one_line(pipe: VABPipeline, clip: Path, wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(SettingError, match=f"^{name}.*not {wrong[name]!r}"):
+        pipe(clip, steps=1, **wrong)
+
+
+@pytest.mark.parametrize("name", ["float64", "half", torch.int8])
+def test_a_format_that_is_not_used_is_told_as_a_format(pipe: VABPipeline, name: Any) -> None:
+    with pytest.raises(SettingError, match="dtype= is float32, bfloat16, float16"):
+        pipe.to(name)
+
+
+def test_sounds_can_be_compared_and_kept_in_a_set(pipe: VABPipeline, clip: Path) -> None:
+    audio = pipe(clip, steps=1)
+    other = copy.deepcopy(audio)
+    assert audio == audio and audio != other and len({audio, other}) == 2
+
+
+def test_a_log_has_no_bar(pipe: VABPipeline, clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe(clip, steps=1, progress=True)
+    assert capsys.readouterr() == ("", "")

@@ -17,7 +17,7 @@ from vab.media.write import write_audio
 from vab.models.known import Known
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # arrays have no one answer to ==
 class Audio:
     """A finished sound, with the model's own, the tokens and features behind it and the time it took.
 

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.config import LOUDNESS, SAMPLE_RATE
+from vab.config import LOUDNESS, SAMPLE_RATE, check_value
 from vab.errors import SettingError
 from vab.inference.splice import FADE_SECONDS, Original, Span, crossfade_into, slice_audio
 from vab.media.filters import resampled
@@ -47,6 +47,7 @@ class Finish:
         ranges = {"loudness": (-60.0, 0.0), "rate": (8000, 192_000), "channels": (1, 8), "mix": (-60.0, 60.0)}
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
+            check_value(name, value, int | None if isinstance(low, int) else float | None)
             if value is not None and not low <= value <= high:
                 raise SettingError(f"{name} goes from {low:g} to {high:g}, not {value:g}")
 

@@ -73,7 +73,7 @@ from vab.models.hub import (
 from vab.models.vab import VAB
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
-from vab.utils.device import DTYPES, Device, DType, pick_device, pick_dtype
+from vab.utils.device import Device, DType, names_dtype, pick_device, pick_dtype
 from vab.utils.progress import StageProgress, report_part, stage_progress, timed
 from vab.utils.provenance import sha256, whole_folder
 from vab.vision import VisionEncoder, load_vision
@@ -273,7 +273,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         """
         # 1. As in torch, one may be given without its keyword, or both.
         for value in where:
-            if isinstance(value, torch.dtype) or value in DTYPES:
+            if names_dtype(value):
                 dtype = value
             else:
                 device = value
@@ -451,7 +451,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             self.embedder.check_contrastive()  # before the work begins
         spans = as_spans(keep)
         if seconds is not None and not 0 < seconds <= MAX_VIDEO_SECONDS:
-            raise SettingError(f"seconds must be from 0 to {MAX_VIDEO_SECONDS:g}, not {seconds}")
+            raise SettingError(f"seconds must be above 0 and at most {MAX_VIDEO_SECONDS:g}, not {seconds}")
 
         with as_media_file(source, fps) as file:
             # 1. Refuse what the header shows to be unusable, before anything is decoded.

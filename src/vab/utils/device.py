@@ -49,6 +49,12 @@ def pick_dtype(name: DType = None) -> torch.dtype:
     return dtype
 
 
+def names_dtype(value: object) -> bool:
+    """True for a number format of torch's or the name of one, usable here or not."""
+    named = getattr(torch, value, None) if isinstance(value, str) else value
+    return isinstance(named, torch.dtype)
+
+
 def cpu_has_bfloat16() -> bool:
     """True if bfloat16 is fast on this CPU; without oneDNN's help a convolution takes 20 times as long."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vab.errors import SettingError
+
 # Of many files: index of one, number of files, its path, its stage, how much of that is done, of how much.
 FileProgress = Callable[[int, int, Path, str, int, int], None]
 # Of one file: stage, how much of it is done, of how much.
@@ -34,12 +36,16 @@ def step_bar(title: str, total: int, done: int, show: bool = True) -> Iterator[C
 def stage_progress(progress: StageProgress | bool | None) -> Iterator[StageProgress | None]:
     """What a caller asked for: a callable as it is, a bar on the terminal or in the notebook for True."""
     if not isinstance(progress, bool):
+        if progress is not None and not callable(progress):
+            raise SettingError(f"progress= is True, False or a callable, not {progress!r}")
         yield progress
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    console = Console(stderr=True)
+    seen = progress and (console.is_terminal or console.is_jupyter)  # no line break in a log
+    with Progress(console=console, transient=True, disable=not seen) as bar:
         task = bar.add_task("reading")
         yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 
