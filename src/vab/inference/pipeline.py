@@ -273,7 +273,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         """
         # 1. As in torch, one may be given without its keyword, or both.
         for value in where:
-            if names_dtype(value):
+            if isinstance(value, torch.dtype) or names_dtype(value):
                 dtype = value
             else:
                 device = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import torch
 
@@ -49,10 +49,9 @@ def pick_dtype(name: DType = None) -> torch.dtype:
     return dtype
 
 
-def names_dtype(value: object) -> bool:
-    """True for a number format of torch's or the name of one, usable here or not."""
-    named = getattr(torch, value, None) if isinstance(value, str) else value
-    return isinstance(named, torch.dtype)
+def names_dtype(value: object) -> TypeGuard[str]:
+    """True for the name of a number format of torch's, usable here or not."""
+    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
 
 
 def cpu_has_bfloat16() -> bool:
