@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
@@ -42,7 +42,7 @@ class ForEach(Protocol[P, R]):
 
     @overload  # a str is a sequence of str too
     def __call__(  # type: ignore[overload-overlap]
-        self, source: Single | MediaFile, *args: P.args, **kwargs: P.kwargs
+        self, source: Single | MediaFile | Iterator[Picture], *args: P.args, **kwargs: P.kwargs
     ) -> R: ...
     @overload  # one film with ``fps``, if each is one picture
     def __call__(  # type: ignore[overload-overlap]

@@ -72,7 +72,9 @@ Picture: TypeAlias = Image.Image | ArrayLike
 Single: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Picture | Sounding | InMemory
 )
-Source: TypeAlias = Single | Sequence[Picture]  # several pictures with ``fps`` are one film
+Source: TypeAlias = (
+    Single | Sequence[Picture] | Iterator[Picture]
+)  # several pictures with ``fps`` are one film
 
 
 def as_source(
