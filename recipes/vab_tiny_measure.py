@@ -24,7 +24,7 @@ from judge import RATE, Judge, Yamnet, through_opus, with_noise
 from numpy.typing import NDArray
 
 from vab.codecs.tiny import TinyCodec
-from vab.config import FRAME_RATE, HOP, DecodeConfig, video_frames
+from vab.config import FRAME_RATE, HOP_LENGTH, DecodeConfig, video_frames
 from vab.data.manifest import read_manifest
 from vab.data.store import LatentStore
 from vab.evaluate.metrics.distances import frechet
@@ -67,7 +67,7 @@ def interval(right: NDArray[np.bool_]) -> str:
 
 def log_mel(codec: TinyCodec, sound: Sound) -> NDArray:
     """log10-mel frames [2 T, bands] of whole codec frames."""
-    whole = torch.from_numpy(sound[: len(sound) // HOP * HOP])[None]
+    whole = torch.from_numpy(sound[: len(sound) // HOP_LENGTH * HOP_LENGTH])[None]
     return (codec.log_mel(whole)[0] / np.log(10)).numpy()
 
 

@@ -20,7 +20,7 @@ from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.errors import TrainError
 from vab.evaluate.ablation import report
-from vab.evaluate.ablation.run import Outcome, Result, Settings, ablate
+from vab.evaluate.ablation.run import AblationSettings, Outcome, Result, ablate
 from vab.evaluate.ablation.tables import ABLATIONS, FAD, Ablation, Row, changed
 from vab.evaluate.generation.synthesis import MADE, Synthesizer, reconstruct_true
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
@@ -72,9 +72,11 @@ def small(model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "small"
 
 
-def settings(store: Path, run: Path, model: Path, **changes: object) -> Settings:
+def settings(store: Path, run: Path, model: Path, **changes: object) -> AblationSettings:
     """Few clips, no network to measure with."""
-    given = Settings((store,), run, str(model), clips=4, weights=run.parent, resamples=0, device="cpu")
+    given = AblationSettings(
+        (store,), run, str(model), clips=4, weights=run.parent, resamples=0, device="cpu"
+    )
     return replace(given, **changes)  # type: ignore[arg-type]
 
 
@@ -328,7 +330,9 @@ def result(tmp_path: Path) -> Result:
     ]
     for each in found:
         each.clips = {key: 9 for key in each.metrics}
-    return Result(Ablation("test", "A test", "Table 0", rows), "m", Settings((tmp_path,), tmp_path), found)
+    return Result(
+        Ablation("test", "A test", "Table 0", rows), "m", AblationSettings((tmp_path,), tmp_path), found
+    )
 
 
 def test_the_table_has_the_papers_column_beside_ours(result: Result) -> None:

@@ -17,7 +17,7 @@ from helpers.networks import made_up, noise
 from helpers.tiny import write_video
 from vab.evaluate.backbones import frames, imagebind, synchformer
 from vab.evaluate.backbones.registry import BACKBONES
-from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
+from vab.evaluate.generation.protocol import EvaluationSettings, Incomplete, evaluate
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.media.container import MediaError
 from vab.media.reader import write_wav
@@ -154,7 +154,7 @@ def films(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_imagebind_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders, weights = films(tmp_path), tmp_path / "weights"
-    chosen = Settings(weights=weights, backbones=("imagebind",), device="cpu", resamples=10)
+    chosen = EvaluationSettings(weights=weights, backbones=("imagebind",), device="cpu", resamples=10)
     with pytest.raises(EvaluationError, match=r"no imagebind_huge\.pth in .*weights"):
         evaluate(*folders, chosen)
     a_package_called_imagebind(monkeypatch, weights)
@@ -176,7 +176,7 @@ def test_imagebind_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.Mon
     for module in ("imagebind", "imagebind.models"):
         monkeypatch.setitem(sys.modules, module, None)
     imagebind._network.cache_clear()
-    assert evaluate(*folders, Settings(backbones=("imagebind",))).get("IB-Score") == score
+    assert evaluate(*folders, EvaluationSettings(backbones=("imagebind",))).get("IB-Score") == score
     write_wav(folders[1] / "b.wav", noise(2.2, 16_000, 9))
     with pytest.raises(EvaluationError, match="imagebind: the package imagebind is needed and cannot be"):
         evaluate(*folders, chosen)
@@ -187,7 +187,7 @@ def test_no_videos_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for folder in ("real", "made"):
         for seed, name in enumerate("ab"):
             write_wav(tmp_path / folder / f"{name}.wav", noise(1.0, 16_000, seed))
-    chosen = Settings(weights=tmp_path / "weights", device="cpu")
+    chosen = EvaluationSettings(weights=tmp_path / "weights", device="cpu")
     found = evaluate(tmp_path / "real", tmp_path / "made", chosen)
     assert found.absent["imagebind"] == f"no videos in {tmp_path / 'real'}"
     # a video that is missing is a fault where there are others
@@ -204,7 +204,7 @@ def test_desync_of_features_that_av_benchmark_made(tmp_path: Path) -> None:
     for folder, stream, table in (("real", "video", frames), ("made", "audio", sounds)):
         (tmp_path / folder).mkdir()
         torch.save(table, tmp_path / folder / f"synchformer_{stream}.pth")
-    chosen = Settings(backbones=("synchformer",), weights=tmp_path, device="cpu")
+    chosen = EvaluationSettings(backbones=("synchformer",), weights=tmp_path, device="cpu")
     with pytest.raises(EvaluationError, match=r"synchformer: no synchformer_state_dict.pth in"):
         evaluate(tmp_path / "real", tmp_path / "made", chosen)
     network = synchformer.Comparison()
@@ -250,7 +250,9 @@ def test_desync_where_av_benchmark_is_installed(tmp_path: Path, monkeypatch: pyt
         (tmp_path / "real").mkdir(exist_ok=True)
         write_video(tmp_path / "real" / f"{name}.mp4", round(25 * seconds), 25)
         write_wav(tmp_path / "made" / f"{name}.wav", noise(seconds + 0.2, 16_000, seed))
-    chosen = Settings(5.0, ("synchformer",), tmp_path, allow_missing=True, resamples=0, device="cpu")
+    chosen = EvaluationSettings(
+        5.0, ("synchformer",), tmp_path, allow_missing=True, resamples=0, device="cpu"
+    )
     found = evaluate(tmp_path / "real", tmp_path / "made", chosen)
     assert [(fault.id, fault.reason[:21]) for fault in found.faults] == [("c", "too short for DeSync:")] * 2
     assert {each.key: each.clips for each in found.metrics} == {

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.tiny import write_model, write_video
 from vab.bench import report, speed
 from vab.bench.costs import pass_flops, token_cost
-from vab.bench.speed import STAGES, Settings, bench
+from vab.bench.speed import STAGES, BenchSettings, bench
 from vab.bench.systems import fill, load_system, random_codec, random_stage, write_clip
 from vab.bench.timing import blank_inputs, fill_in, some_passes
 from vab.cli import main
@@ -153,7 +153,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict:
     models = [write_model(folder / "one"), write_model(folder / "two", fine=True)]
     clip = write_video(folder / "clip.mp4", 75, 25)
     threads = torch.get_num_threads()
-    found = bench(Settings(tuple(map(str, models)), clip, repeats=2, largest_batch=2))
+    found = bench(BenchSettings(tuple(map(str, models)), clip, repeats=2, largest_batch=2))
     assert torch.get_num_threads() == threads
     return found
 
@@ -176,7 +176,7 @@ def test_every_stage_of_every_system_is_timed(document: dict) -> None:
 def test_a_long_run_is_timed_in_part_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MAX_FULL_SECONDS", 0.0)
     model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
-    found = bench(Settings((str(model),), clip, repeats=1, largest_batch=1))
+    found = bench(BenchSettings((str(model),), clip, repeats=1, largest_batch=1))
     system = found["systems"][0]
     assert system["batches"][0]["passes_timed"] == {"sampling": 1} and system["passes"] == {"sampling": 4}
     assert "| 4 |" in report.as_markdown(found)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from vab.codecs.codec import DAC, Codec, CodecError, EnCodec, decode_long, load_codec
 
-HOP = 320
+HOP_LENGTH = 320
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -43,7 +43,7 @@ def save_encodec(folder: Path, **changes: int) -> None:
     torch.manual_seed(0)
     model = EncodecModel(EncodecConfig(**(values | changes)))
     with torch.no_grad():  # they start at zero; as k-means would, take what the encoder says
-        heard = model.encoder(noise(1, changes.get("audio_channels", 1), 32 * HOP))[0].T
+        heard = model.encoder(noise(1, changes.get("audio_channels", 1), 32 * HOP_LENGTH))[0].T
         for level, layer in enumerate(model.quantizer.layers):
             layer.codebook.embed.copy_(heard if level == 0 else torch.randn_like(heard) * heard.std() / 4)
     model.save_pretrained(folder)
@@ -100,7 +100,7 @@ def test_importing_is_light() -> None:
 def test_sizes(codec: Codec) -> None:
     expected = {"encodec": (4, 32, 8), "dac": (12, 64, 8)}[codec.name]
     assert (codec.num_codebooks, codec.codebook_size, codec.dim) == expected
-    assert (codec.hop, codec.sample_rate) == (HOP, 16000)
+    assert (codec.hop_length, codec.sample_rate) == (HOP_LENGTH, 16000)
     assert codec.codebook_vectors().shape == expected
 
 
@@ -108,7 +108,7 @@ def test_sizes(codec: Codec) -> None:
 @given(samples=st.one_of(st.integers(0, 700), st.integers(0, 9).map(lambda n: 640 * n), st.integers(1, 6000)))
 def test_encode_covers_any_length(codec: Codec, samples: int) -> None:
     tokens = codec.encode(noise(2, samples))
-    assert tokens.shape == (2, codec.num_codebooks, math.ceil(samples / HOP))
+    assert tokens.shape == (2, codec.num_codebooks, math.ceil(samples / HOP_LENGTH))
     assert tokens.dtype == torch.int64
     assert ((tokens >= 0) & (tokens < codec.codebook_size)).all()
 
@@ -118,7 +118,7 @@ def test_encode_covers_any_length(codec: Codec, samples: int) -> None:
 def test_decode_is_exactly_as_long_as_its_frames(codec: Codec, frames: int, data: st.DataObject) -> None:
     num_codebooks = data.draw(st.integers(1, codec.num_codebooks))
     waveform = codec.decode(random_tokens(codec, frames, batch=2, num_codebooks=num_codebooks))
-    assert waveform.shape == (2, HOP * frames)
+    assert waveform.shape == (2, HOP_LENGTH * frames)
     assert waveform.isfinite().all() and not waveform.requires_grad
 
 
@@ -211,7 +211,7 @@ def test_dac_fills_only_the_samples_its_network_leaves_out(tmp_path: Path) -> No
     tokens = random_tokens(codec, 50)
     with torch.no_grad():
         own = codec.model.decode(audio_codes=tokens).audio_values
-    assert own.shape[-1] == 50 * HOP - 8
+    assert own.shape[-1] == 50 * HOP_LENGTH - 8
     decoded = codec.decode(tokens)
     assert torch.equal(decoded[:, :-8], own) and not decoded[:, -8:].any()
 
@@ -376,7 +376,7 @@ def test_audiocraft_file_gives_audiocraft_numbers(tmp_path: Path, pad_mode: str)
     assert (codec.num_codebooks, codec.codebook_size, codec.dim) == (4, 32, 8)
     for level, vectors in enumerate(codec.codebook_vectors()):
         assert torch.equal(vectors, state[f"quantizer.vq.layers.{level}._codebook.embed"])
-    waveform, tokens = noise(2, 50 * HOP), random_tokens(codec, 50, batch=2)
+    waveform, tokens = noise(2, 50 * HOP_LENGTH), random_tokens(codec, 50, batch=2)
     reference = Reference(state, pad_mode)
     encoded, decoded = reference.encoder(waveform), reference.decoder(tokens)
     assert torch.allclose(codec.model.encoder(waveform[:, None]), encoded, atol=1e-4 * float(encoded.std()))
@@ -525,7 +525,7 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Lookup:
     """A codec without context: each frame is the sum of its tokens, held for 320 samples."""
 
-    name, num_codebooks, codebook_size, dim, hop, sample_rate = "lookup", 2, 16, 1, HOP, 16000
+    name, num_codebooks, codebook_size, dim, hop_length, sample_rate = "lookup", 2, 16, 1, HOP_LENGTH, 16000
     longest = 0
 
     def encode(self, waveform: Tensor) -> Tensor:
@@ -533,7 +533,7 @@ class Lookup:
 
     def decode(self, tokens: Tensor) -> Tensor:
         self.longest = max(self.longest, tokens.shape[-1])
-        return (tokens.sum(1) / 32).repeat_interleave(HOP, dim=-1)
+        return (tokens.sum(1) / 32).repeat_interleave(HOP_LENGTH, dim=-1)
 
     def codebook_vectors(self) -> Tensor:
         raise NotImplementedError
@@ -551,7 +551,7 @@ def test_decode_long_is_seamless(frames: int, chunk: int, data: st.DataObject) -
     pieces = list(decode_long(codec, tokens, chunk, overlap))
     assert torch.equal(torch.cat(pieces), codec.decode(tokens[None])[0])
     codec.longest = 0
-    assert max(len(piece) for piece in decode_long(codec, tokens, chunk, overlap)) <= chunk * HOP
+    assert max(len(piece) for piece in decode_long(codec, tokens, chunk, overlap)) <= chunk * HOP_LENGTH
     assert codec.longest <= chunk
 
 
@@ -577,15 +577,15 @@ class Ramp(Lookup):
 
     def decode(self, tokens: Tensor) -> Tensor:
         self.calls += 1
-        return torch.full((1, HOP * tokens.shape[-1]), float(self.calls))
+        return torch.full((1, HOP_LENGTH * tokens.shape[-1]), float(self.calls))
 
 
 def test_the_seam_is_a_linear_fade_away_from_the_edges() -> None:
     joined = torch.cat(list(decode_long(Ramp(), torch.zeros(2, 16, dtype=torch.int64), chunk=10, overlap=4)))
-    seam = joined[6 * HOP : 10 * HOP]
-    assert (joined[: 7 * HOP] == 1).all() and (joined[9 * HOP :] == 2).all()
-    middle = seam[HOP : 3 * HOP]
-    assert torch.allclose(middle.diff(), torch.full((2 * HOP - 1,), 1 / (2 * HOP)), atol=1e-6)
+    seam = joined[6 * HOP_LENGTH : 10 * HOP_LENGTH]
+    assert (joined[: 7 * HOP_LENGTH] == 1).all() and (joined[9 * HOP_LENGTH :] == 2).all()
+    middle = seam[HOP_LENGTH : 3 * HOP_LENGTH]
+    assert torch.allclose(middle.diff(), torch.full((2 * HOP_LENGTH - 1,), 1 / (2 * HOP_LENGTH)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("chunk", "overlap"), [(10, 10), (10, -1), (0, 0)])

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from helpers.codecs import BRIEF, SMALL, tones
 from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, hertz_mel_filters, viterbi_quantize
-from vab.config import HOP, SAMPLE_RATE
+from vab.config import HOP_LENGTH, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
 from vab.errors import TrainError
 from vab.training.checkpoint import checkpoints
@@ -42,10 +42,10 @@ def codec() -> TinyCodec:
 @given(samples=st.integers(1, 5000), batch=st.integers(1, 3))
 def test_lengths(codec: TinyCodec, samples: int, batch: int) -> None:
     tokens = codec.encode(torch.randn(batch, samples))
-    frames = -(-samples // HOP)
+    frames = -(-samples // HOP_LENGTH)
     assert tokens.shape == (batch, 3, frames)
     assert tokens.min() >= 0 and tokens.max() < 32
-    assert codec.decode(tokens).shape == (batch, HOP * frames)
+    assert codec.decode(tokens).shape == (batch, HOP_LENGTH * frames)
 
 
 def test_the_waveform_is_a_function_of_the_tokens(codec: TinyCodec) -> None:
@@ -58,7 +58,7 @@ def test_the_waveform_is_a_function_of_the_tokens(codec: TinyCodec) -> None:
 
 
 def test_without_hold_codes_are_the_nearest_vectors_of_what_is_left(codec: TinyCodec) -> None:
-    waveform = torch.from_numpy(tones()["tone"][0][None, : 40 * HOP] / 32768.0).float()
+    waveform = torch.from_numpy(tones()["tone"][0][None, : 40 * HOP_LENGTH] / 32768.0).float()
     rest = codec.analyse(waveform)[0]
     vectors = codec.codebook_vectors()
     expected = []
@@ -87,7 +87,7 @@ def test_lasting_codes_are_the_cheapest_of_all(seed: int, hold: float, frames: i
 
 
 def test_hold_makes_codes_last(codec: TinyCodec) -> None:
-    noise = torch.from_numpy(tones()["noise"][0][None, : 45 * HOP] / 32768.0).float()
+    noise = torch.from_numpy(tones()["noise"][0][None, : 45 * HOP_LENGTH] / 32768.0).float()
     frames = codec.analyse(noise)
     first = codec.vectors[0]
     changes = [
@@ -104,7 +104,7 @@ def test_tokens_of_another_hold_are_other_latents(codec: TinyCodec) -> None:
 
 
 def test_more_codebooks_leave_less(codec: TinyCodec) -> None:
-    frames = codec.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP])
+    frames = codec.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP_LENGTH])
     codes = codec.quantise(frames)
     left = [frames.square().mean()]
     left += [(frames - codec.dequantise(codes[:, :k])).square().mean() for k in (1, 2, 3)]
@@ -119,7 +119,7 @@ def test_the_first_codebooks_will_do(codec: TinyCodec) -> None:
 
 def test_griffin_lim_keeps_magnitudes(codec: TinyCodec) -> None:
     """True magnitudes come back as a waveform that has nearly the same ones."""
-    waveform = torch.from_numpy(tones()["tone"][1][None, : 48 * HOP] / 32768.0).float()
+    waveform = torch.from_numpy(tones()["tone"][1][None, : 48 * HOP_LENGTH] / 32768.0).float()
     magnitude = codec.spectrogram(waveform).abs()
     back = codec.griffin_lim(magnitude, torch.zeros_like(magnitude).to(torch.complex64))
     error = (codec.spectrogram(back).abs() - magnitude).norm() / magnitude.norm()
@@ -127,7 +127,7 @@ def test_griffin_lim_keeps_magnitudes(codec: TinyCodec) -> None:
 
 
 def test_draws_differ_in_noise_only(codec: TinyCodec) -> None:
-    frames = codec.analyse(torch.randn(2, 20 * HOP))
+    frames = codec.analyse(torch.randn(2, 20 * HOP_LENGTH))
     tone, noise = codec.synthesise(frames, torch.Generator().manual_seed(0), draws=2)
     assert tone.shape == noise.shape == (4, 40, 513)
     assert not torch.equal(noise[:2], noise[2:])
@@ -208,7 +208,9 @@ def test_a_codec_to_start_from_keeps_its_codes(codec: TinyCodec, tmp_path: Path)
     second = train_codec(tones(), tmp_path / "second", config, larger, init=tmp_path / "first")
     assert torch.equal(second.mean, first.mean) and torch.equal(second.basis, first.basis)
     assert second.vectors.shape == (5, 32, 16) and torch.equal(second.vectors[:3], first.vectors)
-    frames = second.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP])
+    frames = second.analyse(
+        torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP_LENGTH]
+    )
     codes = second.quantise(frames)
     left = [(frames - second.dequantise(codes[:, :k])).square().mean() for k in (3, 4, 5)]
     assert left == sorted(left, reverse=True)

@@ -359,7 +359,7 @@ def test_what_others_made_is_measured_as_it_is(tmp_path: Path) -> None:
 
 def test_evaluation_undoes_the_gain_and_reports_how_loud_the_folders_are(tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="no metrics: pip install 'vab[eval]'")
-    from vab.evaluate.generation.protocol import Settings, evaluate
+    from vab.evaluate.generation.protocol import EvaluationSettings, evaluate
 
     raw = {name: 0.02 * noise(2 * RATE, seed=n)[0] for n, name in enumerate("abc")}
     for name, wave in raw.items():
@@ -369,7 +369,7 @@ def test_evaluation_undoes_the_gain_and_reports_how_loud_the_folders_are(tmp_pat
         tag = {"comment": tags.pack({"gain_db": louder.gain})}
         write_audio(tmp_path / "ours" / f"{name}.wav", louder.waveform[0], RATE, tags=tag)
         write_audio(tmp_path / "theirs" / f"{name}.wav", louder.waveform[0], RATE)
-    settings = Settings(seconds=2.0, backbones=(), resamples=0)
+    settings = EvaluationSettings(seconds=2.0, backbones=(), resamples=0)
     documents = {
         name: evaluate(tmp_path / "real", tmp_path / name, settings).document()
         for name in ("raw", "ours", "theirs")

@@ -19,7 +19,7 @@ from vab.cli import main
 from vab.evaluate.backbones.registry import BACKBONES
 from vab.evaluate.generation import features, protocol
 from vab.evaluate.generation.cache import FeatureCache
-from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
+from vab.evaluate.generation.protocol import EvaluationSettings, Incomplete, evaluate
 from vab.evaluate.metrics.distances import divergences, frechet
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
 from vab.evaluate.metrics.tables import generation_beside_paper
@@ -62,8 +62,8 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "real", tmp_path / "made"
 
 
-def settings(**fields: Any) -> Settings:
-    return Settings(**{"device": "cpu", "resamples": 20, **fields})
+def settings(**fields: Any) -> EvaluationSettings:
+    return EvaluationSettings(**{"device": "cpu", "resamples": 20, **fields})
 
 
 def test_what_needs_no_network_is_always_there(folders: tuple[Path, Path]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from helpers.films import bars, edit_list, number, shown, write_film
 from helpers.tiny import write_model
 from vab.errors import SettingError
-from vab.inference.batch import Settings, generate_files
+from vab.inference.batch import BatchSettings, generate_files
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.muxing import tracks
@@ -353,10 +353,12 @@ def test_nothing_is_left_of_a_film_that_fails(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(tracks.NewSound, "until", full)
-        (result,) = generate_files([source], tmp_path / "out", Settings(str(model), steps=1, device="cpu"))
+        (result,) = generate_files(
+            [source], tmp_path / "out", BatchSettings(str(model), steps=1, device="cpu")
+        )
     assert result.status == "failed" and "No space left on device" in str(result.error)
     assert result.outputs == () and list((tmp_path / "out").iterdir()) == []
-    (result,) = generate_files([source], tmp_path / "out", Settings(str(model), steps=1, device="cpu"))
+    (result,) = generate_files([source], tmp_path / "out", BatchSettings(str(model), steps=1, device="cpu"))
     assert result.status == "done" and len(list((tmp_path / "out").iterdir())) == 2
 
 

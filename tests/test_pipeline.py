@@ -18,7 +18,7 @@ from PIL import Image
 from helpers.tiny import picture_packets, write_model, write_video
 from vab import Audio, MediaError, ModelError, VABPipeline
 from vab.config import FRAME_RATE, SAMPLE_RATE
-from vab.inference.batch import Result, Settings, generate_files
+from vab.inference.batch import BatchSettings, Result, generate_files
 from vab.inference.pipeline import sound_length
 from vab.inference.splice import FADE, kept_samples
 from vab.media.file import MediaInfo
@@ -208,7 +208,7 @@ def test_the_bundled_model(tmp_path: Path) -> None:
 
 
 def run(names: list[Path | str], out: Path, model: Path, **settings: object) -> list[Result]:
-    chosen = Settings(model=str(model), device="cpu", steps=1, **settings)
+    chosen = BatchSettings(model=str(model), device="cpu", steps=1, **settings)
     return list(generate_files(names, out, chosen))
 
 
@@ -268,7 +268,9 @@ def test_skip_existing_compares_what_the_results_were_made_with(model: Path, tmp
     def again(folder: Path = model, **settings: object) -> str:
         """ "skipped", or why it was made anew."""
         stages: list[str] = []
-        chosen = Settings(model=str(folder), device="cpu", skip_existing=True, **({"steps": 1} | settings))
+        chosen = BatchSettings(
+            model=str(folder), device="cpu", skip_existing=True, **({"steps": 1} | settings)
+        )
         (result,) = generate_files([clip], out, chosen, lambda *news: stages.append(news[3]))
         assert ("load" in stages) == (
             result.status == "done"
@@ -319,7 +321,7 @@ def test_values_that_make_no_sense(clip: Path, tmp_path: Path) -> None:
         {"keep": ((2, 1),)},
     ):
         with pytest.raises(ValueError):
-            list(generate_files([clip], tmp_path / "out", Settings(**bad)))
+            list(generate_files([clip], tmp_path / "out", BatchSettings(**bad)))
     assert not (tmp_path / "out").exists()
 
 

@@ -26,16 +26,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "sounds"
 class Exact:
     """A codec that keeps the mean of each frame in its first codebook, and half a step more in the second."""
 
-    name, num_codebooks, codebook_size, dim, hop, sample_rate = "exact", 2, 256, 1, 320, 16_000
+    name, num_codebooks, codebook_size, dim, hop_length, sample_rate = "exact", 2, 256, 1, 320, 16_000
 
     def encode(self, waveform: Tensor) -> Tensor:
-        filled = torch.nn.functional.pad(waveform, (0, -waveform.shape[-1] % self.hop))
-        steps = (filled.unflatten(-1, (-1, self.hop)).mean(-1) + 1) * 127
+        filled = torch.nn.functional.pad(waveform, (0, -waveform.shape[-1] % self.hop_length))
+        steps = (filled.unflatten(-1, (-1, self.hop_length)).mean(-1) + 1) * 127
         return torch.stack([steps.floor(), (steps % 1 * 2).floor()], 1).long()
 
     def decode(self, tokens: Tensor) -> Tensor:
         steps = tokens[:, 0] + (tokens[:, 1] / 2 if tokens.shape[1] > 1 else 0)
-        return (steps / 127 - 1).repeat_interleave(self.hop, -1)
+        return (steps / 127 - 1).repeat_interleave(self.hop_length, -1)
 
     def codebook_vectors(self) -> Tensor:
         return torch.zeros(2, 256, 1)

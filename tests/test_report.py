@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.tiny import write_model, write_video
 from vab.cli import main
-from vab.inference.batch import Result, Settings
+from vab.inference.batch import BatchSettings, Result
 from vab.inference.html_report import COLUMNS, mel_image, waveform_path, write_report
 
 NASTY = """<img src=x onerror=alert(1)>&"'{}$made"""
@@ -73,13 +73,13 @@ def test_a_run_as_one_page_that_plays_and_asks_for_nothing(
 @pytest.mark.parametrize("field", ["input", "error"])
 def test_names_and_reasons_are_text_and_nothing_else(tmp_path: Path, field: str) -> None:
     result = Result(**({"input": "a.mp4", "status": "failed", "error": "why"} | {field: NASTY}))
-    write_report(tmp_path / "report.html", [result], Settings(codec_path=NASTY))
+    write_report(tmp_path / "report.html", [result], BatchSettings(codec_path=NASTY))
     text = (tmp_path / "report.html").read_text()
     assert "onerror" in text and "<img src=x" not in text and "$made" in text
 
 
 def test_a_name_that_is_not_utf_8_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", [Result("c\udce9t.mp4", "failed", error="why")], Settings())
+    write_report(tmp_path / "report.html", [Result("c\udce9t.mp4", "failed", error="why")], BatchSettings())
     assert "<h2>c?t.mp4</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -104,7 +104,7 @@ def test_a_report_goes_on_without_what_is_gone(
     (out / "dog.wav").unlink()
     clip.unlink()
     again = [Result(row["input"], row["status"], tuple(row["outputs"])) for row in rows]
-    write_report(out / "report.html", again, Settings())
+    write_report(out / "report.html", again, BatchSettings())
     assert (out / "report.html").read_text().count("no such file") == 2
 
 
@@ -112,7 +112,7 @@ def test_a_broken_disk_leaves_the_old_report(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text("old")
     with pytest.raises(AttributeError):
-        write_report(path, [Result("a.mp4", "done"), None], Settings())  # type: ignore[list-item]
+        write_report(path, [Result("a.mp4", "done"), None], BatchSettings())  # type: ignore[list-item]
     assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 

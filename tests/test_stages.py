@@ -16,7 +16,7 @@ from torch import Tensor
 from helpers.tiny import write_model, write_video
 from vab import ModelError, VABPipeline
 from vab.codecs.codec import encode_long
-from vab.inference.batch import Settings, generate_files
+from vab.inference.batch import BatchSettings, generate_files
 from vab.inference.splice import read_original
 from vab.media.file import MediaFile
 from vab.models.hub import FINE, known_models
@@ -181,7 +181,7 @@ def test_foleygen_may_have_a_second_stage_too(clip: Path, tmp_path: Path) -> Non
 
 
 def test_many_files_on_the_command_line_s_path(model: Path, clip: Path, tmp_path: Path) -> None:
-    (result,) = generate_files([clip], tmp_path, Settings(model=str(model), device="cpu"))
+    (result,) = generate_files([clip], tmp_path, BatchSettings(model=str(model), device="cpu"))
     assert result.status == "done" and (result.timings or {})["refining"] > 0
 
 

@@ -23,8 +23,8 @@ from vab.errors import MAX_LINE_LENGTH, SettingError
 
 SAMPLE_RATE = 16_000  # Hz, mono, everywhere (section 3.1)
 LOUDNESS = -23.0  # LUFS of finished sounds: the target of EBU R128
-HOP = 320  # samples of one audio frame: every codec of the paper runs at 50 Hz
-FRAME_RATE = SAMPLE_RATE / HOP  # audio frames per second
+HOP_LENGTH = 320  # samples of one audio frame: every codec of the paper runs at 50 Hz
+FRAME_RATE = SAMPLE_RATE / HOP_LENGTH  # audio frames per second
 
 VisionName = Literal["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l", "efficientnet-lite0"]
 
@@ -132,7 +132,7 @@ def audio_frames(seconds: float) -> int:
 
 def samples_to_frames(samples: int) -> int:
     """Number of audio frames T that cover ``samples``."""
-    return math.ceil(samples / HOP)
+    return math.ceil(samples / HOP_LENGTH)
 
 
 def video_frames(seconds: float, fps: float) -> int:
@@ -150,7 +150,7 @@ MAX_POSITIONS = 4096  # audio and video frames of one window: more would not fit
 # without end.
 _RANGES: dict[str, dict[tuple[float, float], str]] = {
     "ModelConfig": {
-        (HOP / SAMPLE_RATE, 120): "seconds",
+        (HOP_LENGTH / SAMPLE_RATE, 120): "seconds",
         (_MIN_POSITIVE, 120): "fps",
         (1, 64): "num_codebooks",
         (0, 64): "num_conditioning_codebooks",
@@ -175,7 +175,7 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (0, math.inf): "top_k",
     },
     "StoreMeta": {
-        (HOP / SAMPLE_RATE, 3600): "seconds",
+        (HOP_LENGTH / SAMPLE_RATE, 3600): "seconds",
         (_MIN_POSITIVE, 120): "fps",
         (1, 64): "num_codebooks",
         (1, 1 << 16): "codebook_size codebook_dim vision_dim",
@@ -184,7 +184,7 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (1, 64): "num_codebooks",
         (1, 1 << 16): "codebook_size",
         (1, 4096): "dim bands decoder_width detail_width",
-        (HOP // 2, 1 << 14): "window",
+        (HOP_LENGTH // 2, 1 << 14): "window",
         (1, 100): "decoder_layers detail_layers",
         (0, 4096): "noise",
         (0, math.inf): "lasting",

@@ -43,7 +43,7 @@ Show = Callable[[int, int, str, str], None]  # system n, of, its name, what is t
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """Systems, clip and effort of a benchmark."""
 
     names: tuple[str, ...] = NAMES
@@ -54,7 +54,7 @@ class Settings:
     device: str = "auto"
 
 
-def bench(settings: Settings, show: Show = lambda *_: None) -> dict[str, Any]:
+def bench(settings: BenchSettings, show: Show = lambda *_: None) -> dict[str, Any]:
     """Time every system; returns a document for JSON and :mod:`vab.bench.report`.
 
     Raises ``ValueError`` for settings that make no sense, ``MediaError`` for a clip that cannot be read, and
@@ -97,7 +97,7 @@ def measure(
     system: System,
     clip: Path,
     folder: Path,
-    settings: Settings,
+    settings: BenchSettings,
     device: torch.device,
     rate: float,
     report_stage: Callable[[str], None],

@@ -63,9 +63,9 @@ def ablation(
         json: print one JSON document to standard output.
     """
     from vab.evaluate.ablation import report
-    from vab.evaluate.ablation.run import Settings, ablate
+    from vab.evaluate.ablation.run import AblationSettings, ablate
 
-    settings = Settings(
+    settings = AblationSettings(
         stores=store,
         run=run,
         model=model,

@@ -41,12 +41,12 @@ def bench(
         json: print one JSON document to standard output.
     """
     from vab.bench import report
-    from vab.bench.speed import NAMES, Settings
+    from vab.bench.speed import NAMES, BenchSettings
     from vab.bench.speed import bench as run
 
     if out is not None:  # a folder that cannot be made is known before the minutes of timing
         out.mkdir(parents=True, exist_ok=True)
-    settings = Settings(names or NAMES, clip, repeats, largest_batch, threads, device)
+    settings = BenchSettings(names or NAMES, clip, repeats, largest_batch, threads, device)
     with file_progress() as move:
         document = run(settings, lambda n, of, name, stage: move(n, of, Path(name), stage, n, of))
     written = [] if out is None else report.write(out, document)

@@ -15,7 +15,7 @@ from vab.config import LOUDNESS
 from vab.errors import SettingError, first_line
 
 if TYPE_CHECKING:
-    from vab.inference.batch import Result, Settings
+    from vab.inference.batch import BatchSettings, Result
 
 REPORT = "report.html"
 Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
@@ -100,9 +100,9 @@ def generate(
             the results and timings of each input.
     """
     from vab.cli.progress import file_progress
-    from vab.inference.batch import Settings, generate_files, summary
+    from vab.inference.batch import BatchSettings, generate_files, summary
 
-    settings = Settings(
+    settings = BatchSettings(
         model=model,
         seed=seed,
         steps=steps,
@@ -147,7 +147,7 @@ def generate(
     return 1 if document["failed"] or not written else 0
 
 
-def _report(page: Path, results: Sequence[Result], settings: Settings, json: bool) -> bool:
+def _report(page: Path, results: Sequence[Result], settings: BatchSettings, json: bool) -> bool:
     """Write the HTML report; False, with a log line, if that fails."""
     from vab.inference.html_report import write_report
 

@@ -75,9 +75,9 @@ def generation(
         raise SettingError("--clips must be 2 or more")
 
     from vab.evaluate.generation.from_model import evaluate_model
-    from vab.evaluate.generation.protocol import Incomplete, Settings, evaluate
+    from vab.evaluate.generation.protocol import EvaluationSettings, Incomplete, evaluate
 
-    settings = Settings(
+    settings = EvaluationSettings(
         seconds=seconds,
         backbones=backbones,
         weights=weights,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vab.config import HOP, SAMPLE_RATE, samples_to_frames
+from vab.config import HOP_LENGTH, SAMPLE_RATE, samples_to_frames
 from vab.errors import VABError, first_line
 from vab.utils.files import read_json
 
@@ -44,14 +44,14 @@ class Codec(Protocol):
     num_codebooks: int  # K
     codebook_size: int  # V
     dim: int  # C
-    hop: int  # samples per frame
+    hop_length: int  # samples per frame
     sample_rate: int  # Hz
 
     def encode(self, waveform: Tensor) -> Tensor:
-        """Tokens int64 [B, K, ceil(S / hop)] of a mono waveform [B, S] in -1..1."""
+        """Tokens int64 [B, K, ceil(S / hop_length)] of a mono waveform [B, S] in -1..1."""
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Waveform [B, hop * T] of tokens [B, k, T]; k may be any first k <= K codebooks."""
+        """Waveform [B, hop_length * T] of tokens [B, k, T]; k may be any first k <= K codebooks."""
 
     def codebook_vectors(self) -> Tensor:
         """The codec's own vectors [K, V, C], as the lookup returns them."""
@@ -64,7 +64,7 @@ class EnCodec:
     """EnCodec at 16 kHz, as AudioGen uses it, on a ``transformers.EncodecModel``."""
 
     name = "encodec"
-    hop = HOP
+    hop_length = HOP_LENGTH
     sample_rate = SAMPLE_RATE
 
     def __init__(self, model: EncodecModel) -> None:
@@ -112,7 +112,7 @@ class DAC:
     """
 
     name = "dac"
-    hop = HOP
+    hop_length = HOP_LENGTH
     sample_rate = SAMPLE_RATE
 
     def __init__(self, model: DacModel) -> None:
@@ -130,7 +130,7 @@ class DAC:
         samples = waveform.shape[-1]
         if samples == 0:
             return waveform.new_zeros(len(waveform), self.num_codebooks, 0, dtype=torch.int64)
-        padded = F.pad(waveform, (0, samples_to_frames(samples) * HOP - samples))
+        padded = F.pad(waveform, (0, samples_to_frames(samples) * HOP_LENGTH - samples))
         return self.model.encode(padded[:, None]).audio_codes  # [B, 1, S] -> [B, K, T]
 
     @torch.no_grad()
@@ -145,7 +145,7 @@ class DAC:
         if frames == 0:
             return torch.zeros(len(tokens), 0, device=tokens.device)
         waveform = self.model.decode(audio_codes=tokens).audio_values
-        return F.pad(waveform, (0, HOP * frames - waveform.shape[-1]))
+        return F.pad(waveform, (0, HOP_LENGTH * frames - waveform.shape[-1]))
 
     def codebook_vectors(self) -> Tensor:
         """[K, V, C]."""
@@ -209,8 +209,8 @@ def encode_long(
         # 1. Read the chunk with its context on both sides, in samples.
         stop = min(start + chunk, last)
         before = min(start, context)  # the beginning has nothing before it
-        begin = (start - before) * codec.hop
-        end = (stop + context) * codec.hop
+        begin = (start - before) * codec.hop_length
+        end = (stop + context) * codec.hop_length
         waveform = torch.from_numpy(read_audio(begin, end - begin)).to(device)
 
         # 2. Encode it, and keep the chunk's own tokens.
@@ -230,7 +230,7 @@ def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 
     if not 0 <= overlap < chunk:
         raise ValueError(f"overlap must be at least 0 and less than chunk: {overlap}, {chunk}")
     total = tokens.shape[-1]
-    shared = overlap * codec.hop
+    shared = overlap * codec.hop_length
     tail: Tensor | None = None
     start = 0
     while True:
@@ -411,10 +411,11 @@ def _find(source: str | Path) -> Path:
 
 
 def _check_rates(sample_rate: int, ratios: list[int] | tuple[int, ...]) -> None:
-    hop = math.prod(ratios)
-    if (sample_rate, hop) != (SAMPLE_RATE, HOP):
+    hop_length = math.prod(ratios)
+    if (sample_rate, hop_length) != (SAMPLE_RATE, HOP_LENGTH):
         raise CodecError(
-            f"this codec has {sample_rate} Hz and {hop} samples per frame; VAB needs {SAMPLE_RATE} and {HOP}"
+            f"this codec has {sample_rate} Hz and {hop_length} samples per frame; "
+            f"VAB needs {SAMPLE_RATE} and {HOP_LENGTH}"
         )
 
 

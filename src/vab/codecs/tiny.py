@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vab.config import HOP, SAMPLE_RATE, from_dict, samples_to_frames, within
+from vab.config import HOP_LENGTH, SAMPLE_RATE, from_dict, samples_to_frames, within
 from vab.errors import SettingError
 from vab.utils.files import DamagedError, load_tensors, read_json, save_tensors, write_whole
 from vab.utils.mel import mel_filters
@@ -49,9 +49,9 @@ class TinyCodecConfig:
     iterations: int = 32  # of Griffin-Lim
 
     @property
-    def hop(self) -> int:
+    def hop_length(self) -> int:
         """Samples between spectrogram frames: half a token."""
-        return HOP // 2
+        return HOP_LENGTH // 2
 
     @property
     def bins(self) -> int:
@@ -132,7 +132,7 @@ class TinyCodec(nn.Module):
     vectors: Tensor  # [K, V, C]
 
     name = "tiny"
-    hop = HOP
+    hop_length = HOP_LENGTH
     sample_rate = SAMPLE_RATE
 
     def __init__(self, config: TinyCodecConfig | None = None) -> None:
@@ -175,7 +175,7 @@ class TinyCodec(nn.Module):
     def _stft(self, waveform: Tensor) -> Tensor:
         c = self.config
         return torch.stft(
-            waveform, c.window, c.hop, window=self.hann, pad_mode="constant", return_complex=True
+            waveform, c.window, c.hop_length, window=self.hann, pad_mode="constant", return_complex=True
         )
 
     def log_mel(self, waveform: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class TinyCodec(nn.Module):
         # 2. White noise as a waveform, and as channels that the network may use. Training draws where it
         #    computes. The waveform is float32, as a GPU has no Fourier transform of less.
         where = frames.device if generator is None else generator.device
-        white = torch.randn(batch, HOP * length, generator=generator, device=where).to(frames)
+        white = torch.randn(batch, HOP_LENGTH * length, generator=generator, device=where).to(frames)
         channels = torch.randn(batch, 2 * length, c.noise, generator=generator, device=where).to(x)
         white = self.spectrogram(white)  # [draws * B, 2 T, bins], complex
 
@@ -246,11 +246,11 @@ class TinyCodec(nn.Module):
         It starts from tones whose phases run on from frame to frame, and from the noise's own phases.
         """
         c = self.config
-        length = c.hop * tone.shape[1]
+        length = c.hop_length * tone.shape[1]
         magnitude = F.pad((tone + noise).abs().transpose(1, 2), (0, 1))  # and the frame at the very end
 
         # Bin k turns by k * hop / window between two frames; whole turns are dropped while still integers.
-        turns = torch.arange(c.bins)[:, None] * torch.arange(tone.shape[1]) * c.hop % c.window
+        turns = torch.arange(c.bins)[:, None] * torch.arange(tone.shape[1]) * c.hop_length % c.window
         running = torch.polar(tone, (turns.T * (2.0 * math.pi / c.window)).to(tone).expand_as(tone))
         spectrum = F.pad((running + noise).transpose(1, 2), (0, 1))  # [B, bins, 2 T + 1]
 
@@ -259,7 +259,7 @@ class TinyCodec(nn.Module):
         previous = torch.zeros_like(spectrum)
         for _ in range(c.iterations + 1):
             spectrum = magnitude * spectrum / (spectrum.abs() + 1e-9)
-            waveform = torch.istft(spectrum, c.window, c.hop, window=self.hann, length=length)
+            waveform = torch.istft(spectrum, c.window, c.hop_length, window=self.hann, length=length)
             rebuilt = self._stft(waveform)
             spectrum = rebuilt - 0.5 * previous
             previous = rebuilt
@@ -270,7 +270,7 @@ class TinyCodec(nn.Module):
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
         """Waveform [B, S] -> tokens [B, K, ceil(S / 320)]; the end is padded with silence."""
-        missing = HOP * samples_to_frames(waveform.shape[1]) - waveform.shape[1]
+        missing = HOP_LENGTH * samples_to_frames(waveform.shape[1]) - waveform.shape[1]
         return self.quantise(self.analyse(F.pad(waveform, (0, missing))))
 
     @torch.no_grad()

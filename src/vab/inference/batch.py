@@ -32,7 +32,7 @@ EFFECTIVE = ("generated", "version", "fingerprint", "steps", "guidance", "temper
 
 
 @dataclass(frozen=True)
-class Settings:
+class BatchSettings:
     """Options of a batch: model, decoding, outputs."""
 
     model: str | None = None  # None is the bundled one
@@ -83,7 +83,7 @@ class Result:
 def generate_files(
     names: Iterable[str | Path],
     out: str | Path,
-    settings: Settings,
+    settings: BatchSettings,
     show: FileProgress = lambda *_: None,
     log: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Result]:
@@ -146,7 +146,7 @@ def generate_files(
             yield replace(result, notes=(anew, *result.notes)) if anew else result
 
 
-def check(settings: Settings) -> None:
+def check(settings: BatchSettings) -> None:
     """``SettingError`` for values out of range, before anything is loaded."""
     from vab.media.muxing.formats import suffix_for
 
@@ -174,7 +174,7 @@ def check(settings: Settings) -> None:
         raise SettingError(f"format must be {' or '.join(LOSSLESS)}, not {settings.format}")
 
 
-def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
+def summary(results: Iterable[Result], settings: BatchSettings) -> dict[str, Any]:
     """All results as one JSON document; the settings are those in effect, as far as a sound was made."""
     rows = list(results)
     used = next((row.made_with for row in rows if row.made_with), {})
@@ -191,7 +191,7 @@ def summary(results: Iterable[Result], settings: Settings) -> dict[str, Any]:
     }
 
 
-def _wanted(settings: Settings, folder: Path) -> list[dict[str, Any]]:
+def _wanted(settings: BatchSettings, folder: Path) -> list[dict[str, Any]]:
     """What each sample of a file would be made with now; the model is not loaded for it."""
     from vab.sampling.parallel import decode_settings
 
@@ -205,7 +205,7 @@ def _wanted(settings: Settings, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _films(file: MediaFile, sounds: Sequence[Path], settings: Settings) -> list[Path]:
+def _films(file: MediaFile, sounds: Sequence[Path], settings: BatchSettings) -> list[Path]:
     """The films beside the sounds of a file; none for an image."""
     if file.is_image:
         return []
@@ -214,7 +214,7 @@ def _films(file: MediaFile, sounds: Sequence[Path], settings: Settings) -> list[
 
 
 def _difference(
-    path: Path, results: Sequence[Path], settings: Settings, wanted: Sequence[dict[str, Any]]
+    path: Path, results: Sequence[Path], settings: BatchSettings, wanted: Sequence[dict[str, Any]]
 ) -> str | None:
     """Why results that are there, sounds and then films, must be made anew; None if they need not."""
     extra = _written(path, settings)
@@ -225,7 +225,7 @@ def _difference(
     return next(filter(None, reasons), None)
 
 
-def _written(path: Path, settings: Settings) -> dict[str, Any]:
+def _written(path: Path, settings: BatchSettings) -> dict[str, Any]:
     """What the files of one input depend on beside what its sounds do."""
     length = {} if settings.length == "video" else {"length": settings.length}
     return length | {
@@ -235,7 +235,7 @@ def _written(path: Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _load(settings: Settings) -> VABPipeline:
+def _load(settings: BatchSettings) -> VABPipeline:
     from vab.inference.pipeline import VABPipeline
 
     pipe = VABPipeline.from_pretrained(
@@ -253,7 +253,7 @@ def _generate_file(
     pipe: VABPipeline,
     file: MediaFile,
     sounds: Sequence[Path],
-    settings: Settings,
+    settings: BatchSettings,
     load_seconds: float,
     report: Callable[[str, int, int], None],
 ) -> Result:

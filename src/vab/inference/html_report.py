@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vab.config import SAMPLE_RATE
-from vab.inference.batch import Result, Settings, summary
+from vab.inference.batch import BatchSettings, Result, summary
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.loudness import measure
@@ -40,7 +40,7 @@ RERANKED = "candidates; kept is the one nearest to the picture in the model's ow
 COLOURS = ((0, 0, 4), (60, 15, 110), (140, 41, 129), (222, 73, 104), (254, 159, 109), (252, 253, 191))
 
 
-def write_report(path: Path, results: Sequence[Result], settings: Settings) -> None:
+def write_report(path: Path, results: Sequence[Result], settings: BatchSettings) -> None:
     """Write ``path`` whole or not at all. ``OSError`` if it cannot be written.
 
     In place of an input or an output that cannot be read any more stands the error. Bytes of a file name

@@ -23,7 +23,7 @@ from torch import Tensor
 from vab.codecs.codec import Codec, decode_long, encode_long, load_codec
 from vab.config import (
     FRAME_RATE,
-    HOP,
+    HOP_LENGTH,
     LOUDNESS,
     SAMPLE_RATE,
     DecodeConfig,
@@ -534,8 +534,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         known = torch.zeros_like(tokens, dtype=torch.bool)
         for start, stop in kept:
             # Frames inside the span: rounded up at its start, down at its end.
-            first = -(-start // HOP)
-            last = stop // HOP
+            first = -(-start // HOP_LENGTH)
+            last = stop // HOP_LENGTH
             if first < last:
                 encoded = encode_long(self.codec, original, first, last, CONTEXT_FRAMES)
                 tokens[:, first:last] = encoded[:num_codebooks]

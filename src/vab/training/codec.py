@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig, hertz_mel_filters, nearest
-from vab.config import FRAME_RATE, HOP, check_config, within
+from vab.config import FRAME_RATE, HOP_LENGTH, check_config, within
 from vab.errors import SettingError, TrainError, first_line, naming
 from vab.training.checkpoint import check_identity, cut_metrics, resume, save_checkpoint
 from vab.utils.device import cpu_has_bfloat16
@@ -125,7 +125,7 @@ def excerpts(sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, step
     """
     rng = np.random.default_rng((config.seed, step))
     labels = sorted(sounds)
-    samples = HOP * round(config.seconds * FRAME_RATE)
+    samples = HOP_LENGTH * round(config.seconds * FRAME_RATE)
     batch = np.zeros((config.batch_size, samples), dtype=np.float32)
     for row in batch:
         choices = sounds[labels[rng.integers(len(labels))]]

@@ -35,7 +35,7 @@ from vab.utils.provenance import code_version
 
 
 @dataclass(frozen=True)
-class Settings:
+class AblationSettings:
     """Options of an ablation."""
 
     stores: tuple[Path, ...]  # of latents; each row takes the first that fits its model
@@ -67,7 +67,7 @@ class Outcome:
     left_out: list[ClipError] = field(default_factory=list)  # sounds that could not be measured
     absent: dict[str, str] = field(default_factory=dict)  # backbones that could not be had, and why
     # reference, generated and settings of the evaluation of its sounds; None: no sound was made
-    evaluated: tuple[Path, Path, protocol.Settings] | None = None
+    evaluated: tuple[Path, Path, protocol.EvaluationSettings] | None = None
     reason: str = ""
 
 
@@ -77,7 +77,7 @@ class Result:
 
     ablation: Ablation
     base: str  # the model, or the preset
-    settings: Settings
+    settings: AblationSettings
     outcomes: list[Outcome]
 
     def document(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Result:
 
 def ablate(
     name: str,
-    settings: Settings,
+    settings: AblationSettings,
     log: Callable[[str], None] = print,
     progress: FileProgress = lambda *_: None,
 ) -> Result:
@@ -149,7 +149,9 @@ def ablate(
 class _Run:
     """What all rows of an ablation share: the stores, the options, and whom to tell."""
 
-    def __init__(self, settings: Settings, log: Callable[[str], None], progress: FileProgress) -> None:
+    def __init__(
+        self, settings: AblationSettings, log: Callable[[str], None], progress: FileProgress
+    ) -> None:
         self.settings, self.log, self.progress = settings, log, progress
         self.stores = [LatentStore.open(path) for path in settings.stores]
         self.pretraining = [LatentStore.open(path) for path in settings.pretraining] or self.stores
@@ -266,7 +268,7 @@ class _Run:
         )
         sounds = folder / "sounds" / "_".join(values)
         names = synthesize(maker, clips, rows, decode, settings.seed, sounds, self.progress)
-        options = protocol.Settings(
+        options = protocol.EvaluationSettings(
             seconds=preset.model.seconds,
             weights=settings.weights,
             allow_missing=True,

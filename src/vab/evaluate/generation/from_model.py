@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vab.data.store import LatentStore
-from vab.evaluate.generation.protocol import Generation, Settings, evaluate
+from vab.evaluate.generation.protocol import EvaluationSettings, Generation, evaluate
 from vab.evaluate.generation.synthesis import Synthesizer, chosen_rows, reconstruct_true, synthesize
 from vab.models.hub import find_model, read_config
 from vab.training.batches import ClipBatches
@@ -17,7 +17,7 @@ def evaluate_model(
     model: str | None,
     store: Path,
     run: Path,
-    settings: Settings,
+    settings: EvaluationSettings,
     *,
     split: str,
     clips: int | None,

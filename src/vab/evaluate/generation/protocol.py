@@ -43,7 +43,7 @@ class Incomplete(EvaluationError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """Options of an evaluation."""
 
     seconds: float = 10.0  # of each clip, from its beginning
@@ -135,7 +135,7 @@ class Weights:
 
 
 def evaluate(
-    reference: Path, generated: Path, settings: Settings, progress: FileProgress = lambda *_: None
+    reference: Path, generated: Path, settings: EvaluationSettings, progress: FileProgress = lambda *_: None
 ) -> Generation:
     """Measure the sounds of ``generated`` against those of ``reference`` that have the same names.
 
@@ -181,7 +181,7 @@ def evaluate(
     return replace(result, unwritten=_write_av_benchmark(run.sides[1].cache_dir, result.av_benchmark()))
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: EvaluationSettings) -> None:
     unknown = [name for name in settings.backbones or () if name not in BACKBONES]
     if unknown:
         raise EvaluationError(f"no backbone is called {unknown[0]!r}; there are: {', '.join(BACKBONES)}")
@@ -194,7 +194,9 @@ def _check(settings: Settings) -> None:
 class _Evaluation:
     """An evaluation under way: both sides, the clips and backbones that are left, and why others are not."""
 
-    def __init__(self, reference: Path, generated: Path, settings: Settings, progress: FileProgress) -> None:
+    def __init__(
+        self, reference: Path, generated: Path, settings: EvaluationSettings, progress: FileProgress
+    ) -> None:
         self.settings, self.progress = settings, progress
         self.sides = (_open_side(reference, settings), _open_side(generated, settings))
         self.have_sounds = all(side.folder.sounds for side in self.sides)
@@ -331,7 +333,7 @@ class _Evaluation:
         return faults
 
 
-def _open_side(path: Path, settings: Settings) -> ClipSet:
+def _open_side(path: Path, settings: EvaluationSettings) -> ClipSet:
     """A folder and where its features are: a folder without sounds may hold them itself."""
     folder = open_folder(path)
     cache = cache_folder(path, settings.seconds, settings.cache)
