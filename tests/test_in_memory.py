@@ -333,6 +333,14 @@ def test_films_are_written_with_their_times(tmp_path: Path, kind: str) -> None:
         np.testing.assert_allclose(shown[0], shown[1] - shown[1][0], atol=1e-4)
 
 
+def test_a_picture_wider_than_players_decode_is_scaled_and_that_is_told(tmp_path: Path) -> None:
+    film = MediaFile(np.zeros((2, 16, 8192, 3), np.uint8), fps=2)
+    (note,) = film.mux(np.zeros(16_000, np.float32), 16_000, tmp_path / "a.mp4")
+    assert note == "its frames were encoded as H.264, with 4096 pixels on the longer side"
+    with MediaFile(tmp_path / "a.mp4") as made:
+        assert (made.info.width, made.info.height) == (4096, 8)
+
+
 def test_moving_images_that_are_damaged(tmp_path: Path) -> None:
     content = write_moving(tmp_path / "a.webp", [100] * 5, (320, 240)).read_bytes()
     whole = MediaFile(content)

@@ -20,6 +20,7 @@ from vab.errors import first_line
 from vab.media.container import MediaError, OpenFile, check_waveform
 from vab.media.muxing.formats import Container, container_of, end_edit_list, reason_to_encode
 from vab.media.muxing.tracks import (
+    LONGEST_SIDE,
     CopiedPicture,
     EncodedPicture,
     NewSound,
@@ -98,6 +99,8 @@ def _make(
                 f"{file.path}: its {picture} can be neither copied nor encoded ({first_line(error)})"
             ) from error
     done = f"its {picture} {'were' if film else 'was'} encoded as {container.picture_name}"
+    if max(file.nominal_size) > LONGEST_SIDE:
+        done += f", with {LONGEST_SIDE} pixels on the longer side"
     return [f"{done}: {reason}" if reason else done, *notes]
 
 

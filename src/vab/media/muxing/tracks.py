@@ -26,7 +26,7 @@ _ENCODER_OPTIONS = {
     "libvpx-vp9": {"deadline": "good", "cpu-used": "4", "row-mt": "1", "crf": "24", "b": "0"},
 }
 _MAX_THREADS = 4  # of an encoder
-_LONGEST = 4096  # pixels of a side: what players decode, and what an encoder that looks ahead can hold
+LONGEST_SIDE = 4096  # pixels of a side: what players decode, and what an encoder that looks ahead can hold
 _PRORES_TAGS = {
     "Proxy": "apco",
     "LT": "apcs",
@@ -135,7 +135,7 @@ class EncodedPicture:
         base: Fraction,
         rate: Fraction,
         seconds: float,
-        longest: int = _LONGEST,
+        longest: int = LONGEST_SIDE,
     ) -> None:
         self._pictures = pictures  # (seconds, uint8 [H,W,3])
         self._source = stream
