@@ -96,6 +96,16 @@ def test_an_unknown_container_is_refused(tmp_path: Path) -> None:
             file.mux(np.zeros(9), RATE, tmp_path / "out.avi")
 
 
+def test_a_film_does_not_take_its_own_place(tmp_path: Path) -> None:
+    source = write_film(tmp_path / "a.mp4", EVEN)
+    (tmp_path / "b.mp4").symlink_to(source)
+    before = source.read_bytes()
+    for out in ("a.mp4", "b.mp4"):
+        with MediaFile(source) as file, pytest.raises(MediaError, match="is the film itself"):
+            file.mux(np.zeros(9, np.float32), RATE, tmp_path / out)
+    assert source.read_bytes() == before
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.mkv", "ffv1")])
 def test_variable_frame_rates_stay(tmp_path: Path, name: str, codec: str) -> None:
     source = write_film(tmp_path / name, VARIABLE, codec=codec)

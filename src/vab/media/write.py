@@ -62,7 +62,7 @@ def write_audio(
     """
     path = Path(path)
     chosen = check_format(path)
-    if bits not in (16, 24):
+    if not isinstance(bits, int) or bits not in (16, 24):
         raise SettingError(f"a sample has 16 or 24 bits, not {bits}")
     sound = check_waveform(waveform, path)
     with atomic(path) as temporary:

@@ -43,7 +43,7 @@ class Known:
         nearest = self.nearest[0][0].replace("_", " ")
         return (
             f"{model} may not know what this shows (score {self.score:.2f}, below {self.threshold:.2f}; "
-            f"nearest: {nearest}): `vab models` lists what it learned"
+            f"nearest: {nearest}); vab models lists what it learned"
         )
 
 

@@ -46,6 +46,8 @@ def mux(
     waveform = np.atleast_2d(check_waveform(waveform, out_path))
     if not file.has_video:
         raise MediaError(f"{file.path}: has no video stream")
+    if out_path.exists() and file.path.exists() and out_path.samefile(file.path):
+        raise MediaError(f"{out_path}: is the film itself; choose another name for the one with new sound")
 
     notes = _make(file, out_path, _fitted(waveform, rate, file.seconds), tags, keep_original)
     return [*notes, *_dropped_sound(file)]
