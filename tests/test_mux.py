@@ -177,18 +177,20 @@ def test_an_interlaced_picture_that_is_encoded_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edits", "numbers"),
+    ("edits", "numbers", "group"),
     [
-        ([(0.4, 10 * 512), (0.4, 25 * 512)], [*range(10, 20), *range(25, 35)]),
-        ([(0.2, 5 * 512), (0.2, 20 * 512), (0.2, 0)], [*range(5, 10), *range(20, 25), *range(5)]),
+        ([(0.4, 10 * 512), (0.4, 25 * 512)], [*range(10, 20), *range(25, 35)], "8"),
+        ([(0.2, 5 * 512), (0.2, 20 * 512), (0.2, 0)], [*range(5, 10), *range(20, 25), *range(5)], "8"),
+        ([(0.4, 30 * 512), (0.4, 25 * 512)], [*range(30, 40), *range(25, 35)], "40"),
     ],
-    ids=["two", "three"],
+    ids=["two", "three", "a second before they are shown"],
 )
 def test_what_several_edits_show_is_encoded(
-    tmp_path: Path, edits: list[tuple[float, int]], numbers: list[int]
+    tmp_path: Path, edits: list[tuple[float, int]], numbers: list[int], group: str
 ) -> None:
+    """The last one: frames are decoded from one key frame, long before those that are shown."""
     times = [n / 25 for n in range(40)]
-    source = edit_list(write_film(tmp_path / "a.mp4", times, options={"bf": "0", "g": "8"}), edits)
+    source = edit_list(write_film(tmp_path / "a.mp4", times, options={"bf": "0", "g": group}), edits)
     notes = muxed(source, tmp_path / "out.mp4")
     assert notes == ["its h264 picture was encoded as H.264: its cuts cannot be copied"]
     assert [n for _, n in shown(tmp_path / "out.mp4")] == numbers

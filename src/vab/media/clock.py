@@ -65,9 +65,8 @@ class Clock:
         self._shift = 0  # ticks added to what the file says
         self._latest: int | None = None  # greatest time of a shown packet, as the file says it
         self._end = 0  # and when that packet ends
-        self._held: list[
-            Any
-        ] = []  # packets whose time is far from those before, until the next one tells why
+        # Packets whose time is far from those before, until the next one tells why.
+        self._held: list[Any] = []
         self.leaps: list[Fraction] = []
         self.repaired = False  # at least one time has been changed
 
