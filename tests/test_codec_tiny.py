@@ -25,7 +25,7 @@ from vab.config import HOP_LENGTH, SAMPLE_RATE
 from vab.data.extract import weights_fingerprint
 from vab.errors import TrainError
 from vab.training.checkpoint import checkpoints
-from vab.training.codec import energy_distance, excerpts, fit_codes, train_codec
+from vab.training.codec.train import energy_distance, excerpts, fit_codes, train_codec
 from vab.utils.locks import LockedError, exclusive
 
 
@@ -319,7 +319,7 @@ def test_a_run_keeps_the_precision_it_began_with(tmp_path: Path) -> None:
 def test_bfloat16_is_left_to_processors_that_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     precisions = {}
     for there in (False, True):
-        monkeypatch.setattr("vab.training.codec.cpu_has_bfloat16", lambda there=there: there)
+        monkeypatch.setattr("vab.training.codec.train.cpu_has_bfloat16", lambda there=there: there)
         config = replace(BRIEF, steps=1, precision="bf16-mixed", adversarial_from=1)
         train_codec(tones(), tmp_path / str(there), config, SMALL)
         document = json.loads((tmp_path / str(there) / "training.json").read_text())
@@ -332,7 +332,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from helpers.codecs import BRIEF, SMALL, tones
-from vab.training.codec import train_codec
+from vab.training.codec.train import train_codec
 train_codec(tones(), Path(sys.argv[1]), BRIEF, SMALL, lambda line: print(line["step"], flush=True))
 """
 

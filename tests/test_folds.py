@@ -67,7 +67,7 @@ def test_the_fold_held_out_is_dev_and_the_others_are_learned(latents: Path) -> N
 def test_a_run_for_each_fold_and_every_clip_of_it_after_each_epoch(
     latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vab.training.trainer.MAX_DEV_CLIPS", 1)  # that limit is for pre-training
+    monkeypatch.setattr("vab.training.run.MAX_DEV_CLIPS", 1)  # that limit is for pre-training
     found = cross_validate(AUDIO, latents, tmp_path / "run")
     assert found.clips == {"fold1": 8, "fold2": 8, "fold3": 4} and found.classes == 4
     for fold in found.clips:

@@ -22,7 +22,7 @@ from vab.data.manifest import Clip, read_manifest, write_manifest
 from vab.data.store import LatentStore
 from vab.inference.pipeline import VABPipeline
 from vab.models.hub import MODEL, find_model, read_config
-from vab.training.codec_data import read_sounds
+from vab.training.codec.sounds import read_sounds
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import vab_tiny_gpu as recipe

@@ -35,7 +35,8 @@ from vab.models.vab import VAB
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
 from vab.training.objectives import OBJECTIVES, LossOutput, masked_prediction_step
-from vab.training.trainer import learning_rate, optimizers, train
+from vab.training.optimizer import learning_rate, optimizers
+from vab.training.trainer import train
 from vab.utils.locks import LockedError
 
 

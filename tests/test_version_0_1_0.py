@@ -25,7 +25,7 @@ from vab.inference.pipeline import VABPipeline
 from vab.listening.answers import Answers
 from vab.listening.study import open_study
 from vab.media.reader import read_audio
-from vab.training.codec import CodecTrainConfig, train_codec
+from vab.training.codec.train import CodecTrainConfig, train_codec
 from vab.training.trainer import train
 
 GOLDEN = Path(__file__).parent / "golden" / "version_0.1.0"

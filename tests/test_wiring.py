@@ -24,7 +24,8 @@ from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
 from vab.training.masking import apply_mask
 from vab.training.objectives import classification_step, masked_prediction_step
-from vab.training.trainer import optimizers, train
+from vab.training.optimizer import optimizers
+from vab.training.trainer import train
 
 
 @pytest.fixture(scope="module")

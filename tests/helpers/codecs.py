@@ -6,7 +6,7 @@ import numpy as np
 
 from vab.codecs.tiny import TinyCodecConfig
 from vab.config import SAMPLE_RATE
-from vab.training.codec import CodecTrainConfig
+from vab.training.codec.train import CodecTrainConfig
 
 SMALL = TinyCodecConfig(
     num_codebooks=3,

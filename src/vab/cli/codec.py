@@ -9,8 +9,8 @@ import tyro
 
 from vab.cli.output import log, print_result
 from vab.codecs.tiny import TinyCodecConfig
-from vab.training.codec import CodecTrainConfig, train_codec
-from vab.training.codec_data import read_sounds
+from vab.training.codec.sounds import read_sounds
+from vab.training.codec.train import CodecTrainConfig, train_codec
 
 
 def train(

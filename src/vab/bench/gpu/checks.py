@@ -34,7 +34,8 @@ from vab.sampling.parallel import generate
 from vab.sampling.stages import Stage
 from vab.training.batches import ClipBatches
 from vab.training.objectives import OBJECTIVES, build
-from vab.training.trainer import optimizers, train
+from vab.training.optimizer import optimizers
+from vab.training.trainer import train
 from vab.utils.device import pick_device
 
 EXACT, ROUGH = 1e-4, 0.03  # relative L2 of float32 and of bfloat16

@@ -36,7 +36,7 @@ from vab.presets import preset
 from vab.sampling.stages import load_stage
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import ship
-from vab.training.codec import CodecTrainConfig, train_codec
+from vab.training.codec.train import CodecTrainConfig, train_codec
 from vab.training.trainer import train
 from vab.utils.device import pick_device
 from vab.utils.files import atomic
@@ -244,10 +244,10 @@ def read_sounds(manifest: Path) -> dict[str, list[NDArray[np.int16]]]:
         import soundfile
     except ImportError:
         try:
-            from vab.training import codec_data
+            from vab.training.codec import sounds
         except ImportError as error:
             raise ModuleNotFoundError("neither soundfile nor av is here to read sounds with") from error
-        return codec_data.read_sounds(manifest)
+        return sounds.read_sounds(manifest)
     found: dict[str, list[NDArray[np.int16]]] = {}
     for clip in read_manifest(manifest):
         waveform, rate = soundfile.read(clip.audio, dtype="int16")

@@ -20,7 +20,7 @@ from vab.bench.gpu.sizes import preset_of, synthetic_store
 from vab.bench.gpu.speed import SIDE, SMALL_SIDE, Row, numbers
 from vab.bench.timing import finish, matmul_rate, timed
 from vab.training.batches import ClipBatches
-from vab.training.trainer import TrainingRun
+from vab.training.run import TrainingRun
 from vab.utils.device import pick_device
 
 NUM_WARMUP_STEPS = 8  # not timed
