@@ -1,1 +1,1 @@
-"""What every package needs: files, locks, hashes, devices, mel filters."""
+"""What every package needs: files, locks, hashes, devices, processes, mel filters."""
