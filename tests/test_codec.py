@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
 from vab.codecs.codec import DAC, Codec, CodecError, EnCodec, decode_long, load_codec
 
@@ -420,9 +423,38 @@ class Harmful:
 
 def test_a_file_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({**audiocraft_package(), "extra": Harmful(tmp_path / "harm")}, tmp_path / "file.bin")
-    with pytest.raises(CodecError, match="for safety"):
+    with pytest.raises(CodecError, match=r"for safety\): it holds a posix\.mkdir$"):
         load_codec("encodec", tmp_path / "file.bin")
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_file_with_omegaconf_s_objects_is_the_same_codec(tmp_path: Path) -> None:
+    package = audiocraft_package("reflect")
+    torch.save(package, tmp_path / "text.bin")
+    held = OmegaConf.create(str(package["xp.cfg"]))
+    OmegaConf.set_struct(held, True)
+    others = {"version": TorchVersion("2.1.0"), "epoch": np.float64(3), "history": [{"loss": np.int64(1)}]}
+    torch.save({**package, "xp.cfg": held, **others}, tmp_path / "objects.bin")
+    torch.save({**package, "xp.cfg": OmegaConf.to_container(held)}, tmp_path / "values.bin")
+
+    waveform = noise(1, 3333)
+    tokens = load_codec("encodec", tmp_path / "text.bin").encode(waveform)
+    # another process: here OmegaConf's own classes are imported, and a user has not got them
+    for name in ("objects.bin", "values.bin"):
+        torch.save(waveform, tmp_path / "waveform.pt")
+        code = (
+            "import sys, torch; sys.modules['omegaconf'] = None; from vab.codecs.codec import load_codec; "
+            "torch.save(load_codec('encodec', sys.argv[1]).encode(torch.load(sys.argv[2])), sys.argv[3])"
+        )
+        files = (tmp_path / name, tmp_path / "waveform.pt", tmp_path / "tokens.pt")
+        subprocess.run([sys.executable, "-c", code, *map(str, files)], check=True)
+        assert torch.equal(torch.load(tmp_path / "tokens.pt"), tokens)
+
+
+def test_an_object_of_another_class_is_named(tmp_path: Path) -> None:
+    torch.save({**audiocraft_package(), "folder": tmp_path}, tmp_path / "file.bin")
+    with pytest.raises(CodecError, match=r"it holds a pathlib\.PosixPath$"):
+        load_codec("encodec", tmp_path / "file.bin")
 
 
 def broken(kind: str) -> object:
@@ -439,6 +471,10 @@ def broken(kind: str) -> object:
         package["xp.cfg"] = CONFIG.replace("  pad_mode: PAD_MODE\n", "")
     elif kind == "not yaml":
         package["xp.cfg"] = "{"
+    elif kind == "settings":
+        package["xp.cfg"] = {"sample_rate": 16000}
+    elif kind == "no settings":
+        package["xp.cfg"] = None
     elif kind == "rate":
         package["xp.cfg"] = CONFIG.replace("16000", "32000").replace("PAD_MODE", "constant")
     elif kind == "pointer":
@@ -458,6 +494,8 @@ def broken(kind: str) -> object:
         ("shape", "does not fit its own xp.cfg"),
         ("no pad mode", "does not say 'pad_mode'"),
         ("not yaml", "cannot be understood"),
+        ("settings", "does not say 'seanet'"),
+        ("no settings", "cannot be understood"),
         ("rate", "32000 Hz and 320 samples per frame"),
         ("pointer", "pointer to 'facebook/encodec_32khz'"),
         ("language model", "no best_state and xp.cfg"),

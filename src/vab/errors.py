@@ -28,6 +28,10 @@ class SettingError(VABError, ValueError):
     """An option, an argument or a field of a configuration that makes no sense, alone or beside others."""
 
 
+class CodecError(VABError):
+    """A codec cannot be loaded. The message is one line that says why and what to do."""
+
+
 class TrainError(VABError, RuntimeError):
     """A training run that cannot start or go on; the message says why and what to do."""
 

@@ -9,8 +9,7 @@ Shapes: B batch, K codebooks, T audio frames, V codebook size, C codebook vector
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -19,22 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vab.codecs.audiocraft import AUDIOCRAFT_FILE, ENCODEC_SOURCE, read_audiocraft
 from vab.config import HOP_LENGTH, SAMPLE_RATE, samples_to_frames
-from vab.errors import VABError, first_line
+from vab.errors import CodecError, VABError, first_line
 from vab.utils.files import read_json
 
 if TYPE_CHECKING:
     from transformers import DacModel, EncodecModel
 
-AUDIOCRAFT_FILE = "compression_state_dict.bin"
-ENCODEC_SOURCE = "facebook/audiogen-medium"
 DAC_SOURCE = "descript/dac_16khz"
 TINY_SOURCE = Path(__file__).parents[1] / "assets" / "vab-tiny"
 _HUB_FILES = ["config.json", "model.safetensors", "codec.json", "codec.safetensors", AUDIOCRAFT_FILE]
-
-
-class CodecError(VABError):
-    """A codec cannot be loaded. The message is one line that says why and what to do."""
 
 
 class Codec(Protocol):
@@ -251,120 +245,6 @@ def decode_long(codec: Codec, tokens: Tensor, chunk: int = 1500, overlap: int = 
         yield waveform[:cut]
         tail = waveform[cut:].clone()  # so that the rest of the chunk can be freed
         start = stop - overlap
-
-
-def read_audiocraft(path: Path) -> EncodecModel:
-    """Read an EnCodec that audiocraft exported into a transformers model, which computes the same.
-
-    The file holds ``best_state`` (tensors) and ``xp.cfg`` (YAML). It is read without running any
-    code from it. ``seanet.pad_mode`` comes from the file: the wrong one changes the clip's edges.
-    """
-    from transformers import EncodecModel
-
-    # 1. Read the file, and refuse others that audiocraft writes under the same name.
-    package = _unpickle(path)
-    if "pretrained" in package:
-        raise CodecError(
-            f"{path} is only a pointer to {package['pretrained']!r}, it holds no weights: "
-            f"put the {AUDIOCRAFT_FILE} of {ENCODEC_SOURCE} there or pass its path with --codec-path"
-        )
-    if not {"best_state", "xp.cfg"} <= set(package):
-        raise CodecError(f"{path} is not an exported audiocraft codec: it has no best_state and xp.cfg")
-
-    # 2. Build the network that its configuration describes, and fill it with the renamed tensors.
-    model = EncodecModel(_audiocraft_config(package["xp.cfg"], path))
-    state = {_rename(key): value for key, value in package["best_state"].items()}
-    try:
-        report = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise CodecError(f"{path} does not fit its own xp.cfg: {first_line(error)}") from error
-
-    # 3. Every tensor must have found its place.
-    if report.missing_keys or report.unexpected_keys:
-        raise CodecError(
-            f"{path} does not fit EnCodec: {len(report.missing_keys)} missing {report.missing_keys[:3]}, "
-            f"{len(report.unexpected_keys)} unexpected {report.unexpected_keys[:3]}"
-        )
-    return model
-
-
-# audiocraft's names of tensors -> transformers'; torch itself maps weight_g and weight_v.
-_RENAMES = (
-    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
-    (r"\.(conv|convtr)\.\1\.", ".conv."),
-    (r"^quantizer\.vq\.layers\.", "quantizer.layers."),
-    (r"\._codebook\.", ".codebook."),
-)
-
-
-def _rename(key: str) -> str:
-    """Rename a tensor from audiocraft's to transformers' naming."""
-    for pattern, new in _RENAMES:
-        key = re.sub(pattern, new, key)
-    return key
-
-
-def _audiocraft_config(text: str, path: Path) -> Any:
-    """Translate an ``xp.cfg`` (YAML) into transformers' ``EncodecConfig``."""
-    import yaml
-    from transformers import EncodecConfig
-
-    try:
-        root = yaml.safe_load(text)
-
-        def value(name: str) -> Any:
-            node = root
-            for part in name.split("."):
-                node = node[part]
-            # The exporter leaves references such as ${sample_rate} unresolved.
-            reference = re.fullmatch(r"\$\{([\w.]+)\}", node) if isinstance(node, str) else None
-            return value(reference[1]) if reference else node
-
-        # transformers counts codebooks by the bandwidth in kbit/s: each takes log2(bins) bits per frame.
-        ratios = value("seanet.ratios")
-        sample_rate = value("sample_rate")
-        bins = value("rvq.bins")
-        bits_per_second = math.ceil(math.log2(bins)) * math.ceil(sample_rate / math.prod(ratios))
-        return EncodecConfig(
-            sampling_rate=sample_rate,
-            audio_channels=value("channels"),
-            normalize=value("encodec.renormalize"),
-            target_bandwidths=[value("rvq.n_q") * bits_per_second / 1000],
-            codebook_size=bins,
-            hidden_size=value("seanet.dimension"),
-            num_filters=value("seanet.n_filters"),
-            num_residual_layers=value("seanet.n_residual_layers"),
-            upsampling_ratios=ratios,
-            norm_type=value("seanet.norm"),
-            kernel_size=value("seanet.kernel_size"),
-            last_kernel_size=value("seanet.last_kernel_size"),
-            residual_kernel_size=value("seanet.residual_kernel_size"),
-            dilation_growth_rate=value("seanet.dilation_base"),
-            use_causal_conv=value("seanet.causal"),
-            pad_mode=value("seanet.pad_mode"),
-            use_conv_shortcut=not value("seanet.true_skip"),
-            compress=value("seanet.compress"),
-            num_lstm_layers=value("seanet.lstm"),
-            trim_right_ratio=value("seanet.decoder.trim_right_ratio"),
-        )
-    except KeyError as error:
-        raise CodecError(f"{path}: its xp.cfg does not say {error}, so it is no EnCodec") from error
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise CodecError(f"{path}: its xp.cfg cannot be understood: {first_line(error)}") from error
-
-
-def _unpickle(path: Path) -> Mapping[str, Any]:
-    """Read a file of ``torch.save`` that holds tensors and plain values only; no code from it runs."""
-    try:
-        package = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file of another kind can fail anywhere in the reader
-        raise CodecError(
-            f"{path} cannot be read as plain tensors (nothing else is loaded from it, for safety): "
-            f"{first_line(error)}"
-        ) from error
-    if not isinstance(package, Mapping):
-        raise CodecError(f"{path} is not an exported audiocraft codec: it holds a {type(package).__name__}")
-    return package
 
 
 def _read_transformers(folder: Path, kind: Literal["encodec", "dac"]) -> Any:
