@@ -155,8 +155,8 @@ _NUMPY_SCALARS = [type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "f
 
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """What a file may name beside tensors: plain types, NumPy's numbers, stand-ins for OmegaConf's classes."""
-    scalar = np.float64(0).__reduce__()[0]
+    """What a file may name beside tensors: plain types, NumPy's numbers, stand-ins for OmegaConf's."""
+    scalar: Any = np.float64(0).__reduce__()[0]
     return [
         *(int, float, bool, str, list, dict, tuple, set, defaultdict),
         torch.torch_version.TorchVersion,  # a text
