@@ -58,6 +58,7 @@ VERBS = {  # words: module, function, what it does
         "generation",
         "compare generated with real sounds: FAD, KLD, IS, ...",
     ),
+    "evaluate join": ("generation", "join", "join the parts of longer sounds, as appendix E did"),
     "evaluate retrieval": (
         "evaluate",
         "retrieval",

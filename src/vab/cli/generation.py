@@ -1,4 +1,4 @@
-"""vab evaluate generation."""
+"""vab evaluate generation, vab evaluate join."""
 
 from __future__ import annotations
 
@@ -122,6 +122,35 @@ def generation(
         log(f"features made elsewhere were taken as they are: {', '.join(found.external)}")
     print_result(found.document(), found.markdown(), json)
     return 1 if found.faults else 0
+
+
+def join(
+    parts: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
+    starts: Annotated[tuple[float, ...], tyro.conf.arg(metavar="X ...")],
+    seconds: float = 10.0,
+    json: bool = False,
+) -> int:
+    """Join sounds of systems that make shorter ones, as the paper did (appendix E): OUT/<name>.wav.
+
+    Each FOLDER has one part of every sound under the same name. A part goes on where those before it end, so
+    an earlier one counts where two overlap. IM2WAV: three folders, --starts 0 4 8. Diff-Foley: two folders,
+    --starts 0 1.8.
+
+    Args:
+        parts: the folders of the parts, in their order.
+        out: the folder for the whole sounds, created if needed.
+        starts: for each folder the time at which its part begins, in seconds.
+        seconds: the length of the whole; what is longer is cut.
+        json: print one JSON document to standard output.
+    """
+    from vab.evaluate.generation.join import join_folders
+
+    done, faults = join_folders(parts, starts, seconds, out)
+    _log_faults(faults)
+    text = f"{out}: {len(done)} sounds of {seconds:g} s, {len(faults)} failed"
+    print_result({"out": str(out), "joined": done, "failed": [vars(fault) for fault in faults]}, text, json)
+    return 1 if faults else 0
 
 
 def _log_faults(faults: Any) -> None:
