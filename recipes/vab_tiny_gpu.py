@@ -74,7 +74,7 @@ def chosen(clips: Iterable[Clip], room: int) -> list[Clip]:
     while waiting:
         label = min(waiting, key=lambda name: taken[name])
         clip = waiting[label].pop()
-        assert clip.audio is not None
+        assert isinstance(clip.audio, Path)
         size = in_tar(clip.audio)
         if size <= room:
             room, taken[label] = room - size, taken[label] + size
@@ -94,7 +94,7 @@ def pack_sounds(manifest: Path, out: Path, room: int) -> list[Clip]:
         there.mkdir()
         listed = []
         for number, clip in enumerate(found):
-            assert clip.audio is not None
+            assert isinstance(clip.audio, Path)
             path = there / f"{number:05d}{clip.audio.suffix}"
             shutil.copyfile(clip.audio, path)
             listed.append(replace(clip, audio=path))

@@ -70,9 +70,14 @@ def for_people(error: BaseException) -> str | None:
     return None
 
 
-def failure(path: str | Path, error: BaseException) -> str:
-    """One line that names the one input that failed among many; for a bug it names the exception's class."""
+def failure(path: object, error: BaseException) -> str:
+    """One line that names the one input that failed among many; for a bug it names the exception's class.
+
+    ``path``: what is shown as its path or its URL.
+    """
     reason = for_people(error) or f"{type(error).__name__}: {first_line(error)}"
+    if "://" in str(path):
+        reason = reason.replace(str(Path(str(path))), str(path))  # a path has one slash of them
     if str(path) not in reason:
         reason = f"{path}: {reason}"
     # On one line, but the name as it is: line breaks are part of some.

@@ -251,7 +251,7 @@ _info = lru_cache(maxsize=64)(probe)  # many clips may be windows of one file
 def _length(clip: Clip, file: MediaFile, window: float) -> float:
     """Length of the clip in seconds: that of the window, of its manifest or of its file."""
     # a still image has no length of its own
-    info = file.info if clip.memory else _info(file.path)
+    info = _info(file.source) if isinstance(file.source, Path) else file.info
     length = min(window, clip.seconds or window)
     if info.kind != "image":
         length = min(length, info.seconds - clip.start)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vab.errors import VABError
 from vab.utils.files import write_whole
+from vab.utils.remote import RemoteFile, locate
 from vab.utils.tables import ListError, read_table
 
 if TYPE_CHECKING:  # a machine that only trains has no PyAV
@@ -31,8 +32,8 @@ class Clip:
     """One row of a manifest. At least one of ``audio`` and ``video`` is given; both may be one file."""
 
     id: str
-    audio: Path | None
-    video: Path | None  # a video or an image
+    audio: Path | RemoteFile | None
+    video: Path | RemoteFile | None  # a video or an image
     start: float = 0.0  # seconds into the files
     seconds: float | None = None  # how much of them; None is all, up to the window
     label: str = ""
@@ -48,17 +49,18 @@ def labels_of(text: str) -> list[str]:
 def read_manifest(path: str | Path) -> list[Clip]:
     """Clips of a csv file with the columns ``id,audio,video,start,seconds,label,split`` (more are ignored).
 
-    Paths are relative to the manifest's folder. Empty ``start``: 0; ``seconds``: all; ``split``: train.
-    Raises ``ManifestError`` with every mistake found (the first 20). Files are not opened here.
+    Paths are relative to the manifest's folder; they, and the manifest, may be URLs that fsspec opens, also
+    of members of archives (``vab.utils.remote``). Empty ``start``: 0; ``seconds``: all; ``split``: train.
+    Raises ``ManifestError`` with every mistake found (the first 20). The files it lists are not opened here.
     """
-    path = Path(path)
+    place = locate(path)
 
     # 1. The header.
     mistakes: list[str] = []
     clips: list[Clip] = []
     lines: dict[str, int] = {}
     try:
-        table = read_table(path, COLUMNS)
+        table = read_table(place, COLUMNS)
         missing = [column for column in COLUMNS if column not in table.names]
         if missing:
             reason = f"no column {', '.join(missing)}; needed: {','.join(COLUMNS)}; there is {table}"
@@ -80,8 +82,8 @@ def read_manifest(path: str | Path) -> list[Clip]:
         clips.append(
             Clip(
                 id=row["id"],
-                audio=path.parent / row["audio"] if row["audio"] else None,
-                video=path.parent / row["video"] if row["video"] else None,
+                audio=locate(row["audio"], place) if row["audio"] else None,
+                video=locate(row["video"], place) if row["video"] else None,
                 start=float(row["start"] or 0),
                 seconds=float(row["seconds"]) if row["seconds"] else None,
                 label=row["label"],
@@ -118,14 +120,16 @@ def _row_mistakes(row: dict[str, str], surplus: int) -> Iterator[str]:
 
 
 def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write clips as ``read_manifest`` reads them, paths relative to the manifest's folder.
+    """Write clips as ``read_manifest`` reads them: paths relative to the manifest's folder, URLs whole.
 
     Raises ``ManifestError`` for a path that is not UTF-8.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def relative(file: Path | None) -> str:
+    def relative(file: Path | RemoteFile | None) -> str:
+        if isinstance(file, RemoteFile):
+            return str(file)
         return "" if file is None else Path(os.path.relpath(file, path.parent)).as_posix()
 
     text = io.StringIO(newline="")

@@ -28,6 +28,7 @@ from vab.models.hub import ModelError, codec_source, find_model, read_config
 from vab.models.known import Known
 from vab.utils.device import Device, pick_device
 from vab.utils.provenance import sha256
+from vab.utils.remote import RemoteFile
 from vab.vision import VisionEncoder, load_vision
 
 Scores = NDArray[np.float32]
@@ -221,8 +222,7 @@ class Embedder:
 def _merge_windows(pairs: list[tuple[Clip, Latents | str]]) -> tuple[Path, list[Clip], list[Latents] | str]:
     """One file from its windows: path, clips and their latents, or the first error."""
     clips = [clip for clip, _ in pairs]
-    path = clips[0].audio or clips[0].video
-    assert path is not None
+    path = Path(str(clips[0].audio or clips[0].video))
     rows = []
     for _, result in pairs:
         if isinstance(result, str):
@@ -231,13 +231,13 @@ def _merge_windows(pairs: list[tuple[Clip, Latents | str]]) -> tuple[Path, list[
     return path, clips, rows
 
 
-def windows(source: str | Path | InMemory, seconds: float) -> list[Clip]:
+def windows(source: str | Path | RemoteFile | InMemory, seconds: float) -> list[Clip]:
     """The windows of a file, one after another, as clips ``#0``, ``#1`` ...
 
     A rest shorter than a second is left out. A file that cannot be read is one clip, which then fails.
     """
     memory = source if isinstance(source, InMemory) else None
-    path = Path(source.name if isinstance(source, InMemory) else source)
+    path = source if isinstance(source, RemoteFile) else Path(source.name if memory else source)
     # No name in the id: it seeds the crop of an image, which is the same image under any name.
     clip = partial(Clip, memory=memory)
     try:

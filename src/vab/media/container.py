@@ -6,7 +6,6 @@ starts at the first frame of its video stream that is shown.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import stat
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import av
 import numpy as np
@@ -54,6 +53,8 @@ _MAX_DECODER_THREADS = 4
 _MAX_COVER_HEAD = 1000  # packets, and bytes, read in search of a picture's second frame and of sound, ...
 _MAX_COVER_BYTES = 32 << 20  # ... before another pass looks for them
 _COVER_SECONDS = 0.5  # by which the sound beside a cover is longer, at least
+
+Opener: TypeAlias = Callable[[], BinaryIO]  # of a file that can seek, anew each time
 
 
 class MediaError(VABError):
@@ -100,17 +101,14 @@ def remote(name: str | Path) -> str | None:
     return f"{address[1]}://{address[2]}: is an address; only local files are read, by their path"
 
 
-def open_media(path: Path, content: bytes | None = None) -> InputContainer:
+def open_media(path: Path, opener: Opener | None = None) -> InputContainer:
     """Open ``path`` with PyAV; only local files are ever followed. ``MediaError`` if it is no media file.
 
-    ``content``: the bytes of a file that is in memory; then ``path`` is just its name.
+    ``opener``: opens what is no local file; then ``path`` is just its name.
     """
-    source: Any = f"file:{path}"
-    if content is None:
+    if opener is None:
         check_file(path)
-    else:
-        source = io.BytesIO(content)
-        source.name = str(path)  # some formats are told by the ending of their name
+    source: Any = f"file:{path}" if opener is None else opener()
     try:
         container = av.open(
             source,

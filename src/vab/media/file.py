@@ -41,6 +41,7 @@ from vab.media.streams import (
     progressive,
     square_pixels,
 )
+from vab.utils.remote import RemoteFile
 
 _ROUNDING_SECONDS = 0.0005 + 1e-6  # seconds; many containers keep whole milliseconds
 _SEEK_MARGINS = (Fraction(1, 2), Fraction(10))  # seconds before the wanted time; a seek may land too late
@@ -75,9 +76,9 @@ class MediaFile:
         length: Literal["video", "container"] = "video",
     ) -> None:
         given = source.source if isinstance(source, MediaFile) else source
-        self.source: Path | InMemory = as_source(given, fps, sound=sound, rate=rate)
+        self.source: Path | RemoteFile | InMemory = as_source(given, fps, sound=sound, rate=rate)
         self.handle = Handle(self.source)
-        self.path = self.handle.path  # of what is in memory its name
+        self.path = self.handle.path  # of what is no local file its name
         self._check = check
         self.length = length
         # Facts, as far as they are known.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 import warnings
@@ -16,7 +15,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from pillow_heif import register_heif_opener
 
 from vab.errors import first_line
-from vab.media.container import MediaError, check_file
+from vab.media.container import MediaError, Opener, check_file
 from vab.media.sources.film import MOVING_FORMATS, is_moving
 
 MAX_PIXELS = 65_000_000  # of an image; phones take photos of 64 million
@@ -58,19 +57,17 @@ warnings.filterwarnings("ignore", module="PIL")  # of damage; what cannot be rea
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # image generators write their whole workflow
 
 
-def open_image(path: Path, content: bytes | None = None) -> Image.Image | None:
+def open_image(path: Path, opener: Opener | None = None) -> Image.Image | None:
     """Open the image at ``path``, unread; None for anything that is no image, or that FFmpeg plays: a GIF.
 
-    ``content``: the bytes of a file that is in memory; then ``path`` is just its name. ``MediaError`` for an
+    ``opener``: opens what is no local file; then ``path`` is just its name. ``MediaError`` for an
     image that is damaged, too large, or in a format that is not read.
     """
     # 1. The format by the first bytes.
-    if content is None:
+    if opener is None:
         check_file(path)
-        with path.open("rb") as file:
-            prefix = file.read(32)
-    else:
-        prefix = content[:32]
+    with path.open("rb") if opener is None else opener() as file:
+        prefix = file.read(32)
     for signature, name in _NOT_READ.items():
         if prefix.startswith(signature):
             raise MediaError(f"{path}: {name} images are not read; save it as PNG or JPEG")
@@ -86,7 +83,7 @@ def open_image(path: Path, content: bytes | None = None) -> Image.Image | None:
     for name in formats:  # AVIF and HEIF begin alike
         try:
             factory: Any = Image.OPEN[name][0]
-            image = factory(str(path) if content is None else io.BytesIO(content), str(path))
+            image = factory(str(path) if opener is None else opener(), str(path))
             break
         except _FAULTS as error:
             fault = fault or first_line(error)

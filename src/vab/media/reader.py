@@ -45,7 +45,7 @@ def probe(path: Source, check: FrameCheck | None = None) -> MediaInfo:
 
 
 def read_frames(
-    path: str | Path,
+    path: Source,
     fps: float,
     start: float = 0.0,
     seconds: float | None = None,
@@ -58,7 +58,7 @@ def read_frames(
 
 
 def read_audio(
-    path: str | Path,
+    path: Source,
     start: float = 0.0,
     seconds: float | None = None,
     rate: int = SAMPLE_RATE,

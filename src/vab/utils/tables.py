@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vab.errors import VABError, first_line
+from vab.utils.remote import RemoteFile
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NO_SEPARATOR = "\x1f"  # of a table with one column, whose names may hold any of these
@@ -43,10 +44,10 @@ class Table:
         return f"columns {', '.join(shown)}, separated by {SEPARATORS[self.separator]}"
 
 
-def read_text(path: str | Path, kind: type[VABError] = ListError) -> str:
+def read_text(path: str | Path | RemoteFile, kind: type[VABError] = ListError) -> str:
     """A list's text: UTF-8, UTF-16, or as older programs write, Windows-1252; else an error of that kind."""
     try:
-        data = Path(path).read_bytes()
+        data = path.read(kind) if isinstance(path, RemoteFile) else Path(path).read_bytes()
     except OSError as error:
         raise kind(f"{path}: {first_line(error)}") from None
     # The mark at the beginning decides; without it, the zeros beside the letters do.
@@ -64,7 +65,7 @@ def read_text(path: str | Path, kind: type[VABError] = ListError) -> str:
     raise kind(f"{path}: not a text file in UTF-8, UTF-16 or Windows-1252")
 
 
-def read_table(path: str | Path, wanted: Sequence[str]) -> Table:
+def read_table(path: str | Path | RemoteFile, wanted: Sequence[str]) -> Table:
     """Read a table with a header, of which any of the columns ``wanted`` (in lower case) is to be used.
 
     The separator is that of ``SEPARATORS`` by which the header has most of them, then most columns; a line
@@ -102,14 +103,16 @@ def read_table(path: str | Path, wanted: Sequence[str]) -> Table:
     return Table(columns, separator, rows())
 
 
-def _header(path: str | Path, text: str, separator: str) -> list[str]:
+def _header(path: str | Path | RemoteFile, text: str, separator: str) -> list[str]:
     try:
         return next(_records(path, text, separator, False), (0, []))[1]
     except ListError:  # a quotation mark that only makes sense with another separator
         return []
 
 
-def _records(path: str | Path, text: str, separator: str, spaced: bool) -> Iterator[tuple[int, list[str]]]:
+def _records(
+    path: str | Path | RemoteFile, text: str, separator: str, spaced: bool
+) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of the records that are not empty."""
     stream = io.StringIO(text, newline="")
     # Strict tells a quotation mark that is never closed, but knows no space after one.

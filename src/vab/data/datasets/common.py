@@ -22,6 +22,7 @@ from vab.errors import failure
 from vab.media.file import MediaFile
 from vab.media.inputs import Tree, copies
 from vab.media.reader import read_frames
+from vab.media.sources.given import Source
 from vab.utils.tables import ListError, read_table, read_text
 
 VIDEO = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".mpeg"))
@@ -217,13 +218,13 @@ def _examine_clip(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
     return "good", clip, ""
 
 
-def _streams(path: Path) -> tuple[bool, bool]:
+def _streams(path: Source) -> tuple[bool, bool]:
     """(has video, has audio) of a file; ``MediaError`` if it cannot be opened or has neither."""
     with MediaFile(path) as file:
         return file.kind != "audio", file.has_audio
 
 
-def is_still(path: str | Path, seconds: float | None = None, start: float = 0.0) -> bool:
+def is_still(path: Source, seconds: float | None = None, start: float = 0.0) -> bool:
     """True if the video never moves in ``seconds`` from ``start`` on.
 
     That is, no frame differs from the one about a second before by ``MIN_MOVEMENT``. VGGSound holds some
@@ -246,6 +247,6 @@ def copied(clips: Sequence[Clip]) -> dict[str, str]:
     owners: dict[Path, str] = {}
     for clip in clips:
         path = clip.video or clip.audio
-        assert path is not None
-        owners.setdefault(path, clip.id)  # several clips may be windows of one file
+        if isinstance(path, Path):  # files on other machines are not compared
+            owners.setdefault(path, clip.id)  # several clips may be windows of one file
     return {owners[path]: owners[first] for path, first in copies(owners).items()}

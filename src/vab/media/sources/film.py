@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vab.media.clock import PacketTimes
-from vab.media.container import MediaError
+from vab.media.container import MediaError, Opener
 
 MOVING_FORMATS = ("WEBP", "AVIF")  # FFmpeg reads the first frame of these, at most
 MILLISECOND = Fraction(1, 1000)
@@ -92,11 +91,11 @@ class Film:
         return frame
 
 
-def moving_film(path: Path, content: bytes | None = None) -> Film:
-    """The film of a moving image that Pillow reads: of the file at ``path``, or of its bytes."""
+def moving_film(path: Path, opener: Opener | None = None) -> Film:
+    """The film of a moving image that Pillow reads: of the file at ``path``, or of what ``opener`` opens."""
 
     def read() -> Iterator[tuple[np.ndarray, int]]:
-        source = path if content is None else io.BytesIO(content)
+        source = path if opener is None else opener()
         with Image.open(source, formats=MOVING_FORMATS) as image:
             yield from moving_pictures(image)
 

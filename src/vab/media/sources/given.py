@@ -22,6 +22,7 @@ from vab.errors import SettingError, first_line
 from vab.media.container import MediaError
 from vab.media.image import read_pixels, upright_size
 from vab.media.sources.film import MILLISECOND, Film, is_moving, moving_pictures
+from vab.utils.remote import RemoteFile
 
 MAX_BYTES = 1 << 30  # read of a file object; what is larger must be named by its path
 _BLOCK = 1 << 20
@@ -70,7 +71,16 @@ class InMemory:
 
 Picture: TypeAlias = Image.Image | ArrayLike
 Single: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Picture | Sounding | InMemory
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | Readable
+    | Picture
+    | Sounding
+    | RemoteFile
+    | InMemory
 )
 Source: TypeAlias = (
     Single | Sequence[Picture] | Iterator[Picture]
@@ -84,7 +94,7 @@ def as_source(
     sound: ArrayLike | None = None,
     rate: int | None = None,
     name: str | None = None,
-) -> Path | InMemory:
+) -> Path | RemoteFile | InMemory:
     """What ``MediaFile`` opens for a ``source``; for a file, an open one too, that is its path.
 
     ``fps``: frames a second of a film given as an array or tensor, or as a list of images; ``sound``: its
@@ -160,9 +170,9 @@ def _sound(source: Any, rate: Any, name: str | None) -> InMemory:
     return InMemory(name, wav_bytes(source, rate, name))
 
 
-def _single(source: Any, name: str | None) -> Path | InMemory:
+def _single(source: Any, name: str | None) -> Path | RemoteFile | InMemory:
     """A path, bytes, a file object or an image, which need no more than themselves."""
-    if isinstance(source, InMemory):
+    if isinstance(source, RemoteFile | InMemory):
         return source
     if isinstance(source, str | os.PathLike):
         return Path(os.fspath(source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from PIL import Image
 
 from vab.media import tags
 from vab.media.clock import may_restart
-from vab.media.container import MediaError, OpenFile, open_media
+from vab.media.container import MediaError, Opener, OpenFile, open_media
 from vab.media.image import open_image, read_pixels, upright_size
 from vab.media.sources.film import Film, is_moving, moving_film
 from vab.media.sources.given import InMemory
+from vab.utils.remote import NamedBytes, RemoteFile
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,24 @@ class Handle:
     Every method raises ``MediaError`` for a file that is missing, a folder, empty, or not media.
     """
 
-    def __init__(self, source: Path | InMemory) -> None:
-        # A file has nothing in memory. Of what is in memory the path is a name, and leads nowhere.
+    def __init__(self, source: Path | RemoteFile | InMemory) -> None:
+        # A file has nothing in memory. Of what is no local file the path is a name, and leads nowhere.
         memory = source if isinstance(source, InMemory) else InMemory(str(source))
         self.path = Path(memory.name)
-        self._content = memory.content
+        self._source = source
         self._still = memory.image
         self._film = memory.film
         self._sound_beside = memory.film is not None and memory.content is not None
         self._image: Image.Image | None = None  # open, its pixels not read yet
         self._idle: list[OpenFile] = []  # one at most
+
+    @cached_property
+    def _opener(self) -> Opener | None:
+        """What opens a source that is no local file."""
+        if isinstance(self._source, RemoteFile):
+            return self._source.opener(MediaError)
+        content = self._source.content if isinstance(self._source, InMemory) else None
+        return None if content is None else partial(NamedBytes, content, str(self.path))
 
     def close(self) -> None:
         """Let go of the open file."""
@@ -65,11 +74,11 @@ class Handle:
     def image_size(self) -> tuple[int, int] | None:
         """Width and height of a still image, upright; None for all else. A moving image is a film."""
         if self._film is None and self._still is None:
-            self._image = open_image(self.path, self._content)
+            self._image = open_image(self.path, self._opener)
         if self._image is not None and is_moving(self._image):  # what FFmpeg does not read
             self._image.close()
             self._image = None
-            self._film = moving_film(self.path, self._content)
+            self._film = moving_film(self.path, self._opener)
         still = self._still or self._image
         return None if still is None else upright_size(still)
 
@@ -145,11 +154,11 @@ class Handle:
                 file.container.close()
 
     def _open(self) -> OpenFile:
-        return OpenFile(open_media(self.path, self._content))
+        return OpenFile(open_media(self.path, self._opener))
 
     def read_image(self, size: int | None) -> np.ndarray:
         """The pixels of a still image, uint8 [H,W,3]; ``size`` as in ``image.read_pixels``."""
-        image = self._image or self._still or open_image(self.path, self._content)
+        image = self._image or self._still or open_image(self.path, self._opener)
         self._image = None  # reading closes it
         if image is None:
             raise MediaError(f"{self.path}: is no longer an image")
