@@ -19,6 +19,7 @@ from vab.config import Preset, TrainConfig
 from vab.data.shard import Latents
 from vab.data.store import LatentStore
 from vab.errors import TrainError
+from vab.evaluate.embedding import classify_store, embed_store
 from vab.models.heads import Classifier, Contrastive, load_finetuned, start_from
 from vab.models.hub import ModelError, read_config
 from vab.models.vab import VAB, Trunk, parameter_counts
@@ -88,6 +89,16 @@ def test_sound_and_picture_find_each_other(latents: Path, pretrained: Path, tmp_
     found, classifier = finetuned.contrastive, finetuned.classifier
     assert found is not None and classifier is None
     assert found[0].log_scale.item() != pytest.approx(-np.log(0.07), abs=1e-4)
+
+
+def test_latents_of_another_codec_are_not_embedded(latents: Path) -> None:
+    clips = ClipBatches(LatentStore.open(latents), preset("contrastive"), "dev")
+    vectors = torch.from_numpy(clips.store.codebook_vectors())
+    assert len(embed_store(Contrastive(PRESET.model, vectors), clips).ids) == len(clips)
+    with pytest.raises(ModelError, match="store holds the tokens of another codec than the model's"):
+        embed_store(Contrastive(PRESET.model, vectors.flip(1)), clips)
+    with pytest.raises(ModelError, match="store holds the tokens of another codec than the model's"):
+        classify_store(Classifier(PRESET.model, 3, vectors.flip(1)), clips, "both", "bce")
 
 
 def test_clips_without_a_picture_take_no_part(tmp_path: Path) -> None:
@@ -180,24 +191,27 @@ def test_a_probe_without_a_trunk_stands_on_the_contrastive_one(
 def test_weights_are_taken_over_both_ways(pretrained: Path, tmp_path: Path) -> None:
     """Masked prediction first and contrast second, and the other order (C.3)."""
     source = load_file(pretrained / "model.safetensors")
-    contrast = Contrastive(PRESET.model)
+    vectors = source["audio_embedding.vectors"]
+    contrast = Contrastive(PRESET.model, vectors)
     start_from(contrast, pretrained)
     assert all(torch.equal(source[name], value) for name, value in contrast.trunk.state_dict().items())
     from safetensors.torch import save_file
 
     save_file(contrast.state_dict(), tmp_path / "model.safetensors")
-    network = VAB(PRESET.model)
+    network = VAB(PRESET.model, vectors)
     upper = network.blocks[-1].attention.qkv.weight.clone()
     start_from(network, tmp_path)
     assert all(
         torch.equal(source[name], network.state_dict()[name]) for name in Trunk(PRESET.model).state_dict()
     )
     assert torch.equal(network.blocks[-1].attention.qkv.weight, upper)
+    with pytest.raises(ModelError, match="trained on the tokens of another codec"):
+        start_from(VAB(PRESET.model, vectors.flip(1)), pretrained)
     save_file({"head.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="is no model to start from"):
         start_from(network, tmp_path)
     with pytest.raises(ModelError, match="size mismatch"):
-        start_from(VAB(replace(PRESET.model, hidden_dim=16)), pretrained)
+        start_from(VAB(replace(PRESET.model, hidden_dim=16), vectors), pretrained)
 
 
 def test_without_labels_there_is_nothing_to_classify(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from PIL import Image
 from helpers.tiny import picture_packets, write_model, write_video
 from vab import Audio, MediaError, ModelError, VABPipeline
 from vab.config import FRAME_RATE, SAMPLE_RATE
+from vab.evaluate.generation.synthesis import Synthesizer
 from vab.inference.batch import BatchSettings, Result, generate_files
+from vab.inference.embedder import Embedder
 from vab.inference.pipeline import sound_length
 from vab.inference.splice import FADE, kept_samples
 from vab.media.file import MediaInfo
@@ -193,6 +195,11 @@ def test_a_model_is_not_run_on_another_codec(model: Path, tmp_path: Path) -> Non
     other.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="another codec"):
         VABPipeline.from_pretrained(model, device="cpu", codec_path=tmp_path)
+    # Nor does it embed, or make the sounds that are evaluated.
+    with pytest.raises(ModelError, match="another codec"):
+        Embedder.from_pretrained(ASSETS / "vab-tiny", device="cpu", codec_path=tmp_path)
+    with pytest.raises(ModelError, match="another codec"):
+        Synthesizer.load(model, tmp_path, "cpu")
 
 
 def test_the_bundled_model(tmp_path: Path) -> None:

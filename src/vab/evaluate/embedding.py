@@ -12,7 +12,7 @@ from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.inference.embedder import WINDOWS_PER_PASS, Scores, class_probabilities
 from vab.inference.embeddings import Embeddings
-from vab.models.heads import Classifier, Contrastive, Inputs
+from vab.models.heads import Classifier, Contrastive, Inputs, check_codebooks
 from vab.training.batches import Batch, ClipBatches
 
 
@@ -64,6 +64,10 @@ def classify_store(
 
 
 def _batches(clips: ClipBatches, network: torch.nn.Module) -> Iterator[Batch]:
+    vectors = torch.from_numpy(clips.store.codebook_vectors())
+    check_codebooks(
+        network, vectors, f"{clips.store.directory} holds the tokens of another codec than the model's"
+    )
     device = next(network.parameters()).device
     for start in range(0, len(clips), WINDOWS_PER_PASS):
         yield clips.dev_batch(clips.rows[start : start + WINDOWS_PER_PASS]).to(device)

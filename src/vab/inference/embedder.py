@@ -20,6 +20,7 @@ from vab.data.manifest import Clip
 from vab.data.shard import Latents, StoreMeta
 from vab.errors import failure
 from vab.inference.embeddings import Embedded
+from vab.inference.parts import check_codec
 from vab.media.container import MediaError
 from vab.media.reader import probe
 from vab.media.sources.given import InMemory
@@ -94,6 +95,9 @@ class Embedder:
         model = read_config(folder).model
         finetuned = load_finetuned(folder)
         codec = load_codec(model.codec, codec_source(folder, codec_path))
+        for pair in (finetuned.contrastive, finetuned.classifier):
+            if pair is not None:
+                check_codec(pair[0], codec)
         vision = load_vision(model.vision, vision_path)
         return cls(model, codec, vision, finetuned, device=pick_device(device))
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from vab.codecs.codec import Codec
 from vab.config import ModelConfig
+from vab.models.heads import check_codebooks
 from vab.models.hub import FINE, ModelError
 from vab.models.vab import VAB
 from vab.vision import VisionEncoder
@@ -30,16 +31,13 @@ def check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionE
         raise ModelError(
             f"{vision.name} gives {vision.dim} numbers a frame, the model needs {config.vision_dim}"
         )
-    check_codec(config, network, codec)
+    check_codec(network, codec)
 
 
-def check_codec(config: ModelConfig, network: VAB, codec: Codec) -> None:
+def check_codec(network: nn.Module, codec: Codec) -> None:
     """``ModelError`` if the network was trained on another codec's codebook vectors."""
-    # Weights are saved in half precision, so the vectors may differ by rounding.
-    actual = codec.codebook_vectors()[: config.num_codebooks].float().cpu()
-    expected = network.audio_embedding.vectors.float().cpu()
-    if actual.shape != expected.shape or (actual - expected).norm() > 0.01 * expected.norm():
-        raise ModelError(
-            "the model was trained on the tokens of another codec than this one; "
-            "put its codec.json and codec.safetensors into its folder, or name it with --codec-path"
-        )
+    message = (
+        "the model was trained on the tokens of another codec than this one; "
+        "put its codec.json and codec.safetensors into its folder, or name it with --codec-path"
+    )
+    check_codebooks(network, codec.codebook_vectors(), message)

@@ -105,7 +105,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         check_parts(config.model, network, codec, vision)
         if fine is not None:
             check_fine(fine.preset.model, config.model)
-            check_codec(fine.preset.model, fine.network, codec)
+            check_codec(fine.network, codec)
 
         # 2. All of them on the device, for inference alone.
         self.config = config

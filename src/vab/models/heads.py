@@ -136,6 +136,19 @@ def save_network(folder: Path, state: dict[str, Tensor], preset: Preset) -> None
     write_json(folder / CONFIG, asdict(preset))
 
 
+def check_codebooks(network: nn.Module, vectors: Tensor, message: str) -> None:
+    """``ModelError`` with ``message`` if a network was trained on other codebook vectors [K,V,C] than these.
+
+    Tokens of another codec would be noise to it, and it would not notice.
+    """
+    trunk = next(module for module in network.modules() if isinstance(module, Trunk))
+    expected = trunk.audio_embedding.vectors.float().cpu()
+    # Weights are saved in half precision, so the vectors may differ by rounding.
+    actual = vectors[: len(expected)].float().cpu()
+    if actual.shape != expected.shape or (actual - expected).norm() > 0.01 * expected.norm():
+        raise ModelError(message)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; ``ModelError`` if it is none, damaged, or not of real numbers."""
     try:
@@ -227,6 +240,11 @@ def start_from(network: nn.Module, folder: Path) -> None:
         missing = sorted(Trunk(trunk.config).state_dict().keys() - saved.keys())
     if missing:
         raise ModelError(f"{folder}: is no model to start from, it has no {missing[0]}")
+    # The tokens of the store must mean the same to both.
+    vectors = saved["audio_embedding.vectors"]
+    if vectors.shape == trunk.audio_embedding.vectors.shape:
+        check_codebooks(network, vectors, f"{folder} was trained on the tokens of another codec")
+
     # Back under the names of this network.
     names = {name: name.removeprefix("trunk.") for name in network.state_dict()}
     shared = {name: saved[n] for name, n in names.items() if n in saved and not n.startswith("head.")}

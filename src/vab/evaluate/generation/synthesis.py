@@ -23,6 +23,7 @@ from vab.config import DecodeConfig, former_fields
 from vab.data.store import LatentStore, spread
 from vab.errors import first_line
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
+from vab.inference.parts import check_codec
 from vab.media.reader import write_wav
 from vab.models.hub import codec_source
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
@@ -72,6 +73,9 @@ class Synthesizer:
                 stage.network.eval().requires_grad_(False).to(place)
         # 2. The codec: the model's own, if it has one beside its weights.
         codec = load_codec(first.preset.model.codec, codec_source(folder, codec_path), place)
+        for stage in (first, second):
+            if stage is not None:
+                check_codec(stage.network, codec)
         # 3. One hash of all that decides what is made.
         network: Any = codec
         decoder = _digest(getattr(network, "model", network))
