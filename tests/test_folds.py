@@ -11,6 +11,7 @@ import pytest
 
 from helpers.training import META, metrics, preset
 from vab.cli import main
+from vab.data.mixture import Mixture
 from vab.data.shard import Latents, StoreError
 from vab.data.store import LatentStore
 from vab.errors import TrainError
@@ -56,12 +57,12 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_fold_held_out_is_dev_and_the_others_are_learned(latents: Path) -> None:
     store = LatentStore.open(latents)
     assert folds_of(store) == ["fold1", "fold2", "fold3"]
-    hold_out(store, "fold3")
+    hold_out(Mixture([store]), "fold3")
     rows = {split: ClipBatches(store, AUDIO, split).rows for split in ("train", "dev")}
     ids = {split: {store.ids[row] for row in found} for split, found in rows.items()}
     assert ids == {"train": {f"c{n}" for n in range(16)}, "dev": {f"c{n}" for n in range(16, 20)}}
     with pytest.raises(StoreError, match="no fold9; its folds: fold1, fold2, fold3"):
-        hold_out(LatentStore.open(latents), "fold9")
+        hold_out(Mixture.open(latents), "fold9")
 
 
 def test_a_run_for_each_fold_and_every_clip_of_it_after_each_epoch(

@@ -15,6 +15,7 @@ import torch
 from helpers.tiny import write_bars, write_model
 from helpers.training import META, fill, preset
 from vab.cli import main
+from vab.data.mixture import Mixture
 from vab.data.shard import Latents
 from vab.data.store import LatentStore
 from vab.inference.embedder import judge_picture
@@ -152,7 +153,7 @@ def test_without_pictures_in_both_splits_nothing_is_said(tmp_path: Path, without
     assert not (run / KNOWN).exists() and load_finetuned(run).known is None
     network = load_finetuned(run).classifier
     assert network is not None
-    found = class_statistics(network[0], LatentStore.open(tmp_path / "store"), network[1])
+    found = class_statistics(network[0], Mixture.open(tmp_path / "store"), network[1])
     assert (found is None) == (without != "video")
 
 

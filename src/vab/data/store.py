@@ -243,15 +243,26 @@ class LatentStore:
         """int32 [N]: number of frames of each row's ``tokens`` or ``features`` that are not padding."""
         return self._real[name]
 
-    def gather(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> NDArray:
+    def num_valid(self, name: str, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """int32 [n]: ``real`` of those rows, 0 where a row has none."""
+        return np.where(self._has[name][rows], self._real[name][rows], 0)
+
+    def gather(
+        self, name: str, rows: Sequence[int] | NDArray[np.int64], frames: NDArray[np.int64] | None = None
+    ) -> NDArray:
         """``tokens`` [n, K, T] or ``features`` [n, F, dim] of those rows; zeros where a row has none.
 
+        With ``frames`` [n, m], of each row's features those alone: [n, m, dim].
         Each is verified when it is first read: ``StoreError`` names a shard that is damaged.
         """
         # [n, K, T] or [n, F, dim], row by row: each is verified by its shard
-        out = np.empty((len(rows), *self.meta.shape(name)), KINDS[name][0])
+        shape = self.meta.shape(name)
+        out = np.empty(
+            (len(rows), *(shape if frames is None else (frames.shape[1], *shape[1:]))), KINDS[name][0]
+        )
         for i, (shard, position) in enumerate(self.order[np.asarray(rows, np.int64)].tolist()):
-            out[i] = self._shards[shard].read(name, position)
+            values = self._shards[shard].read(name, position)
+            out[i] = values if frames is None else values[frames[i]]
         return out
 
     def preload(self, limit: int = MAX_PRELOAD_BYTES) -> None:

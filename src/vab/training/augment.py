@@ -1,7 +1,8 @@
 """Augmentations of latents (appendix B.3): audio tokens and video features move together.
 
 A batch is an audio stream at 50 frames per second and a video stream at ``fps``; both cover the same time.
-Without a video stream (``video=None``) the audio moves alone. Every random number comes from the generator.
+Without a video stream (``video=None``) the audio moves alone. What happens to each clip is drawn for a whole
+batch before any latents are there, so that a process reads and moves the clips of its own share alone.
 """
 
 from __future__ import annotations
@@ -32,101 +33,137 @@ class Stream:
         values = self.values.gather(self.time_dim, index.view(shape).expand(whole))
         return replace(self, values=values, owners=self.owners.gather(1, index))
 
+    def first(self, n: int) -> Stream:
+        """The first n clips."""
+        return replace(self, values=self.values[:n], owners=self.owners[:n])
+
     def splice(self, partner: Tensor, replaced: Tensor) -> Stream:
-        """Clips whose frames ``replaced`` bool [B, n] are those of clip ``partner`` [B] at the same time."""
+        """The first n clips, whose frames ``replaced`` bool [n, T] are those of clip ``partner`` [n]."""
+        own = self.first(len(partner))
         other_dim = 3 - self.time_dim  # of codebooks or of the feature
-        values = torch.where(replaced.unsqueeze(other_dim), self.values[partner], self.values)
-        return replace(self, values=values, owners=torch.where(replaced, self.owners[partner], self.owners))
+        values = torch.where(replaced.unsqueeze(other_dim), self.values[partner], own.values)
+        return replace(self, values=values, owners=torch.where(replaced, self.owners[partner], own.owners))
 
 
 Streams = tuple[Stream, Stream | None]  # audio, video
 
 
-def augment(
-    audio: Stream, video: Stream | None, config: TrainConfig, fps: float, generator: torch.Generator
-) -> Streams:
-    """A random crop if ``config`` asks for one, temporal mixup, then temporal roll."""
-    if config.crop_seconds:
-        audio, video = random_crop(audio, video, config.crop_seconds, fps, generator)
-    audio, video = temporal_mixup(audio, video, config.mixup_prob, fps, generator)
-    return temporal_roll(audio, video, config.roll_prob, fps, generator)
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to each of n clips, in the order of the fields."""
+
+    kept: tuple[int, int]  # audio and video frames that the crop keeps
+    begin: Tensor  # int64 [m]: the first video frame that it keeps, of these and of all their partners
+    partner: Tensor  # int64 [n]: the clip that a clip goes on as; itself if it does not
+    point: Tensor  # int64 [n]: from which audio frame on
+    turn: Tensor  # float64 [n]: how far it rolls, 0 (one frame) to 1 (a whole turn); -1 if it does not
+
+    @classmethod
+    def draw(
+        cls, n: int, config: TrainConfig, frames: int, fps: float, generator: torch.Generator
+    ) -> Augmentation:
+        """For n clips of ``frames`` audio frames each: crop (if ``config`` asks for one), mixup and roll."""
+        kept, begin = (frames, video_frames(frames / FRAME_RATE, fps)), torch.zeros(n, dtype=torch.int64)
+        if config.crop_seconds:
+            kept, begin = draw_crop(n, config.crop_seconds, frames, fps, generator)
+        partner, point = draw_mixup(n, config.mixup_prob, kept[0], generator)
+        return cls(kept, begin, partner, point, draw_roll(n, config.roll_prob, generator))
+
+    def of(self, own: Tensor) -> tuple[Tensor, Augmentation]:
+        """The clips whose latents the clips ``own`` [n] need, own first [m]; and what happens to these n."""
+        others = self.partner[own]
+        clips = torch.cat([own, others[~torch.isin(others, own)].unique()])
+        place = torch.empty_like(self.partner)
+        place[clips] = torch.arange(len(clips))
+        return clips, replace(
+            self, begin=self.begin[clips], partner=place[others], point=self.point[own], turn=self.turn[own]
+        )
+
+
+def augment(audio: Stream, video: Stream | None, drawn: Augmentation, fps: float) -> Streams:
+    """The n clips of ``drawn``, from streams of m: crop, then temporal mixup, then temporal roll."""
+    if drawn.kept[0] < audio.owners.shape[1]:
+        audio, video = random_crop(audio, video, drawn.kept, drawn.begin, fps)
+    audio, video = temporal_mixup(audio, video, drawn.partner, drawn.point, fps)
+    return temporal_roll(audio, video, drawn.turn, fps)
+
+
+def draw_crop(
+    n: int, seconds: float, frames: int, fps: float, generator: torch.Generator
+) -> tuple[tuple[int, int], Tensor]:
+    """Audio and video frames of a crop of ``seconds``, the same for n clips; where each begins, int64 [n]."""
+    num_video = video_frames(frames / FRAME_RATE, fps)
+    kept = min(video_frames(seconds, fps), num_video)
+    begin = torch.randint(num_video - kept + 1, (n,), generator=generator)
+    return (min(audio_frames(seconds), frames - int(_audio_frame(begin, fps).max())), kept), begin
 
 
 def random_crop(
-    audio: Stream, video: Stream | None, seconds: float, fps: float, generator: torch.Generator
+    audio: Stream, video: Stream | None, kept: tuple[int, int], begin: Tensor, fps: float
 ) -> Streams:
-    """``seconds`` of each clip, from a random video frame on: more clips for the same work.
+    """``kept`` audio and video frames of each clip, from its video frame ``begin`` [B] on.
 
-    A crop as long as the clips, or longer, changes nothing.
+    More clips are seen for the same work. The audio starts where that video frame does.
     """
-    batch, frames = audio.owners.shape
-    device = audio.values.device
-    num_video = video_frames(frames / FRAME_RATE, fps)
-    kept = min(video_frames(seconds, fps), num_video)
-    begin = torch.randint(num_video - kept + 1, (batch,), generator=generator, device=generator.device)
-    begin = begin.to(device)
+    audio = audio.take(_audio_frame(begin, fps)[:, None] + torch.arange(kept[0]))
+    return audio, None if video is None else video.take(begin[:, None] + torch.arange(kept[1]))
 
-    # The audio starts where that video frame does; all clips keep the same number of audio frames.
-    audio_begin = (begin * FRAME_RATE / fps).round().long()
-    length = min(audio_frames(seconds), frames - int(audio_begin.max()))
-    audio = audio.take(audio_begin[:, None] + torch.arange(length, device=device))
-    if video is not None:
-        video = video.take(begin[:, None] + torch.arange(kept, device=device))
-    return audio, video
+
+def draw_mixup(n: int, probability: float, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """For n clips: with that probability another of them and a break of 1 to ``frames`` - 1; int64 [n] each.
+
+    The others are their own partner, with the break after the last frame.
+    """
+    own = torch.arange(n)
+    chosen = _bernoulli(n, probability, generator)
+    step = torch.randint(1, max(n, 2), (n,), generator=generator)
+    point = torch.randint(1, max(frames, 2), (n,), generator=generator)
+    chosen &= (n > 1) & (frames > 1)  # else there is nobody, or nowhere, to go on with
+    return torch.where(chosen, (own + step) % n, own), torch.where(chosen, point, frames)
 
 
 def temporal_mixup(
-    audio: Stream, video: Stream | None, probability: float, fps: float, generator: torch.Generator
+    audio: Stream, video: Stream | None, partner: Tensor, point: Tensor, fps: float
 ) -> Streams:
-    """Each clip, with that probability, goes on as another clip of the batch from a random time on.
+    """The first n clips: each goes on as clip ``partner`` [n] from audio frame ``point`` [n] on.
 
     A video frame belongs to the other clip if the middle of its share of time lies after the break.
     """
-    batch, frames = audio.owners.shape
-    device = audio.values.device
-    own = torch.arange(batch)
-    chosen = _bernoulli(batch, probability, generator)
-    step = torch.randint(1, max(batch, 2), (batch,), generator=generator, device=generator.device).cpu()
-    point = torch.randint(1, max(frames, 2), (batch,), generator=generator, device=generator.device).cpu()
-
-    # Clips that are not chosen are their own partner, with the break after their last frame.
-    chosen &= (batch > 1) & (frames > 1)  # else there is nobody, or nowhere, to go on with
-    partner = torch.where(chosen, (own + step) % batch, own).to(device)
-    point = torch.where(chosen, point, frames).to(device)  # [B], in audio frames
-
-    audio = audio.splice(partner, torch.arange(frames, device=device) >= point[:, None])
+    mixed = partner != torch.arange(len(partner))
+    audio = audio.splice(partner, torch.arange(audio.owners.shape[1]) >= point[:, None])
     if video is not None:
-        middle = (torch.arange(video.owners.shape[1], device=device) + 0.5) * FRAME_RATE / fps
-        video = video.splice(partner, (middle >= point[:, None]) & chosen.to(device)[:, None])
+        middle = (torch.arange(video.owners.shape[1]) + 0.5) * FRAME_RATE / fps
+        video = video.splice(partner, (middle >= point[:, None]) & mixed[:, None])
     return audio, video
 
 
-def temporal_roll(
-    audio: Stream, video: Stream | None, probability: float, fps: float, generator: torch.Generator
-) -> Streams:
-    """Each clip, with that probability, is rolled in time: what leaves at the end comes in at the start.
+def draw_roll(n: int, probability: float, generator: torch.Generator) -> Tensor:
+    """For n clips: with that probability how far each rolls, float64 in [0, 1); else -1."""
+    chosen = _bernoulli(n, probability, generator)
+    return torch.where(chosen, torch.rand(n, generator=generator, dtype=torch.float64), -1.0)
 
+
+def temporal_roll(audio: Stream, video: Stream | None, turn: Tensor, fps: float) -> Streams:
+    """Each clip rolled in time by ``turn`` [B] of its length: what leaves at the end comes in at the start.
+
+    At least by one frame, and less than a whole turn; -1 is not at all.
     With video, by a whole number of video frames, so that both streams stay together. Without, by single
     audio frames, and the padding after a short clip stays where it is.
     """
-    batch, frames = audio.owners.shape
-    device = audio.values.device
-    chosen = _bernoulli(batch, probability, generator)
-    draw = torch.rand(batch, generator=generator, device=generator.device, dtype=torch.float64)
+    frames = audio.owners.shape[1]
     if video is None:
         # Up to the last frame that is not padding.
-        positions = torch.arange(1, frames + 1, device=device)
-        length = (positions * (audio.owners != 0)).amax(1)
+        length = (torch.arange(1, frames + 1) * (audio.owners != 0)).amax(1)
     else:
-        length = torch.full((batch,), video.owners.shape[1], device=device)
+        length = torch.full((len(turn),), video.owners.shape[1])
 
-    # At least one frame, and less than a whole turn.
-    shift = 1 + (draw.to(device) * (length - 1)).long()
-    shift = torch.where(chosen.to(device) & (length > 1), shift, 0)
+    shift = 1 + (turn * (length - 1)).long()
+    shift = torch.where((turn >= 0) & (length > 1), shift, 0)
     if video is None:
         return _roll(audio, shift, length), None
-    audio_shift = (shift * FRAME_RATE / fps).round().long()
-    return _roll(audio, audio_shift, torch.full_like(length, frames)), _roll(video, shift, length)
+    return _roll(audio, _audio_frame(shift, fps), torch.full_like(length, frames)), _roll(
+        video, shift, length
+    )
 
 
 def drop_features(batch: int, probability: float, generator: torch.Generator) -> Tensor:
@@ -135,7 +172,12 @@ def drop_features(batch: int, probability: float, generator: torch.Generator) ->
 
 
 def _bernoulli(batch: int, probability: float, generator: torch.Generator) -> Tensor:
-    return (torch.rand(batch, generator=generator, device=generator.device) < probability).cpu()
+    return torch.rand(batch, generator=generator) < probability
+
+
+def _audio_frame(video_frame: Tensor, fps: float) -> Tensor:
+    """The audio frame at which a video frame starts."""
+    return (video_frame * FRAME_RATE / fps).round().long()
 
 
 def _roll(stream: Stream, shift: Tensor, length: Tensor) -> Stream:

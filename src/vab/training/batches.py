@@ -2,7 +2,8 @@
 
 Nothing here has a state: the order of an epoch and every random choice come from generators seeded by
 (seed, epoch) or (seed, step). So a resumed run goes on bit for bit, and any number of processes see the same
-global batch, of which each takes its shard.
+global batch. Each makes its own share of it: the few numbers that say what happens to a clip are drawn for all
+clips, but only those of the share are read, augmented and masked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from vab.config import Preset
 from vab.data.manifest import labels_of
+from vab.data.mixture import Mixture
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore, spread
-from vab.training.augment import Stream, augment, drop_features
+from vab.training.augment import Augmentation, Stream, augment, drop_features
 from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
 
 MAX_DEV_CLIPS = 1000  # of a validation pass, spread evenly over the split dev
+MASK_BLOCK = 64  # clips of a batch whose masks are drawn by one generator
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,13 @@ class Batch:
         """
         return self.feature_padding & self.has_video[:, None]
 
-    def shard(self, rank: int, world_size: int) -> Batch:
-        """Every ``world_size``-th clip from ``rank`` on: the part of one of several processes."""
-        if world_size == 1:
-            return self
-        return Batch(self.ids[rank::world_size], *(tensor[rank::world_size] for tensor in self._tensors()))
-
     def to(self, device: torch.device) -> Batch:
         """The same clips on ``device``."""
         return Batch(self.ids, *(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def pin(self) -> Batch:
+        """The same clips in pinned memory, from where a GPU takes them while it computes."""
+        return Batch(self.ids, *(tensor.pin_memory() for tensor in self._tensors()))
 
     def _tensors(self) -> list[Tensor]:
         return [getattr(self, field.name) for field in fields(self)[1:]]
@@ -72,6 +73,11 @@ def make_generator(*parts: int | str) -> torch.Generator:
     """A CPU generator whose stream depends on ``parts`` alone."""
     digest = sha256(*(str(part) for part in parts))
     return torch.Generator().manual_seed(int(digest[:15], 16))
+
+
+def share(count: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """The clips of a batch that one of several processes has: next to one another, as many for each as can be."""
+    return np.array_split(np.arange(count), world_size)[rank]
 
 
 def check_fits(store: LatentStore, preset: Preset) -> None:
@@ -93,32 +99,41 @@ def check_fits(store: LatentStore, preset: Preset) -> None:
 
 
 class ClipBatches:
-    """All batches of one split. Its clips are the rows of the store that have tokens.
+    """All batches of one split of a store or a mixture. Its clips are the rows that have tokens.
 
     With ``pair_by_label`` the video of a clip is that of a random row with the same label (and split) that
-    has one, drawn anew each time; else its own. A clip for which there is none gets zeros, all padding.
+    has one, in any store, drawn anew each time; else its own. A clip for which there is none gets zeros, all
+    padding.
     """
 
-    def __init__(self, store: LatentStore, preset: Preset, split: str) -> None:
-        check_fits(store, preset)
-        self.store, self.preset = store, preset
-        self.stride = round(store.meta.fps / preset.model.fps)  # stored features per feature of the model
-        has_tokens = store.has("tokens")
+    def __init__(self, latents: LatentStore | Mixture, preset: Preset, split: str) -> None:
+        self.mixture = latents if isinstance(latents, Mixture) else Mixture([latents])
+        self.preset = preset
+        for store in self.mixture.stores:
+            check_fits(store, preset)
+        # A stored feature is drawn among those of its step, of which each store may have another number.
+        self.choices = math.lcm(*self.mixture.strides(preset.model.fps))
 
-        # By id, so that the order of the store's shards has no influence.
-        rows = sorted((store.ids[row], row) for row in range(len(store)) if store.splits[row] == split)
-        self.rows = np.array([row for _, row in rows if has_tokens[row]], dtype=np.int64)
-        self.video_rows = self._group_video([row for _, row in rows]) if preset.train.pair_by_label else {}
-        self.classes = {name: n for n, name in enumerate(preset.classes or classes_of(store))}
-        self.num_valid = {name: store.real(name) * store.has(name) for name in ("tokens", "features")}
+        # By id, so that the order of shards and of stores has no influence.
+        ids, splits = self.mixture.ids, np.array(self.mixture.splits)
+        rows = np.array(sorted(np.flatnonzero(splits == split).tolist(), key=ids.__getitem__), dtype=np.int64)
+        self.rows = rows[self.mixture.has("tokens")[rows]]
+        self.video_rows = self._group_video(rows) if preset.train.pair_by_label else {}
+        self.classes = {name: n for n, name in enumerate(preset.classes or classes_of(self.mixture))}
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
-    def _group_video(self, rows: list[int]) -> dict[str, NDArray[np.int64]]:
+    @property
+    def store(self) -> LatentStore:
+        """The one store that the clips are from."""
+        (store,) = self.mixture.stores
+        return store
+
+    def _group_video(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
         """label -> the rows with that label that have video."""
-        has_features, groups = self.store.has("features"), defaultdict(list)
-        for row in rows:
-            if has_features[row] and self.store.labels[row]:
-                groups[self.store.labels[row]].append(row)
+        groups = defaultdict(list)
+        for row in rows[self.mixture.has("features")[rows]].tolist():
+            if self.mixture.labels[row]:
+                groups[self.mixture.labels[row]].append(row)
         return {label: np.array(members, dtype=np.int64) for label, members in groups.items()}
 
     def __len__(self) -> int:
@@ -128,52 +143,72 @@ class ClipBatches:
     def rows_with_video(self) -> NDArray[np.int64]:
         """The clips for which there is a video: their own or, with ``pair_by_label``, one of their label."""
         if not self.preset.train.pair_by_label:
-            return self.rows[self.store.has("features")[self.rows]]
+            return self.rows[self.mixture.has("features")[self.rows]]
         return self.rows[np.array([label in self.video_rows for label in self.labels()], dtype=bool)]
 
     def steps(self, epochs: float) -> int:
-        """Number of steps in which every clip is seen ``epochs`` times."""
-        return math.ceil(epochs * len(self) / self.preset.train.batch_size)
+        """Number of steps in which every clip is seen ``epochs`` times, each of its store's weight."""
+        return math.ceil(epochs * self.epoch_length / self.preset.train.batch_size)
 
     def rows_of_step(self, step: int) -> NDArray[np.int64]:
         """Rows [B] of a training step. Epochs follow one another without a gap, so no clip is left out."""
         size = self.preset.train.batch_size
-        positions = [divmod(position, len(self)) for position in range(step * size, (step + 1) * size)]
-        return self.rows[[self._order(epoch)[offset] for epoch, offset in positions]]
+        return self._rows_at(np.arange(step * size, (step + 1) * size))
+
+    def _rows_at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows [n] at positions [n] of the order of all epochs."""
+        epochs, offsets = np.divmod(positions, self.epoch_length)
+        rows = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            rows[chosen] = self.rows[self._order(int(epoch))[offsets[chosen]]]
+        return rows
 
     def labels(self) -> list[str]:
         """The labels of all clips, in the order of ``rows``."""
-        return [self.store.labels[row] for row in self.rows]
+        return [self.mixture.labels[row] for row in self.rows]
 
     def ids_of_step(self, step: int) -> list[str]:
         """Ids of the clips of a training step."""
-        return [self.store.ids[row] for row in self.rows_of_step(step)]
+        return [self.mixture.ids[row] for row in self.rows_of_step(step)]
 
-    def train_batch(self, step: int) -> Batch:
-        """The whole augmented batch of a training step (section 3.2, appendix B.3)."""
+    def train_batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The augmented batch of a training step (section 3.2, appendix B.3): the share of one process.
+
+        The shares of all ``world_size`` processes, side by side, are the batch of one.
+        """
         config, model = self.preset.train, self.preset.model
+        size, frames = config.batch_size, model.audio_length
         generator = make_generator(config.seed, "step", step)
 
-        # 1. Latents: of each model step one of the stored features, at random.
-        rows = self.rows_of_step(step)
-        offsets = torch.randint(self.stride, (len(rows), model.video_length), generator=generator).numpy()
-        audio, video = self._streams(rows, offsets, generator)
+        # 1. What happens to the clips of the whole batch. Nothing is read for it, and it is the same in every
+        # process. Drawn whether used or not: the random numbers that follow are the same for all presets.
+        choice = torch.randint(self.choices, (size, model.video_length), generator=generator)
+        pairing = torch.rand(size, generator=generator, dtype=torch.float64)
+        augmentation = Augmentation.draw(size, config, frames, model.fps, generator)
+        drop = drop_features(size, config.cond_drop_prob, generator)
+        ratio = sample_mask_ratio(size, config, generator)
 
-        # 2. Augmentation. A classifier of audio alone needs no video, which then stays as it is.
+        # 2. Latents of the clips of the share and of those that they go on as.
+        own = share(size, rank, world_size)
+        clips, drawn = augmentation.of(torch.from_numpy(own))
+        rows = self._rows_at(step * size + clips.numpy())
+        audio, video = self._streams(rows, pairing[clips], choice[clips].numpy())
+
+        # 3. Augmentation. A classifier of audio alone needs no video, which then stays as it is.
         only = config.inputs[0] if config.objective == "classification" and len(config.inputs) == 1 else ""
-        audio, moved = augment(audio, None if only == "audio" else video, config, model.fps, generator)
-        video = video if moved is None else moved
+        audio, moved = augment(audio, None if only == "audio" else video, drawn, model.fps)
+        video = video.first(len(own)) if moved is None else moved
 
-        # 3. Targets: the classes of each clip's owners, weighted by how many frames are theirs.
+        # 4. Targets: the classes of each clip's owners, weighted by how many frames are theirs: [n, m].
         owners = video.owners if only == "video" else audio.owners
-        counts = torch.stack([(owners == n + 1).sum(1) for n in range(len(rows))], dim=1).float()  # [B, B]
-        empty = counts.sum(1) == 0  # every valid frame was cut away: fall back to the clip itself
-        counts[empty] = torch.eye(len(rows))[empty]
+        counts = torch.zeros(len(own), len(rows) + 1).scatter_add_(1, owners, torch.ones(owners.shape))[:, 1:]
+        counts.diagonal()[counts.sum(1) == 0] = 1  # every valid frame was cut away: back to the clip itself
         targets = counts @ self._targets(rows) / counts.sum(1, keepdim=True)
 
-        # 4. What is dropped, and (in _batch) what is masked.
-        drop = drop_features(len(rows), config.cond_drop_prob, generator)
-        return self._batch(rows, audio, video, targets, drop, generator)
+        # 5. What is masked.
+        mask = self._mask(own, ratio, audio.values.shape[2], generator, config.seed, "step", step)
+        return self._batch(rows[: len(own)], audio, video, targets, drop[own], mask)
 
     def dev_batches(self, limit: int = MAX_DEV_CLIPS) -> list[NDArray[np.int64]]:
         """Rows of the batches of a validation pass: at most ``limit`` clips, spread evenly."""
@@ -181,14 +216,26 @@ class ClipBatches:
         rows = self.rows[spread(len(self), limit)]
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
-    def dev_batch(self, rows: NDArray[np.int64]) -> Batch:
-        """These clips without augmentation: the middle feature of each step, masks that never change."""
+    def dev_batch(self, rows: NDArray[np.int64], rank: int = 0, world_size: int = 1) -> Batch:
+        """The share of one process of these clips, without augmentation, with masks that never change.
+
+        Of each step's features it is the middle one.
+        """
         # Seeded by the clips: the masks of a validation pass do not depend on the step or the batch before.
-        generator = make_generator("dev", *(self.store.ids[row] for row in rows))
-        offsets = np.full((len(rows), self.preset.model.video_length), self.stride // 2)
-        audio, video = self._streams(rows, offsets, generator)
-        drop = torch.zeros(len(rows), dtype=torch.bool)
-        return self._batch(rows, audio, video, self._targets(rows), drop, generator)
+        seed = ("dev", *(self.mixture.ids[row] for row in rows))
+        generator = make_generator(*seed)
+        pairing = torch.rand(len(rows), generator=generator, dtype=torch.float64)
+        ratio = sample_mask_ratio(len(rows), self.preset.train, generator)
+        own = share(len(rows), rank, world_size)
+        audio, video = self._streams(rows[own], pairing[own])
+        mask = self._mask(own, ratio, audio.values.shape[2], generator, *seed)
+        drop = torch.zeros(len(own), dtype=torch.bool)
+        return self._batch(rows[own], audio, video, self._targets(rows[own]), drop, mask)
+
+    @cached_property
+    def epoch_length(self) -> int:
+        """Number of clips of an epoch, each as often as its store's weight says."""
+        return len(self)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         """The order of an epoch, as indices into ``rows``: a shuffle, or draws weighted by label rarity."""
@@ -202,42 +249,59 @@ class ClipBatches:
         return torch.multinomial(weights, len(self), replacement=True, generator=generator).numpy()
 
     def _streams(
-        self, rows: NDArray[np.int64], offsets: NDArray[np.int64], generator: torch.Generator
+        self, rows: NDArray[np.int64], pairing: Tensor, choice: NDArray[np.int64] | None = None
     ) -> tuple[Stream, Stream]:
-        """Audio and video of clips; ``offsets`` [B, F]: which of each step's stored features to take."""
-        model = self.preset.model
-        number = np.arange(1, len(rows) + 1)[:, None]  # [B, 1], the owners' numbers
+        """Audio and video of clips; ``pairing`` [n] in [0, 1) chooses a video of the clip's label.
 
-        tokens = self.store.gather("tokens", rows)[:, : model.num_codebooks]  # [B, K, T]
-        valid_tokens = np.arange(tokens.shape[2]) < self.num_valid["tokens"][rows, None]
-        audio = Stream(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(valid_tokens * number), 2)
+        ``choice`` [n, F] chooses a feature of each step; None takes the middle one.
+        """
+        number = np.arange(1, len(rows) + 1)[:, None]  # [n, 1], the owners' numbers
+        tokens, valid = self.mixture.tokens(rows)  # [n, K, T], [n, T]
+        tokens = tokens[:, : self.preset.model.num_codebooks]
+        audio = Stream(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(valid * number), 2)
 
-        # Drawn whether used or not: the random numbers that follow are the same for all presets.
-        draws = torch.rand(len(rows), generator=generator, dtype=torch.float64).tolist()
         sources = rows.copy()
-        for i, draw in enumerate(draws):
-            candidates = self.video_rows.get(self.store.labels[rows[i]])
-            if candidates is not None:
-                sources[i] = candidates[int(draw * len(candidates))]
-
-        # Stored features -> those of the model's steps: [B, F_stored, dim] -> [B, F, dim]
-        positions = np.arange(model.video_length) * self.stride + offsets
-        positions = positions.clip(max=self.store.meta.feature_shape[0] - 1)  # [B, F]
-        features = self.store.gather("features", sources)[np.arange(len(rows))[:, None], positions]
-        valid_features = positions < self.num_valid["features"][sources, None]
-        video = Stream(
-            torch.from_numpy(features.astype(np.float32)), torch.from_numpy(valid_features * number), 1
-        )
+        if self.video_rows:
+            for i, draw in enumerate(pairing.tolist()):
+                candidates = self.video_rows.get(self.mixture.labels[rows[i]])
+                if candidates is not None:
+                    sources[i] = candidates[int(draw * len(candidates))]
+        features, valid = self.mixture.features(sources, self.preset.model.fps, choice)  # [n, F, dim], [n, F]
+        video = Stream(torch.from_numpy(features.astype(np.float32)), torch.from_numpy(valid * number), 1)
         return audio, video
 
     def _targets(self, rows: NDArray[np.int64]) -> Tensor:
-        """float32 [B, N]: 1 for each class of a clip."""
+        """float32 [n, N]: 1 for each class of a clip."""
         targets = torch.zeros(len(rows), len(self.classes))
         for target, row in zip(targets, rows, strict=True):
-            for label in labels_of(self.store.labels[row]):
+            for label in labels_of(self.mixture.labels[row]):
                 if label in self.classes:
                     target[self.classes[label]] = 1.0
         return targets
+
+    def _mask(
+        self,
+        own: NDArray[np.int64],
+        ratio: Tensor,
+        frames: int,
+        generator: torch.Generator,
+        *seed: int | str,
+    ) -> Tensor:
+        """bool [n, K, T]: the masked tokens of the clips ``own`` of a batch with these ratios [B].
+
+        They are too many to be drawn for clips of other processes, so each block of clips has a generator of
+        its own. That of the first is the batch's own, which drew all masks up to version 0.1.
+        """
+        model = self.preset.model
+        blocks = range(own[0] // MASK_BLOCK, own[-1] // MASK_BLOCK + 1) if len(own) else range(1)
+        masks = []
+        for block in blocks:
+            source = generator if block == 0 else make_generator(*seed, "mask", block)
+            part = ratio[block * MASK_BLOCK : (block + 1) * MASK_BLOCK]
+            masks.append(
+                sample_token_mask(part, model.num_codebooks, frames, source, model.num_conditioning_codebooks)
+            )
+        return torch.cat(masks)[own - blocks[0] * MASK_BLOCK]
 
     def _batch(
         self,
@@ -246,16 +310,11 @@ class ClipBatches:
         video: Stream,
         targets: Tensor,
         drop: Tensor,
-        generator: torch.Generator,
+        mask: Tensor,
     ) -> Batch:
-        """Draw the mask and put everything side by side."""
-        model = self.preset.model
-        ratio = sample_mask_ratio(len(rows), self.preset.train, generator)
-        mask = sample_token_mask(
-            ratio, model.num_codebooks, audio.values.shape[2], generator, model.num_conditioning_codebooks
-        )
+        """Put everything side by side."""
         return Batch(
-            ids=[self.store.ids[row] for row in rows],
+            ids=[self.mixture.ids[row] for row in rows],
             tokens=audio.values,
             features=video.values,
             token_padding=audio.owners == 0,
@@ -266,24 +325,27 @@ class ClipBatches:
         )
 
 
-def folds_of(store: LatentStore) -> list[str]:
-    """The folds of a store: its splits that are called fold1, fold2 ..."""
-    return sorted({split for split in store.splits if split.startswith("fold")}, key=lambda s: (len(s), s))
+def folds_of(latents: LatentStore | Mixture) -> list[str]:
+    """The folds of a store or a mixture: its splits that are called fold1, fold2 ..."""
+    folds = {split for split in latents.splits if split.startswith("fold")}
+    return sorted(folds, key=lambda split: (len(split), split))
 
 
-def hold_out(store: LatentStore, fold: str) -> None:
+def hold_out(latents: Mixture, fold: str) -> None:
     """Make that fold the split dev and the other folds train; clips in no fold are in neither.
 
-    Only in memory. ``StoreError`` if the store has no such fold.
+    Only in memory. ``StoreError`` if there is no such fold.
     """
-    folds = folds_of(store)
+    folds = folds_of(latents)
     if fold not in folds:
-        raise StoreError(f"{store.directory} has no {fold}; its folds: {', '.join(folds) or 'none'}")
+        raise StoreError(f"{latents} has no {fold}; its folds: {', '.join(folds) or 'none'}")
     parts = dict.fromkeys(folds, "train") | {fold: "dev"}
-    store.splits = [parts.get(split, "") for split in store.splits]
+    for store in latents.stores:
+        store.splits = [parts.get(split, "") for split in store.splits]
 
 
-def classes_of(store: LatentStore) -> tuple[str, ...]:
+def classes_of(latents: LatentStore | Mixture) -> tuple[str, ...]:
     """Every label of the split train, sorted: the default classes of a classifier."""
-    texts = {text for text, split in zip(store.labels, store.splits, strict=True) if split == "train"}
+    pairs = zip(latents.labels, latents.splits, strict=True)
+    texts = {text for text, split in pairs if split == "train"}
     return tuple(sorted({label for text in texts for label in labels_of(text)}))
