@@ -174,13 +174,11 @@ class Mixture:
         return mean.astype(np.float32), std.astype(np.float32)
 
     def fingerprint(self) -> str | list[dict[str, Any]]:
-        """That of the one store of weight 1; else those of all with their weights, in an order of their own."""
+        """The one store's, if its weight is 1; else every store's with its weight, sorted."""
         if self.weights == [1.0]:
             return self.stores[0].fingerprint()
-        each = (
-            (store.fingerprint(), weight) for store, weight in zip(self.stores, self.weights, strict=True)
-        )
-        return [{"store": fingerprint, "weight": weight} for fingerprint, weight in sorted(each)]
+        each = sorted(zip((store.fingerprint() for store in self.stores), self.weights, strict=True))
+        return [{"store": fingerprint, "weight": weight} for fingerprint, weight in each]
 
     def record(self) -> dict[str, Any] | list[dict[str, Any]]:
         """What a model's record says of its data: fingerprint and settings of the store, or of each."""
@@ -208,7 +206,7 @@ def _check_alike(first: LatentStore, other: LatentStore) -> None:
 
 
 def _check_apart(one: LatentStore, other: LatentStore) -> None:
-    """``StoreError`` that names clips which both stores have, unless neither learns from or validates on them."""
+    """``StoreError`` that names clips of both stores, unless neither learns from or validates on them."""
     ids = [pa.array(store.ids) for store in (one, other)]
     both = [pc.is_in(ids[n], value_set=ids[1 - n]).to_numpy(zero_copy_only=False) for n in (0, 1)]
     rows = zip(*map(np.flatnonzero, both), strict=True)  # ids are sorted in both

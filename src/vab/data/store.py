@@ -256,10 +256,8 @@ class LatentStore:
         Each is verified when it is first read: ``StoreError`` names a shard that is damaged.
         """
         # [n, K, T] or [n, F, dim], row by row: each is verified by its shard
-        shape = self.meta.shape(name)
-        out = np.empty(
-            (len(rows), *(shape if frames is None else (frames.shape[1], *shape[1:]))), KINDS[name][0]
-        )
+        first, last = self.meta.shape(name)
+        out = np.empty((len(rows), first if frames is None else frames.shape[1], last), KINDS[name][0])
         for i, (shard, position) in enumerate(self.order[np.asarray(rows, np.int64)].tolist()):
             values = self._shards[shard].read(name, position)
             out[i] = values if frames is None else values[frames[i]]

@@ -2,7 +2,7 @@
 
 Nothing here has a state: the order of an epoch and every random choice come from generators seeded by
 (seed, epoch) or (seed, step). So a resumed run goes on bit for bit, and any number of processes see the same
-global batch. Each makes its own share of it: the few numbers that say what happens to a clip are drawn for all
+global batch. Each makes its own share: the few numbers that say what happens to a clip are drawn for all
 clips, but only those of the share are read, augmented and masked.
 """
 
@@ -76,7 +76,7 @@ def make_generator(*parts: int | str) -> torch.Generator:
 
 
 def share(count: int, rank: int, world_size: int) -> NDArray[np.int64]:
-    """The clips of a batch that one of several processes has: next to one another, as many for each as can be."""
+    """The clips of a batch that one of several processes has: neighbours, as many as the others have."""
     return np.array_split(np.arange(count), world_size)[rank]
 
 

@@ -25,7 +25,7 @@ def made_ahead(
     """An iterator over ``make(item)`` in order, made up to ``prefetch`` batches ahead by ``workers`` threads.
 
     With ``pin`` the batches lie in pinned memory, from where a GPU takes them while it computes.
-    What ``make`` raises comes at the batch that it was called for. Leaving the ``with`` block ends the threads.
+    What ``make`` raises comes at the batch that it was called for. The ``with`` block's end ends the threads.
     """
 
     def work(item: T) -> Batch:

@@ -9,9 +9,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from vab.training.batches import MAX_DEV_CLIPS, Batch, ClipBatches
 from vab.training.checkpoint import resume, save_checkpoint
 from vab.training.journal import Write, journal
 from vab.training.known import class_statistics
+from vab.training.loader import made_ahead
 from vab.training.objectives import OBJECTIVES, build
 from vab.training.optimizer import learning_rate, optimizers
 from vab.utils.files import save_tensors, write_json
@@ -47,9 +48,12 @@ class TrainingRun:
         *,
         max_steps: int | None = None,
         fold: str | None = None,
+        workers: int = 1,
+        prefetch: int = 2,
         log: Callable[[str], None] = print,
     ) -> None:
         self.fabric, self.preset, self.clips, self.dev = fabric, preset, clips, dev
+        self.workers, self.prefetch = workers, prefetch
         self.folder, self.fold, self.objective = folder, fold, OBJECTIVES[preset.train.objective]
         self.log = log if fabric.is_global_zero else lambda line: None
         self.total = clips.steps(preset.train.epochs) if max_steps is None else max_steps
@@ -57,9 +61,9 @@ class TrainingRun:
 
         # Fresh weights, and the statistics by which the network normalises its features.
         torch.manual_seed(config.seed)
-        self.model = build(preset, torch.from_numpy(clips.store.codebook_vectors()))
+        self.model = build(preset, torch.from_numpy(clips.mixture.codebook_vectors()))
         for name, values in zip(
-            ("feature_mean", "feature_std"), clips.store.feature_statistics(), strict=True
+            ("feature_mean", "feature_std"), clips.mixture.feature_statistics(), strict=True
         ):
             next(b for n, b in self.model.named_buffers() if n.endswith(name)).copy_(torch.from_numpy(values))
 
@@ -78,7 +82,7 @@ class TrainingRun:
         identity = {
             "model": asdict(self.preset.model),
             "train": train,
-            "store": self.clips.store.fingerprint(),
+            "store": self.clips.mixture.fingerprint(),
             "steps": self.total,
             "classes": self.preset.classes,
             "fold": self.fold,
@@ -108,13 +112,17 @@ class TrainingRun:
         rank, world_size = self.fabric.global_rank, self.fabric.world_size
         last_step, clock = self.step, time.perf_counter()
         bar = step_bar(self.preset.name, self.total, self.step, show=self.fabric.is_global_zero)
-        with self._journal() as write, bar as advance, ThreadPoolExecutor(1) as ahead:
-            upcoming = ahead.submit(self.clips.train_batch, self.step)
-            while self.step < self.total:
-                # 1. Every process makes the same global batch, a step ahead, and keeps its shard.
-                batch = upcoming.result().shard(rank, world_size).to(self.fabric.device)
-                if self.step + 1 < self.total:
-                    upcoming = ahead.submit(self.clips.train_batch, self.step + 1)
+        ahead = made_ahead(
+            partial(self.clips.train_batch, rank=rank, world_size=world_size),
+            range(self.step, self.total),
+            workers=self.workers,
+            prefetch=self.prefetch,
+            pin=self.fabric.device.type == "cuda",
+        )
+        with self._journal() as write, bar as advance, ahead as batches:
+            # 1. This process's share of each global batch, made ahead.
+            for batch in batches:
+                batch = batch.to(self.fabric.device)
 
                 # 2. The update, which moves on ``self.step``.
                 logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.total
@@ -191,7 +199,7 @@ class TrainingRun:
         self.network.eval()
         with self._averaged(), self.fabric.autocast():
             for rows in self.dev.dev_batches(MAX_DEV_CLIPS if self.fold is None else len(self.dev)):
-                batch = self.dev.dev_batch(rows).shard(rank, world_size).to(self.fabric.device)
+                batch = self.dev.dev_batch(rows, rank, world_size).to(self.fabric.device)
                 outcome = self.objective(self.model, batch, self.preset)
                 loss = torch.stack([outcome.loss.float() * outcome.weight, outcome.weight])
                 # Sums, not means: the last batch may be smaller.
@@ -241,7 +249,6 @@ class TrainingRun:
             save_tensors(self.folder / "model.safetensors", self.model.state_dict())
             self._write_statistics()
         write_json(self.folder / "config.json", asdict(self.preset))
-        store = self.clips.store
         write_json(
             self.folder / "record.json",
             {
@@ -252,7 +259,7 @@ class TrainingRun:
                 "steps": self.total,
                 "fold": self.fold,
                 "clips": {"train": len(self.clips), "dev": len(self.dev)},
-                "store": {"fingerprint": store.fingerprint(), **asdict(store.meta)},
+                "store": self.clips.mixture.record(),
                 "torch": torch.__version__,
                 "python": platform.python_version(),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.fabric.device}",
@@ -268,6 +275,6 @@ class TrainingRun:
         (self.folder / KNOWN).unlink(missing_ok=True)  # of an earlier end of this run
         if isinstance(self.model, Classifier) and "video" in self.preset.train.inputs:
             self.model.eval()
-            statistics = class_statistics(self.model, self.clips.store, self.preset)
+            statistics = class_statistics(self.model, self.clips.mixture, self.preset)
             if statistics is not None:
                 statistics.save(self.folder)

@@ -7,12 +7,12 @@ kind of death bit for bit, and any number of processes share the same global bat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vab.config import Preset, check_preset, check_value
-from vab.data.store import LatentStore
+from vab.data.mixture import Mixture
 from vab.errors import TrainError
 from vab.training.batches import ClipBatches, classes_of, hold_out
 from vab.training.launch import launched, open_fabric
@@ -21,21 +21,26 @@ from vab.training.run import TrainingRun
 
 def train(
     preset: Preset,
-    store_dir: str | Path,
+    store_dir: str | Path | Sequence[str | Path],
     run_dir: str | Path,
     *,
+    weights: Sequence[float] | None = None,
     init: str | Path | None = None,
     device: str = "auto",
     devices: int = 1,
     max_steps: int | None = None,
     fold: str | None = None,
+    workers: int = 1,
+    prefetch: int = 2,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train, or go on with the run in ``run_dir``; returns ``run_dir``, then a model directory.
 
+    Of several stores an epoch holds each clip as often as the store's of ``weights`` says (default: once).
     ``init`` is a model directory whose weights to start from; ``device`` is cpu, cuda, mps, or auto, the
     best there is; ``max_steps`` replaces the length that ``epochs`` gives, schedule included. With ``fold``
-    that fold of the store is validated on, every clip of it, and the other folds are learned. Written:
+    that fold of the store is validated on, every clip of it, and the other folds are learned.
+    ``workers`` threads make batches, up to ``prefetch`` ahead, which changes nothing else. Written:
     ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events, and at the end ``config.json``,
     ``model.safetensors`` (averaged weights if there are), ``record.json``.
     Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
@@ -48,19 +53,21 @@ def train(
     check_preset(preset)
     check_value("devices", devices, int, 1, math.inf)
     check_value("max_steps", 1 if max_steps is None else max_steps, int, 1, math.inf)
-    store = LatentStore.open(store_dir)
-    store.preload()
+    check_value("workers", workers, int, 1, math.inf)
+    check_value("prefetch", prefetch, int, 1, math.inf)
+    latents = Mixture.open(store_dir, weights)
+    latents.preload()
     if fold is not None:
-        hold_out(store, fold)
+        hold_out(latents, fold)
     if preset.train.objective == "classification" and not preset.classes:
-        preset = replace(preset, classes=classes_of(store))
+        preset = replace(preset, classes=classes_of(latents))
         if not preset.classes:
-            raise TrainError(f"{store_dir} has no labels in the split train to learn")
-    clips, dev = ClipBatches(store, preset, "train"), ClipBatches(store, preset, "dev")
+            raise TrainError(f"{latents} has no labels in the split train to learn")
+    clips, dev = ClipBatches(latents, preset, "train"), ClipBatches(latents, preset, "dev")
     if not len(clips):
-        raise TrainError(f"{store_dir} has no clip with sound in the split train")
+        raise TrainError(f"{latents} has no clip with sound in the split train")
     if preset.train.objective == "contrastive" and not len(clips.rows_with_video()):
-        raise TrainError(f"{store_dir} has no clip with sound and picture in the split train")
+        raise TrainError(f"{latents} has no clip with sound and picture in the split train")
 
     # 2. The devices.
     fabric = open_fabric(device, devices, preset.train.precision)
@@ -69,7 +76,18 @@ def train(
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with launched(fabric, devices, folder):
-        run = TrainingRun(fabric, preset, clips, dev, folder, max_steps=max_steps, fold=fold, log=log)
+        run = TrainingRun(
+            fabric,
+            preset,
+            clips,
+            dev,
+            folder,
+            max_steps=max_steps,
+            fold=fold,
+            workers=workers,
+            prefetch=prefetch,
+            log=log,
+        )
         run.start(None if init is None else Path(init))
         run.loop()
         if fabric.is_global_zero:
