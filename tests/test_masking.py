@@ -12,7 +12,18 @@ from torch import Tensor
 
 from vab.config import TrainConfig
 from vab.sampling.parallel import num_masked_after
-from vab.training.augment import Stream, augment, drop_features, random_crop, temporal_mixup, temporal_roll
+from vab.training.augment import (
+    Augmentation,
+    Stream,
+    augment,
+    draw_crop,
+    draw_mixup,
+    draw_roll,
+    drop_features,
+    random_crop,
+    temporal_mixup,
+    temporal_roll,
+)
 from vab.training.masking import apply_mask, sample_mask_ratio, sample_token_mask
 
 
@@ -127,11 +138,31 @@ def marked(batch: int = 4, seconds: int = 5, fps: float = FPS) -> tuple[Stream, 
     return streams(tokens.clone(), features.clone())
 
 
+Streams = tuple[Stream, Stream | None]
+
+
+def mixed_up(audio: Stream, video: Stream | None, fps: float, seed: int = 0) -> Streams:
+    """Every clip goes on as another one."""
+    n, frames = audio.owners.shape
+    return temporal_mixup(audio, video, *draw_mixup(n, 1.0, frames, make_generator(seed)), fps)
+
+
+def rolled_round(audio: Stream, video: Stream | None, fps: float, seed: int = 0) -> Streams:
+    """Every clip is rolled."""
+    return temporal_roll(audio, video, draw_roll(len(audio.owners), 1.0, make_generator(seed)), fps)
+
+
+def augmented(audio: Stream, video: Stream | None, config: TrainConfig, seed: int = 0) -> Streams:
+    """As ``config`` says."""
+    n, frames = audio.owners.shape
+    return augment(audio, video, Augmentation.draw(n, config, frames, FPS, make_generator(seed)), FPS)
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**31), batch=st.integers(2, 6), fps=st.sampled_from([1.0, 2.0, 5.0]))
 def test_mixup_splices_sound_and_picture_at_one_time(seed: int, batch: int, fps: float) -> None:
     audio, video = marked(batch, fps=fps)
-    mixed, pictures = temporal_mixup(audio, video, 1.0, fps, make_generator(seed))
+    mixed, pictures = mixed_up(audio, video, fps, seed)
     assert pictures is not None
     for b in range(batch):
         source = mixed.values[b, 0] // 1000
@@ -151,7 +182,7 @@ def test_mixup_splices_sound_and_picture_at_one_time(seed: int, batch: int, fps:
 @given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]))
 def test_roll_keeps_sound_and_picture_together(seed: int, fps: float) -> None:
     audio, video = marked(fps=fps)
-    rolled, pictures = temporal_roll(audio, video, 1.0, fps, make_generator(seed))
+    rolled, pictures = rolled_round(audio, video, fps, seed)
     assert pictures is not None
     per_picture = round(50 / fps)
     for b in range(len(audio.values)):
@@ -165,7 +196,8 @@ def test_roll_keeps_sound_and_picture_together(seed: int, fps: float) -> None:
 @given(seed=st.integers(0, 2**31), fps=st.sampled_from([1.0, 2.0, 5.0]), seconds=st.integers(1, 7))
 def test_a_crop_starts_with_a_picture(seed: int, fps: float, seconds: int) -> None:
     audio, video = marked(fps=fps)
-    cropped, pictures = random_crop(audio, video, float(seconds), fps, make_generator(seed))
+    lengths, begin = draw_crop(len(audio.owners), float(seconds), 250, fps, make_generator(seed))
+    cropped, pictures = random_crop(audio, video, lengths, begin, fps)
     assert pictures is not None
     kept = min(seconds, 5)
     assert cropped.values.shape[2] == 50 * kept
@@ -179,30 +211,23 @@ def test_a_crop_starts_with_a_picture(seed: int, fps: float, seconds: int) -> No
 
 def test_crops_of_a_batch_differ_and_move_with_the_preset() -> None:
     audio, video = marked(64)
-    whole, _ = augment(
-        audio, video, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
-    )
+    whole, _ = augmented(audio, video, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0))
     assert torch.equal(whole.values, audio.values)
-    part, _ = augment(
-        audio,
-        video,
-        replace(TrainConfig(), crop_seconds=1.0, mixup_prob=0.0, roll_prob=0.0),
-        FPS,
-        make_generator(),
-    )
+    cut = replace(TrainConfig(), crop_seconds=1.0, mixup_prob=0.0, roll_prob=0.0)
+    part, _ = augmented(audio, video, cut)
     assert part.values.shape == (64, audio.values.shape[1], 50)
     assert len({row for row in (part.values[:, 0, 0] - audio.values[:, 0, 0]).tolist()}) == 5
 
 
 def test_augmentation_without_pictures() -> None:
     audio, _ = marked()
-    rolled, none = temporal_roll(audio, None, 1.0, FPS, make_generator())
+    rolled, none = rolled_round(audio, None, FPS)
     assert none is None
     turns = [int(row.argmin()) for row in rolled.values[:, 0]]
     assert any(turn % 50 for turn in turns)
     for b, turn in enumerate(turns):
         assert torch.equal(rolled.values[b], audio.values[b].roll(turn, 1))
-    assert temporal_mixup(audio, None, 1.0, FPS, make_generator())[1] is None
+    assert mixed_up(audio, None, FPS)[1] is None
 
 
 @given(seed=st.integers(0, 2**31), real=st.integers(0, 60))
@@ -210,7 +235,7 @@ def test_a_short_sound_rolls_within_itself(seed: int, real: int) -> None:
     tokens = torch.zeros(3, 2, 60, dtype=torch.long)
     tokens[:, :, :real] = torch.arange(1, real + 1)
     owners = (torch.arange(60) < real).long().expand(3, -1)
-    rolled, _ = temporal_roll(Stream(tokens, owners, 2), None, 1.0, FPS, make_generator(seed))
+    rolled, _ = rolled_round(Stream(tokens, owners, 2), None, FPS, seed)
     assert torch.equal(rolled.owners, owners)
     for row in rolled.values:
         turn = int(row[0, :real].argmin()) if real else 0
@@ -222,9 +247,7 @@ def test_a_short_sound_rolls_within_itself(seed: int, real: int) -> None:
 @given(batch=st.integers(1, 5))
 def test_chance_zero_changes_nothing(batch: int) -> None:
     audio, video = marked(batch)
-    kept, pictures = augment(
-        audio, video, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0), FPS, make_generator()
-    )
+    kept, pictures = augmented(audio, video, replace(TrainConfig(), mixup_prob=0.0, roll_prob=0.0))
     assert pictures is not None
     assert torch.equal(kept.values, audio.values)
     assert torch.equal(pictures.values, video.values)
@@ -232,17 +255,17 @@ def test_chance_zero_changes_nothing(batch: int) -> None:
 
 def test_one_clip_or_one_picture_alone_is_left_as_it_is() -> None:
     audio, video = marked(batch=1)
-    mixed, _ = temporal_mixup(audio, video, 1.0, FPS, make_generator())
+    mixed, _ = mixed_up(audio, video, FPS)
     assert torch.equal(mixed.values, audio.values)
     audio, video = marked(seconds=1)
-    rolled, _ = temporal_roll(audio, video, 1.0, FPS, make_generator())
+    rolled, _ = rolled_round(audio, video, FPS)
     assert torch.equal(rolled.values, audio.values)
 
 
 def test_chances_are_those_of_the_configuration() -> None:
     config = TrainConfig()
     audio, video = marked(batch=4000)
-    out, _ = augment(audio, video, config, FPS, make_generator(3))
+    out, _ = augmented(audio, video, config, 3)
     share = (out.values[:, 0] // 1000 == torch.arange(4000)[:, None]).float().mean(1)
     mixed = share < 1
     assert mixed.float().mean().item() == pytest.approx(config.mixup_prob, abs=0.03)
@@ -257,6 +280,6 @@ def test_chances_are_those_of_the_configuration() -> None:
 def test_augmentation_repeats_with_its_seed() -> None:
     audio, video = marked(batch=16)
     config = replace(TrainConfig(), roll_prob=0.5)
-    first, again, other = (augment(audio, video, config, FPS, make_generator(s))[0].values for s in (5, 5, 6))
+    first, again, other = (augmented(audio, video, config, s)[0].values for s in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
