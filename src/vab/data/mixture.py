@@ -130,7 +130,7 @@ class Mixture:
             offsets = np.full((len(at), steps), stride // 2) if draws is None else draws[at] % stride
             positions = np.arange(steps) * stride + offsets  # [n, F], of the stored features
             positions = positions.clip(max=store.meta.feature_shape[0] - 1)
-            values[at] = store.gather("features", own, positions)
+            values[at] = store.gather("features", own, None if stride == 1 else positions)
             valid[at] = positions < store.num_valid("features", own)[:, None]
         return values, valid
 

@@ -48,6 +48,11 @@ class Stream:
 Streams = tuple[Stream, Stream | None]  # audio, video
 
 
+def places(owners: Tensor, time_dim: int) -> Stream:
+    """A stream that holds of each frame of ``owners`` [B, T] its place among all B * T, from 0."""
+    return Stream(torch.arange(owners.numel()).view(owners.shape).unsqueeze(3 - time_dim), owners, time_dim)
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What happens to each of n clips, in the order of the fields."""

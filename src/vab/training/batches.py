@@ -23,7 +23,7 @@ from vab.data.manifest import labels_of
 from vab.data.mixture import Mixture
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore, spread
-from vab.training.augment import Augmentation, Stream, augment, drop_features
+from vab.training.augment import Augmentation, augment, drop_features, places
 from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
 
@@ -189,16 +189,21 @@ class ClipBatches:
         drop = drop_features(size, config.cond_drop_prob, generator)
         ratio = sample_mask_ratio(size, config, generator)
 
-        # 2. Latents of the clips of the share and of those that they go on as.
+        # 2. Latents of the share's n clips and of those that they go on as, m clips together.
         own = share(size, rank, world_size)
         clips, drawn = augmentation.of(torch.from_numpy(own))
         rows = self._rows_at(step * size + clips.numpy())
-        audio, video = self._streams(rows, pairing[clips], choice[clips].numpy())
+        tokens, features, heard, seen = self._latents(rows, pairing[clips], choice[clips].numpy())
 
-        # 3. Augmentation. A classifier of audio alone needs no video, which then stays as it is.
+        # 3. Augmentation. What moves are the places of frames; tokens and features are then taken once. A
+        # classifier of audio alone needs no video, which then stays as it is.
         only = config.inputs[0] if config.objective == "classification" and len(config.inputs) == 1 else ""
+        audio, video = places(heard, 2), places(seen, 1)
         audio, moved = augment(audio, None if only == "audio" else video, drawn, model.fps)
         video = video.first(len(own)) if moved is None else moved
+        by_codebook = np.stack([codebook.ravel() for codebook in tokens.swapaxes(0, 1)])  # [K, m * T]
+        tokens = by_codebook.take(audio.values[:, 0].numpy(), axis=1).swapaxes(0, 1)  # [n, K, T]
+        features = features.reshape(-1, features.shape[2]).take(video.values[:, :, 0].numpy(), axis=0)
 
         # 4. Targets: the classes of each clip's owners, weighted by how many frames are theirs: [n, m].
         owners = video.owners if only == "video" else audio.owners
@@ -207,8 +212,17 @@ class ClipBatches:
         targets = counts @ self._targets(rows) / counts.sum(1, keepdim=True)
 
         # 5. What is masked.
-        mask = self._mask(own, ratio, audio.values.shape[2], generator, config.seed, "step", step)
-        return self._batch(rows[: len(own)], audio, video, targets, drop[own], mask)
+        mask = self._mask(own, ratio, tokens.shape[2], generator, config.seed, "step", step)
+        return Batch(
+            [self.mixture.ids[row] for row in rows[: len(own)]],
+            torch.from_numpy(tokens.astype(np.int64, order="C")),
+            torch.from_numpy(features).float(),
+            audio.owners == 0,
+            video.owners == 0,
+            targets,
+            drop[own],
+            mask,
+        )
 
     def dev_batches(self, limit: int = MAX_DEV_CLIPS) -> list[NDArray[np.int64]]:
         """Rows of the batches of a validation pass: at most ``limit`` clips, spread evenly."""
@@ -227,10 +241,17 @@ class ClipBatches:
         pairing = torch.rand(len(rows), generator=generator, dtype=torch.float64)
         ratio = sample_mask_ratio(len(rows), self.preset.train, generator)
         own = share(len(rows), rank, world_size)
-        audio, video = self._streams(rows[own], pairing[own])
-        mask = self._mask(own, ratio, audio.values.shape[2], generator, *seed)
-        drop = torch.zeros(len(own), dtype=torch.bool)
-        return self._batch(rows[own], audio, video, self._targets(rows[own]), drop, mask)
+        tokens, features, heard, seen = self._latents(rows[own], pairing[own])
+        return Batch(
+            [self.mixture.ids[row] for row in rows[own]],
+            torch.from_numpy(tokens.astype(np.int64)),
+            torch.from_numpy(features).float(),
+            heard == 0,
+            seen == 0,
+            self._targets(rows[own]),
+            torch.zeros(len(own), dtype=torch.bool),
+            self._mask(own, ratio, tokens.shape[2], generator, *seed),
+        )
 
     @cached_property
     def epoch_length(self) -> int:
@@ -248,35 +269,34 @@ class ClipBatches:
         weights = torch.tensor(rarity, dtype=torch.float64)
         return torch.multinomial(weights, len(self), replacement=True, generator=generator).numpy()
 
-    def _streams(
+    def _latents(
         self, rows: NDArray[np.int64], pairing: Tensor, choice: NDArray[np.int64] | None = None
-    ) -> tuple[Stream, Stream]:
-        """Audio and video of clips; ``pairing`` [n] in [0, 1) chooses a video of the clip's label.
+    ) -> tuple[NDArray[np.uint16], NDArray[np.float16], Tensor, Tensor]:
+        """Tokens [m, K, T] and features [m, F, dim] of clips, as they are stored; then what is valid of each.
 
-        ``choice`` [n, F] chooses a feature of each step; None takes the middle one.
+        That is int64 [m, T] and [m, F]: n where it is the n-th clip's own, from 1; 0 where it is padding.
+        ``pairing`` [m] in [0, 1) chooses a video of the clip's label; ``choice`` [m, F] a feature of each
+        step, None the middle one.
         """
-        number = np.arange(1, len(rows) + 1)[:, None]  # [n, 1], the owners' numbers
-        tokens, valid = self.mixture.tokens(rows)  # [n, K, T], [n, T]
-        tokens = tokens[:, : self.preset.model.num_codebooks]
-        audio = Stream(torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(valid * number), 2)
-
+        labels, model = self.mixture.labels, self.preset.model
         sources = rows.copy()
         if self.video_rows:
             for i, draw in enumerate(pairing.tolist()):
-                candidates = self.video_rows.get(self.mixture.labels[rows[i]])
+                candidates = self.video_rows.get(labels[rows[i]])
                 if candidates is not None:
                     sources[i] = candidates[int(draw * len(candidates))]
-        features, valid = self.mixture.features(sources, self.preset.model.fps, choice)  # [n, F, dim], [n, F]
-        video = Stream(torch.from_numpy(features.astype(np.float32)), torch.from_numpy(valid * number), 1)
-        return audio, video
+        tokens, heard = self.mixture.tokens(rows)
+        features, seen = self.mixture.features(sources, model.fps, choice)
+        number = np.arange(1, len(rows) + 1)[:, None]  # [m, 1]
+        owners = [torch.from_numpy(valid * number) for valid in (heard, seen)]
+        return tokens[:, : model.num_codebooks], features, *owners
 
     def _targets(self, rows: NDArray[np.int64]) -> Tensor:
         """float32 [n, N]: 1 for each class of a clip."""
         targets = torch.zeros(len(rows), len(self.classes))
-        for target, row in zip(targets, rows, strict=True):
-            for label in labels_of(self.mixture.labels[row]):
-                if label in self.classes:
-                    target[self.classes[label]] = 1.0
+        labels = ((i, label) for i, row in enumerate(rows) for label in labels_of(self.mixture.labels[row]))
+        found = [(i, self.classes[label]) for i, label in labels if label in self.classes]
+        targets[tuple(torch.tensor(found, dtype=torch.int64).view(-1, 2).T)] = 1.0
         return targets
 
     def _mask(
@@ -302,27 +322,6 @@ class ClipBatches:
                 sample_token_mask(part, model.num_codebooks, frames, source, model.num_conditioning_codebooks)
             )
         return torch.cat(masks)[own - blocks[0] * MASK_BLOCK]
-
-    def _batch(
-        self,
-        rows: NDArray[np.int64],
-        audio: Stream,
-        video: Stream,
-        targets: Tensor,
-        drop: Tensor,
-        mask: Tensor,
-    ) -> Batch:
-        """Put everything side by side."""
-        return Batch(
-            ids=[self.mixture.ids[row] for row in rows],
-            tokens=audio.values,
-            features=video.values,
-            token_padding=audio.owners == 0,
-            feature_padding=video.owners == 0,
-            targets=targets,
-            drop_features=drop,
-            mask=mask,
-        )
 
 
 def folds_of(latents: LatentStore | Mixture) -> list[str]:

@@ -44,10 +44,12 @@ def sample_token_mask(
     shape = (len(ratio), num_codebooks - num_conditioning_codebooks, frames)
     uniform = torch.rand(shape, generator=generator, device=generator.device)
 
-    # The token with the lowest draw is the one that is masked in any case: a clip without masks has no loss.
-    lowest = uniform.flatten(1).argmin(1, keepdim=True)
     mask = (uniform < ratio.to(uniform.device)[:, None, None]).flatten(1)
-    mask = mask.scatter(1, lowest, True).view(shape)
+
+    # A clip without masks has no loss: there the token with the lowest draw is masked.
+    none = (~mask.any(1)).nonzero()[:, 0]
+    mask[none, uniform[none].flatten(1).argmin(1)] = True
+    mask = mask.view(shape)
 
     # Put the conditioning codebooks in front: [B, K - n, T] -> [B, K, T]
     return torch.nn.functional.pad(mask, (0, 0, num_conditioning_codebooks, 0), value=False)
