@@ -20,7 +20,7 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """The share that ``I/N`` means: 1/N is the first, N/N the last. ``SettingError`` for anything else."""
+        """The share that ``I/N`` means: 1/N is the first, N/N the last. ``SettingError`` else."""
         found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
             raise SettingError(f"a share is I/N, from 1/N for the first to N/N for the last, not {text!r}")
