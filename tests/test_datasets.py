@@ -17,7 +17,7 @@ import torch
 from helpers.tiny import write_video
 from vab.cli import main
 from vab.data.datasets.audioset import read_labels, read_segments, read_subset
-from vab.data.datasets.common import Row, gather, is_still, read_csv, segment_names
+from vab.data.datasets.common import Row, gather, is_still, segment_names
 from vab.data.datasets.esc50 import esc50_clips
 from vab.data.datasets.speech_commands import speech_commands_clips, which_set
 from vab.data.datasets.vatt import vatt_store
@@ -28,7 +28,7 @@ from vab.data.store import LatentStore
 from vab.media.reader import write_wav
 from vab.presets import PRESETS
 from vab.training.batches import check_fits
-from vab.utils.tables import ListError
+from vab.utils.tables import ListError, read_csv
 
 
 def vab(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, Any, str]:
@@ -123,6 +123,7 @@ def test_vggsound(vggsound: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "left": 5,
         "gone": 1,
         "duplicates": 1,
+        "excluded": {},
         "silent": 1,
         "still_frames": None,
         "copies": {"ggggggggggg_000002": "ccccccccccc_000120"},

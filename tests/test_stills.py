@@ -16,8 +16,8 @@ from PIL import Image
 from vab.media import container
 from vab.media import image as images
 from vab.media.container import MediaError
+from vab.media.copies import copies
 from vab.media.file import MediaFile
-from vab.media.inputs import copies
 from vab.media.reader import probe, read_audio
 
 USUAL, APPLES = (0x10000, 0x63F, 0), (0x800008, 0, 0)  # layouts of eight channels in a MOV

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,9 +17,14 @@ from vab.errors import SettingError
 
 if TYPE_CHECKING:
     from vab.data.datasets.common import Report
+    from vab.data.datasets.videos import Exclusion
     from vab.data.manifest import Clip
+    from vab.utils.findings import Findings
 
 Manifest = Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="MANIFEST")]
+Lists = Annotated[tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="LIST")]
+
+DEV_SHARE = 0.005  # of VGGSound some 900 clips, of AudioSet-2M some 9,000
 
 
 def folder(
@@ -26,6 +32,7 @@ def folder(
     out: Manifest,
     seconds: float = 10.0,
     dev_share: float = 0.1,
+    exclude: Lists = (),
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
@@ -38,7 +45,10 @@ def folder(
         root: the folder of media.
         out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
         seconds: the length of one clip.
-        dev_share: the share of files assigned to the split dev, where no folder gives the split.
+        dev_share: the share of videos assigned to the split dev, where no folder gives the split; chosen by a
+            hash of the YouTube id that the file is named after, else of its path below FOLDER.
+        exclude: keep the videos of this list out: of its split test if it has one, else all of them. Files
+            named after YouTube ids are compared by the id, others by their path below FOLDER. Repeatable.
         drop_still: leave out clips whose image never changes (decodes one frame per second).
         json: print one JSON document to standard output.
     """
@@ -46,20 +56,26 @@ def folder(
     from vab.data.datasets.folder import folder_clips
     from vab.data.manifest import write_manifest
 
-    if not 0 < seconds < math.inf or not 0 <= dev_share <= 1:
-        raise SettingError("--seconds must be positive, and --dev-share between 0 and 1")
-    clips, failed, still, notes = folder_clips(root, seconds, dev_share, drop_still)
-    copies = copied(clips)
+    if not 0 < seconds < math.inf:
+        raise SettingError("--seconds must be positive")
+    exclusion = _exclusion(exclude, dev_share, youtube=False)
+    with _findings(out) as findings:
+        clips, failed, still, notes = folder_clips(root, seconds, dev_share, drop_still, exclusion, findings)
+        copies = copied(clips, findings)
     for line in (*notes, *failed.values()):
         log(line)
     if not clips:
-        raise SettingError(f"{root}: has no media in it")
+        left = "nothing of it is left" if any(exclusion.excluded.values()) else "has no media in it"
+        raise SettingError(f"{root}: {left}")
     write_manifest(out, clips)
     document = {"manifest": str(out), "clips": len(clips), "failed": failed, "copies": copies}
+    document["excluded"] = exclusion.excluded
     text = f"{out}: {len(clips)} clips, {len(failed)} files left out"
     if drop_still:
         document["still_frames"] = still
         text += f", {len(still)} still clips left out"
+    for name, kept_out in exclusion.excluded.items():
+        text += f", {sum(kept_out.values())} kept out by {name}"
     if copies:
         text += f"; {len(copies)} are copies of another's file"
     print_result(document, text, json)
@@ -98,6 +114,8 @@ def vggsound(
     media: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MEDIA")],
     out: Manifest,
     subset: Literal["all", "retrieval"] = "all",
+    dev_share: float = DEV_SHARE,
+    exclude: Lists = (),
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
@@ -111,12 +129,22 @@ def vggsound(
         media: the folder of clips.
         out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
         subset: all clips, or retrieval: the first 5 of each class in test.csv, 1,545 clips.
+        dev_share: the share of the videos of train that become the split dev, which the official lists do not
+            have, by a hash of the YouTube id: a video falls the same way in every list. 0: all are train.
+        exclude: keep the videos of this list out, whatever split they are of here: those of its split test if
+            it has one, else all of them. An official list, a manifest, or ids one a line; compared by YouTube
+            id, so that no other segment of such a video comes in. Repeatable.
         drop_still: leave out clips whose image never changes (decodes one frame per second).
         json: print one JSON document to standard output.
     """
     from vab.data.datasets.vggsound import vggsound_clips
 
-    return _write(out, lambda: vggsound_clips(listing, media, subset, drop_still), json)
+    exclusion = _exclusion(exclude, dev_share)
+    return _write(
+        out,
+        lambda findings: vggsound_clips(listing, media, subset, drop_still, dev_share, exclusion, findings),
+        json,
+    )
 
 
 def audioset(
@@ -125,6 +153,8 @@ def audioset(
     out: Manifest,
     parts: tuple[Literal["2m", "20k", "eval"], ...],
     subset: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    dev_share: float = DEV_SHARE,
+    exclude: Lists = (),
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
@@ -139,6 +169,11 @@ def audioset(
         out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
         parts: 2m (unbalanced and balanced) and 20k (balanced) give the split train, eval the split test.
         subset: only the ids in this JSON file, {"data": [{"video_id": ...}]}.
+        dev_share: the share of the videos of train that become the split dev, which the official lists do not
+            have, by a hash of the YouTube id: a video falls the same way in every list. 0: all are train.
+        exclude: keep the videos of this list out, whatever split they are of here: those of its split test if
+            it has one, else all of them. An official list, a manifest, or ids one a line; compared by YouTube
+            id, so that no other segment of such a video comes in. Repeatable.
         drop_still: leave out clips whose image never changes (decodes one frame per second).
         json: print one JSON document to standard output.
     """
@@ -146,13 +181,21 @@ def audioset(
 
     if not parts:
         raise SettingError("--parts needs one or more of 2m, 20k, eval")
-    return _write(out, lambda: audioset_clips(lists, media, parts, subset, drop_still), json)
+    exclusion = _exclusion(exclude, dev_share)
+    return _write(
+        out,
+        lambda findings: audioset_clips(
+            lists, media, parts, subset, drop_still, dev_share, exclusion, findings
+        ),
+        json,
+    )
 
 
 def msrvtt(
     listing: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")],
     media: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MEDIA")],
     out: Manifest,
+    exclude: Lists = (),
     drop_still: bool = False,
     json: bool = False,
 ) -> int:
@@ -162,12 +205,15 @@ def msrvtt(
         listing: test_videodatainfo.json.
         media: the folder with video7010.mp4, ...
         out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
+        exclude: keep the videos of this list out, by names such as video7010: those of its split test if it
+            has one, else all of them. Repeatable.
         drop_still: leave out clips whose image never changes (decodes one frame per second).
         json: print one JSON document to standard output.
     """
     from vab.data.datasets.msrvtt import msrvtt_clips
 
-    return _write(out, lambda: msrvtt_clips(listing, media, drop_still), json)
+    exclusion = _exclusion(exclude, youtube=False)
+    return _write(out, lambda findings: msrvtt_clips(listing, media, drop_still, exclusion, findings), json)
 
 
 def esc50(
@@ -188,7 +234,7 @@ def esc50(
     """
     from vab.data.datasets.esc50 import esc50_clips
 
-    return _write(out, lambda: esc50_clips(root, fold, esc10), json)
+    return _write(out, lambda findings: esc50_clips(root, fold, esc10, findings), json)
 
 
 def speech_commands(
@@ -207,7 +253,7 @@ def speech_commands(
     """
     from vab.data.datasets.speech_commands import speech_commands_clips
 
-    return _write(out, lambda: speech_commands_clips(root, test), json)
+    return _write(out, lambda findings: speech_commands_clips(root, test, findings), json)
 
 
 def vatt(
@@ -215,7 +261,9 @@ def vatt(
     features: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FEATURES")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
     listing: Annotated[Path, tyro.conf.arg(name="list", metavar="LIST")],
-    codebooks: WeightsPath = None,
+    codec_path: Annotated[WeightsPath, tyro.conf.arg(aliases=["--codebooks"])] = None,
+    dev_share: float = DEV_SHARE,
+    exclude: Lists = (),
     json: bool = False,
 ) -> int:
     """Import VATT's published latents of VGGSound into a store. Run again, it resumes.
@@ -228,22 +276,53 @@ def vatt(
         features: the folder of EVA-CLIP features at 5 frames per second, one npy (about 50, 768) per clip.
         out: the folder of the store.
         listing: vggsound.csv, with the label and split of each clip.
-        codebooks: file, folder or Hub id of the EnCodec of AudioGen, instead of the default one.
+        codec_path: file, folder or Hub id of the EnCodec of AudioGen, instead of the default one.
+        dev_share: the share of the videos of train that become the split dev, which the official lists do not
+            have, by a hash of the YouTube id: a video falls the same way in every list. 0: all are train.
+        exclude: keep the videos of this list out, whatever split they are of here: those of its split test if
+            it has one, else all of them. An official list, a manifest, or ids one a line; compared by YouTube
+            id, so that no other segment of such a video comes in. Repeatable.
         json: print one JSON document to standard output.
     """
     from vab.codecs.codec import load_codec
     from vab.data.datasets.vatt import vatt_store
 
-    vectors = load_codec("encodec", codebooks).codebook_vectors().cpu().numpy()
-    report = vatt_store(listing, tokens, features, out, vectors)
+    exclusion = _exclusion(exclude, dev_share)
+    vectors = load_codec("encodec", codec_path).codebook_vectors().cpu().numpy()
+    report = vatt_store(listing, tokens, features, out, vectors, dev_share, exclusion)
     return _print_report("store", out, report, json)
 
 
-def _write(out: Path, gather: Callable[[], tuple[list[Clip], Report]], json: bool) -> int:
+def _exclusion(exclude: tuple[Path, ...], dev_share: float = 0.0, youtube: bool = True) -> Exclusion:
+    """Read the lists of videos to keep out, before anything takes long."""
+    from vab.data.datasets.videos import Exclusion, read_videos
+
+    if not 0 <= dev_share <= 1:
+        raise SettingError("--dev-share must be between 0 and 1")
+    lists = [read_videos(path, youtube) for path in dict.fromkeys(exclude)]
+    for videos in lists:
+        if videos.note:
+            log(videos.note)
+    return Exclusion(lists)
+
+
+@contextmanager
+def _findings(out: Path) -> Iterator[Findings]:
+    """What was seen in the media of the manifests of this folder."""
+    from vab.utils.findings import NAME, Findings
+
+    with Findings(out.parent / NAME) as findings:
+        yield findings
+    if findings.fault:
+        log(findings.fault)
+
+
+def _write(out: Path, gather: Callable[[Findings], tuple[list[Clip], Report]], json: bool) -> int:
     """Gather the clips, write the manifest and print the report."""
     from vab.data.manifest import write_manifest
 
-    clips, report = gather()
+    with _findings(out) as findings:
+        clips, report = gather(findings)
     if clips:
         write_manifest(out, clips)
     return _print_report("manifest", out, report, json)
@@ -255,5 +334,8 @@ def _print_report(kind: str, out: Path, report: Report, json: bool) -> int:
         log(reason)
     if not report.left:
         raise SettingError(f"{out}: not written, there would be {report.text()}")
+    for name, rows in report.excluded.items():
+        if tests := rows.get("test"):
+            log(f"{name}: keeps out {tests} rows of the split test, which is not the official one then")
     print_result({kind: str(out), **asdict(report)}, f"{out}: {report.text()}", json)
     return 1 if report.unreadable else 0

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
-import stat
 import unicodedata
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -300,25 +298,3 @@ def _spelled(folder: Path, name: str) -> Path:
         with suppress(UnicodeEncodeError):
             spellings.append(os.fsdecode(text.encode(encoding)))
     return next((folder / one for one in spellings if os.path.lexists(folder / one)), folder / text)
-
-
-def copies(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Map each file with the same bytes as one before it to the first of these; unreadable ones are none."""
-    # Only files of the same size can be alike: hash no others.
-    sizes: dict[int, list[Path]] = {}
-    for path in dict.fromkeys(paths):
-        with suppress(OSError):
-            status = path.stat()
-            if stat.S_ISREG(status.st_mode):  # to open a named pipe is to wait for ever
-                sizes.setdefault(status.st_size, []).append(path)
-    originals: dict[Path, Path] = {}
-    for candidates in sizes.values():
-        if len(candidates) < 2:
-            continue
-        first_of: dict[str, Path] = {}  # by hash
-        for path in candidates:
-            with suppress(OSError), path.open("rb") as stream:
-                original = first_of.setdefault(hashlib.file_digest(stream, "sha256").hexdigest(), path)
-                if original != path:
-                    originals[path] = original
-    return originals

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from vab.utils.remote import RemoteFile
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NO_SEPARATOR = "\x1f"  # of a table with one column, whose names may hold any of these
 _MAX_COLUMNS_SHOWN = 12
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # with its end
 
 
 class ListError(VABError, ValueError):
@@ -103,6 +104,22 @@ def read_table(path: str | Path | RemoteFile, wanted: Sequence[str]) -> Table:
     return Table(columns, separator, rows())
 
 
+def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, fields) of a csv file without comments (``#``) and empty lines; else ``ListError``."""
+    reader = csv.reader(_lines(read_text(path)), skipinitialspace=True, strict=True)
+    try:
+        for fields in reader:
+            if fields and not fields[0].startswith("#"):
+                yield reader.line_num, [field.strip() for field in fields]
+    except csv.Error as error:
+        raise ListError(f"{path}: line {reader.line_num}: {error}") from None
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines one by one: a list of two million, or a stream over them, takes several times their size."""
+    return (line[0] for line in _LINE.finditer(text))
+
+
 def _header(path: str | Path | RemoteFile, text: str, separator: str) -> list[str]:
     try:
         return next(_records(path, text, separator, False), (0, []))[1]
@@ -114,9 +131,8 @@ def _records(
     path: str | Path | RemoteFile, text: str, separator: str, spaced: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of the records that are not empty."""
-    stream = io.StringIO(text, newline="")
     # Strict tells a quotation mark that is never closed, but knows no space after one.
-    reader = csv.reader(stream, delimiter=separator, skipinitialspace=spaced, strict=not spaced)
+    reader = csv.reader(_lines(text), delimiter=separator, skipinitialspace=spaced, strict=not spaced)
     try:
         for fields in reader:
             if any(field.strip() for field in fields):

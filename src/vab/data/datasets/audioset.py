@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vab.data.datasets.common import Report, Row, gather, read_columns, read_csv, segment_names
+from vab.data.datasets.common import Report, Row, gather, hold_out, read_columns, segment_names
+from vab.data.datasets.videos import Exclusion
 from vab.data.manifest import Clip
 from vab.utils.files import json_object
-from vab.utils.tables import ListError, read_text
+from vab.utils.findings import Findings
+from vab.utils.tables import ListError, read_csv, read_text
 
 Part = Literal["2m", "20k", "eval"]
 EVAL = "eval_segments.csv"
@@ -99,22 +101,27 @@ def audioset_clips(
     parts: Sequence[Part],
     subset: str | Path | None = None,
     drop_still: bool = False,
+    dev_share: float = 0.0,
+    exclusion: Exclusion | None = None,
+    findings: Findings | None = None,
 ) -> tuple[list[Clip], Report]:
     """Clips of the official lists that are there, and what became of the others.
 
-    ``subset`` is a file of ids (``read_subset``), such as the 1,725 of the eval set that retrieval is
+    ``dev_share`` of the videos of the split train is dev (``common.hold_out``), ``exclusion`` keeps videos
+    out. ``subset`` is a file of ids (``read_subset``), such as the 1,725 of the eval set that retrieval is
     measured on (CAV-MAE's ``sample_json_as.json``, not compared byte by byte with the list of its paper).
     ``ListError`` if one of them stands in none of the lists.
     """
     if subset is None:
-        return gather(read_rows(lists, parts), media, drop_still)
+        rows = read_rows(lists, parts)
+        return gather(hold_out(rows, dev_share), media, drop_still, exclusion, findings)
     # All rows at once, to see whether the lists hold the whole subset.
     wanted = read_subset(subset)
-    rows = list(read_rows(lists, parts, wanted))
-    unlisted = wanted - {row.id for row in rows}
+    found = list(read_rows(lists, parts, wanted))
+    unlisted = wanted - {row.id for row in found}
     if unlisted:
         raise ListError(
             f"{subset}: {len(unlisted)} of its {len(wanted)} ids stand in none of the lists read "
             f"({', '.join(parts)}), such as {min(unlisted)}"
         )
-    return gather(rows, media, drop_still)
+    return gather(hold_out(found, dev_share), media, drop_still, exclusion, findings)

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from vab.data.datasets.videos import Exclusion, falls_into
 from vab.data.manifest import Clip
 from vab.errors import failure
+from vab.media.copies import copies
 from vab.media.file import MediaFile
-from vab.media.inputs import Tree, copies
+from vab.media.inputs import Tree
 from vab.media.reader import read_frames
 from vab.media.sources.given import Source
-from vab.utils.tables import ListError, read_table, read_text
+from vab.utils.findings import Findings
+from vab.utils.tables import ListError, read_table
 
 VIDEO = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".3gp", ".mpg", ".mpeg"))
 AUDIO = frozenset((".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"))
@@ -33,9 +30,7 @@ MIN_MOVEMENT = (
 STILL_FPS = 1.3  # frames compared; what comes back every second, like a clock's hand, must not look still
 STILL_SIDE = 64  # pixels of the short side that are compared
 STILL_SECONDS = 10.0  # of a clip whose length the list does not say
-CHUNK = 4096  # clips handed to the threads at once
 
-Finding = Literal["good", "silent", "still", "unreadable"]
 Index = dict[str, dict[str, str]]  # name without ending -> audio, video -> path
 
 
@@ -52,12 +47,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Outcome for the rows of a list: left + duplicates + gone + silent + still frames + unreadable."""
+    """Outcome for the rows of a list: left, excluded, duplicates, gone, silent, still frames, unreadable."""
 
     listed: int  # rows of the list, of the subset asked for
     left: int  # clips in the manifest
     gone: int  # no file of that name is there
     duplicates: int  # rows whose id stands in the list already
+    excluded: dict[str, dict[str, int]]  # list of videos kept out -> split -> rows of these videos
     silent: int  # files without an audio stream
     still_frames: int | None  # clips whose video never moves, left out; None: not examined
     unreadable: dict[str, str]  # id -> reason
@@ -72,22 +68,12 @@ class Report:
             (self.still_frames or 0, "still frames"),
             (len(self.unreadable), "unreadable"),
         ]
-        out = ", ".join(f"{count} {outcome}" for count, outcome in counts if count)
+        parts = [f"{count} {outcome}" for count, outcome in counts if count]
+        # also 0, for a list that has nothing in common with this one may be the wrong one
+        parts += [f"{sum(rows.values())} kept out by {name}" for name, rows in self.excluded.items()]
+        out = ", ".join(parts)
         copies = f"; {len(self.copies)} are copies of another's file" if self.copies else ""
         return f"{self.left} clips of {self.listed} listed{f' ({out})' if out else ''}{copies}"
-
-
-def read_csv(path: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields) of a csv file without comments (``#``) and empty lines; else ``ListError``."""
-    reader = csv.reader(
-        io.StringIO(read_text(path, ListError), newline=""), skipinitialspace=True, strict=True
-    )
-    try:
-        for fields in reader:
-            if fields and not fields[0].startswith("#"):
-                yield reader.line_num, [field.strip() for field in fields]
-    except csv.Error as error:
-        raise ListError(f"{path}: line {reader.line_num}: {error}") from None
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -108,10 +94,14 @@ def segment_names(ytid: str, start: float, end: float) -> tuple[str, ...]:
     Whole seconds padded to six places or plain, milliseconds, and seconds with three decimals, with or
     without the end.
     """
+    return tuple(f"{ytid}_{stem}" for stem in _time_stems(start, end))
+
+
+@lru_cache(10_000)  # of a list with two million rows, most have the times of others
+def _time_stems(start: float, end: float) -> list[str]:
     # for the start and for the end: padded, plain, milliseconds, decimals
     shapes = [(f"{time:06.0f}", f"{time:.0f}", f"{time * 1000:.0f}", f"{time:.3f}") for time in (start, end)]
-    stems = [*shapes[0], *(f"{a}_{b}" for a, b in zip(*shapes, strict=True))]
-    return tuple(f"{ytid}_{stem}" for stem in dict.fromkeys(stems))
+    return [*dict.fromkeys([*shapes[0], *(f"{a}_{b}" for a, b in zip(*shapes, strict=True))])]
 
 
 def media_index(folder: str | Path, endings: Iterable[str] = VIDEO | AUDIO) -> Index:
@@ -133,13 +123,20 @@ def media_index(folder: str | Path, endings: Iterable[str] = VIDEO | AUDIO) -> I
     return index
 
 
-def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) -> tuple[list[Clip], Report]:
+def gather(
+    rows: Iterable[Row],
+    folder: str | Path,
+    drop_still: bool = False,
+    exclusion: Exclusion | None = None,
+    findings: Findings | None = None,
+) -> tuple[list[Clip], Report]:
     """The clips of a list whose media lie in ``folder`` or below, in the list's order, and what is left.
 
     A file is the clip: it has been cut already. Audio and video of the same name are one clip.
     """
     # Each id once, with the first of its possible names that is there.
     index = media_index(folder)
+    exclusion = exclusion or Exclusion()
     candidates: list[Clip] = []
     seen: set[str] = set()
     listed = gone = 0
@@ -148,6 +145,8 @@ def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) ->
         if row.id in seen:
             continue
         seen.add(row.id)
+        if exclusion.keeps_out(row.id, row.split):
+            continue
         files = next((index[name] for name in row.names if name in index), None)
         if files is None:
             gone += 1
@@ -155,73 +154,91 @@ def gather(rows: Iterable[Row], folder: str | Path, drop_still: bool = False) ->
         audio = Path(files["audio"]) if "audio" in files else None
         video = Path(files["video"]) if "video" in files else None
         candidates.append(Clip(row.id, audio, video, 0.0, row.seconds, row.label, row.split))
-    return examine(candidates, listed, gone, listed - len(seen), drop_still)
+    duplicates = listed - len(seen)
+    del index, seen  # the names of a million files
+    clips, report = examine(candidates, drop_still, findings)
+    return clips, replace(
+        report, listed=listed, gone=gone, duplicates=duplicates, excluded=exclusion.excluded
+    )
+
+
+def hold_out(rows: Iterable[Row], dev_share: float) -> Iterator[Row]:
+    """The rows, those of ``dev_share`` of the videos of the split train as dev (``videos.falls_into``)."""
+    for row in rows:
+        held_out = row.split == "train" and falls_into(row.id, dev_share)
+        yield replace(row, split="dev") if held_out else row
 
 
 def examine(
-    candidates: Sequence[Clip], listed: int, gone: int = 0, duplicates: int = 0, drop_still: bool = False
+    candidates: Sequence[Clip], drop_still: bool = False, findings: Findings | None = None
 ) -> tuple[list[Clip], Report]:
     """Open every candidate's files: clips with audio that can be opened, and what became of the others.
 
     A clip without an audio file gets the audio of its video. With ``drop_still`` clips whose video never
-    moves (``is_still``) are left out; that decodes a frame a second.
+    moves (``is_still``) are left out; that decodes a frame a second. ``findings`` keeps what was seen.
     """
-    clips: list[Clip] = []
+    findings = findings or Findings()
     unreadable: dict[str, str] = {}
-    counts: dict[Finding, int] = {"silent": 0, "still": 0}
 
-    def examine_one(clip: Clip) -> tuple[Finding, Clip, str]:
-        return _examine_clip(clip, drop_still)
+    # 1. Which streams each file has; the audio is that of the first that has any, mostly the video itself.
+    files = dict.fromkeys(path for clip in candidates for path in (clip.audio, clip.video) if path)
+    looks = findings.find("streams", _streams, ((path,) for path in files), len(files), "look")
+    streams = {path: found for (path,), found in looks}
+    clips: list[Clip] = []
+    silent = 0
+    for clip in candidates:
+        own = {path: streams[path] for path in (clip.audio, clip.video) if path is not None}
+        error = next((found for found in own.values() if isinstance(found, Exception)), None)
+        if error is not None:  # one clip out of a million must not end the run
+            unreadable[clip.id] = failure(clip.video or clip.audio or clip.id, error)
+            continue
+        audio = next((path for path, found in own.items() if "audio" in str(found)), None)
+        video = clip.video if clip.video is not None and "video" in str(own[clip.video]) else None
+        if audio is None:
+            silent += 1
+        else:
+            clips.append(replace(clip, audio=audio, video=video))
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        # ``map`` submits all it gets at once, so it gets a chunk at a time.
-        chunks = (candidates[n : n + CHUNK] for n in range(0, len(candidates), CHUNK))
-        examined = chain.from_iterable(pool.map(examine_one, chunk) for chunk in chunks)
-        quiet = not sys.stderr.isatty()
-        console = Console(stderr=True)
-        for finding, clip, reason in track(examined, "look", len(candidates), console=console, disable=quiet):
-            if finding == "good":
-                clips.append(clip)
-            elif finding == "unreadable":
-                unreadable[clip.id] = reason
-            else:
-                counts[finding] += 1
+    # 2. Which videos never move.
+    still: set[str] = set()
+    if drop_still:
+        still, unmoved = find_still([clip for clip in clips if clip.video is not None], findings)
+        unreadable |= unmoved
+        clips = [clip for clip in clips if clip.id not in still and clip.id not in unmoved]
     report = Report(
-        listed=listed,
+        listed=len(candidates),
         left=len(clips),
-        gone=gone,
-        duplicates=duplicates,
-        silent=counts["silent"],
-        still_frames=counts["still"] if drop_still else None,
+        gone=0,
+        duplicates=0,
+        excluded={},
+        silent=silent,
+        still_frames=len(still) if drop_still else None,
         unreadable=unreadable,
-        copies=copied(clips),
+        copies=copied(clips, findings),
     )
     return clips, report
 
 
-def _examine_clip(clip: Clip, drop_still: bool) -> tuple[Finding, Clip, str]:
-    """The finding, the clip with only the streams it has, and the reason if it cannot be read."""
-    try:
-        # The audio is that of the first file that has any, mostly the video itself.
-        streams = {path: _streams(path) for path in (clip.audio, clip.video) if path is not None}
-        clip = replace(
-            clip,
-            audio=next((path for path, (_, has_audio) in streams.items() if has_audio), None),
-            video=clip.video if clip.video is not None and streams[clip.video][0] else None,
-        )
-        if clip.audio is None:
-            return "silent", clip, ""
-        if drop_still and clip.video is not None and is_still(clip.video, clip.seconds, clip.start):
-            return "still", clip, ""
-    except Exception as error:  # one clip out of a million must not end the run
-        return "unreadable", clip, failure(clip.video or clip.audio or clip.id, error)
-    return "good", clip, ""
-
-
-def _streams(path: Source) -> tuple[bool, bool]:
-    """(has video, has audio) of a file; ``MediaError`` if it cannot be opened or has neither."""
+def _streams(path: Source) -> str:
+    """The streams of a file, such as "video audio"; ``MediaError`` if it cannot be opened or has neither."""
     with MediaFile(path) as file:
-        return file.kind != "audio", file.has_audio
+        found = [*(["video"] if file.kind != "audio" else []), *(["audio"] if file.has_audio else [])]
+        return sys.intern(" ".join(found))
+
+
+def find_still(films: Sequence[Clip], findings: Findings) -> tuple[set[str], dict[str, str]]:
+    """Of clips with video, the ids of those that never move, and id -> reason of what cannot be decoded."""
+    calls = ((clip.video, clip.seconds, clip.start) for clip in films)
+    still: set[str] = set()
+    unreadable: dict[str, str] = {}
+    for clip, (_, found) in zip(
+        films, findings.find("still", is_still, calls, len(films), "still"), strict=True
+    ):
+        if isinstance(found, Exception):
+            unreadable[clip.id] = failure(clip.video or clip.id, found)
+        elif found:
+            still.add(clip.id)
+    return still, unreadable
 
 
 def is_still(path: Source, seconds: float | None = None, start: float = 0.0) -> bool:
@@ -242,11 +259,11 @@ def is_still(path: Source, seconds: float | None = None, start: float = 0.0) -> 
     return True
 
 
-def copied(clips: Sequence[Clip]) -> dict[str, str]:
+def copied(clips: Sequence[Clip], findings: Findings | None = None) -> dict[str, str]:
     """Clips whose file has the same bytes as that of an earlier one: id -> the earlier one's id."""
     owners: dict[Path, str] = {}
     for clip in clips:
         path = clip.video or clip.audio
         if isinstance(path, Path):  # files on other machines are not compared
             owners.setdefault(path, clip.id)  # several clips may be windows of one file
-    return {owners[path]: owners[first] for path, first in copies(owners).items()}
+    return {owners[path]: owners[first] for path, first in copies(owners, findings).items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vab.data.datasets.common import Report, Row, gather, read_columns
 from vab.data.manifest import Clip
+from vab.utils.findings import Findings
 from vab.utils.tables import ListError
 
 SECONDS = 5.0
@@ -40,7 +41,9 @@ def read_list(path: str | Path, fold: int | None = None, esc10: bool = False) ->
     return rows
 
 
-def esc50_clips(root: str | Path, fold: int | None = None, esc10: bool = False) -> tuple[list[Clip], Report]:
+def esc50_clips(
+    root: str | Path, fold: int | None = None, esc10: bool = False, findings: Findings | None = None
+) -> tuple[list[Clip], Report]:
     """Clips of the set's folder (``meta/esc50.csv``, ``audio/*.wav``), and what became of those not there."""
     rows = read_list(Path(root) / "meta" / "esc50.csv", fold, esc10)
-    return gather(rows, Path(root) / "audio")
+    return gather(rows, Path(root) / "audio", findings=findings)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
-from vab.data.datasets.common import is_still
+from vab.data.datasets.common import find_still
+from vab.data.datasets.videos import Exclusion, falls_into
 from vab.data.manifest import Clip
 from vab.errors import failure
 from vab.media.container import MediaError
 from vab.media.file import MediaInfo
 from vab.media.inputs import Tree
 from vab.media.reader import probe
-from vab.utils.provenance import sha256
+from vab.utils.findings import Findings
 from vab.utils.tables import ListError
 
 SPLITS = {"train": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
@@ -20,36 +23,50 @@ MIN_REST_SECONDS = 1.0  # a shorter rest at the end of a long file is left out
 
 
 def folder_clips(
-    root: str | Path, seconds: float = 10.0, dev_share: float = 0.1, drop_still: bool = False
+    root: str | Path,
+    seconds: float = 10.0,
+    dev_share: float = 0.1,
+    drop_still: bool = False,
+    exclusion: Exclusion | None = None,
+    findings: Findings | None = None,
 ) -> tuple[list[Clip], dict[str, str], list[str], list[str]]:
     """Clips of every media file under ``root``, what was left out with the reason, still clips, and notes.
 
     A file longer than the window of ``seconds`` becomes several clips ``id#0``, ``id#1`` ... that do not
     overlap. Audio and video with the same name in the same folder (``dog.wav``, ``dog.mp4``) are one
     clip. The label is the name of the file's folder, the split that of the first folder if it is called
-    train, dev, val or test; else ``dev_share`` of the files, chosen by a hash of their names, are dev.
+    train, dev, val or test; else ``dev_share`` of the videos is dev (``videos.falls_into``).
     Hidden files are not looked at; linked folders are, with the notes of ``inputs.Tree``. With ``drop_still``
-    clips of videos that never move (``common.is_still``) are left out; photos stay. ``ListError`` if ``root``
-    is no folder.
+    clips of videos that never move (``common.is_still``) are left out; photos stay. ``exclusion`` keeps
+    videos out, ``findings`` keeps what was seen. ``ListError`` if ``root`` is no folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise ListError(f"{root}: no such folder")
 
-    # 1. Files of one name, such as dog.wav and dog.mp4, are a group.
-    groups: dict[Path, dict[str, MediaInfo]] = {}
+    findings = findings or Findings()
+    exclusion = exclusion or Exclusion()
+
+    # 1. What each file is.
     tree = Tree()
     left_out: dict[str, str] = {}
+    paths: list[Path] = []
     for path in sorted(map(Path, tree.files(str(root)))):
         try:
             str(path.relative_to(root)).encode()
-            info = probe(path)
+            paths.append(path)
         except UnicodeEncodeError:
             left_out[str(path)] = f"{path}: its name is not UTF-8, so no manifest can hold it; rename it"
+
+    # 2. Files of one name, such as dog.wav and dog.mp4, are a group.
+    groups: dict[Path, dict[str, MediaInfo]] = {}
+    for (path,), found in findings.find("info", _info, ((path,) for path in paths), len(paths), "look"):
+        if isinstance(found, MediaError | OSError):
+            left_out[str(path)] = failure(path, found)
             continue
-        except (MediaError, OSError) as error:
-            left_out[str(path)] = failure(path, error)
-            continue
+        if isinstance(found, Exception):
+            raise found
+        info = MediaInfo(path, **json.loads(found))
         kind = "audio" if info.kind == "audio" else "video"
         group = groups.setdefault(path.with_suffix(""), {})
         if kind in group:  # a second one of the same name stands alone
@@ -57,18 +74,27 @@ def folder_clips(
         else:
             group[kind] = info
 
-    # 2. Each group is cut into windows.
-    clips: list[Clip] = []
-    still: list[str] = []
-    for group in groups.values():
-        video = group.get("video")
-        for clip in _clips(root, group.get("audio"), video, seconds, dev_share):
-            moving = video.path if video is not None and video.kind == "video" else None  # not a photo
-            if drop_still and moving and is_still(moving, clip.seconds, clip.start):
-                still.append(clip.id)
-            else:
-                clips.append(clip)
-    return clips, left_out | tree.faults, still, tree.notes
+    # 3. Each group is cut into windows.
+    clips = [
+        clip
+        for group in groups.values()
+        for clip in _clips(root, group.get("audio"), group.get("video"), seconds, dev_share)
+        if not exclusion.keeps_out(clip.id, clip.split)
+    ]
+    still: set[str] = set()
+    if drop_still:
+        moving = {info.path for group in groups.values() for info in group.values() if info.kind == "video"}
+        still, unreadable = find_still([clip for clip in clips if clip.video in moving], findings)
+        left_out |= unreadable
+        clips = [clip for clip in clips if clip.id not in still and clip.id not in unreadable]
+    return clips, left_out | tree.faults, sorted(still), tree.notes
+
+
+def _info(path: Path) -> str:
+    """What ``probe`` says of a file, as JSON."""
+    facts = asdict(probe(path))
+    del facts["path"]
+    return json.dumps(facts)
 
 
 def _clips(
@@ -84,7 +110,6 @@ def _clips(
     # Label and split by folder; without a folder called train, dev ... the split goes by a hash.
     length = max(info.seconds for info in (audio, video) if info is not None)
     name = main.path.relative_to(root)
-    share = int(sha256(name.as_posix())[:8], 16) / 0x100000000
     split = SPLITS.get(name.parts[0].lower()) if len(name.parts) > 1 else None
     label = name.parts[-2] if len(name.parts) > (1 if split is None else 2) else ""
 
@@ -100,7 +125,7 @@ def _clips(
             start=n * window,
             seconds=min(window, length - n * window) or None,
             label=label,
-            split=split or ("dev" if share < dev_share else "train"),
+            split=split or ("dev" if falls_into(name.as_posix(), dev_share) else "train"),
         )
         for n in range(count)
     ]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from vab.data.datasets.common import Report, Row, gather
+from vab.data.datasets.videos import Exclusion
 from vab.data.manifest import Clip
 from vab.utils.files import json_object
+from vab.utils.findings import Findings
 from vab.utils.tables import ListError, read_text
 
 
@@ -30,10 +32,14 @@ def read_list(path: str | Path) -> list[Row]:
 
 
 def msrvtt_clips(
-    listing: str | Path, media: str | Path, drop_still: bool = False
+    listing: str | Path,
+    media: str | Path,
+    drop_still: bool = False,
+    exclusion: Exclusion | None = None,
+    findings: Findings | None = None,
 ) -> tuple[list[Clip], Report]:
     """Clips ``video7010.mp4`` ... of the test split that are there and have audio, and a report on the rest.
 
     There are no labels; a clip is as long as its file (10 to 32 s).
     """
-    return gather(read_list(listing), media, drop_still)
+    return gather(read_list(listing), media, drop_still, exclusion, findings)

@@ -11,6 +11,7 @@ from vab.data.datasets.common import Report, examine
 from vab.data.manifest import Clip
 from vab.media.container import MediaError
 from vab.media.reader import probe
+from vab.utils.findings import Findings
 from vab.utils.tables import ListError
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -35,7 +36,9 @@ def which_set(name: str) -> Literal["train", "dev", "test"]:
     return "dev" if percentage < 10 else "test" if percentage < 20 else "train"
 
 
-def speech_commands_clips(root: str | Path, test: str | Path) -> tuple[list[Clip], Report]:
+def speech_commands_clips(
+    root: str | Path, test: str | Path, findings: Findings | None = None
+) -> tuple[list[Clip], Report]:
     """Clips of the unpacked archives ``speech_commands_v0.01`` and ``speech_commands_test_set_v0.01``.
 
     Train and dev come from ``root`` by ``which_set``; what that rule calls test is not used (and not
@@ -44,7 +47,7 @@ def speech_commands_clips(root: str | Path, test: str | Path) -> tuple[list[Clip
     tenth one dev. (SUPERB draws random seconds of the same files for both.)
     """
     clips = [*_spoken(Path(root)), *_silence(Path(root)), *_tests(Path(test))]
-    return examine(clips, len(clips))
+    return examine(clips, findings=findings)
 
 
 def _folders(root: Path) -> list[Path]:

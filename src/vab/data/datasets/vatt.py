@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vab.config import audio_frames, video_frames
-from vab.data.datasets.common import Index, Report, Row, media_index
+from vab.data.datasets.common import Index, Report, Row, hold_out, media_index
 from vab.data.datasets.vggsound import read_list
+from vab.data.datasets.videos import Exclusion
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.errors import first_line
@@ -36,11 +37,14 @@ def vatt_store(
     features: str | Path,
     out: str | Path,
     codebook_vectors: NDArray[np.float32],
+    dev_share: float = 0.0,
+    exclusion: Exclusion | None = None,
 ) -> Report:
     """Bring VATT's two folders into the store ``out`` (made, or gone on with: known ids are skipped).
 
     ``listing`` is an official list of VGGSound: the archives say neither label nor split. A clip that lacks
-    one of its files is gone. ``codebook_vectors`` [4, 2048, C] are EnCodec's. ``ListError``, ``StoreError``.
+    one of its files is gone. ``codebook_vectors`` [4, 2048, C] are EnCodec's. ``dev_share`` and
+    ``exclusion`` as for ``vggsound_clips``. ``ListError``, ``StoreError``.
     """
     vectors = np.asarray(codebook_vectors)
     if vectors.shape[:2] != (NUM_CODEBOOKS, CODEBOOK_SIZE):
@@ -52,10 +56,12 @@ def vatt_store(
     # 1. The rows of the list, each id once, that have both files.
     rows = read_list(listing)
     unique: dict[str, Row] = {}
-    for row in rows:
+    for row in hold_out(rows, dev_share):
         unique.setdefault(row.id, row)
+    exclusion = exclusion or Exclusion()
+    wanted = [row for row in unique.values() if not exclusion.keeps_out(row.id, row.split)]
     folders = [media_index(folder, [".npy"]) for folder in (tokens, features)]
-    present = [row for row in unique.values() if all(_file(row, folder) for folder in folders)]
+    present = [row for row in wanted if all(_file(row, folder) for folder in folders)]
     if not present:
         raise ListError(f"{tokens}, {features}: hold none of the {len(rows)} clips of {listing}")
 
@@ -76,14 +82,15 @@ def vatt_store(
     unreadable: dict[str, str] = {}
     with store.writing():
         known = set(store.ids)
-        wanted = (row for row in present if row.id not in known)
-        while part := list(islice(wanted, SHARD_CLIPS)):
+        new = (row for row in present if row.id not in known)
+        while part := list(islice(new, SHARD_CLIPS)):
             store.add([clip for row in part if (clip := _clip(row, folders, unreadable)) is not None])
     return Report(
         listed=len(rows),
         left=len(present) - len(unreadable),
-        gone=len(unique) - len(present),
+        gone=len(wanted) - len(present),
         duplicates=len(rows) - len(unique),
+        excluded=exclusion.excluded,
         silent=0,
         still_frames=None,
         unreadable=unreadable,

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vab.data.datasets.common import Report, Row, gather, read_csv, segment_names
+from vab.data.datasets.common import Report, Row, gather, hold_out, segment_names
+from vab.data.datasets.videos import Exclusion
 from vab.data.manifest import Clip
-from vab.utils.tables import ListError
+from vab.utils.findings import Findings
+from vab.utils.tables import ListError, read_csv
 
 SECONDS = 10  # length of every clip
 PER_CLASS = 5  # clips of each class in the subset for retrieval
@@ -74,11 +76,15 @@ def vggsound_clips(
     media: str | Path,
     subset: Literal["all", "retrieval"] = "all",
     drop_still: bool = False,
+    dev_share: float = 0.0,
+    exclusion: Exclusion | None = None,
+    findings: Findings | None = None,
 ) -> tuple[list[Clip], Report]:
     """Clips of an official list that are there, and what became of the others.
 
     A file is called ``<id>_<start>`` (``common.segment_names``), in any folder below ``media``. The subset
-    for retrieval depends on the order of ``test.csv``: ``ListError`` for any other list.
+    for retrieval depends on the order of ``test.csv``: ``ListError`` for any other list. ``dev_share`` of the
+    videos of the split train is dev (``common.hold_out``), ``exclusion`` keeps videos out.
     """
     rows = read_list(listing)
     if subset == "retrieval":
@@ -86,4 +92,4 @@ def vggsound_clips(
         if len(first) != 2 or rows[0].split != "test":
             raise ListError(f"{listing}: the retrieval subset goes by the order of the official test.csv")
         rows = retrieval_subset(rows)
-    return gather(rows, media, drop_still)
+    return gather(hold_out(rows, dev_share), media, drop_still, exclusion, findings)

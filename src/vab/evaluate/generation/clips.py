@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.media.container import MediaError
-from vab.media.inputs import AUDIO, VIDEOS, Inputs, NoInputs, copies, expand
+from vab.media.copies import copies
+from vab.media.inputs import AUDIO, VIDEOS, Inputs, NoInputs, expand
 from vab.media.reader import read_audio
 
 MIN_CLIP_SECONDS = 0.975  # one patch of VGGish
