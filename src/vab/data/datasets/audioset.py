@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -113,15 +113,16 @@ def audioset_clips(
     ``ListError`` if one of them stands in none of the lists.
     """
     if subset is None:
-        rows = read_rows(lists, parts)
-        return gather(hold_out(rows, dev_share), media, drop_still, exclusion, findings)
-    # All rows at once, to see whether the lists hold the whole subset.
-    wanted = read_subset(subset)
-    found = list(read_rows(lists, parts, wanted))
-    unlisted = wanted - {row.id for row in found}
-    if unlisted:
-        raise ListError(
-            f"{subset}: {len(unlisted)} of its {len(wanted)} ids stand in none of the lists read "
-            f"({', '.join(parts)}), such as {min(unlisted)}"
-        )
-    return gather(hold_out(found, dev_share), media, drop_still, exclusion, findings)
+        rows: Iterable[Row] = read_rows(lists, parts)
+    else:
+        # All rows at once, to see whether the lists hold the whole subset.
+        wanted = read_subset(subset)
+        rows = list(read_rows(lists, parts, wanted))
+        unlisted = wanted - {row.id for row in rows}
+        if unlisted:
+            raise ListError(
+                f"{subset}: {len(unlisted)} of its {len(wanted)} ids stand in none of the lists read "
+                f"({', '.join(parts)}), such as {min(unlisted)}"
+            )
+    clips, report = gather(rows, media, drop_still, exclusion, findings)
+    return hold_out(clips, dev_share), report

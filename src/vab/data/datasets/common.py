@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -43,6 +44,9 @@ class Row:
     label: str
     split: str
     seconds: float | None = None
+
+
+Split = TypeVar("Split", Row, Clip)  # what has an id and a split
 
 
 @dataclass(frozen=True)
@@ -162,11 +166,12 @@ def gather(
     )
 
 
-def hold_out(rows: Iterable[Row], dev_share: float) -> Iterator[Row]:
-    """The rows, those of ``dev_share`` of the videos of the split train as dev (``videos.falls_into``)."""
-    for row in rows:
-        held_out = row.split == "train" and falls_into(row.id, dev_share)
-        yield replace(row, split="dev") if held_out else row
+def hold_out(clips: Iterable[Split], dev_share: float) -> list[Split]:
+    """Rows or clips, those of ``dev_share`` of the videos of the split train as dev (``falls_into``)."""
+    return [
+        replace(clip, split="dev") if clip.split == "train" and falls_into(clip.id, dev_share) else clip
+        for clip in clips
+    ]
 
 
 def examine(

@@ -56,12 +56,13 @@ def vatt_store(
     # 1. The rows of the list, each id once, that have both files.
     rows = read_list(listing)
     unique: dict[str, Row] = {}
-    for row in hold_out(rows, dev_share):
+    for row in rows:
         unique.setdefault(row.id, row)
     exclusion = exclusion or Exclusion()
     wanted = [row for row in unique.values() if not exclusion.keeps_out(row.id, row.split)]
     folders = [media_index(folder, [".npy"]) for folder in (tokens, features)]
     present = [row for row in wanted if all(_file(row, folder) for folder in folders)]
+    present = hold_out(present, dev_share)
     if not present:
         raise ListError(f"{tokens}, {features}: hold none of the {len(rows)} clips of {listing}")
 

@@ -92,4 +92,5 @@ def vggsound_clips(
         if len(first) != 2 or rows[0].split != "test":
             raise ListError(f"{listing}: the retrieval subset goes by the order of the official test.csv")
         rows = retrieval_subset(rows)
-    return gather(hold_out(rows, dev_share), media, drop_still, exclusion, findings)
+    clips, report = gather(rows, media, drop_still, exclusion, findings)
+    return hold_out(clips, dev_share), report
