@@ -33,7 +33,7 @@ def _split(
     groups: list[list[Path]],
     findings: Findings,
     kind: str | None,
-    look: Callable[[Path], int] | Callable[[Path], str],
+    look: Callable[[Path], int | str],
     title: str,
 ) -> list[list[Path]]:
     """Those of each group in which the same is found, in order, if they are two or more."""

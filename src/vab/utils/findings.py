@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 from vab.errors import first_line
 
-Found = TypeVar("Found", int, str)
+Found = TypeVar("Found", bound=int | str)
 
 CHUNK = 1024  # files that are looked at between two writes; sets that are no larger leave nothing behind
 THREADS = min(32, 4 + (os.cpu_count() or 1))  # most of them wait for the disk
