@@ -41,6 +41,9 @@ def folder(
     A file longer than the window becomes several clips. dog.wav and dog.mp4 in one folder form one clip. The
     label is the name of the file's folder; a top folder called train, dev, val or test gives the split.
 
+    What was seen in more than a thousand files is kept in looked_at.sqlite beside MANIFEST: cut off, it goes
+    on, and the next manifest there is soon made. It may be deleted.
+
     Args:
         root: the folder of media.
         out: the CSV file to write, with the columns id,audio,video,start,seconds,label,split.
@@ -124,6 +127,9 @@ def vggsound(
     Files are named <id>_<start>.mp4, the start in seconds (padded to six digits or not) or milliseconds, in
     MEDIA or any folder below it.
 
+    What was seen in more than a thousand files is kept in looked_at.sqlite beside MANIFEST: cut off, it goes
+    on, and the next manifest there is soon made. It may be deleted.
+
     Args:
         listing: vggsound.csv, test.csv or train.csv.
         media: the folder of clips.
@@ -162,6 +168,9 @@ def audioset(
 
     A file is one segment, named <id>, <id>_<start> or <id>_<start>_<end> (seconds or milliseconds), with or
     without a leading Y, in MEDIA or any folder below it. Labels are display names, joined by ";".
+
+    What was seen in more than a thousand files is kept in looked_at.sqlite beside MANIFEST: cut off, it goes
+    on, and the next manifest there is soon made. It may be deleted.
 
     Args:
         lists: the folder with class_labels_indices.csv, eval_segments.csv, balanced_train_segments.csv, ...

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.options import Device, Link, Model
+from vab.cli.options import Device, Link, Model, WeightsPath
 from vab.cli.output import log, print_result
 
 
@@ -17,6 +17,8 @@ def studio(
     host: str = "127.0.0.1",
     port: int = 7860,
     link: Link = None,
+    codec_path: WeightsPath = None,
+    vision_path: WeightsPath = None,
     device: Device = "auto",
     json: bool = False,
 ) -> int:
@@ -33,6 +35,8 @@ def studio(
             HTTPS in front and give its address with --link.
         port: the port to listen on; 0 picks a free one.
         link: the public address of the page, such as https://studio.example.org.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         device: the device to compute on.
         json: print the address as one JSON document to standard output.
     """
@@ -49,7 +53,9 @@ def studio(
 
     check_link(link)
     socket = listen(host, port)
-    pipeline = VABPipeline.from_pretrained(model, device=device)
+    pipeline = VABPipeline.from_pretrained(
+        model, device=device, codec_path=codec_path, vision_path=vision_path
+    )
     view = None
     if library is not None:
         opened = Library.open(library)
