@@ -61,7 +61,8 @@ def folder(
 
     if not 0 < seconds < math.inf:
         raise SettingError("--seconds must be positive")
-    exclusion = _exclusion(exclude, dev_share, youtube=False)
+    _check_share(dev_share)
+    exclusion = _exclusion(exclude, youtube=False)
     with _findings(out) as findings:
         clips, failed, still, notes = folder_clips(root, seconds, dev_share, drop_still, exclusion, findings)
         copies = copied(clips, findings)
@@ -145,7 +146,8 @@ def vggsound(
     """
     from vab.data.datasets.vggsound import vggsound_clips
 
-    exclusion = _exclusion(exclude, dev_share)
+    _check_share(dev_share)
+    exclusion = _exclusion(exclude)
     return _write(
         out,
         lambda findings: vggsound_clips(listing, media, subset, drop_still, dev_share, exclusion, findings),
@@ -190,7 +192,8 @@ def audioset(
 
     if not parts:
         raise SettingError("--parts needs one or more of 2m, 20k, eval")
-    exclusion = _exclusion(exclude, dev_share)
+    _check_share(dev_share)
+    exclusion = _exclusion(exclude)
     return _write(
         out,
         lambda findings: audioset_clips(
@@ -296,18 +299,22 @@ def vatt(
     from vab.codecs.codec import load_codec
     from vab.data.datasets.vatt import vatt_store
 
-    exclusion = _exclusion(exclude, dev_share)
+    _check_share(dev_share)
+    exclusion = _exclusion(exclude)
     vectors = load_codec("encodec", codec_path).codebook_vectors().cpu().numpy()
     report = vatt_store(listing, tokens, features, out, vectors, dev_share, exclusion)
     return _print_report("store", out, report, json)
 
 
-def _exclusion(exclude: tuple[Path, ...], dev_share: float = 0.0, youtube: bool = True) -> Exclusion:
+def _check_share(dev_share: float) -> None:
+    if not 0 <= dev_share <= 1:
+        raise SettingError("--dev-share must be between 0 and 1")
+
+
+def _exclusion(exclude: tuple[Path, ...], youtube: bool = True) -> Exclusion:
     """Read the lists of videos to keep out, before anything takes long."""
     from vab.data.datasets.videos import Exclusion, read_videos
 
-    if not 0 <= dev_share <= 1:
-        raise SettingError("--dev-share must be between 0 and 1")
     lists = [read_videos(path, youtube) for path in dict.fromkeys(exclude)]
     for videos in lists:
         if videos.note:
