@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.tiny import write_model, write_video
 from vab.bench import report, speed
-from vab.bench.costs import pass_flops, token_cost
+from vab.bench.costs import token_cost
 from vab.bench.speed import STAGES, BenchSettings, bench
 from vab.bench.systems import fill, load_system, random_codec, random_stage, write_clip
 from vab.bench.timing import blank_inputs, fill_in, some_passes
 from vab.cli import main
 from vab.config import DecodeConfig, Preset
 from vab.media.reader import probe
+from vab.models.flops import pass_flops
 from vab.models.foleygen import FoleyGen
 from vab.models.vab import VAB
 from vab.presets import PRESETS

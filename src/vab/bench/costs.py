@@ -1,8 +1,6 @@
 """Cost of generating tokens, counted and not measured: forward passes and floating-point operations.
 
-Only matrix products are counted, a multiplication and an addition as two operations, like
-``torch.utils.flop_counter``; norms, softmax and sampling are not.
-B batch, K codebooks, T audio frames, F video frames, L = F + T, D hidden size, V codebook size.
+What is counted, and the letters, are those of ``vab.models.flops``.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vab.config import FRAME_RATE, ModelConfig, Preset, video_frames
+from vab.models.flops import head_flops, layer_flops, pass_flops
 from vab.sampling.parallel import windows
 from vab.sampling.stages import padded_length, window_overlap
 
@@ -48,31 +47,9 @@ def token_cost(preset: Preset, frames: int) -> Cost:
     return Cost(passes, rows * flops)
 
 
-def pass_flops(config: ModelConfig, num_video: int, num_audio: int) -> float:
-    """FLOPs of one forward pass of VAB over F video and T audio positions of one clip, without guidance."""
-    length = num_video + num_audio
-    return _layers(config, num_video, num_audio, length * length) + num_audio * _heads(config)
-
-
 def _stepwise(config: ModelConfig, num_video: int, steps: int, first: int) -> float:
     """FLOPs of FoleyGen over ``num_video + steps`` positions, of which the first pass does ``first``."""
     last = num_video + steps
     # With a key-value cache each later position attends once to those before it and itself.
     num_pairs = first * first + sum(range(first + 1, last + 1))
-    return _layers(config, num_video, steps, num_pairs) + (last - first + 1) * _heads(config)
-
-
-def _layers(config: ModelConfig, num_video: int, num_audio: int, num_pairs: int) -> float:
-    """FLOPs of embeddings and blocks; ``num_pairs`` positions attend to each other.
-
-    Each position costs 4 D^2 of attention and 8 D^2 of the feed-forward network.
-    """
-    width = config.hidden_dim
-    inputs = config.codebook_dim * (1 if config.codec == "encodec" else config.num_codebooks)
-    embedded = 2 * width * (inputs * num_audio + config.vision_dim * num_video)
-    return embedded + config.num_layers * (24 * (num_video + num_audio) * width**2 + 4 * num_pairs * width)
-
-
-def _heads(config: ModelConfig) -> float:
-    """FLOPs of the logits of one audio position."""
-    return 2 * config.hidden_dim * config.num_predicted_codebooks * config.codebook_size
+    return layer_flops(config, num_video, steps, num_pairs) + (last - first + 1) * head_flops(config)

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from vab.bench.costs import pass_flops
 from vab.bench.gpu.runner import report
 from vab.bench.gpu.sizes import preset_of, synthetic_store
 from vab.bench.gpu.speed import SIDE, SMALL_SIDE, Row, numbers
 from vab.bench.timing import finish, matmul_rate, timed
+from vab.config import Preset
+from vab.models.flops import training_flops
 from vab.training.batches import ClipBatches
 from vab.training.run import TrainingRun
 from vab.utils.device import pick_device
@@ -76,7 +77,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
                     finish(where)
                     passed.append((time.perf_counter() - begin) / block)
                     begin = time.perf_counter()
-                    row |= _figures(preset.model, size, statistics.median(passed), rate, where)
+                    row |= _figures(preset, size, statistics.median(passed), rate, where)
                     row["loader alone, ms a step"] = 1e3 * statistics.median(loads)
                     row["waiting for it, ms a step"] = 1e3 * statistics.mean(waits)
                     report([row])
@@ -90,9 +91,8 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
     return {"rows": [row], "lines": lines}
 
 
-def _figures(model: Any, size: int, seconds: float, rate: float, device: torch.device) -> Row:
-    # a backward pass costs two forward ones
-    flops = 3 * size * pass_flops(model, model.video_length, model.audio_length)
+def _figures(preset: Preset, size: int, seconds: float, rate: float, device: torch.device) -> Row:
+    flops = size * training_flops(preset, preset.model.video_length, preset.model.audio_length)
     return {
         "steps a second": 1 / seconds,
         "clips a second": size / seconds,
