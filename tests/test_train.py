@@ -53,7 +53,7 @@ def test_loss_falls_and_a_model_directory_comes_out(latents: Path, tmp_path: Pat
     assert [line["step"] for line in dev] == list(range(5, 61, 5))
     assert dev[-1]["loss"] < dev[0]["loss"] and dev[-1]["accuracy/1"] > 0.15
     config = json.loads((run / "config.json").read_text())
-    assert from_dict(Preset, config) == with_train(log_every=4)
+    assert from_dict(Preset, config) == with_train(log_every=4, max_steps=60)
     record = json.loads((run / "record.json").read_text())
     assert record["clips"] == {"train": 16, "dev": 4} and record["steps"] == 60 and record["code"]["sources"]
     assert [path.stem for path in checkpoints(run / "checkpoints")] == ["000000060", "000000055"]

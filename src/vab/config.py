@@ -97,8 +97,18 @@ class TrainConfig:
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
     seed: int = 0
-    save_every: int = 1000  # steps between checkpoints
+    max_steps: int = 0  # training steps, instead of the number of epochs; 0: as many as the epochs give
     log_every: int = 10  # steps between lines of the log
+    save_every: int = 1000  # steps between checkpoints, of which the last two stay
+    keep_every: int = 0  # steps between checkpoints that stay for good; 0: none
+    validate_every: int = 0  # steps between validations on the split dev; 0: with each checkpoint
+    sample_every: int = 0  # steps between sounds generated for dev clips; 0: none
+    sample_clips: int = 8  # of these
+
+
+# Fields of TrainConfig that may change while a run goes on; its length is looked after by itself.
+FREE_FIELDS = ("max_steps", "log_every", "save_every", "keep_every", "validate_every")
+FREE_FIELDS += ("sample_every", "sample_clips")
 
 
 @dataclass(frozen=True)
@@ -161,8 +171,9 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (0, 1): "dropout",
     },
     "TrainConfig": {
-        (1, math.inf): "batch_size save_every log_every",
-        (0, math.inf): "learning_rate weight_decay warmup_steps max_grad_norm crop_seconds",
+        (1, math.inf): "batch_size save_every log_every sample_clips",
+        (0, math.inf): "learning_rate weight_decay warmup_steps max_grad_norm crop_seconds max_steps "
+        "keep_every validate_every sample_every",
         (0, (1 << 63) - 1): "seed",
         (0, 1): "label_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
         (_MIN_POSITIVE, math.inf): "epochs mask_std",

@@ -51,6 +51,7 @@ VERBS = {  # words: module, function, what it does
         "classify",
         "train a classifier, or a linear probe, on the labels of a store",
     ),
+    "export": ("train", "export", "write the model of a run's checkpoint, also while the run goes on"),
     "codec train": ("codec", "train", "train the small codec"),
     "codec reconstruct": ("reconstruct", "reconstruct", "encode sounds with a codec and decode them again"),
     "evaluate generation": (
@@ -93,15 +94,19 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``vab``. Exits with 0 if all is done, 1 if some inputs failed, 2 for a bad call, 130 on Ctrl-C."""
+    """Run ``vab``. Exits with 0 if all is done, 1 if some inputs failed, 2 for a bad call, 130 on Ctrl-C.
+
+    Training that SIGTERM or SIGUSR1 asked to stop exits with 128 + the signal's number.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     never_fail()
     try:
         with remembering():
             code = _run(words)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("vab: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        if not error.args:  # else what was interrupted has said so
+            print("vab: interrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left: nothing to say, and nobody to hear it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -161,6 +166,10 @@ def _verb(name: str, arguments: list[str]) -> int:
     arguments = [current_option(word, arguments) for word in arguments]
     module, function, _ = VERBS[name]
     command: Callable[..., int] = getattr(import_module(f"vab.cli.{module}"), function)
+    if any(word.partition("=")[0] == "--config" for word in arguments):
+        from vab.cli.train import from_config
+
+        command, arguments = from_config(name, command, arguments)
     _hide_empty_defaults(command)
     return tyro.cli(
         command,
@@ -217,6 +226,6 @@ def _help(names: Sequence[str] = tuple(VERBS)) -> str:
             *lines,
             "",
             "Run vab VERB --help for its options. With --json a verb prints one JSON document.",
-            "Exit code: 0 success, 1 some inputs failed, 2 bad call, 130 interrupted.",
+            "Exit code: 0 success, 1 some inputs failed, 2 bad call, 128 + N ended by signal N (Ctrl-C: 130).",
         ]
     )

@@ -1,11 +1,12 @@
-"""vab extract, vab pretrain, vab finetune."""
+"""vab extract, vab pretrain, vab finetune, vab export."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from types import FunctionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
@@ -13,6 +14,7 @@ from vab.cli.options import Device, WeightsPath
 from vab.cli.output import log, print_result
 from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName
 from vab.errors import SettingError
+from vab.models.hub import ASSETS, BUNDLED, CONFIG, read_preset
 from vab.presets import PRESETS, preset
 
 T = TypeVar("T")
@@ -103,6 +105,9 @@ class Run:
     init: Annotated[Path | None, _arg("DIR")] = None  # model directory to take initial weights from
     devices: int = 1  # number of GPUs, or of processes on a CPU
     max_steps: Annotated[int | None, _arg("N")] = None  # training steps, instead of the number of epochs
+    lengthen: Annotated[bool, _arg()] = False  # go on with a run for more steps than it was begun with
+    codec_path: Annotated[str | None, _arg("PATH|HUB_ID")] = None  # the codec of samples (train.sample-every)
+    config: Annotated[Path | None, _arg("FILE")] = None  # config.json of a run or a model, for its settings
     json: Annotated[bool, _arg()] = False  # print one JSON document to standard output
 
     @property
@@ -120,6 +125,56 @@ def _runs(*objectives: str) -> Any:
     )
 
 
+VERB_OF = {
+    "masked": "pretrain",
+    "causal": "pretrain",
+    "contrastive": "finetune contrastive",
+    "classification": "finetune classify",
+}
+
+
+def from_config(
+    verb: str, command: Callable[..., int], words: list[str]
+) -> tuple[Callable[..., int], list[str]]:
+    """A verb that trains, with the settings of ``--config FILE`` for its defaults, and its other words.
+
+    Without that option, and for other verbs, both are as they were. In its place stands no preset's name, or
+    that of its own. ``ModelError`` if the file cannot be read, ``SettingError`` if it is of another verb.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    found = [n for n, word in enumerate(words) if word.partition("=")[0] == "--config"]
+    if "chosen" not in hints or not found:
+        return command, words
+    # 1. The file: FILE may also be a model's folder, or the name of the bundled one.
+    first = found[0]
+    _, equals, name = words[first].partition("=")
+    last = first if equals else first + 1
+    if len(found) > 1 or last >= len(words):
+        raise SettingError("--config takes one file: the config.json of a run or of a model")
+    path = Path(name or words[last]).expanduser()
+    if path.name == BUNDLED and not path.exists():
+        path = ASSETS / BUNDLED
+    own = read_preset(path / CONFIG if path.is_dir() else path)
+    wanted = VERB_OF[own.train.objective]
+    if verb != wanted and not (verb == "evaluate folds" and own.train.objective == "classification"):
+        raise SettingError(f"{path} is of another kind of run: vab {wanted} --config {path}")
+
+    # 2. The words that remain.
+    rest = [*words[:first], *words[last + 1 :]]
+    if rest and rest[0] in PRESETS:
+        if rest[0] != own.name:
+            raise SettingError(f"{path} is of {own.name}: leave {rest[0]} out")
+        del rest[0]
+
+    # 3. The same function, with other settings for its defaults, and no preset to choose.
+    again = FunctionType(command.__code__, command.__globals__, command.__name__)
+    run = Run(own.name, own.note, tyro.MISSING, tyro.MISSING, own.model, own.train, own.decode)
+    again.__defaults__ = (run, *(command.__defaults__ or ()))
+    again.__doc__ = command.__doc__
+    again.__annotations__ = {**hints, "chosen": Annotated[Run, tyro.conf.arg(name="")]}
+    return again, rest
+
+
 if TYPE_CHECKING:
     Pretraining = Run
     Contrasting = Run
@@ -133,7 +188,8 @@ else:
 def pretrain(chosen: Annotated[Pretraining, tyro.conf.arg(name="")]) -> int:
     """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --run DIR.
 
-    Presets of the baseline FoleyGen are trained to predict each token from those before it.
+    Presets of the baseline FoleyGen are trained to predict each token from those before it. In place of
+    PRESET, --config FILE takes the settings of a run's or a model's config.json; options override them.
     """
     return _train(chosen)
 
@@ -159,7 +215,7 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
     return _train(chosen)
 
 
-def carry_out(work: Callable[..., T], chosen: Run) -> T:
+def carry_out(work: Callable[..., T], chosen: Run, **more: Any) -> T:
     """Call ``vab.training.trainer.train``, or a function like it, with the options of the call."""
     if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
         raise SettingError("--devices and --max-steps must be 1 or more")
@@ -171,13 +227,42 @@ def carry_out(work: Callable[..., T], chosen: Run) -> T:
         devices=chosen.devices,
         max_steps=chosen.max_steps,
         log=log,
+        **more,
     )
 
 
 def _train(chosen: Run) -> int:
+    from vab.evaluate.generation.examine import Examiner
     from vab.training.trainer import train
 
-    carry_out(train, chosen)
+    examine = Examiner("auto", log) if chosen.train.sample_every else None
+    carry_out(train, chosen, lengthen=chosen.lengthen, codec_path=chosen.codec_path, examine=examine)
     document = {"run": str(chosen.run), "settings": asdict(chosen.settings)}
     print_result(document, f"{chosen.run}: done", chosen.json)
+    return 0
+
+
+def export(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    step: Annotated[str, tyro.conf.arg(metavar="N|best|last")] = "last",
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="DIR")] = None,
+    json: bool = False,
+) -> int:
+    """Write the model of one of a run's checkpoints, also while the run goes on.
+
+    The folder is a model directory, with averaged weights if the run has them: for vab generate --model,
+    vab finetune --init, vab evaluate. Its record.json says which step it is.
+
+    Args:
+        run: the folder of the run.
+        step: the checkpoint's step (--train.keep-every keeps some), the best on the split dev, or the last.
+        out: the folder to write. Default: RUN/exported/STEP.
+        json: print one JSON document to standard output.
+    """
+    from vab.training.checkpoint import export_checkpoint
+
+    if step not in ("best", "last") and not step.isdecimal():
+        raise SettingError(f"--step is a number, best or last, not {step!r}")
+    folder, number = export_checkpoint(run, int(step) if step.isdecimal() else step, out)
+    print_result({"model": str(folder), "step": number}, f"{folder}: the model of step {number}", json)
     return 0

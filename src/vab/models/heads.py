@@ -171,7 +171,7 @@ def load_finetuned(folder: Path) -> Finetuned:
     (a linear probe) stands on the trunk of the contrastive network.
     """
     # 1. Which directory holds which network, by objective.
-    folders = {kind: folder / name for kind, name in FOLDERS.items() if (folder / name / CONFIG).is_file()}
+    folders = {kind: folder / name for kind, name in FOLDERS.items() if (folder / name / MODEL).is_file()}
     folders.setdefault(read_config(folder).train.objective, folder)
 
     # 2. The contrastive network.

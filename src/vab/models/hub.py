@@ -167,7 +167,11 @@ def _content_hash(path: Path) -> str:
 
 def read_config(folder: Path) -> Preset:
     """The preset in a model directory's ``config.json``; ``ModelError`` if it is not one."""
-    path = folder / CONFIG
+    return read_preset(folder / CONFIG)
+
+
+def read_preset(path: Path) -> Preset:
+    """The preset in a file; ``ModelError`` if it is not one."""
     try:
         preset = from_dict(Preset, read_json(path))
         check_preset(preset)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
 from vab.models.foleygen import FoleyGen, IncrementalDecoder, build_network
 from vab.models.heads import load_network, save_network
-from vab.models.hub import CONFIG, FINE, FOLDERS, ModelError, read_config
+from vab.models.hub import FINE, FOLDERS, MODEL, ModelError, read_config
 from vab.models.vab import VAB
 from vab.sampling import autoregressive, parallel
 from vab.sampling.parallel import Generators, LogitsFn, StepProgress, classifier_free_guidance
@@ -120,7 +120,7 @@ def load_stage(folder: Path) -> Stage:
 
 def load_fine(folder: Path) -> Stage | None:
     """The second stage of a model directory, if it has one; ``ModelError`` if it cannot be read."""
-    return load_stage(folder / FINE) if (folder / FINE / CONFIG).is_file() else None
+    return load_stage(folder / FINE) if (folder / FINE / MODEL).is_file() else None
 
 
 def save_stage(folder: Path, stage: Stage) -> None:

@@ -1,9 +1,17 @@
-"""Checkpoints of a run: one safetensors file each, written whole, the last two kept."""
+"""Checkpoints of a run: one safetensors file each, written whole.
+
+``checkpoints/`` holds the last two, named by their step; ``checkpoints/kept/`` those that stay for good, and
+``checkpoints/best/`` the one that was best on the split dev. A file in several places is there once (a link).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +22,19 @@ from torch import Tensor, nn
 from vab.config import current_names
 from vab.errors import TrainError
 from vab.models.hub import CONFIG, KNOWN, MODEL, read_config
-from vab.utils.files import check_tensors, json_object, load_tensors, save_tensors, write_whole
+from vab.training.objectives import build
+from vab.utils.files import (
+    atomic,
+    check_tensors,
+    json_object,
+    load_tensors,
+    save_tensors,
+    write_json,
+    write_whole,
+)
 
 MAX_CHECKPOINTS = 2
+KEPT, BEST = "kept", "best"  # folders of a run's checkpoints
 
 
 def save_checkpoint(
@@ -26,8 +44,12 @@ def save_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     ema: list[Tensor],
     about: dict[str, Any],
+    roles: Collection[str] = (),
 ) -> None:
-    """Save the state of a run; ``about`` is any JSON. All older checkpoints but one are removed."""
+    """Save the state of a run; ``about`` is any JSON. All older checkpoints but one are removed.
+
+    ``roles`` are further folders inside ``folder`` that hold it: KEPT, or BEST in place of the best before.
+    """
     folder.mkdir(parents=True, exist_ok=True)
 
     # Names in the file: model.<name>, optimizer.<number>.<parameter>.<moment>, ema.<parameter>
@@ -36,14 +58,38 @@ def save_checkpoint(
         for i, values in optimizer.state_dict()["state"].items():
             tensors.update({f"optimizer.{n}.{i}.{name}": tensor for name, tensor in values.items()})
     tensors.update({f"ema.{i}": tensor for i, tensor in enumerate(ema)})
-    save_tensors(folder / f"{step:09d}.safetensors", tensors, {"about": json.dumps(about)})
+    path = folder / f"{step:09d}.safetensors"
+    save_tensors(path, tensors, {"about": json.dumps(about)})
+    for role in roles:
+        _also_in(folder / role, path)
+    if BEST in roles:
+        for other in checkpoints(folder / BEST):
+            if other.name != path.name:
+                other.unlink()
     for old in checkpoints(folder)[MAX_CHECKPOINTS:]:
         old.unlink()
 
 
+def _also_in(folder: Path, path: Path) -> None:
+    """The same file in another folder: a link, or a copy where the file system has none."""
+    folder.mkdir(exist_ok=True)
+    with atomic(folder / path.name) as temporary:
+        temporary.unlink()
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+
+
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints there are, the newest first."""
+    """The checkpoints in a folder, the newest first."""
     return sorted(folder.glob("[0-9]*.safetensors"), reverse=True)
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first: the last ones, those kept, and the best."""
+    found = [path for role in ("", KEPT, BEST) for path in checkpoints(folder / role)]
+    return sorted(found, key=lambda path: path.stem, reverse=True)
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
@@ -89,13 +135,15 @@ def resume(
     optimizers: Sequence[torch.optim.Optimizer],
     ema: list[Tensor],
     log: Callable[[str], None],
+    lengthen: bool = False,
 ) -> tuple[int, dict[str, Any]] | None:
     """Put the newest good checkpoint of a run in place; returns its step and what was saved as ``about``.
 
     One that was cut short or damaged is passed over; None if there is no other. ``TrainError`` names what
     differs between ``identity``, which must not change, and that of a checkpoint, which is never overwritten.
+    With ``lengthen`` the number of steps may have grown.
     """
-    for path in checkpoints(run / "checkpoints"):
+    for path in all_checkpoints(run / "checkpoints"):
         about = read_about(path)
         if about is None:
             log(f"{path} is damaged; trying the one before")
@@ -104,6 +152,9 @@ def resume(
         for part, kind in (("model", "ModelConfig"), ("train", "TrainConfig")):
             if part in saved:
                 saved[part] = current_names(kind, saved[part])
+        if lengthen and saved["steps"] < identity["steps"]:
+            saved["steps"] = identity["steps"]
+            saved["train"] = saved["train"] | {"epochs": identity["train"]["epochs"]}
         check_identity(run, saved, identity)
         return load_checkpoint(path, model, optimizers, ema), about
     return None
@@ -113,7 +164,10 @@ def check_identity(run: Path, saved: dict[str, Any], identity: dict[str, Any]) -
     """``TrainError`` if what a run was begun with is not what it shall go on with."""
     other = sorted(differences(saved, identity))
     if other:
-        raise TrainError(f"{run} holds another run: {'; '.join(other)}. Use another folder.")
+        lengths = {difference.partition(" was ")[0] for difference in other} <= {"steps", "train.epochs"}
+        longer = lengths and saved["steps"] < identity["steps"]
+        way = "Use another folder, or --lengthen to go on with it." if longer else "Use another folder."
+        raise TrainError(f"{run} holds another run: {'; '.join(other)}. {way}")
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -158,3 +212,76 @@ def ship(run: Path, out: Path) -> None:
     (out / KNOWN).unlink(missing_ok=True)  # of another classifier
     for name in (CONFIG, "record.json", *([KNOWN] if (run / KNOWN).is_file() else [])):
         write_whole(out / name, (run / name).read_bytes())
+
+
+def export_checkpoint(run: Path, step: int | str, out: Path | None = None) -> tuple[Path, int]:
+    """Write the model of one of a run's checkpoints; returns its directory and its step.
+
+    ``step`` is the number of one, ``last`` or ``best``; ``out`` is ``run/exported/<step>`` by default. The
+    weights are the averaged ones if there are. The run itself is only read: it may go on meanwhile.
+    ``TrainError`` if there is no such checkpoint, or none that can be read; ``ModelError`` without a
+    config.json.
+    """
+    preset = read_config(run)
+    # 1. The newest good file of those meant. One may be removed while it is looked at: then the next.
+    for path in _candidates(run, step):
+        about = read_about(path)
+        if about is not None:
+            try:
+                saved = _read(path)
+            except FileNotFoundError:
+                continue
+            break
+    else:
+        raise TrainError(f"{run}: none of the checkpoints asked for can be read")
+
+    # 2. The weights: of the parameters that learn, the averages.
+    weights = {name.removeprefix("model."): t for name, t in saved.items() if name.startswith("model.")}
+    with torch.device("meta"):
+        network = build(preset)
+    learned = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    weights |= {name: saved[f"ema.{i}"] for i, name in enumerate(learned) if f"ema.{i}" in saved}
+
+    # 3. The directory, and a record that says from where in the run this is.
+    number = int(path.stem)
+    identity = about["identity"]
+    record: dict[str, Any] = {"objective": preset.train.objective, "seed": preset.train.seed}
+    record |= about.get("record", {})  # not in checkpoints of version 0.1
+    record |= {
+        "steps": number,
+        "of_steps": identity["steps"],
+        "goes_on": number < identity["steps"],
+        "seconds": round(about["seconds"], 1),
+        "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    folder = run / "exported" / path.stem if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / MODEL, weights)
+    write_json(folder / CONFIG, asdict(preset))
+    write_json(folder / "record.json", record)
+    return folder, number
+
+
+def _candidates(run: Path, step: int | str) -> list[Path]:
+    """The files of the checkpoint meant, the one to try first before the others."""
+    folder = run / "checkpoints"
+    there = all_checkpoints(folder)
+    if not there:
+        raise TrainError(f"{run} has no checkpoint yet; train.save_every says when the first is written")
+    if step == "last":
+        return there
+    if step == "best":
+        if found := checkpoints(folder / BEST):
+            return found
+        raise TrainError(f"{run} has no best checkpoint: nothing was validated yet")
+    found = [path for path in there if int(path.stem) == step]
+    if not found:
+        steps = ", ".join(str(number) for number in sorted({int(path.stem) for path in there}))
+        raise TrainError(f"{run} has no checkpoint of step {step}; there are: {steps}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Weights and averaged weights of a checkpoint."""
+    with safe_open(path, "pt") as stream:
+        return {name: stream.get_tensor(name) for name in stream.keys() if not name.startswith("optimizer.")}  # noqa: SIM118 (not a dict)

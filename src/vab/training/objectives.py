@@ -29,7 +29,7 @@ class LossOutput:
 Objective = Callable[[nn.Module, Batch, Preset], LossOutput]
 
 
-def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
+def build(preset: Preset, codebook_vectors: Tensor | None = None) -> nn.Module:
     """The network of the preset's objective, with fresh weights."""
     if preset.train.objective in ("masked", "causal"):
         return build_network(preset, codebook_vectors)
@@ -46,7 +46,7 @@ def build(preset: Preset, codebook_vectors: Tensor) -> nn.Module:
 
 
 def masked_prediction_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
-    """Masked audio token prediction (eq. 1): the pre-training objective. Metric: accuracy per codebook."""
+    """Masked audio token prediction (eq. 1): the pre-training objective. Metrics per codebook."""
     model = preset.model
     tokens = apply_mask(batch.tokens, batch.mask, model.codebook_size)
     logits = network(tokens, batch.features, drop_features=batch.drop_features)
@@ -58,7 +58,7 @@ def masked_prediction_step(network: nn.Module, batch: Batch, preset: Preset) -> 
 
 
 def next_token_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
-    """Next-token prediction: FoleyGen's objective (appendix E). Metric: accuracy per codebook."""
+    """Next-token prediction: FoleyGen's objective (appendix E). Metrics per codebook."""
     logits = network(batch.tokens, batch.features, drop_features=batch.drop_features)
     return _prediction(logits, batch.tokens, torch.ones_like(batch.mask), preset)
 
@@ -72,10 +72,10 @@ def contrastive_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOu
     audio, video, scale = network(batch.tokens, batch.features, batch.token_padding, batch.video_padding)
 
     # The pairs of all processes that have both modalities: [B, D] -> [n, D]
-    has_video = _all_gather_with_grad(batch.has_video)
-    audio = _all_gather_with_grad(audio)[has_video]
-    video = _all_gather_with_grad(video)[has_video]
-    targets = _all_gather_with_grad(batch.targets)[has_video]
+    has_video = all_gather_with_grad(batch.has_video)
+    audio = all_gather_with_grad(audio)[has_video]
+    video = all_gather_with_grad(video)[has_video]
+    targets = all_gather_with_grad(batch.targets)[has_video]
     positive_mask = targets @ targets.T > 0 if preset.train.pair_by_label else None
     if len(audio):
         # Each process holds the gradient of its own clips. The sum is wanted, but DDP takes the mean; the
@@ -136,20 +136,27 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def _prediction(logits: Tensor, targets: Tensor, mask: Tensor, preset: Preset) -> LossOutput:
-    """Cross entropy of logits [B,Kp,T,V] where ``mask`` [B,Kp,T] is True; accuracy per codebook."""
-    loss = masked_prediction(logits, targets, mask, preset.train.label_smoothing)
+    """Cross entropy of logits [B,Kp,T,V] where ``mask`` [B,Kp,T] is True; loss and accuracy per codebook."""
+    smoothing = preset.train.label_smoothing
+    loss = masked_prediction(logits, targets, mask, smoothing)
 
+    @torch.no_grad()
     def metrics() -> dict[str, Tensor]:
-        correct = ((logits.detach().argmax(-1) == targets) & mask).sum((0, 2))
-        counts = torch.stack([correct, mask.sum((0, 2))], dim=1).float()
-        return {
-            f"accuracy/{preset.model.num_conditioning_codebooks + k}": count for k, count in enumerate(counts)
-        }
+        values = {}
+        for k in range(logits.shape[1]):
+            name = preset.model.num_conditioning_codebooks + k
+            own, chosen = logits[:, k], mask[:, k]  # [B,T,V], [B,T]
+            count = chosen.sum().float()
+            correct = ((own.argmax(-1) == targets[:, k]) & chosen).sum().float()
+            mean = masked_prediction(own[:, None], targets[:, k, None], chosen[:, None], smoothing)
+            values[f"accuracy/{name}"] = torch.stack([correct, count])
+            values[f"loss/{name}"] = torch.stack([mean * count, count])
+        return values
 
     return LossOutput(loss, mask.sum().float(), metrics)
 
 
-def _all_gather_with_grad(x: Tensor) -> Tensor:
+def all_gather_with_grad(x: Tensor) -> Tensor:
     """x [B,...] of all processes, one after another; gradients flow into this process's own."""
     if not torch.distributed.is_initialized():
         return x

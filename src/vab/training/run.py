@@ -8,31 +8,38 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from vab.config import Preset
+from vab.config import FREE_FIELDS, Preset
 from vab.errors import TrainError
+from vab.models.flops import training_flops
 from vab.models.heads import Classifier, start_from
-from vab.models.hub import KNOWN
-from vab.training.batches import MAX_DEV_CLIPS, Batch, ClipBatches
-from vab.training.checkpoint import resume, save_checkpoint
-from vab.training.journal import Write, journal
+from vab.models.hub import CONFIG, KNOWN, MODEL
+from vab.training.batches import Batch, ClipBatches
+from vab.training.checkpoint import BEST, KEPT, resume, save_checkpoint
 from vab.training.known import class_statistics
 from vab.training.loader import made_ahead
+from vab.training.monitor.journal import Logger, journal
+from vab.training.monitor.samples import Examine, Samples
+from vab.training.monitor.signals import stopping
+from vab.training.monitor.throughput import Throughput
+from vab.training.monitor.validation import Validation, means
 from vab.training.objectives import OBJECTIVES, build
 from vab.training.optimizer import learning_rate, optimizers
 from vab.utils.files import save_tensors, write_json
 from vab.utils.progress import step_bar
 from vab.utils.provenance import code_version
+
+CHECK_EVERY = 10  # steps after which the loss is looked at, and whether a process wants to stop
 
 
 class TrainingRun:
@@ -46,17 +53,22 @@ class TrainingRun:
         dev: ClipBatches,
         folder: Path,
         *,
-        max_steps: int | None = None,
         fold: str | None = None,
         workers: int = 1,
         prefetch: int = 2,
+        lengthen: bool = False,
+        loggers: Sequence[Logger] = (),
+        codec_path: str | Path | None = None,
+        examine: Examine | None = None,
         log: Callable[[str], None] = print,
     ) -> None:
         self.fabric, self.preset, self.clips, self.dev = fabric, preset, clips, dev
-        self.workers, self.prefetch = workers, prefetch
         self.folder, self.fold, self.objective = folder, fold, OBJECTIVES[preset.train.objective]
         self.log = log if fabric.is_global_zero else lambda line: None
-        self.total = clips.steps(preset.train.epochs) if max_steps is None else max_steps
+        self.workers, self.prefetch = workers, prefetch
+        self.lengthen, self.own_loggers = lengthen, loggers
+        self.codec_path, self.examine = codec_path, examine
+        self.total = preset.train.max_steps or clips.steps(preset.train.epochs)
         config = preset.train
 
         # Fresh weights, and the statistics by which the network normalises its features.
@@ -72,12 +84,21 @@ class TrainingRun:
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
         self.step = 0
         self.seconds = 0.0
+        self.shown = ""  # beside the bar: the loss as of the last check
+        self.pending: list[tuple[int, Tensor]] = []  # steps since, with [loss, gradient norm]
+        self.best: dict[str, Any] | None = None  # step, measure and score of the best validation
+        self.lengths = [[0, self.total]]  # [at step, the length that the run has from there on]
+        self.left = False  # a signal left what was due at this step undone
+        self.loggers: list[Logger] = []
+        self.samples: Samples | Literal["none"] | None = None  # None: not tried yet
+        self.validation = Validation(dev, preset, fabric, whole=fold is not None)
+        self.speed = Throughput(config.batch_size, fabric.device, fabric.world_size)
         self.identity = self._identity()
 
     def _identity(self) -> dict[str, Any]:
         """Settings and data that must not change when a run resumes, as JSON reads them back."""
         train = asdict(self.preset.train)
-        for free in ("save_every", "log_every"):
+        for free in FREE_FIELDS:
             del train[free]
         identity = {
             "model": asdict(self.preset.model),
@@ -91,11 +112,23 @@ class TrainingRun:
 
     def start(self, init: Path | None) -> None:
         """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder."""
-        saved = resume(self.folder, self.identity, self.model, self._optimizers(), self.ema, self.log)
+        optimizers = self._optimizers()
+        saved = resume(
+            self.folder, self.identity, self.model, optimizers, self.ema, self.log, lengthen=self.lengthen
+        )
         if saved is not None:
             self.step, about = saved
             self.seconds = about["seconds"]
+            self.best = about.get("best")
+            self.left = about.get("left", False)
+            self.lengths = about.get("lengths", [[0, about["identity"]["steps"]]])
             self.log(f"resuming {self.folder} at step {self.step} of {self.total}")
+            if self.lengths[-1][1] != self.total:
+                self.lengths.append([self.step, self.total])
+                self.log(
+                    f"the run was to end at step {self.lengths[-2][1]}: from here on "
+                    f"the learning rate is that of a run of {self.total} steps"
+                )
         else:
             if init is not None:
                 start_from(self.model, init)
@@ -104,14 +137,29 @@ class TrainingRun:
             self.log(
                 f"training {self.preset.name} in {self.folder}: {len(self.clips)} clips, {self.total} steps"
             )
+        self._warn()
+        if self.fabric.is_global_zero:
+            write_json(self.folder / CONFIG, asdict(self.preset))
         self.fabric.barrier()
 
+    def _warn(self) -> None:
+        """Say before the first step what will be missed after the last."""
+        warmup = self.preset.train.warmup_steps
+        if self.step < self.total < warmup:
+            self.log(
+                f"warm-up {warmup} steps, the run {self.total}: the learning rate ends at "
+                f"{100 * self.total / warmup:.2g} % of {self.preset.train.learning_rate:g}; "
+                "set --train.warmup-steps"
+            )
+        if self.step < self.total and not len(self.dev):
+            self.log("no clip in the split dev: nothing will be validated; see vab data --dev-share")
+
     def loop(self) -> None:
-        """Train up to the last step."""
-        config = self.preset.train
+        """Train up to the last step, or to the one at which a signal asks to stop."""
+        config, speed = self.preset.train, self.speed
         rank, world_size = self.fabric.global_rank, self.fabric.world_size
-        last_step, clock = self.step, time.perf_counter()
         bar = step_bar(self.preset.name, self.total, self.step, show=self.fabric.is_global_zero)
+        self._clock = time.perf_counter()
         ahead = made_ahead(
             partial(self.clips.train_batch, rank=rank, world_size=world_size),
             range(self.step, self.total),
@@ -119,34 +167,91 @@ class TrainingRun:
             prefetch=self.prefetch,
             pin=self.fabric.device.type == "cuda",
         )
-        with self._journal() as write, bar as advance, ahead as batches:
-            # 1. This process's share of each global batch, made ahead.
-            for batch in batches:
-                batch = batch.to(self.fabric.device)
+        with stopping() as stop, self._journal() as self.loggers, bar as advance, ahead as batches:
+            if self.left:
+                self._milestone()
+            while self.step < self.total:
+                # 1. This process's share of each global batch, made ahead.
+                speed.begin()
+                batch = next(batches).to(self.fabric.device)
+                speed.got_batch()
 
-                # 2. The update, which moves on ``self.step``.
-                logs = (self.step + 1) % config.log_every == 0 or self.step + 1 == self.total
+                # 2. The update, which moves on ``self.step``. The device is waited for now and then only.
+                logs = self._due(config.log_every, self.step + 1)
                 values = self.update(batch, measure=logs)
-                advance(f"loss {values['loss']:.3f}")
+                stops = world_size == 1 and bool(stop)
+                if logs or stops or self._due(CHECK_EVERY) or self._is_milestone():
+                    stops = self.check(bool(stop))
+                speed.end(training_flops(self.preset, batch.features.shape[1], batch.tokens.shape[2]))
+                advance(self.shown)
 
-                # 3. Metrics, validation and checkpoint; validation does not count as training speed.
-                saves = self.step % config.save_every == 0 or self.step == self.total
-                if logs or saves:
-                    now = time.perf_counter()
-                    self.seconds += now - clock
-                    values["clips_per_second"] = (self.step - last_step) * config.batch_size / (now - clock)
-                    last_step, clock = self.step, now
+                # 3. Metrics; then what is due now and then. Whoever is asked to stop has no time for that.
                 if logs:
-                    write(self.step, "train", values)
-                if saves:
-                    if len(self.dev):
-                        write(self.step, "dev", self.validate())
+                    self._tell("train", {name: float(v) for name, v in values.items()} | speed.values())
+                if stops:
+                    self.left = True
                     self._save()
-                    self.seconds += time.perf_counter() - clock
-                    clock = time.perf_counter()
+                    message = f"stopped at step {self.step}, saved; start the same command to go on"
+                    self.log(message)
+                    stop.leave(message)
+                self._milestone()
 
-    def update(self, batch: Batch, measure: bool) -> dict[str, float]:
-        """One step of the optimizers -> loss, rate, gradient norm and, with ``measure``, the metrics."""
+    def _due(self, every: int, step: int | None = None) -> bool:
+        """True at every so many steps, and at the last; never if ``every`` is 0."""
+        step = self.step if step is None else step
+        return every > 0 and (step % every == 0 or step == self.total)
+
+    def _is_milestone(self) -> bool:
+        config = self.preset.train
+        every = (config.save_every, config.validate_every, config.sample_every, config.keep_every)
+        return any(map(self._due, every))
+
+    def _milestone(self) -> None:
+        """Validation, samples and checkpoint, those of them that are due at this step."""
+        config = self.preset.train
+        self.left = False
+        roles = set()
+        if len(self.dev) and self._due(config.validate_every or config.save_every):
+            begin = time.perf_counter()
+            with self._averaged():
+                values = self.validation(self.model)
+            self._tell("dev", values | {"validation_seconds": time.perf_counter() - begin})
+            score = self.validation.score(values)
+            if self.best is None or score > self.best["score"]:
+                self.best = {"step": self.step, "measure": self.validation.measure, "score": score}
+                roles.add(BEST)
+        if self._due(config.sample_every) and self.fabric.is_global_zero:
+            self._sample()
+        if config.keep_every and self.step % config.keep_every == 0:
+            roles.add(KEPT)
+        if roles or self._due(config.save_every):
+            self._save(roles)
+
+    def _sample(self) -> None:
+        """Sounds for a few dev clips by the present weights, and how close they are to the true ones."""
+        if self.samples is None:
+            config = self.preset.train
+            first = self.step <= config.sample_every
+            opened = Samples.open(self.dev, self.preset, self.codec_path, self.fabric.device, self.log)
+            self.samples = opened or "none"
+            if opened and first:
+                opened.show(self.loggers, self.step, opened.true, "/true")
+        if isinstance(self.samples, Samples):
+            with self._averaged():
+                sounds = self.samples(self.model)
+            self.samples.show(self.loggers, self.step, sounds)
+            if self.examine is not None:
+                self._tell("samples", self.examine(self.samples.true, sounds))
+
+    def _tell(self, split: str, values: dict[str, float]) -> None:
+        for logger in self.loggers:
+            logger.scalars(self.step, split, values)
+
+    def update(self, batch: Batch, measure: bool) -> dict[str, float | Tensor]:
+        """One step of the optimizers -> loss, rate, gradient norm and, with ``measure``, the metrics.
+
+        Without ``measure`` nothing here waits for the device; ``check`` looks at the loss.
+        """
         config, fabric = self.preset.train, self.fabric
         rate = learning_rate(self.step, self.total, config)
         for optimizer in self.optimizers:
@@ -164,13 +269,8 @@ class TrainingRun:
         count = total[1].clamp(min=1)
         fabric.backward(outcome.loss * (outcome.weight * fabric.world_size / count))
         norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        values = {"loss": float(total[0] / count), "learning_rate": rate, "gradient_norm": float(norm)}
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
-            raise TrainError(
-                f"step {self.step + 1}: the loss is {values['loss']}, the norm of its gradient "
-                f"{values['gradient_norm']}. Stopped; the last checkpoint is good. The clips of this batch: "
-                + ", ".join(self.clips.ids_of_step(self.step))
-            )
+        values = {"loss": total[0] / count, "learning_rate": rate, "gradient_norm": norm.detach()}
+        self.pending.append((self.step, torch.stack([total[0] / count, norm.detach()])))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -180,33 +280,26 @@ class TrainingRun:
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
         if measure:
-            values |= self._means(outcome.metrics())
+            values |= means(fabric, outcome.metrics())
         return values
 
-    def _means(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Means over all processes of name -> [sum, count]; a name that counts nothing is left out."""
-        # One reduction for all of them: [n, 2]
-        total = self.fabric.all_reduce(torch.stack(list(sums.values())), reduce_op="sum")
-        assert isinstance(total, Tensor)
-        means = zip(sums, total[:, 1].tolist(), (total[:, 0] / total[:, 1]).tolist(), strict=True)
-        return {name: mean for name, count, mean in means if count}
+    def check(self, stop: bool = False) -> bool:
+        """Wait for the device, and see what the steps since the last check have come to.
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Loss and metrics on the split dev, with fixed masks and, if there are, the averaged weights."""
-        sums: dict[str, Tensor] = {}  # name -> [sum, count] so far
-        rank, world_size = self.fabric.global_rank, self.fabric.world_size
-        self.network.eval()
-        with self._averaged(), self.fabric.autocast():
-            for rows in self.dev.dev_batches(MAX_DEV_CLIPS if self.fold is None else len(self.dev)):
-                batch = self.dev.dev_batch(rows, rank, world_size).to(self.fabric.device)
-                outcome = self.objective(self.model, batch, self.preset)
-                loss = torch.stack([outcome.loss.float() * outcome.weight, outcome.weight])
-                # Sums, not means: the last batch may be smaller.
-                for name, value in {"loss": loss, **outcome.metrics()}.items():
-                    sums[name] = sums[name] + value if name in sums else value
-        self.network.train()
-        return self._means(sums)
+        Returns whether any process of the run wants to ``stop``. ``TrainError`` for a loss that is not finite.
+        """
+        done = torch.stack([row for _, row in self.pending]).tolist()
+        for (step, _), (loss, norm) in zip(self.pending, done, strict=True):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise TrainError(
+                    f"step {step + 1}: the loss is {loss}, the norm of its gradient {norm}. Stopped; "
+                    "the last checkpoint is good. The clips of this batch: "
+                    + ", ".join(self.clips.ids_of_step(step))
+                )
+        self.pending.clear()
+        self.shown = f"loss {done[-1][0]:.3f}"
+        asked = self.fabric.all_reduce(torch.tensor(float(stop), device=self.fabric.device), reduce_op="sum")
+        return bool(asked)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -224,9 +317,18 @@ class TrainingRun:
         """The plain optimizers inside Fabric's wrappers."""
         return [each.optimizer for each in self.optimizers]
 
-    def _save(self) -> None:
+    def _save(self, roles: Collection[str] = ()) -> None:
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
         if self.fabric.is_global_zero:
-            about = {"identity": self.identity, "seconds": self.seconds}
+            about = {
+                "identity": self.identity,
+                "seconds": self.seconds,
+                "best": self.best,
+                "lengths": self.lengths,
+                "left": self.left,  # what was due at this step is still to be done
+                "record": self._record(),
+            }
             save_checkpoint(
                 self.folder / "checkpoints",
                 self.step,
@@ -234,40 +336,45 @@ class TrainingRun:
                 self._optimizers(),
                 self.ema,
                 about,
+                roles,
             )
         self.fabric.barrier()
 
-    def _journal(self) -> AbstractContextManager[Write]:
-        """A function that writes metrics; only the first process does."""
+    def _journal(self) -> AbstractContextManager[list[Logger]]:
+        """Who hears of the run; only the first process speaks."""
         if self.fabric.is_global_zero:
-            return journal(self.folder, self.step)
-        return nullcontext(lambda step, split, values: None)
+            return journal(self.folder, self.step, asdict(self.preset), self.own_loggers)
+        return nullcontext([])
+
+    def _record(self) -> dict[str, Any]:
+        """How the weights are trained."""
+        return {
+            "code": code_version(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "seed": self.preset.train.seed,
+            "objective": self.preset.train.objective,
+            "steps": self.total,
+            "lengths": self.lengths,  # [at step, the length that the run has from there on]
+            "best": self.best,
+            "fold": self.fold,
+            "clips": {"train": len(self.clips), "dev": len(self.dev)},
+            "store": self.clips.mixture.record(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.fabric.device}",
+            "processes": self.fabric.world_size,
+        }
 
     def export(self) -> None:
         """Make the run's folder a model directory: weights, config, and a record of how they were trained."""
         with self._averaged():
-            save_tensors(self.folder / "model.safetensors", self.model.state_dict())
+            save_tensors(self.folder / MODEL, self.model.state_dict())
             self._write_statistics()
-        write_json(self.folder / "config.json", asdict(self.preset))
-        write_json(
-            self.folder / "record.json",
-            {
-                "code": code_version(),
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-                "seed": self.preset.train.seed,
-                "objective": self.preset.train.objective,
-                "steps": self.total,
-                "fold": self.fold,
-                "clips": {"train": len(self.clips), "dev": len(self.dev)},
-                "store": self.clips.mixture.record(),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.fabric.device}",
-                "processes": self.fabric.world_size,
-                "seconds": round(self.seconds, 1),
-                "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            },
-        )
+        write_json(self.folder / CONFIG, asdict(self.preset))
+        record = self._record()
+        record["seconds"] = round(self.seconds, 1)
+        record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        write_json(self.folder / "record.json", record)
         self.log(f"{self.folder}: done, {self.total} steps in {self.seconds / 60:.1f} min")
 
     def _write_statistics(self) -> None:

@@ -16,6 +16,8 @@ from vab.data.mixture import Mixture
 from vab.errors import TrainError
 from vab.training.batches import ClipBatches, classes_of, hold_out
 from vab.training.launch import launched, open_fabric
+from vab.training.monitor.journal import Logger
+from vab.training.monitor.samples import Examine
 from vab.training.run import TrainingRun
 
 
@@ -32,27 +34,35 @@ def train(
     fold: str | None = None,
     workers: int = 1,
     prefetch: int = 2,
+    lengthen: bool = False,
+    loggers: Sequence[Logger] = (),
+    codec_path: str | Path | None = None,
+    examine: Examine | None = None,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Train, or go on with the run in ``run_dir``; returns ``run_dir``, then a model directory.
 
     Of several stores an epoch holds each clip as often as the store's of ``weights`` says (default: once).
     ``init`` is a model directory whose weights to start from; ``device`` is cpu, cuda, mps, or auto, the
-    best there is; ``max_steps`` replaces the length that ``epochs`` gives, schedule included. With ``fold``
-    that fold of the store is validated on, every clip of it, and the other folds are learned.
-    ``workers`` threads make batches, up to ``prefetch`` ahead, which changes nothing else. Written:
-    ``checkpoints/``, ``metrics.jsonl``, TensorBoard's events, and at the end ``config.json``,
-    ``model.safetensors`` (averaged weights if there are), ``record.json``.
+    best there is; ``max_steps`` is ``train.max_steps``. With ``fold`` that fold of the store is validated on,
+    every clip of it, and the other folds are learned. ``workers`` threads make batches, up to ``prefetch``
+    ahead, which changes nothing else. With ``lengthen`` a run may go on to more steps than it
+    was begun with. ``loggers`` hear of it beside the run's own; samples (``train.sample_every``) are decoded
+    by the codec at ``codec_path`` and scored by ``examine``. Written: ``config.json``, ``checkpoints/``,
+    ``metrics.jsonl``, TensorBoard's events, and at the end ``model.safetensors`` (averaged weights if there
+    are), ``record.json``. Ctrl-C (``KeyboardInterrupt``), SIGTERM and SIGUSR1 (``SystemExit``) end it after
+    the step it is at, with a checkpoint.
     Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
     ``TrainError`` for devices that are not there, for a split without the clips that the objective needs,
     for a folder that holds another run and for a loss that is not finite (the last good checkpoint stays),
-    ``ModelError`` for
-    an ``init`` that is no model, ``LockedError`` while another process trains in the folder.
+    ``ModelError`` for an ``init`` that is no model, ``LockedError`` while another process trains there.
     """
     # 1. The latents, and the classes to learn.
     check_preset(preset)
     check_value("devices", devices, int, 1, math.inf)
-    check_value("max_steps", 1 if max_steps is None else max_steps, int, 1, math.inf)
+    if max_steps is not None:
+        check_value("max_steps", max_steps, int, 1, math.inf)
+        preset = replace(preset, train=replace(preset.train, max_steps=max_steps))
     check_value("workers", workers, int, 1, math.inf)
     check_value("prefetch", prefetch, int, 1, math.inf)
     latents = Mixture.open(store_dir, weights)
@@ -82,10 +92,13 @@ def train(
             clips,
             dev,
             folder,
-            max_steps=max_steps,
             fold=fold,
             workers=workers,
             prefetch=prefetch,
+            lengthen=lengthen,
+            loggers=loggers,
+            codec_path=codec_path,
+            examine=examine,
             log=log,
         )
         run.start(None if init is None else Path(init))

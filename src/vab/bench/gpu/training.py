@@ -36,7 +36,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
     size = preset.train.batch_size
     warm, blocks, block = (1, 2, 1) if small else (NUM_WARMUP_STEPS, NUM_BLOCKS, BLOCK_STEPS)
     total = warm + blocks * block
-    quiet = replace(preset.train, log_every=10**9, save_every=10**9)
+    quiet = replace(preset.train, log_every=10**9, save_every=10**9, max_steps=total)
     preset = replace(preset, train=quiet)
     with tempfile.TemporaryDirectory() as scratch, numbers("bfloat16"):
         store = synthetic_store(Path(scratch) / "store", preset.model, 4 * size)
@@ -49,7 +49,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
         # the run itself, step by step: its loop would also write checkpoints of gigabytes
         with where:  # its weights are drawn there: half a billion of them take a CPU half a minute
             place = Path(scratch) / "run"
-            run = TrainingRun(fabric, preset, clips, dev, place, max_steps=total, log=lambda line: None)
+            run = TrainingRun(fabric, preset, clips, dev, place, log=lambda line: None)
         run.start(None)
         # how long a batch takes to make, when nobody waits for it
         loads = [timed(partial(clips.train_batch, step), torch.device("cpu")) for step in range(3)]
