@@ -95,7 +95,7 @@ class TrainConfig:
     loss: Literal["bce", "ce"] = "bce"  # of a classifier
     freeze_trunk: bool = False  # only the classifier's head learns (linear probe, Table 6)
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    precision: Literal["32-true", "tf32", "bf16-mixed"] = "bf16-mixed"  # tf32: float32, quicker and coarser
     seed: int = 0
     max_steps: int = 0  # training steps, instead of the number of epochs; 0: as many as the epochs give
     log_every: int = 10  # steps between lines of the log
@@ -121,6 +121,22 @@ class DecodeConfig:
     sampling_temperature: float = 1.0  # the logits are divided by it; 0 takes the likeliest token
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
     num_candidates: int = 1  # drawn for each sound; the one most similar to the video (section 3.4) is kept
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a run is computed, not what it is: a resumed run may have another. Results differ by rounding."""
+
+    device: str = "auto"  # cpu, cuda, mps; auto is the best there is
+    devices: int | None = None  # GPUs (or processes) of this machine; None: one, or those of torchrun or srun
+    accumulate: int = 1  # parts that a step's clips are computed in, one after another
+    checkpoint_activations: bool = False  # compute activations again in the backward pass, to keep fewer
+    compile: bool = False  # make kernels for the layers by torch.compile
+    workers: int = 1  # threads that make batches
+    prefetch: int = 2  # batches that they make ahead
+
+
+DEFAULT_COMPUTE = Compute()
 
 
 @dataclass(frozen=True)
@@ -179,6 +195,7 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (_MIN_POSITIVE, math.inf): "epochs mask_std",
         (-_LARGEST, _LARGEST): "mask_mean",
     },
+    "Compute": {(1, math.inf): "devices accumulate workers prefetch"},
     "DecodeConfig": {
         (0, 10_000): "num_steps",
         (1, 1000): "num_candidates",
@@ -245,7 +262,7 @@ def check_value(label: str, value: Any, hint: Any, *limits: float) -> None:
     """Raise ``SettingError`` for a value of another type than ``hint``, or not within ``limits``."""
     if not _fits(value, hint):
         raise SettingError(f"{label} must be {_described(hint)}, not {reprlib.repr(value)}")
-    if limits:
+    if limits and value is not None:
         within(label, value, *limits)
 
 

@@ -89,10 +89,12 @@ import json, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from vab.config import Preset, from_dict
+from vab.config import Compute, Preset, from_dict
 from vab.training.trainer import train
-preset, store, run, devices = sys.argv[1:]
-train(from_dict(Preset, json.loads(preset)), store, run, devices=int(devices))
+if __name__ == "__main__":
+    preset, store, run, devices = sys.argv[1:]
+    compute = Compute(devices=int(devices) if devices != "0" else None)
+    train(from_dict(Preset, json.loads(preset)), store, run, compute=compute)
 """
 
 

@@ -19,7 +19,7 @@ def folds(
 ) -> int:
     """Cross-validate a classifier: test on each fold of a store after training on the others.
 
-    vab evaluate folds PRESET --store STORE --run DIR [--init DIR]: from a contrastive or a pre-trained model
+    vab evaluate folds PRESET --store STORE --out DIR [--init DIR]: from a contrastive or a pre-trained model
     with --init, else from scratch; --train.freeze-trunk trains a linear probe. Folds are the splits fold1,
     fold2, ... that vab data esc50 writes, any number of them. Each is measured after every epoch, and one
     epoch is chosen for all folds by the mean accuracy. Run again, it resumes.
@@ -37,16 +37,16 @@ def folds(
     clips, runs = sum(found.clips.values()), f"{len(found.clips)} folds, {found.classes} classes"
     note = "one epoch for all folds, chosen by the mean. Brackets: 95 % bootstrap intervals."
     parts = [
-        f"Cross-validation: {chosen.run}\n\nN = {clips:,} in {runs}, {found.epochs} epochs; "
+        f"Cross-validation: {chosen.out}\n\nN = {clips:,} in {runs}, {found.epochs} epochs; "
         f"sha256 of the ids {found.ids_sha256[:16]}; {note}",
         found.markdown(),
     ]
     for kind, each in found.accuracy.items():
         if benchmark is not None:
             parts.append(
-                classification_beside_paper(benchmark, SHORT_INPUTS[kind], chosen.run.name, clips, each.mean)
+                classification_beside_paper(benchmark, SHORT_INPUTS[kind], chosen.out.name, clips, each.mean)
             )
     print_result(
-        {"run": str(chosen.run), "benchmark": benchmark, **found.document()}, "\n\n".join(parts), chosen.json
+        {"run": str(chosen.out), "benchmark": benchmark, **found.document()}, "\n\n".join(parts), chosen.json
     )
     return 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import unicodedata
 from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any
+
+from vab.errors import SettingError
+from vab.utils.world import World
 
 
 def never_fail() -> None:
@@ -19,8 +21,11 @@ def never_fail() -> None:
 
 
 def fail(message: str, as_json: bool) -> int:
-    """Print the one-line error of a bad call; returns the exit code."""
-    if _first_process():
+    """Print the one-line error of a bad call; returns the exit code.
+
+    Of the processes that torchrun or srun starts on a machine one speaks: a bad call is bad in all of them.
+    """
+    if _world().local_rank == 0:
         lines = [
             printable(line) for line in f"vab: {message}".split("\n")
         ]  # a manifest's mistakes are several
@@ -32,7 +37,7 @@ def fail(message: str, as_json: bool) -> int:
 
 def print_result(document: Any, text: str, as_json: bool) -> None:
     """Print a JSON document for machines or ``text`` for people, flushed: a server goes on after it."""
-    if _first_process():
+    if _world().rank == 0:
         print(json.dumps(document, indent=1) if as_json else text, flush=True)
 
 
@@ -60,9 +65,11 @@ def _escape(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 
 
-def _first_process() -> bool:
-    """False in the further processes of a run on several devices, which say the same."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def _world() -> World:
+    try:
+        return World.from_environment()
+    except SettingError:  # the one that is just being told
+        return World()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

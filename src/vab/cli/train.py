@@ -12,7 +12,7 @@ import tyro
 
 from vab.cli.options import Device, WeightsPath
 from vab.cli.output import log, print_result
-from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName
+from vab.config import DEFAULT_COMPUTE, Compute, DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName
 from vab.errors import SettingError
 from vab.models.hub import ASSETS, BUNDLED, CONFIG, read_preset
 from vab.presets import PRESETS, preset
@@ -98,12 +98,12 @@ class Run:
     name: tyro.conf.Suppress[str]
     note: tyro.conf.Suppress[str]
     store: Annotated[Path, tyro.conf.arg(metavar="STORE")]  # store of latents made by vab extract
-    run: Annotated[Path, tyro.conf.arg(metavar="DIR")]  # folder for checkpoints and, at the end, the model
+    out: Annotated[Path, tyro.conf.arg(aliases=["--run"], metavar="DIR")]  # folder of the run
     model: ModelConfig
     train: TrainConfig
     decode: DecodeConfig
     init: Annotated[Path | None, _arg("DIR")] = None  # model directory to take initial weights from
-    devices: int = 1  # number of GPUs, or of processes on a CPU
+    compute: tyro.conf.OmitArgPrefixes[Compute] = DEFAULT_COMPUTE
     max_steps: Annotated[int | None, _arg("N")] = None  # training steps, instead of the number of epochs
     lengthen: Annotated[bool, _arg()] = False  # go on with a run for more steps than it was begun with
     codec_path: Annotated[str | None, _arg("PATH|HUB_ID")] = None  # the codec of samples (train.sample-every)
@@ -186,7 +186,7 @@ else:
 
 
 def pretrain(chosen: Annotated[Pretraining, tyro.conf.arg(name="")]) -> int:
-    """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --run DIR.
+    """Train a preset by masked audio token prediction: vab pretrain PRESET --store STORE --out DIR.
 
     Presets of the baseline FoleyGen are trained to predict each token from those before it. In place of
     PRESET, --config FILE takes the settings of a run's or a model's config.json; options override them.
@@ -197,7 +197,7 @@ def pretrain(chosen: Annotated[Pretraining, tyro.conf.arg(name="")]) -> int:
 def contrastive(chosen: Annotated[Contrasting, tyro.conf.arg(name="")]) -> int:
     """Train the first layers to embed audio and video in one space (section 3.4).
 
-    vab finetune contrastive PRESET --store STORE --run DIR [--init DIR]: from a pre-trained model with
+    vab finetune contrastive PRESET --store STORE --out DIR [--init DIR]: from a pre-trained model with
     --init, else from scratch.
     """
     return _train(chosen)
@@ -206,7 +206,7 @@ def contrastive(chosen: Annotated[Contrasting, tyro.conf.arg(name="")]) -> int:
 def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
     """Train the first layers and a linear head to classify the clips of a store (section 3.5).
 
-    vab finetune classify PRESET --store STORE --run DIR [--init DIR]: from a contrastive or a pre-trained
+    vab finetune classify PRESET --store STORE --out DIR [--init DIR]: from a contrastive or a pre-trained
     model with --init, else from scratch. --train.inputs audio|video|both selects the modalities (also
     several); --train.freeze-trunk trains a linear probe. If pictures are among them, the run's folder also
     gets known.safetensors, from the pictures of the splits train and dev: by it the model says of a picture
@@ -217,14 +217,15 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
 
 def carry_out(work: Callable[..., T], chosen: Run, **more: Any) -> T:
     """Call ``vab.training.trainer.train``, or a function like it, with the options of the call."""
-    if chosen.devices < 1 or (chosen.max_steps is not None and chosen.max_steps < 1):
-        raise SettingError("--devices and --max-steps must be 1 or more")
+    counts = (chosen.compute.devices, chosen.compute.accumulate, chosen.max_steps)
+    if any(count is not None and count < 1 for count in counts):
+        raise SettingError("--devices, --accumulate and --max-steps must be 1 or more")
     return work(
         chosen.settings,
         chosen.store,
-        chosen.run,
+        chosen.out,
         init=chosen.init,
-        devices=chosen.devices,
+        compute=chosen.compute,
         max_steps=chosen.max_steps,
         log=log,
         **more,
@@ -237,8 +238,8 @@ def _train(chosen: Run) -> int:
 
     examine = Examiner("auto", log) if chosen.train.sample_every else None
     carry_out(train, chosen, lengthen=chosen.lengthen, codec_path=chosen.codec_path, examine=examine)
-    document = {"run": str(chosen.run), "settings": asdict(chosen.settings)}
-    print_result(document, f"{chosen.run}: done", chosen.json)
+    document = {"run": str(chosen.out), "settings": asdict(chosen.settings)}
+    print_result(document, f"{chosen.out}: done", chosen.json)
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.config import Preset
+from vab.config import DEFAULT_COMPUTE, Compute, Preset
 from vab.data.manifest import labels_of
 from vab.data.store import LatentStore
 from vab.errors import first_line
@@ -72,7 +72,7 @@ def cross_validate(
     run_dir: str | Path,
     *,
     init: str | Path | None = None,
-    devices: int = 1,
+    compute: Compute = DEFAULT_COMPUTE,
     max_steps: int | None = None,
     log: Callable[[str], None] = print,
 ) -> Folds:
@@ -80,7 +80,7 @@ def cross_validate(
 
     Called again, it goes on where it was. The fold left out is measured, every clip of it, after each epoch
     (to the nearest step of the largest training set, so that all folds have the same epochs).
-    ``init``, ``devices`` and ``max_steps`` (of each run) are as for :func:`vab.training.trainer.train`,
+    ``init``, ``compute`` and ``max_steps`` (of each run) are as for :func:`vab.training.trainer.train`,
     and so are the errors; ``EvaluationError`` for a store without folds or labels, or with clips that lack a
     picture where the classifier goes by it.
     """
@@ -104,7 +104,7 @@ def cross_validate(
     measured = {}
     for fold in rows:
         run = Path(run_dir) / fold
-        train(preset, store_dir, run, init=init, devices=devices, max_steps=steps, fold=fold, log=log)
+        train(preset, store_dir, run, init=init, compute=compute, max_steps=steps, fold=fold, log=log)
         measured[fold] = _dev_lines(run)
     # 4. For each input, the epoch that is best for all folds together.
     accuracy = {kind: _best_epoch(measured, f"accuracy/{kind}", clips, epoch) for kind in preset.train.inputs}

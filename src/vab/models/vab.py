@@ -11,12 +11,13 @@ C codebook vector size, H heads. A token id of V is [MASK].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from vab.config import FRAME_RATE, ModelConfig, video_frames
 from vab.errors import SettingError
@@ -199,6 +200,7 @@ class Trunk(nn.Module):
                 f"hidden_dim {config.hidden_dim} is not a multiple of {config.num_heads} heads"
             )
         self.config = config
+        self.checkpoint_activations = False  # computed again in the backward pass, instead of kept
         self.audio_embedding = AudioEmbedding(config, codebook_vectors)
         self.register_buffer("feature_mean", torch.zeros(config.vision_dim))
         self.register_buffer("feature_std", torch.ones(config.vision_dim))
@@ -224,9 +226,7 @@ class Trunk(nn.Module):
         # The layers above these belong to generation.
         x, num_video = self._embed(tokens, features, feature_padding)
         bias = self._bias(x, num_video, _join_padding(x, num_video, token_padding, feature_padding))
-        for block in self.blocks[: self.config.num_expert_layers]:
-            x = block(x, num_video, bias)
-        return x
+        return self._layers(self.blocks[: self.config.num_expert_layers], x, num_video, bias)
 
     def pooled(
         self,
@@ -281,6 +281,15 @@ class Trunk(nn.Module):
             raise ValueError("neither tokens nor features are given")
         return torch.cat(parts, dim=1) if len(parts) == 2 else parts[0], num_video
 
+    def _layers(self, blocks: Iterable[nn.Module], x: Tensor, num_video: int, bias: Tensor) -> Tensor:
+        """x [B,L,D] through these layers."""
+        for block in blocks:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, num_video, bias, use_reentrant=False)
+            else:
+                x = block(x, num_video, bias)
+        return x
+
     def _bias(self, x: Tensor, num_video: int, padding: Tensor | None) -> Tensor:
         """ALiBi and, at padded keys, minus infinity: [1 or B,H,L,L] in the dtype attention runs in."""
         config = self.config
@@ -333,8 +342,7 @@ class VAB(Trunk):
 
         # 2. All layers; one bias serves every one of them.
         bias = self._bias(x, num_video, _join_padding(x, num_video, token_padding, feature_padding))
-        for block in self.blocks:
-            x = block(x, num_video, bias)
+        x = self._layers(self.blocks, x, num_video, bias)
 
         # 3. Logits at the audio positions alone: video is never predicted.
         return self.logits(x[:, num_video:])

@@ -57,6 +57,13 @@ class Batch:
         """
         return self.feature_padding & self.has_video[:, None]
 
+    def split(self, parts: int) -> list[Batch]:
+        """Neighbouring clips in ``parts`` batches, none of them empty unless this one is."""
+        parts = min(parts, max(1, len(self.ids)))
+        ids = np.array_split(np.arange(len(self.ids)), parts)
+        rows = zip(*(tensor.tensor_split(parts) for tensor in self._tensors()), strict=True)
+        return [Batch([self.ids[i] for i in own], *tensors) for own, tensors in zip(ids, rows, strict=True)]
+
     def to(self, device: torch.device) -> Batch:
         """The same clips on ``device``."""
         return Batch(self.ids, *(tensor.to(device, non_blocking=True) for tensor in self._tensors()))

@@ -19,7 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from vab.config import FREE_FIELDS, Preset
+from vab.config import DEFAULT_COMPUTE, FREE_FIELDS, Compute, Preset
 from vab.errors import TrainError
 from vab.models.flops import training_flops
 from vab.models.heads import Classifier, start_from
@@ -35,6 +35,7 @@ from vab.training.monitor.throughput import Throughput
 from vab.training.monitor.validation import Validation, means
 from vab.training.objectives import OBJECTIVES, build
 from vab.training.optimizer import learning_rate, optimizers
+from vab.training.step import backward, prepare
 from vab.utils.files import save_tensors, write_json
 from vab.utils.progress import step_bar
 from vab.utils.provenance import code_version
@@ -53,9 +54,8 @@ class TrainingRun:
         dev: ClipBatches,
         folder: Path,
         *,
+        compute: Compute = DEFAULT_COMPUTE,
         fold: str | None = None,
-        workers: int = 1,
-        prefetch: int = 2,
         lengthen: bool = False,
         loggers: Sequence[Logger] = (),
         codec_path: str | Path | None = None,
@@ -64,8 +64,8 @@ class TrainingRun:
     ) -> None:
         self.fabric, self.preset, self.clips, self.dev = fabric, preset, clips, dev
         self.folder, self.fold, self.objective = folder, fold, OBJECTIVES[preset.train.objective]
+        self.compute = compute
         self.log = log if fabric.is_global_zero else lambda line: None
-        self.workers, self.prefetch = workers, prefetch
         self.lengthen, self.own_loggers = lengthen, loggers
         self.codec_path, self.examine = codec_path, examine
         self.total = preset.train.max_steps or clips.steps(preset.train.epochs)
@@ -79,6 +79,7 @@ class TrainingRun:
         ):
             next(b for n, b in self.model.named_buffers() if n.endswith(name)).copy_(torch.from_numpy(values))
 
+        prepare(self.model, compute, fabric.device)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.network, *self.optimizers = fabric.setup(self.model, *optimizers(self.model, config))
         self.ema = [p.detach().clone() for p in self.parameters] if config.ema else []
@@ -163,8 +164,8 @@ class TrainingRun:
         ahead = made_ahead(
             partial(self.clips.train_batch, rank=rank, world_size=world_size),
             range(self.step, self.total),
-            workers=self.workers,
-            prefetch=self.prefetch,
+            workers=self.compute.workers,
+            prefetch=self.compute.prefetch,
             pin=self.fabric.device.type == "cuda",
         )
         with stopping() as stop, self._journal() as self.loggers, bar as advance, ahead as batches:
@@ -259,18 +260,19 @@ class TrainingRun:
                 group["lr"] = rate
 
         # Dropout is the one thing drawn on the device: a stream of its own for each step and process.
-        torch.manual_seed(hash((config.seed, self.step, fabric.global_rank)) & 0xFFFFFFFF)
-        outcome = self.objective(self.network, batch, self.preset)
-        sums = torch.stack([outcome.loss.detach().float() * outcome.weight, outcome.weight])
-        total = fabric.all_reduce(sums, reduce_op="sum")
-
-        # Processes average their gradients; the mean over all items of all processes is wanted. Without any
-        # item (no video in a contrastive batch) the loss is 0.
-        count = total[1].clamp(min=1)
-        fabric.backward(outcome.loss * (outcome.weight * fabric.world_size / count))
+        seed = hash((config.seed, self.step, fabric.global_rank)) & 0xFFFFFFFF
+        loss, metrics = backward(
+            fabric,
+            self.network,
+            batch,
+            self.preset,
+            parts=self.compute.accumulate,
+            seed=seed,
+            measure=measure,
+        )
         norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        values = {"loss": total[0] / count, "learning_rate": rate, "gradient_norm": norm.detach()}
-        self.pending.append((self.step, torch.stack([total[0] / count, norm.detach()])))
+        values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm.detach()}
+        self.pending.append((self.step, torch.stack([loss, norm.detach()])))
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -280,7 +282,7 @@ class TrainingRun:
             decay = min(config.ema, (1 + self.step) / (10 + self.step))
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
         if measure:
-            values |= means(fabric, outcome.metrics())
+            values |= means(fabric, metrics)
         return values
 
     def check(self, stop: bool = False) -> bool:

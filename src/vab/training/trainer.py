@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from vab.config import Preset, check_preset, check_value
+from vab.config import DEFAULT_COMPUTE, Compute, Preset, check_config, check_preset, check_value
 from vab.data.mixture import Mixture
 from vab.errors import TrainError
 from vab.training.batches import ClipBatches, classes_of, hold_out
-from vab.training.launch import launched, open_fabric
+from vab.training.launch import launched, matmul_precision, open_fabric, own_processes, start_processes
 from vab.training.monitor.journal import Logger
 from vab.training.monitor.samples import Examine
 from vab.training.run import TrainingRun
@@ -28,12 +30,9 @@ def train(
     *,
     weights: Sequence[float] | None = None,
     init: str | Path | None = None,
-    device: str = "auto",
-    devices: int = 1,
+    compute: Compute = DEFAULT_COMPUTE,
     max_steps: int | None = None,
     fold: str | None = None,
-    workers: int = 1,
-    prefetch: int = 2,
     lengthen: bool = False,
     loggers: Sequence[Logger] = (),
     codec_path: str | Path | None = None,
@@ -43,10 +42,11 @@ def train(
     """Train, or go on with the run in ``run_dir``; returns ``run_dir``, then a model directory.
 
     Of several stores an epoch holds each clip as often as the store's of ``weights`` says (default: once).
-    ``init`` is a model directory whose weights to start from; ``device`` is cpu, cuda, mps, or auto, the
-    best there is; ``max_steps`` is ``train.max_steps``. With ``fold`` that fold of the store is validated on,
-    every clip of it, and the other folds are learned. ``workers`` threads make batches, up to ``prefetch``
-    ahead, which changes nothing else. With ``lengthen`` a run may go on to more steps than it
+    ``init`` is a model directory whose weights to start from. ``compute`` says how it is computed: by several
+    devices in processes that import the caller's main module (so a script needs its
+    ``if __name__ == "__main__"``), or, if torchrun or srun has started this process, with the others.
+    ``max_steps`` is ``train.max_steps``. With ``fold`` that fold of the store is validated on,
+    every clip of it, and the other folds are learned. With ``lengthen`` a run may go on to more steps than it
     was begun with. ``loggers`` hear of it beside the run's own; samples (``train.sample_every``) are decoded
     by the codec at ``codec_path`` and scored by ``examine``. Written: ``config.json``, ``checkpoints/``,
     ``metrics.jsonl``, TensorBoard's events, and at the end ``model.safetensors`` (averaged weights if there
@@ -57,14 +57,46 @@ def train(
     for a folder that holds another run and for a loss that is not finite (the last good checkpoint stays),
     ``ModelError`` for an ``init`` that is no model, ``LockedError`` while another process trains there.
     """
-    # 1. The latents, and the classes to learn.
     check_preset(preset)
-    check_value("devices", devices, int, 1, math.inf)
+    check_config(compute)
     if max_steps is not None:
         check_value("max_steps", max_steps, int, 1, math.inf)
         preset = replace(preset, train=replace(preset.train, max_steps=max_steps))
-    check_value("workers", workers, int, 1, math.inf)
-    check_value("prefetch", prefetch, int, 1, math.inf)
+    work = partial(
+        _train,
+        preset,
+        store_dir,
+        Path(run_dir),
+        weights=weights,
+        init=init,
+        compute=compute,
+        fold=fold,
+        lengthen=lengthen,
+        loggers=loggers,
+        codec_path=codec_path,
+        examine=examine,
+    )
+    if (processes := own_processes(compute.devices)) > 1:
+        start_processes(work, processes, compute.device, log)
+    else:
+        work(log=log)
+    return Path(run_dir)
+
+
+def _train(
+    preset: Preset,
+    store_dir: str | Path | Sequence[str | Path],
+    folder: Path,
+    *,
+    weights: Sequence[float] | None,
+    init: str | Path | None,
+    compute: Compute,
+    fold: str | None,
+    log: Callable[[str], None],
+    **options: Any,
+) -> None:
+    """:func:`train` in one of the processes of a run; ``options`` are those of a ``TrainingRun``."""
+    # 1. The latents, and the classes to learn.
     latents = Mixture.open(store_dir, weights)
     latents.preload()
     if fold is not None:
@@ -79,31 +111,13 @@ def train(
     if preset.train.objective == "contrastive" and not len(clips.rows_with_video()):
         raise TrainError(f"{latents} has no clip with sound and picture in the split train")
 
-    # 2. The devices.
-    fabric = open_fabric(device, devices, preset.train.precision)
-
-    # 3. The run.
-    folder = Path(run_dir)
+    # 2. The run.
+    fabric = open_fabric(compute.device, preset.train.precision)
     folder.mkdir(parents=True, exist_ok=True)
-    with launched(fabric, devices, folder):
-        run = TrainingRun(
-            fabric,
-            preset,
-            clips,
-            dev,
-            folder,
-            fold=fold,
-            workers=workers,
-            prefetch=prefetch,
-            lengthen=lengthen,
-            loggers=loggers,
-            codec_path=codec_path,
-            examine=examine,
-            log=log,
-        )
+    with launched(fabric, folder, log), matmul_precision(preset.train.precision):
+        run = TrainingRun(fabric, preset, clips, dev, folder, compute=compute, fold=fold, log=log, **options)
         run.start(None if init is None else Path(init))
         run.loop()
         if fabric.is_global_zero:
             run.export()
         fabric.barrier()
-    return folder

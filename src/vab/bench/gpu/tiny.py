@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from vab.bench.gpu.parts import TRAIN_PARTS
 from vab.codecs.tiny import TinyCodec
-from vab.config import SAMPLE_RATE, Preset
+from vab.config import SAMPLE_RATE, Compute, Preset
 from vab.data.manifest import Clip, read_manifest, write_manifest
 from vab.data.store import Latents, LatentStore, StoreMeta
 from vab.models.heads import load_finetuned
@@ -146,7 +146,7 @@ def _trained(
     trial = RUNS / f"{part}-trial"
     for run in (trial, RUNS / part):
         shutil.rmtree(run, ignore_errors=True)
-    train(chosen, STORE, trial, init=start, device=kind, max_steps=2 if small else TRIAL)
+    train(chosen, STORE, trial, init=start, compute=Compute(device=kind), max_steps=2 if small else TRIAL)
     rates = [line["clips_per_second"] for line in _metrics(trial, "train")]
     rate = float(np.median(rates[len(rates) // 2 :])) / config.batch_size  # the first ones warm up
 
@@ -157,7 +157,7 @@ def _trained(
     note = f"{chosen.note}; {steps} steps of {config.batch_size} on {where}"
     chosen = replace(chosen, note=note, train=replace(config, epochs=round(epochs, 2)))
     clock = time.perf_counter()
-    train(chosen, STORE, RUNS / part, init=start, device=kind, max_steps=steps)
+    train(chosen, STORE, RUNS / part, init=start, compute=Compute(device=kind), max_steps=steps)
     clock = time.perf_counter() - clock
 
     # 3. Into the model directory, which must load with what the other parts have left there.
