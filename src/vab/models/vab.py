@@ -69,6 +69,16 @@ def _distance_bias(position: Tensor, num_heads: int) -> Tensor:
     return distance[:, None] * -slopes[:, None, None]
 
 
+def aligned(bias: Tensor) -> Tensor:
+    """The same bias [...,L,L], its rows at multiples of 8 numbers in memory.
+
+    The memory-efficient kernel on a GPU needs that. Else torch makes such a copy in each layer, and keeps it
+    for the backward pass.
+    """
+    length = bias.shape[-1]
+    return bias if length % 8 == 0 else functional.pad(bias, (0, -length % 8))[..., :length]
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with its norm before it; shared by both modalities."""
 
@@ -283,6 +293,7 @@ class Trunk(nn.Module):
 
     def _layers(self, blocks: Iterable[nn.Module], x: Tensor, num_video: int, bias: Tensor) -> Tensor:
         """x [B,L,D] through these layers."""
+        bias = bias if bias.is_cpu else aligned(bias)
         for block in blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, num_video, bias, use_reentrant=False)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +41,9 @@ class Batch:
     ids: list[str]
     tokens: Tensor  # int64 [B, K, T], the truth
     features: Tensor  # float32 [B, F, dim]; zeros where a clip has no video
-    token_padding: Tensor  # bool [B, T]: True where the audio is padded, not the clip's own
-    feature_padding: Tensor  # bool [B, F]; all True where a clip has no video
+    # Where nothing is padded in any clip these are None: attention is told nothing, which is cheaper.
+    token_padding: Tensor | None  # bool [B, T]: True where the audio is padded, not the clip's own
+    feature_padding: Tensor | None  # bool [B, F]; all True where a clip has no video
     targets: Tensor  # float32 [B, N]: share of each class in the clip's own frames (after mixup)
     drop_features: Tensor  # bool [B]: train this clip without video
     mask: Tensor  # bool [B, K, T]: the tokens to predict
@@ -47,33 +51,38 @@ class Batch:
     @property
     def has_video(self) -> Tensor:
         """bool [B]: True for clips with at least one video frame of their own."""
+        if self.feature_padding is None:
+            return torch.ones_like(self.drop_features)
         return ~self.feature_padding.all(1)
 
     @property
-    def video_padding(self) -> Tensor:
+    def video_padding(self) -> Tensor | None:
         """``feature_padding`` [B, F] for a network that gets the video alone.
 
         Clips without video attend to their zeros: attention to nothing at all would give NaN.
         """
-        return self.feature_padding & self.has_video[:, None]
+        return None if self.feature_padding is None else self.feature_padding & self.has_video[:, None]
 
     def split(self, parts: int) -> list[Batch]:
         """Neighbouring clips in ``parts`` batches, none of them empty unless this one is."""
-        parts = min(parts, max(1, len(self.ids)))
-        ids = np.array_split(np.arange(len(self.ids)), parts)
-        rows = zip(*(tensor.tensor_split(parts) for tensor in self._tensors()), strict=True)
-        return [Batch([self.ids[i] for i in own], *tensors) for own, tensors in zip(ids, rows, strict=True)]
+        size = max(1, len(self.ids))
+        bounds = np.linspace(0, len(self.ids), min(parts, size) + 1).round().astype(int)
+        return [self._part(start, stop) for start, stop in pairwise(bounds.tolist())]
+
+    def _part(self, start: int, stop: int) -> Batch:
+        return Batch(self.ids[start:stop], *self._mapped(lambda tensor: tensor[start:stop]))
 
     def to(self, device: torch.device) -> Batch:
         """The same clips on ``device``."""
-        return Batch(self.ids, *(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+        return Batch(self.ids, *self._mapped(lambda tensor: tensor.to(device, non_blocking=True)))
 
     def pin(self) -> Batch:
         """The same clips in pinned memory, from where a GPU takes them while it computes."""
-        return Batch(self.ids, *(tensor.pin_memory() for tensor in self._tensors()))
+        return Batch(self.ids, *self._mapped(Tensor.pin_memory))
 
-    def _tensors(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self)[1:]]
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> list[Any]:
+        tensors = [getattr(self, field.name) for field in fields(self)[1:]]
+        return [None if tensor is None else change(tensor) for tensor in tensors]
 
 
 def make_generator(*parts: int | str) -> torch.Generator:
@@ -224,8 +233,8 @@ class ClipBatches:
             [self.mixture.ids[row] for row in rows[: len(own)]],
             torch.from_numpy(tokens.astype(np.int64, order="C")),
             torch.from_numpy(features).float(),
-            audio.owners == 0,
-            video.owners == 0,
+            _if_any(audio.owners == 0),
+            _if_any(video.owners == 0),
             targets,
             drop[own],
             mask,
@@ -329,6 +338,10 @@ class ClipBatches:
                 sample_token_mask(part, model.num_codebooks, frames, source, model.num_conditioning_codebooks)
             )
         return torch.cat(masks)[own - blocks[0] * MASK_BLOCK]
+
+
+def _if_any(padding: Tensor) -> Tensor | None:
+    return padding if padding.any() else None
 
 
 def folds_of(latents: LatentStore | Mixture) -> list[str]:

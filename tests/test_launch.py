@@ -1,0 +1,280 @@
+"""Several processes, however they are started, and the ways to compute a step: all train the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+
+from helpers.cli import vab
+from helpers.training import PRESET, fill, metrics, preset
+from vab.config import Compute, Preset
+from vab.data.store import LatentStore
+from vab.errors import SettingError
+from vab.training.batches import ClipBatches
+from vab.training.checkpoint import checkpoints
+from vab.training.objectives import contrastive_step
+from vab.training.run import TrainingRun
+from vab.training.step import GradientCache, split_rows
+from vab.utils.world import World
+
+ROOT = Path(__file__).parents[1]
+# The small network of helpers.training, as options of the command line.
+OPTIONS = [
+    *("--model.codec", "tiny", "--model.vision", "efficientnet-lite0", "--model.seconds", "0.4"),
+    *("--model.fps", "5", "--model.num-codebooks", "2", "--model.codebook-size", "16"),
+    *("--model.codebook-dim", "4", "--model.vision-dim", "8", "--model.hidden-dim", "32"),
+    *("--model.num-layers", "2", "--model.num-expert-layers", "1", "--model.num-heads", "2"),
+    *("--train.batch-size", "5", "--train.precision", "32-true", "--train.log-every", "1"),
+    *("--train.save-every", "3", "--train.warmup-steps", "3", "--train.learning-rate", "3e-3"),
+]
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("latents") / "store")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips without a picture among others, and pictures of other clips."""
+    return fill(tmp_path_factory.mktemp("mixed") / "store", pictures="other")
+
+
+def environment(**variables: object) -> dict[str, str]:
+    """This process's, without a GPU, a launcher's variables, or threads that get in each other's way."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "TORCHELASTIC_"))}
+    alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    return kept | alone | {name: str(value) for name, value in variables.items()}
+
+
+def slurm(call: list[str], **pipes: int) -> list[subprocess.Popen[str]]:
+    """Two processes with the variables that two tasks of srun have."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    step = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NUM_NODES": 1, "SLURM_JOB_ID": 7, "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            call,
+            env=environment(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NTASKS=2, **step),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def pretrain(store: Path, out: Path, *options: object) -> list[str]:
+    words = ["-m", "vab", "pretrain", "vab-tiny", "--store", store, "--out", out, *OPTIONS, *options]
+    return [str(word) for word in words]
+
+
+@pytest.mark.slow
+def test_one_process_and_two_by_every_launcher_train_the_same(latents: Path, tmp_path: Path) -> None:
+    """... and only the first of them speaks: a document, two lines of log, nothing of Lightning's."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    steps = ("--max-steps", 6, "--json")
+    calls = {
+        "one": pretrain(latents, tmp_path / "one", *steps),
+        "devices": pretrain(latents, tmp_path / "devices", *steps, "--devices", 2),
+        "torchrun": [*torchrun, *pretrain(latents, tmp_path / "torchrun", *steps, "--accumulate", 2)],
+    }
+    said = {}
+    for name, call in calls.items():
+        done = subprocess.run(
+            [sys.executable, *call], env=environment(), capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        said[name] = done.stdout, done.stderr
+    tasks = slurm([sys.executable, *pretrain(latents, tmp_path / "slurm", *steps)])
+    texts = [task.communicate(timeout=200) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], texts
+    assert texts[1] == ("", "")
+    said["slurm"] = texts[0]
+
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    for name, (out, err) in said.items():
+        run = tmp_path / name
+        lines = err.splitlines()
+        assert lines[0] == f"training vab-tiny in {run}: 16 clips, 6 steps" and len(lines) == 2, err
+        assert out == said["one"][0].replace(str(tmp_path / "one"), str(run))
+        for split in ("train", "dev"):
+            for a, b in zip(metrics(tmp_path / "one", split), metrics(run, split), strict=True):
+                assert a["step"] == b["step"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4), name
+        weights = load_file(run / "model.safetensors")
+        assert max(float((one[key] - weights[key]).abs().max()) for key in one) < 1e-4, name
+
+
+@pytest.mark.slow
+def test_the_death_of_one_process_ends_all(latents: Path, tmp_path: Path) -> None:
+    """Two tasks hold their folder together; when one is killed, the other says so in a line and ends."""
+    run = tmp_path / "run"
+    tasks = slurm([sys.executable, *pretrain(latents, run, "--max-steps", 100_000)])
+    try:
+        end = time.monotonic() + 100
+        while not checkpoints(run / "checkpoints") and time.monotonic() < end:
+            time.sleep(0.1)
+        call = [sys.executable, *pretrain(latents, run, "--max-steps", 100_000)]
+        second = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=100)
+        assert second.returncode == 2 and "another process trains in" in second.stderr
+        tasks[1].send_signal(signal.SIGKILL)
+        out, err = tasks[0].communicate(timeout=100)
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+    assert (tasks[0].returncode, out) == (2, "")
+    assert err.splitlines()[1:] == [
+        f"vab: {run}: another process of this run has ended; start it again to go on"
+    ]
+
+
+def test_what_the_launchers_say() -> None:
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert World.from_environment({}, False) == World()
+    assert World.from_environment(torchrun | {"TORCHELASTIC_RUN_ID": "x"}, True) == World(
+        5, 8, 1, 4, "torchrun"
+    )
+    assert World.from_environment({"RANK": "5", "WORLD_SIZE": "8"}, False) == World(5, 8, 0, 1)
+    srun = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "1201"}
+    step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_ID": "0"}
+    nodes = {"SLURM_STEP_NODELIST": "gpu[003-004,9],big1"}
+    world = World.from_environment(srun | step | nodes, False)
+    assert world == World(3, 4, 1, 2, "srun", "tcp://gpu003:26864")
+    there = {"MASTER_ADDR": "a.b", "MASTER_PORT": "77"}
+    assert World.from_environment(srun | step | nodes | there, False).address == "tcp://a.b:77"
+    # a batch script without srun, and a person's shell, are one process each
+    assert World.from_environment(srun, False) == World() == World.from_environment(srun | step, True)
+    for wrong in ({"RANK": "8"}, {"RANK": "x"}, {"LOCAL_RANK": "4"}):
+        with pytest.raises(SettingError, match="RANK"):
+            World.from_environment(torchrun | wrong, False)
+
+
+def test_devices_that_contradict_the_launcher_are_refused(
+    latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("pretrain", "vab-tiny", "--store", latents, "--run", tmp_path / "run", "--devices", 3)
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    for rank in "01":
+        for name, value in (variables | {"RANK": rank, "LOCAL_RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        code, out, err = vab(capsys, *call)
+        message = (
+            "vab: --devices 3, but torchrun has started 2 processes on this machine: leave --devices out\n"
+        )
+        assert (code, out, err) == (2, "", message if rank == "0" else "")
+
+
+# --- how a step is computed
+
+
+def training(chosen: Preset, store: Path, folder: Path, compute: Compute) -> TrainingRun:
+    latents = LatentStore.open(store)
+    clips, dev = (ClipBatches(latents, chosen, split) for split in ("train", "dev"))
+    fabric = Fabric(accelerator="cpu", devices=1, precision=chosen.train.precision)
+    return TrainingRun(fabric, chosen, clips, dev, folder, compute=compute, max_steps=9, log=lambda _: None)
+
+
+def gradients(chosen: Preset, store: Path, folder: Path, compute: Compute) -> dict[str, torch.Tensor]:
+    """Loss and gradient of the third step, before it is clipped to a smaller norm."""
+    run = training(chosen, store, folder, compute)
+    kept: dict[str, torch.Tensor] = {}
+    for optimizer in run.optimizers:
+        optimizer.zero_grad = lambda *_: None
+    values = run.update(run.clips.train_batch(2), measure=True)
+    kept |= {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+    return kept | {name: torch.tensor(value) for name, value in values.items()}
+
+
+OBJECTIVES = {
+    "masked": preset("masked", roll_prob=0.3, max_grad_norm=1e9),
+    "causal": replace(
+        preset("causal", max_grad_norm=1e9),
+        model=replace(PRESET.model, num_expert_layers=0),
+    ),
+    "contrastive": preset("contrastive", pair_by_label=True, batch_size=9, max_grad_norm=1e9),
+    "classification": replace(
+        preset("classification", inputs=("audio", "video", "both"), pair_by_label=True, max_grad_norm=1e9),
+        classes=("0", "1", "2", "3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_in_parts_has_the_gradient_of_the_whole(mixed: Path, tmp_path: Path, objective: str) -> None:
+    """Clips without video, other numbers of masked tokens in each part, parts of 5 and 4 clips."""
+    chosen = OBJECTIVES[objective]
+    chosen = replace(chosen, train=replace(chosen.train, batch_size=9))
+    whole = gradients(chosen, mixed, tmp_path, Compute())
+    assert len(whole) > 20 and whole["gradient_norm"] > 1e-3
+    for parts in (2, 4, 99):
+        split = gradients(chosen, mixed, tmp_path, Compute(accumulate=parts))
+        assert split.keys() == whole.keys()
+        for name in whole:
+            scale = whole[name].abs().max().clamp(min=1e-4)
+            assert float((split[name] - whole[name]).abs().max() / scale) < 1e-4, (parts, name)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_activations_computed_again_give_the_same_bits(mixed: Path, tmp_path: Path, objective: str) -> None:
+    chosen = OBJECTIVES[objective]
+    chosen = replace(chosen, model=replace(chosen.model, dropout=0.2))
+    for parts in (1, 2):
+        kept, again = (
+            gradients(chosen, mixed, tmp_path, Compute(accumulate=parts, checkpoint_activations=both))
+            for both in (False, True)
+        )
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_dropout_is_the_same_in_both_passes_of_a_contrastive_part(mixed: Path, tmp_path: Path) -> None:
+    """The gradient by way of the embeddings is that of the same parts in one graph."""
+    chosen = OBJECTIVES["contrastive"]
+    chosen = replace(chosen, model=replace(chosen.model, dropout=0.2))
+    run = training(chosen, mixed, tmp_path, Compute())
+    batch = run.clips.train_batch(2)
+
+    def graph(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = []
+        for n, part in enumerate(split_rows(inputs, 3)):
+            torch.manual_seed(7 + n)
+            outputs.append(run.network(*part))
+        audio, video, scales = zip(*outputs, strict=True)
+        return torch.cat(audio), torch.cat(video), scales[0]
+
+    cache = GradientCache(run.fabric, run.network, 3, seed=7)
+    found = []
+    for network in (graph, cache):
+        contrastive_step(network, batch, chosen).loss.backward()
+        if network is cache:
+            cache.backward()
+        found.append({name: p.grad.clone() for name, p in run.model.named_parameters()})
+        run.model.zero_grad()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same_and_are_few(mixed: Path, tmp_path: Path) -> None:
+    """The weights keep their names, so that a run may go on without; smaller parts compile nothing anew."""
+    counters.clear()
+    chosen = OBJECTIVES["classification"]
+    plain = gradients(chosen, mixed, tmp_path, Compute(accumulate=2))
+    compiled = gradients(chosen, mixed, tmp_path, Compute(accumulate=2, compile=True))
+    assert plain.keys() == compiled.keys()
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-5)
