@@ -22,7 +22,7 @@ from helpers.codecs import BRIEF, SMALL, tones
 from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, hertz_mel_filters, viterbi_quantize
 from vab.config import HOP_LENGTH, SAMPLE_RATE
-from vab.data.extract import weights_fingerprint
+from vab.data.extraction.encoding import weights_fingerprint
 from vab.errors import TrainError
 from vab.training.checkpoint import checkpoints
 from vab.training.codec.train import energy_distance, excerpts, fit_codes, train_codec

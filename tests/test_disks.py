@@ -12,7 +12,7 @@ from helpers.cli import vab
 from helpers.disk import files_of_at_most
 from helpers.tiny import write_model
 from vab.data.datasets.synthetic import write_synthetic
-from vab.data.extract import extract
+from vab.data.extraction.run import extract
 from vab.data.manifest import read_manifest, write_manifest
 from vab.inference.pipeline import VABPipeline
 

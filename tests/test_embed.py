@@ -13,7 +13,8 @@ import torch
 
 from helpers.tiny import write_model, write_video
 from vab.cli import main
-from vab.data.extract import Decoded, decode, encode, latents_meta
+from vab.data.extraction.decoding import Decoded, decode
+from vab.data.extraction.encoding import encode, latents_meta
 from vab.data.shard import Latents
 from vab.inference.embedder import Embedder, embed_latents, windows
 from vab.inference.embeddings import Embedded, EmbeddingsError, read_embeddings
@@ -112,7 +113,7 @@ def test_a_file_that_cannot_be_encoded_fails_alone(
     assert [isinstance(result, str) for result in found.values()] == [False, True, False]
     assert found[paths[1]] == f"{paths[1]}: RuntimeError: out of memory"
     meta = latents_meta(source.codec, source.vision, 2.0, 1.0)
-    batch = [decode(windows(path, 2.0)[0], meta, 64) for path in paths]
+    batch = [decode(windows(path, 2.0)[0], meta, source.vision.recipe) for path in paths]
     assert [isinstance(result, str) for result in source._encode(batch, meta)] == [False, True, False]
 
 

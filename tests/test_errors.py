@@ -203,7 +203,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def latents(broken: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that fits the broken model."""
-    from vab.data.extract import extract
+    from vab.data.extraction.run import extract
     from vab.data.manifest import read_manifest, write_manifest
 
     folder = tmp_path_factory.mktemp("latents")

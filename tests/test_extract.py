@@ -22,7 +22,9 @@ from vab.config import SAMPLE_RATE
 from vab.data.datasets.common import ListError
 from vab.data.datasets.folder import folder_clips
 from vab.data.datasets.synthetic import write_synthetic
-from vab.data.extract import Extraction, decode, weights_fingerprint
+from vab.data.extraction.decoding import decode
+from vab.data.extraction.encoding import weights_fingerprint
+from vab.data.extraction.run import Extraction
 from vab.data.manifest import Clip, read_manifest, write_manifest
 from vab.data.shard import StoreError, StoreMeta
 from vab.data.store import LatentStore
@@ -201,17 +203,17 @@ def test_what_is_shorter_than_the_window(balls: Path, tmp_path: Path) -> None:
     write_wav(tmp_path / "s.wav", np.linspace(0.1, 0.5, 3 * SAMPLE_RATE // 4, dtype=np.float32))
     sound = Clip("s", tmp_path / "s.wav", None)
     n, window = 3 * SAMPLE_RATE // 4, round(SECONDS * SAMPLE_RATE)
-    silent = decode(sound, meta(), 64).waveform
+    silent = decode(sound, meta(), RECIPES["efficientnet-lite0"]).waveform
     assert len(silent) == window and silent[:n].min() > 0.09 and not silent[n:].any()
-    full = decode(sound, meta(fill="repeat"), 64).waveform
+    full = decode(sound, meta(fill="repeat"), RECIPES["efficientnet-lite0"]).waveform
     assert len(full) == window and full.min() > 0.09
     assert np.array_equal(full[n : 2 * n], full[:n])
 
     ball = read_manifest(balls)[0].video
     clip = Clip("v", ball, ball, 0.5, 1.0)
-    held = decode(clip, meta(seconds=3.0, fps=4.0), 64)
+    held = decode(clip, meta(seconds=3.0, fps=4.0), RECIPES["efficientnet-lite0"])
     assert len(held.frames) == 4 and held.frame_indices == [0, 1, 2, 3] + 8 * [3]
-    turned = decode(clip, meta(seconds=3.0, fps=4.0, fill="repeat"), 64)
+    turned = decode(clip, meta(seconds=3.0, fps=4.0, fill="repeat"), RECIPES["efficientnet-lite0"])
     assert turned.frame_indices == 3 * [0, 1, 2, 3]
     assert np.array_equal(turned.waveform[:SAMPLE_RATE], turned.waveform[SAMPLE_RATE : 2 * SAMPLE_RATE])
 
@@ -267,12 +269,12 @@ torch.set_num_threads(1)
 from pathlib import Path
 from helpers import extraction as tests
 from vab.vision import load_vision
-import vab.data.extract
-write = vab.data.extract._write_failures
+import vab.data.extraction.run
+write = vab.data.extraction.run.write_failures
 def slow(*arguments):
     write(*arguments)
     time.sleep(0.2)
-vab.data.extract._write_failures = slow  # time between shards to be killed in
+vab.data.extraction.run.write_failures = slow  # time between shards to be killed in
 tests.run(Path(sys.argv[2]), Path(sys.argv[3]), tests.small_codec(), load_vision("efficientnet-lite0"))
 """
 

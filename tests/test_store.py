@@ -126,9 +126,11 @@ def test_a_half_written_shard_is_not_seen_and_goes(tmp_path: Path) -> None:
     assert again.ids == ["a"]
     with again.writing():
         assert not any(half.exists() for half in halves)
-        message = r"another process writes to this store, .*process \d+ on"
-        with pytest.raises(LockedError, match=message), LatentStore.open(tmp_path).writing():
-            pass
+        # writers do not mind each other, but nobody may repair it meanwhile
+        with LatentStore.open(tmp_path).writing() as alone:
+            assert not alone()
+        with pytest.raises(LockedError, match="another process writes to this store"):
+            again.repair()
     with LatentStore.open(tmp_path).writing():
         pass
 
@@ -202,7 +204,7 @@ def test_stores_of_version_0_1_open_with_the_same_fingerprint(tmp_path: Path) ->
     assert store.ids == ["a", "b", "c", "d"] and store.shards == ["shard-000000.arrow", "shard-000001.arrow"]
     assert all(equal(row, next(m for m in MIXED if m.id == row.id)) for row in store)
     former = {"num_codebooks": "codebooks", "codebook_size": "vocabulary"}
-    made_with = {former.get(name, name): value for name, value in asdict(META).items()}
+    made_with = {former.get(name, name): value for name, value in asdict(META).items() if name != "precision"}
     wanted = sha256(json.dumps(made_with), VECTORS.tobytes(), *sorted(hashes))
     assert store.fingerprint() == wanted
     # once there are new shards too, it is that of the clips alone
@@ -347,9 +349,6 @@ def test_shards_of_others_are_refused(tmp_path: Path) -> None:
         LatentStore.open(store)
     assert list(LatentStore(store, META).repair()) == other.shards
     twice = made(tmp_path / "c", False, [latents("a"), latents("b")])
-    shutil.copy(twice / LatentStore.open(twice).shards[0], store)
-    with pytest.raises(StoreError, match=r"repeats clips of other shards \(a\)"):
-        LatentStore.open(store)
     # shards of several writers may lie together
     third = made(tmp_path / "d", False, [latents("c")])
     shutil.copy(third / LatentStore.open(third).shards[0], twice)

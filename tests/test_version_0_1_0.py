@@ -19,7 +19,7 @@ from helpers import generated
 from helpers.cli import vab
 from vab.codecs.tiny import TinyCodecConfig
 from vab.config import Preset, from_dict
-from vab.data.extract import extract
+from vab.data.extraction.run import extract
 from vab.data.store import LatentStore
 from vab.inference.pipeline import VABPipeline
 from vab.listening.answers import Answers

@@ -23,11 +23,17 @@ from vab.vision import (
     TimmEncoder,
     VisionError,
     build,
+    crop,
     load_vision,
-    prepare,
+    normalise,
 )
 
 EVA_TINY = replace(RECIPES["eva02-clip-l"], architecture="eva02_tiny_patch14_224.mim_in22k", dim=192)
+
+
+def prepare(frame: np.ndarray, recipe: Recipe) -> Tensor:
+    """The network's input, float32 [3, size, size]."""
+    return normalise(crop(frame, recipe), recipe)
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

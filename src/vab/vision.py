@@ -9,6 +9,7 @@ Shapes: N frames, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vab.config import VisionName
-from vab.errors import VABError, first_line
+from vab.config import Precision, VisionName
+from vab.errors import SettingError, VABError, first_line
+from vab.utils.device import tf32
 
 BATCH_SIZE = 32  # frames per forward pass on a GPU
 BATCH_SIZE_CPU = 4  # 32 would take twice the time there, most of it for memory
@@ -35,24 +37,6 @@ class VisionError(VABError):
     """An image encoder cannot be loaded. The message is one line that says why and what to do."""
 
 
-class VisionEncoder(Protocol):
-    """A frozen network from frames to features."""
-
-    name: str
-    dim: int  # numbers per frame
-    size: int  # pixels of the square the network sees
-
-    @property
-    def decode_size(self) -> int:
-        """Pixels of a frame's short side when decoded: a little more than ``size``, as encoders crop."""
-
-    def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """Features float32 [N, dim] of N frames, each uint8 [H, W, 3] RGB of any size."""
-
-    def to(self, device: str | torch.device) -> Self:
-        """Moves the encoder; returns itself."""
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A timm network and how frames are prepared for it."""
@@ -63,6 +47,42 @@ class Recipe:
     mean: tuple[float, float, float]  # of pixels in 0..1
     std: tuple[float, float, float]
     size: int = 224
+
+    @property
+    def decode_size(self) -> int:
+        """Pixels of a frame's short side when decoded: 256 for a network that sees 224."""
+        return self.size * 8 // 7
+
+
+class VisionEncoder(Protocol):
+    """A frozen network from frames to features."""
+
+    name: str
+    dim: int  # numbers per frame
+    size: int  # pixels of the square the network sees
+    recipe: Recipe
+    precision: Precision
+
+    @property
+    def decode_size(self) -> int:
+        """Pixels of a frame's short side when decoded: a little more than ``size``, as encoders crop."""
+
+    @property
+    def default_batch_size(self) -> int:
+        """Frames of one pass, where the caller does not say how many."""
+
+    def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
+        """Features float32 [N, dim] of N frames, each uint8 [H, W, 3] RGB of any size."""
+
+    def encode_crops(self, crops: Iterable[Tensor], batch_size: int | None = None) -> Tensor:
+        """Features float32 [N, dim] of N frames that ``crop`` has made ready, each uint8 [3, size, size].
+
+        With a ``batch_size`` every pass has that many frames, the last one filled up with copies of its last
+        frame: the features of a frame then depend neither on how many there are nor on the others.
+        """
+
+    def to(self, device: str | torch.device) -> Self:
+        """Moves the encoder; returns itself."""
 
 
 RECIPES = {
@@ -106,39 +126,71 @@ RECIPES = {
 class TimmEncoder:
     """A timm network with its recipe: a ``VisionEncoder``."""
 
-    def __init__(self, name: str, recipe: Recipe, model: nn.Module) -> None:
+    def __init__(self, name: str, recipe: Recipe, model: nn.Module, precision: Precision = "float32") -> None:
         self.name = name
         self.dim = recipe.dim
         self.size = recipe.size
         self.recipe = recipe
+        self.precision: Precision = precision
         self.model = model.eval().requires_grad_(False)
         self.device = torch.device("cpu")
 
     @property
     def decode_size(self) -> int:
         """Pixels of a frame's short side when decoded: 256 for a network that sees 224."""
-        return self.size * 8 // 7
+        return self.recipe.decode_size
 
-    @torch.no_grad()
+    @property
+    def default_batch_size(self) -> int:
+        """Frames of one pass, where the caller does not say how many."""
+        return BATCH_SIZE_CPU if self.device.type == "cpu" else BATCH_SIZE
+
     def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
         """Features float32 [N, dim] of N frames, each uint8 [H, W, 3]; memory holds 32 frames at a time."""
-        batch_size = BATCH_SIZE_CPU if self.device.type == "cpu" else BATCH_SIZE
-        remaining = iter(frames)
+        return self.encode_crops(crop(frame, self.recipe) for frame in frames)
+
+    @torch.no_grad()
+    def encode_crops(self, crops: Iterable[Tensor], batch_size: int | None = None) -> Tensor:
+        """Features float32 [N, dim] of N crops, each uint8 [3, size, size] of ``crop``.
+
+        With a ``batch_size`` every pass has that many frames, the last one filled up with copies of its last
+        frame: the features of a frame then depend neither on how many there are nor on the others.
+        """
+        remaining = iter(crops)
         # Begin with no rows, so that no frames at all give [0, dim].
         features = [torch.empty(0, self.dim, device=self.device)]
-        while batch := [prepare(frame, self.recipe) for frame in islice(remaining, batch_size)]:
-            # n x [3, size, size] -> [n, 3, size, size] -> [n, dim]
-            features.append(self.model(torch.stack(batch).to(self.device)))
+        with self._numbers():
+            while batch := list(islice(remaining, batch_size or self.default_batch_size)):
+                count = len(batch)
+                if batch_size is not None:
+                    batch += batch[-1:] * (batch_size - count)
+                # n x [3, size, size] -> [n, 3, size, size] -> [n, dim]
+                pixels = normalise(self._to_device(torch.stack(batch)), self.recipe)
+                features.append(self.model(pixels)[:count].float())
         return torch.cat(features)
+
+    def _to_device(self, pixels: Tensor) -> Tensor:
+        """From pinned memory a GPU copies while it computes."""
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        return pixels.to(self.device, non_blocking=True)
+
+    def _numbers(self) -> AbstractContextManager[None]:
+        """Let the network compute in its precision; the weights stay as they are."""
+        if self.precision == "tf32":
+            return tf32(True)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def to(self, device: str | torch.device) -> Self:
         self.device = torch.device(device)
+        if self.precision == "tf32" and self.device.type != "cuda":
+            raise SettingError(f"TF32 is a number format of NVIDIA's GPUs, not of a device {self.device}")
         self.model.to(device)
         return self
 
 
-def prepare(frame: np.ndarray, recipe: Recipe) -> Tensor:
-    """The network's input, float32 [3, size, size], of a frame uint8 [H, W, 3]."""
+def crop(frame: np.ndarray, recipe: Recipe) -> Tensor:
+    """What the network sees of a frame uint8 [H, W, 3], resized: uint8 [3, size, size]."""
     from PIL import Image
     from torchvision.transforms.v2 import InterpolationMode, functional
 
@@ -148,12 +200,20 @@ def prepare(frame: np.ndarray, recipe: Recipe) -> Tensor:
     # Resize on Pillow's image: on tensors torchvision rounds otherwise than the encoders' authors did.
     image: Image.Image = Image.fromarray(frame)
     image = functional.resize(image, [recipe.short_side], InterpolationMode.BICUBIC)
-    pixels = functional.pil_to_tensor(functional.center_crop(image, [recipe.size, recipe.size]))  # [3, H, W]
+    return functional.pil_to_tensor(functional.center_crop(image, [recipe.size, recipe.size]))
+
+
+def normalise(pixels: Tensor, recipe: Recipe) -> Tensor:
+    """The network's input, float32, of pixels uint8 [..., 3, size, size]."""
+    from torchvision.transforms.v2 import functional
+
     return functional.normalize(pixels.float() / 255, list(recipe.mean), list(recipe.std))
 
 
-def load_vision(name: VisionName, source: str | Path | None = None) -> VisionEncoder:
-    """Load the image encoder called ``name``.
+def load_vision(
+    name: VisionName, source: str | Path | None = None, precision: Precision = "float32"
+) -> VisionEncoder:
+    """Load the image encoder called ``name``, to compute in ``precision``.
 
     ``source`` is a weight file, a folder that holds one (timm's, open_clip's), or a Hub id. Without
     one: timm's weights from the Hub, or, for EfficientNet-Lite0, the package
@@ -163,7 +223,7 @@ def load_vision(name: VisionName, source: str | Path | None = None) -> VisionEnc
         raise VisionError(f"no image encoder is called {name!r}; there are: {', '.join(RECIPES)}")
     recipe = RECIPES[name]
     packaged = name == "efficientnet-lite0" and source is None
-    return TimmEncoder(name, recipe, _lite0() if packaged else build(recipe, source))
+    return TimmEncoder(name, recipe, _lite0() if packaged else build(recipe, source), precision)
 
 
 def build(recipe: Recipe, source: str | Path | None) -> nn.Module:

@@ -9,7 +9,7 @@ from transformers import DacConfig, DacModel
 
 from vab.codecs.codec import DAC, Codec
 from vab.config import SAMPLE_RATE
-from vab.data.extract import Extraction, extract
+from vab.data.extraction.run import Extraction, extract
 from vab.vision import VisionEncoder
 
 SECONDS = 2.0

@@ -40,10 +40,11 @@ VERBS = {  # words: module, function, what it does
         "write the manifest of Speech Commands v0.01, 12 classes",
     ),
     "data vatt": ("data", "vatt", "import VATT's published latents of VGGSound into a store"),
-    "extract": ("train", "extract", "encode the media of a manifest into a store of latents"),
+    "extract": ("extract", "extract", "encode the media of a manifest into a store of latents"),
     "store info": ("store", "info", "describe a store of latents and what made it"),
     "store check": ("store", "check", "verify every checksum of a store"),
     "store repair": ("store", "repair", "move damaged shards of a store aside"),
+    "store merge": ("store", "merge", "bring the clips of several stores into one"),
     "pretrain": ("train", "pretrain", "train by masked audio token prediction"),
     "finetune contrastive": ("train", "contrastive", "align audio and video in one embedding space"),
     "finetune classify": (

@@ -1,10 +1,7 @@
-"""vab store info, vab store check, vab store repair."""
+"""vab store info, vab store check, vab store repair, vab store merge."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vab.cli.output import log, print_result
+from vab.utils.progress import count_bar
 
 if TYPE_CHECKING:
     from vab.data.store import LatentStore
@@ -66,9 +64,9 @@ def check(store: Store, json: bool = False) -> int:
         store: the folder of the store.
         json: print one JSON document to standard output.
     """
-    with _progress("check") as advance:
+    with count_bar("check") as advance:
         latents = _open(store)
-        damaged = latents.check(advance)
+        damaged = latents.check(lambda done, total: advance(done, total, ""))
     _log_damage(latents)
     text = f"{store}: {len(latents.shards)} shards with {len(latents)} clips are good, {len(damaged)} damaged"
     document = {"store": str(store), "clips": len(latents), "shards": latents.shards, "damaged": damaged}
@@ -79,15 +77,17 @@ def check(store: Store, json: bool = False) -> int:
 def repair(store: Store, json: bool = False) -> int:
     """Move damaged shards of a store to its folder damaged; vab extract then makes their clips again.
 
-    Every checksum is verified first. Nothing is deleted, and intact shards are not touched.
+    Every checksum is verified first. Nothing is deleted, and intact shards are not touched. Of a clip with
+    different latents in two shards those of the shard whose name comes first are kept, and the other clips
+    of the second shard are written again without it.
 
     Args:
         store: the folder of the store.
         json: print one JSON document to standard output.
     """
-    with _progress("check") as advance:
+    with count_bar("check") as advance:
         latents = _open(store)
-        moved = latents.repair(advance)
+        moved = latents.repair(lambda done, total: advance(done, total, ""))
     for name, path in moved.items():
         log(f"{name} was damaged and is now {path}")
     text = f"{store}: {len(moved)} moved aside, {len(latents)} clips in {len(latents.shards)} shards are good"
@@ -103,6 +103,31 @@ def repair(store: Store, json: bool = False) -> int:
     return 0
 
 
+def merge(
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    stores: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STORE...")],
+    json: bool = False,
+) -> int:
+    """Bring the clips of several stores, made the same way, into one. Killed, it is run again to go on.
+
+    Every checksum is verified first. Shards are linked where the disk can, else copied; the stores stay as
+    they are. Clips that OUT has already are left out. (A store made by several vab extract at once into one
+    folder needs no merging.)
+
+    Args:
+        out: the folder of the store that gets them; made if it is not there.
+        stores: the folders of the stores.
+        json: print one JSON document to standard output.
+    """
+    from vab.data.merge import merge as run
+
+    with count_bar("merge") as advance:
+        merged = run(out, stores, lambda done, total: advance(done, total, ""))
+    text = f"{out}: {merged.added} clips in {merged.shards} shards added, {merged.present} were there"
+    print_result({"store": str(out), **asdict(merged)}, text, json)
+    return 0
+
+
 def _open(folder: Path) -> LatentStore:
     """Open a store, also a damaged one: what cannot be read is in ``damaged``."""
     from vab.data.store import LatentStore, read_meta
@@ -113,16 +138,3 @@ def _open(folder: Path) -> LatentStore:
 def _log_damage(latents: LatentStore) -> None:
     for reason in latents.damaged.values():
         log(reason)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a callback (done, total) that moves a bar of shards; no bar without a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""vab extract, vab pretrain, vab finetune, vab export."""
+"""vab pretrain, vab finetune, vab export."""
 
 from __future__ import annotations
 
@@ -6,84 +6,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
-from vab.cli.options import Device, WeightsPath
 from vab.cli.output import log, print_result
-from vab.config import DEFAULT_COMPUTE, Compute, DecodeConfig, ModelConfig, Preset, TrainConfig, VisionName
+from vab.config import DEFAULT_COMPUTE, Compute, DecodeConfig, ModelConfig, Preset, TrainConfig
 from vab.errors import SettingError
 from vab.models.hub import ASSETS, BUNDLED, CONFIG, read_preset
-from vab.presets import PRESETS, preset
+from vab.presets import PRESETS
 
 T = TypeVar("T")
-
-
-def extract(
-    manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")],
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
-    preset_name: Annotated[str, tyro.conf.arg(name="preset")] = "vab-tiny",
-    fill: Literal["zero", "repeat"] = "zero",
-    seconds: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
-    fps: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
-    vision: VisionName | None = None,
-    codec_path: WeightsPath = None,
-    vision_path: WeightsPath = None,
-    device: Device = "auto",
-    batch_clips: int = 16,
-    shard_clips: int = 512,
-    json: bool = False,
-) -> int:
-    """Encode the clips of a manifest into a store of latents. Run again, it resumes.
-
-    Args:
-        manifest: CSV file with the columns id,audio,video,start,seconds,label,split.
-        out: the folder of the store.
-        preset_name: the preset whose codec, image encoder, window and frame rate to use.
-        fill: how to fill the window after a shorter clip: with silence, or by repeating it (video too).
-        seconds: the length of the window, instead of the preset's.
-        fps: image features per second, instead of the preset's.
-        vision: the image encoder, instead of the preset's (the paper's ablation C.6).
-        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
-        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
-        device: the device to compute on.
-        batch_clips: the number of clips encoded at once.
-        shard_clips: the number of clips in one file of the store.
-        json: print one JSON document to standard output.
-    """
-    model = preset(preset_name).model
-    if batch_clips < 1 or shard_clips < 1:
-        raise SettingError("--batch-clips and --shard-clips must be 1 or more")
-    window = model.seconds if seconds is None else seconds
-    rate = model.fps if fps is None else fps
-    if not (window > 0 and rate > 0):
-        raise SettingError("--seconds and --fps must be positive")
-
-    from vab.codecs.codec import load_codec
-    from vab.data.extract import extract as run
-    from vab.data.manifest import read_manifest
-    from vab.utils.device import pick_device
-    from vab.vision import load_vision
-
-    read_manifest(manifest)  # before anything large is loaded
-    result = run(
-        manifest,
-        out,
-        load_codec(model.codec, codec_path),
-        load_vision(vision or model.vision, vision_path),
-        seconds=window,
-        fps=rate,
-        fill=fill,
-        device=pick_device(device),
-        batch_clips=batch_clips,
-        shard_clips=shard_clips,
-    )
-    for reason in result.failed.values():
-        log(reason)
-    text = f"{out}: {result.done} clips written, {result.present} were there, {len(result.failed)} failed"
-    print_result({"store": str(out), **asdict(result)}, text, json)
-    return 1 if result.failed else 0
 
 
 def _arg(metavar: str | None = None) -> Any:

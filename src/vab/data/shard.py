@@ -16,8 +16,8 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from hashlib import sha256 as one_hash
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vab.config import ModelConfig, audio_frames, former_fields, video_frames
+from vab.config import ModelConfig, Precision, audio_frames, former_fields, video_frames
 from vab.errors import VABError, first_line
 from vab.utils.files import atomic
 from vab.utils.provenance import sha256
@@ -54,6 +54,7 @@ class StoreMeta:
     fill: str = "zero"  # what follows audio shorter than the window: zero or repeat
     codec_fingerprint: str = ""
     vision_fingerprint: str = ""
+    precision: Precision = "float32"  # that the image encoder computed in; a codec computes in float32
 
     @classmethod
     def for_model(cls, model: ModelConfig) -> StoreMeta:
@@ -61,9 +62,22 @@ class StoreMeta:
         taken = {each.name for each in fields(model)}
         return cls(**{each.name: getattr(model, each.name) for each in fields(cls) if each.name in taken})
 
+    def written(self) -> dict[str, Any]:
+        """The settings as they are written: float32 goes without saying, as it did in version 0.1."""
+        return self._without_default(asdict(self))
+
     def hashed(self) -> str:
         """The settings as they go into hashes: under the names of version 0.1, so that no hash changes."""
-        return json.dumps(former_fields(self))
+        return json.dumps(self._without_default(former_fields(self)))
+
+    @staticmethod
+    def _without_default(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if (k, v) != ("precision", "float32")}
+
+    def differences(self, other: StoreMeta, names: Iterable[str] | None = None) -> list[str]:
+        """Every setting that ``other`` has otherwise, as "fps is 1.0, now 2.0"; of all, or of these names."""
+        mine, others = asdict(self), asdict(other)
+        return [f"{n} is {mine[n]!r}, now {others[n]!r}" for n in names or mine if mine[n] != others[n]]
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -187,6 +201,23 @@ class Shard:
             self._hashes[name] = row_hashes(self.values[name])
         return self._hashes[name]
 
+    def row(self, row: int) -> Latents:
+        """One clip, its latents verified at the first reading; ``StoreError`` if they are damaged."""
+        tokens, features = (self.read(name, row) if self.has[name][row] else None for name in STREAMS)
+        real = (int(self.real[name][row]) for name in STREAMS)
+        return Latents(self.ids[row], self.labels[row], self.splits[row], tokens, features, *real)
+
+    def same(self, row: int, other: Shard, other_row: int) -> bool:
+        """True if a clip here is what it is in the other shard: text, number of real frames and latents."""
+        if (self.labels[row], self.splits[row]) != (other.labels[other_row], other.splits[other_row]):
+            return False
+        return all(
+            self.has[name][row] == other.has[name][other_row]
+            and self.real[name][row] == other.real[name][other_row]
+            and np.array_equal(self.hashes(name)[row], other.hashes(name)[other_row])
+            for name in STREAMS
+        )
+
     def read(self, name: str, row: int) -> NDArray:
         """A row's ``tokens`` or ``features``, verified at the first reading; ``StoreError`` if damaged."""
         if not self._checked[name][row]:
@@ -302,7 +333,11 @@ def write_shard(directory: Path, meta: StoreMeta, rows: Sequence[Latents]) -> Pa
         ):
             writer.write_batch(batch)
     except FileExistsError:
-        raise StoreError(f"{path} is there already and is not written over") from None
+        # Another writer may have made the same shard meanwhile.
+        try:
+            Shard(path, meta).check()
+        except StoreError:
+            raise StoreError(f"{path} is there already and is not written over") from None
     return path
 
 

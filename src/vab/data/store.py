@@ -8,9 +8,10 @@ nothing is ever written over. What is damaged is named, and ``repair`` moves it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+import json
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
@@ -32,8 +33,8 @@ from vab.data.shard import (
     root_hash,
     write_shard,
 )
-from vab.utils.files import move, read_json, write_json, write_whole
-from vab.utils.locks import exclusive
+from vab.utils.files import atomic, move, read_json, sweep
+from vab.utils.locks import exclusive, shared
 from vab.utils.provenance import sha256
 
 MAX_PRELOAD_BYTES = 2 << 30  # of latents that are read to memory, and verified, at once
@@ -65,21 +66,26 @@ class LatentStore:
             raise StoreError(f"{directory}: is not a name in UTF-8, which Arrow needs; choose another folder")
         if codebook_vectors.shape != (meta.num_codebooks, meta.codebook_size, meta.codebook_dim):
             raise StoreError(f"codebook vectors are {codebook_vectors.shape}, the store says {meta}")
-        if (directory / "store.json").exists():
+
+        def check_meta() -> None:
             # every setting counts: latents made otherwise never mix
-            old, new = asdict(read_meta(directory)), asdict(meta)
-            other = [f"{key} is {old[key]!r}, now {new[key]!r}" for key in new if old[key] != new[key]]
+            other = read_meta(directory).differences(meta)
             if other:
                 raise StoreError(f"{directory} was made otherwise: {'; '.join(other)}. Use another folder.")
 
-        # The settings come last: a folder without them is no store yet.
+        if (directory / "store.json").exists():
+            check_meta()
+
+        # The settings come last: a folder without them is no store yet. Of several writers the first makes
+        # it, the others open it.
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / CODEBOOKS).exists():
             vectors = np.ascontiguousarray(codebook_vectors, dtype=np.float32)
             checksum = {"sha256": sha256(vectors.tobytes())}
-            write_whole(directory / CODEBOOKS, save({"codebooks": vectors}, checksum))
+            write_new(directory / CODEBOOKS, save({"codebooks": vectors}, checksum))
         if not (directory / "store.json").exists():
-            write_json(directory / "store.json", asdict(meta))
+            write_new(directory / "store.json", (json.dumps(meta.written(), indent=1) + "\n").encode())
+            check_meta()
         return cls.open(directory)
 
     @classmethod
@@ -100,11 +106,14 @@ class LatentStore:
         """Map the shards that lie in the folder now."""
         self._shards: list[Shard] = []
         self._known: set[str] = set()
+        self._repeats: set[tuple[str, int]] = set()  # rows that repeat a clip of a shard before: name, row
+        self._places: dict[str, tuple[Shard, int]] | None = None  # of each clip, once some are repeated
+        self._conflicts: dict[str, list[str]] = {}  # shard -> clips that are other ones in a shard before
         self.damaged.clear()
         # A damaged shard does not keep the others from being read.
         for path in sorted(self.directory.glob(PATTERN)):
             with self._noting(path):
-                self._take(path)
+                self.take(path)
         # The clips' ids of numbered shards are in the hash of all they hold.
         if self.nbytes < MAX_PRELOAD_BYTES:
             for shard in [shard for shard in self._shards if shard.whole is not None]:
@@ -118,20 +127,61 @@ class LatentStore:
             yield
         except StoreError as error:
             self.damaged[path.name] = str(error)
-            self._shards = [shard for shard in self._shards if shard.path != path]
-            self._known = {ident for shard in self._shards for ident in shard.ids}
-            self._forget()
+            rest = [shard.path for shard in self._shards if shard.path != path]
+            if len(rest) == len(self._shards):
+                return
+            # What repeated its clips, or was repeated by them, is counted anew.
+            self._shards, self._known, self._repeats, self._places = [], set(), set(), None
+            for other in rest:
+                with self._noting(other):
+                    self.take(other)
 
-    def _take(self, path: Path) -> None:
-        """Map one more shard."""
+    def take(self, path: Path) -> None:
+        """Map one more shard; ``StoreError`` if it is damaged, or holds other latents of a known clip."""
         shard = Shard(path, self.meta)
-        twice = sorted(self._known.intersection(shard.ids))
-        if twice:
-            others = f"repeats clips of other shards ({', '.join(twice[:3])})"
-            raise StoreError(f"{path} {others}; {advice(self.directory)}")
+        # Writers that divide the clips differently may make some twice: the shards before count.
+        if twice := self._known.intersection(shard.ids):
+            if self._places is None:
+                self._places = {}
+                for each in self._shards:
+                    self._place(each)
+            # A numbered shard has its rows' hashes only once it is verified.
+            for first in {self._places[ident][0] for ident in twice}:
+                with self._noting(first.path):
+                    first.hashes("tokens")
+                if first.path.name in self.damaged:
+                    self.take(path)
+                    return
+            self._compare(shard, twice)
+            self._repeats |= {(path.name, row) for row, ident in enumerate(shard.ids) if ident in twice}
         self._shards.append(shard)
         self._known.update(shard.ids)
+        if self._places is not None:
+            self._place(shard)
         self._forget()
+
+    def _compare(self, shard: Shard, twice: set[str]) -> None:
+        """``StoreError`` if clips of a shard have other latents in the shards before."""
+        assert self._places is not None
+        other = [
+            ident
+            for row, ident in enumerate(shard.ids)
+            if ident in twice and not shard.same(row, *self._places[ident])
+        ]
+        if other:
+            self._conflicts[shard.path.name] = other
+            todo = f"`vab store repair {self.directory}` keeps those of the one whose name comes first"
+            if shard.path.parent != self.directory:
+                todo = "merge only one of the two stores, or move one of the shards out of its store"
+            raise StoreError(
+                f"{self._places[other[0]][0].path} and {shard.path} hold different latents of the same clips "
+                f"({', '.join(other[:3])}{', ...' if len(other) > 3 else ''}); {todo}"
+            )
+
+    def _place(self, shard: Shard) -> None:
+        assert self._places is not None
+        for row, ident in enumerate(shard.ids):
+            self._places.setdefault(ident, (shard, row))
 
     def _forget(self) -> None:
         """Drop the cached columns: the rows have changed."""
@@ -139,13 +189,19 @@ class LatentStore:
             self.__dict__.pop(view, None)
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the store for one writer; removes what a killed one left half written.
+    def writing(self) -> Iterator[Callable[[], bool]]:
+        """Hold the store as one of any number of writers; what killed ones left half written is removed.
 
-        The shards are listed anew. ``LockedError`` if another process writes, ``StoreError`` if a shard is
+        Gives a function that is True if this writer is the only one now, and then until it ends. The shards
+        are listed anew. ``LockedError`` while another process repairs the store, ``StoreError`` if a shard is
         damaged or the store was made otherwise meanwhile.
         """
-        with self._alone():
+        with shared(self.directory / ".lock", f"repairs this store, {self.directory}") as alone:
+            sweep(self.directory, again=True)
+            for stale in self.directory.glob(".shard-*.tmp*"):
+                if ".vab-" not in stale.name:  # version 0.1 named them so, and never writes beside others
+                    stale.unlink(missing_ok=True)
+            self._list()
             # Another process may have changed the folder since it was opened.
             if read_meta(self.directory) != self.meta:
                 raise StoreError(f"{self.directory} was made otherwise meanwhile; use another folder")
@@ -153,15 +209,7 @@ class LatentStore:
                 if shard.whole is not None:
                     shard.check()
             self.check_whole()
-            yield
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with exclusive(self.directory / ".lock", f"writes to this store, {self.directory}"):
-            for stale in self.directory.glob(".*.tmp*"):
-                stale.unlink()
-            self._list()
-            yield
+            yield alone
 
     def add(self, rows: Sequence[Latents]) -> None:
         """Write one shard of clips; all of it or nothing. ``StoreError`` on wrong shapes or known ids."""
@@ -172,10 +220,13 @@ class LatentStore:
         known = self._known.intersection(ids)
         if known or len(set(ids)) != len(ids):
             raise StoreError(f"{self.directory} has these clips already: {sorted(known) or ids}")
-        self._take(write_shard(self.directory, self.meta, rows))
+        self.take(write_shard(self.directory, self.meta, rows))
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def __contains__(self, ident: object) -> bool:
+        return ident in self._known
 
     @property
     def shards(self) -> list[str]:
@@ -190,7 +241,12 @@ class LatentStore:
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """[N, 2]: the shard of each row and its position there."""
-        rows = [(ident, n, i) for n, shard in enumerate(self._shards) for i, ident in enumerate(shard.ids)]
+        rows = [
+            (ident, n, i)
+            for n, shard in enumerate(self._shards)
+            for i, ident in enumerate(shard.ids)
+            if not self._repeats or (shard.path.name, i) not in self._repeats
+        ]
         return np.array([position for _, *position in sorted(rows)], np.int64).reshape(-1, 2)
 
     @cached_property
@@ -309,7 +365,7 @@ class LatentStore:
 
         # A store of version 0.1: its hash is that of its shards' hashes.
         numbered = [shard.whole for shard in self._shards if shard.whole is not None]
-        if len(numbered) == len(self._shards):
+        if len(numbered) == len(self._shards) and not self._repeats:
             return sha256(self.meta.hashed(), vectors, *sorted(numbered))
         # Labels and splits as they are on disk: those of the store may have been changed in memory.
         texts = [self._texts(column) for column in ("ids", "labels", "splits")]
@@ -335,16 +391,42 @@ class LatentStore:
     def repair(self, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Path]:
         """Move damaged files to the folder ``damaged``, deleting nothing: file name -> where it is now.
 
-        The rest is a store that opens. ``LockedError`` if another process writes.
+        Of clips with different latents in two shards those of the shard whose name comes first are kept, and
+        the other clips of the second one. The rest is a store that opens. ``LockedError`` if another process
+        writes.
         """
-        moved = {}
-        with self._alone():
-            for name in self.check(advance):
-                folder = self.directory / "damaged"
-                folder.mkdir(exist_ok=True)
-                moved[name] = _move_aside(self.directory / name, folder)
+        moved: dict[str, Path] = {}
+        folder = self.directory / "damaged"
+        with exclusive(self.directory / ".lock", f"writes to this store, {self.directory}"):
+            for stale in self.directory.glob(".*.tmp*"):
+                stale.unlink()
             self._list()
-        return moved
+            while True:
+                bad, conflicts = self.check(advance), dict(self._conflicts)
+                # What is damaged goes first: then a clip may have other latents no more.
+                torn = [name for name in bad if name not in conflicts and (self.directory / name).exists()]
+                for name in torn or conflicts:
+                    path = self.directory / name
+                    if name in conflicts:
+                        with suppress(StoreError):  # damaged as well: it is moved aside whole
+                            self._keep_rest(Shard(path, self.meta), set(conflicts[name]))
+                    folder.mkdir(exist_ok=True)
+                    moved[name] = _move_aside(path, folder)
+                self._list()
+                if not conflicts:
+                    return moved
+
+    def _keep_rest(self, shard: Shard, without: Container[str]) -> None:
+        """Write the clips of a shard once more without some; ``StoreError`` if one is damaged."""
+        rest = [shard.row(row) for row, ident in enumerate(shard.ids) if ident not in without]
+        if rest:
+            write_shard(self.directory, self.meta, rest)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet, whole; one that another process has made meanwhile stays."""
+    with suppress(FileExistsError), atomic(path, over=False) as temporary:
+        temporary.write_bytes(content)
 
 
 def spread(n: int, count: int) -> NDArray[np.int64]:
@@ -357,7 +439,8 @@ def read_meta(directory: str | Path) -> StoreMeta:
     path = Path(directory) / "store.json"
     try:
         values = current_names("StoreMeta", read_json(path))
-        unknown = set(values) ^ {field.name for field in fields(StoreMeta)}
+        # version 0.1 knew no precision but float32
+        unknown = (set(values) ^ {field.name for field in fields(StoreMeta)}) - {"precision"}
         meta = None if unknown else from_dict(StoreMeta, values)
     except FileNotFoundError:
         raise StoreError(f"{directory} holds no store (no store.json); make one with `vab extract`") from None
@@ -370,8 +453,6 @@ def read_meta(directory: str | Path) -> StoreMeta:
 
 def _move_aside(file: Path, folder: Path) -> Path:
     """Move a file to a folder, under its name or, where that is taken, with a number."""
-    if not file.exists():  # the vectors may be gone
-        return file
     number = 1
     while True:
         path = folder / (file.name if number == 1 else f"{file.stem}_{number}{file.suffix}")

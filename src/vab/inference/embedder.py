@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vab.codecs.codec import Codec, load_codec
 from vab.config import FRAME_RATE, ModelConfig, Preset
-from vab.data.extract import Decoded, encode, latents_meta, read_ahead, weights_fingerprint
+from vab.data.extraction.decoding import Decoded, read_ahead
+from vab.data.extraction.encoding import encode, latents_meta, weights_fingerprint
 from vab.data.manifest import Clip
 from vab.data.shard import Latents, StoreMeta
 from vab.errors import failure
@@ -188,7 +189,7 @@ class Embedder:
         seconds = self.config.seconds
         meta = latents_meta(self.codec, self.vision, seconds, self.config.fps)
         clips = (clip for source in sources for clip in windows(source, seconds))
-        decoded = read_ahead(clips, meta, self.vision.decode_size, WINDOWS_PER_PASS)
+        decoded = read_ahead(clips, meta, self.vision.recipe, WINDOWS_PER_PASS)
 
         # 2. Encode, and gather the windows of each file: a window that starts at 0 begins the next.
         file: list[tuple[Clip, Latents | str]] = []

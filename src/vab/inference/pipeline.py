@@ -33,7 +33,7 @@ from vab.config import (
     samples_to_frames,
 )
 from vab.config import video_frames as num_video_frames
-from vab.data.extract import weights_fingerprint
+from vab.data.extraction.encoding import weights_fingerprint
 from vab.errors import SettingError
 from vab.inference.audio import Audio
 from vab.inference.calls import for_each, refuse_unknown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias, TypeGuard
 
 import torch
@@ -57,3 +59,16 @@ def names_dtype(value: object) -> TypeGuard[str]:
 def cpu_has_bfloat16() -> bool:
     """True if bfloat16 is fast on this CPU; without oneDNN's help a convolution takes 20 times as long."""
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Float32 products and convolutions of a GPU in TF32, or in float32 as it says; then as before."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

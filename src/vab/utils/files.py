@@ -98,13 +98,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written in a folder, once in the life of this one.
+def sweep(folder: Path, again: bool = False) -> None:
+    """Remove what killed processes left half written in a folder, once in the life of this one or ``again``.
 
     Their locks are free. Where there are none, and on disks shared with other machines, whose locks may not
     be seen here, it has to be a day old.
     """
-    if folder in _swept:
+    if folder in _swept and not again:
         return
     _swept.add(folder)
     with suppress(OSError), os.scandir(folder) as entries:

@@ -1,12 +1,12 @@
-"""File locks that keep other processes out of a folder; the system frees those of dead processes."""
+"""File locks between processes that use one folder; the system frees those of dead processes."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +17,8 @@ class LockedError(VABError):
     """Another process holds the lock. The message is one line that says which, and what it does."""
 
 
-def lock(file: IO[Any] | int) -> None:
-    """Lock an open file, or the descriptor of one, until it is closed.
+def lock(file: IO[Any] | int, shared: bool = False) -> None:
+    """Lock an open file, or the descriptor of one, until it is closed; ``shared`` with others that do so.
 
     ``BlockingIOError`` if somebody else has locked it, another ``OSError`` where there are no locks (Windows,
     some network file systems).
@@ -27,7 +27,7 @@ def lock(file: IO[Any] | int) -> None:
         import fcntl
     except ImportError:
         raise OSError(errno.ENOTSUP, "no file locks on this system") from None
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -57,3 +57,32 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+@contextmanager
+def shared(path: Path, what: str) -> Iterator[Callable[[], bool]]:
+    """Hold the lock file ``path`` together with any others that share it, but not with one ``exclusive``.
+
+    Gives a function that is True if the lock is held alone now, and then until it is let go: the last one to
+    leave can tidy up. ``LockedError`` and ``what`` as for ``exclusive``. Where there are no locks nothing is
+    held, and nobody is known to be alone.
+    """
+    with naming(path.parent, over=False), path.open("a+") as file:
+        try:
+            lock(file, shared=True)
+        except BlockingIOError:
+            raise LockedError(f"another process {what}; wait until it has ended") from None
+        except OSError:  # no locks on this file system
+            yield lambda: False
+            return
+
+        def alone() -> bool:
+            try:
+                lock(file)
+            except OSError:
+                with suppress(OSError):
+                    lock(file, shared=True)  # an exchange that fails may have lost it
+                return False
+            return True
+
+        yield alone

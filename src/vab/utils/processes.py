@@ -70,8 +70,8 @@ def run_processes(
     """Call ``work(worker, argument)`` for each argument in a process of its own; results in their order.
 
     ``work`` is a function of a module, and what it takes and returns can be pickled. ``hear`` is called in
-    this process with the rank and the message of each ``worker.tell``. Processes on the CPU share the threads.
-    A single argument is worked on in this process.
+    this process with the rank and the message of each ``worker.tell``. Processes share the CPU's threads; a
+    single argument is worked on in this process.
 
     The first exception of a process ends the others and is raised here. ``ProcessError`` if one dies. However
     this process ends, by Ctrl-C or by a signal that cannot be caught, the others end too.

@@ -33,6 +33,24 @@ def step_bar(title: str, total: int, done: int, show: bool = True) -> Iterator[C
 
 
 @contextmanager
+def count_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error if that is a terminal, else nothing.
+
+    The function it gives takes how many are done, of how many, and what stands behind the title.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    quiet = not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total, text: progress.update(
+            task, completed=done, total=total, description=f"{title} {text}"
+        )
+
+
+@contextmanager
 def stage_progress(progress: StageProgress | bool | None) -> Iterator[StageProgress | None]:
     """What a caller asked for: a callable as it is, a bar on the terminal or in the notebook for True."""
     if not isinstance(progress, bool):

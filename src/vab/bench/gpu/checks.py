@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vab.bench.gpu.runner import report
-from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, synthetic_store, tf32, vision_of
+from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, synthetic_store, vision_of
 from vab.bench.timing import blank_inputs, fill_in
 from vab.config import DecodeConfig, Preset
 from vab.models.foleygen import FoleyGen, IncrementalDecoder, delay
@@ -36,7 +36,7 @@ from vab.training.batches import ClipBatches
 from vab.training.objectives import OBJECTIVES, build
 from vab.training.optimizer import optimizers
 from vab.training.trainer import train
-from vab.utils.device import pick_device
+from vab.utils.device import pick_device, tf32
 
 EXACT, ROUGH = 1e-4, 0.03  # relative L2 of float32 and of bfloat16
 TYPES = {"float32": (torch.float32, EXACT), "bfloat16": (torch.bfloat16, ROUGH)}

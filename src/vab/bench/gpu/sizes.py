@@ -5,8 +5,6 @@ The small ones have the same parts: EnCodec and DAC of transformers, EVA-02 of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,19 +35,6 @@ SMALL_CODECS: dict[str, dict[str, int]] = {
     "encodec": {"num_filters": 8},
     "dac": {"encoder_hidden_size": 8, "decoder_hidden_size": 64},
 }
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Float32 products and convolutions of a GPU in TF32, or in float32 as it says; then as before."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if on else "highest")
-    torch.backends.cudnn.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def preset_of(name: str, small: bool) -> Preset:

@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vab.bench.costs import token_cost
 from vab.bench.gpu.runner import report
-from vab.bench.gpu.sizes import system_of, tf32
+from vab.bench.gpu.sizes import system_of
 from vab.bench.systems import System
 from vab.bench.timing import blank_inputs, fill_in, finish, matmul_rate, median, timed
 from vab.models.foleygen import FoleyGen
 from vab.sampling.stages import Stage, padded_length
-from vab.utils.device import pick_device
+from vab.utils.device import pick_device, tf32
 
 KINDS = {  # how float32 and bfloat16 are multiplied: type, whether in TF32
     "bfloat16": (torch.bfloat16, False),

@@ -1,0 +1,130 @@
+"""vab extract."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vab.cli.interrupt import check
+from vab.cli.options import Device, WeightsPath
+from vab.cli.output import log, print_result
+from vab.config import Precision, VisionName
+from vab.errors import SettingError
+from vab.presets import preset
+from vab.utils.progress import count_bar
+from vab.utils.shares import Share
+
+Count = Annotated[int | None, tyro.conf.arg(metavar="N")]
+
+
+def extract(
+    manifest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
+    preset_name: Annotated[str, tyro.conf.arg(name="preset")] = "vab-tiny",
+    fill: Literal["zero", "repeat"] = "zero",
+    seconds: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
+    fps: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
+    vision: VisionName | None = None,
+    codec_path: WeightsPath = None,
+    vision_path: WeightsPath = None,
+    precision: Precision = "float32",
+    features_from: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    device: Device = "auto",
+    devices: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    batch_clips: Count = None,
+    batch_frames: Count = None,
+    readers: Count = None,
+    shard_clips: int = 512,
+    allow_failed: Annotated[str, tyro.conf.arg(metavar="N|X%")] = "0",
+    json: bool = False,
+) -> int:
+    """Encode the clips of a manifest into a store of latents. Run again, it resumes.
+
+    Any number of processes may write to one store at once, on one machine or on several that share its disk,
+    and be killed at any time: with the same options and kind of device they end in the same latents.
+
+    Args:
+        manifest: CSV file with the columns id,audio,video,start,seconds,label,split.
+        out: the folder of the store.
+        preset_name: the preset whose codec, image encoder, window and frame rate to use.
+        fill: how to fill the window after a shorter clip: with silence, or by repeating it (video too).
+        seconds: the length of the window, instead of the preset's.
+        fps: image features per second, instead of the preset's.
+        vision: the image encoder, instead of the preset's (the paper's ablation C.6).
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
+        precision: what the image encoder computes in; tf32 needs an NVIDIA GPU. The codec stays in float32.
+        features_from: a store whose image features, made with the same settings, to take for the clips that
+            it has. The image encoder's weights are only needed for other clips.
+        device: the device to compute on.
+        devices: the number of GPUs, or of processes on a CPU; each does a part of the share.
+        shard: do only the I-th of N shares of the clips, from 1/N to N/N; each is told by a hash of the id.
+            Without it the share is that of the process in torchrun, srun and arrays of SLURM; else all.
+        batch_clips: the number of clips the codec encodes at once. Default: 16, on a CPU 4.
+        batch_frames: the number of frames the image encoder encodes at once. Default: 32, on a CPU 4. With
+            another number of either the latents may differ by rounding.
+        readers: the number of threads that decode, in each process. Default: its share of the cores.
+        shard_clips: the number of clips in one file of the store.
+        allow_failed: how many clips may fail, as a number or a percentage, until the exit code is 1.
+        json: print one JSON document to standard output.
+    """
+    model = preset(preset_name).model
+    if min(n for n in (batch_clips, batch_frames, readers, shard_clips, 1) if n is not None) < 1:
+        raise SettingError("--batch-clips, --batch-frames, --readers and --shard-clips must be 1 or more")
+    window = model.seconds if seconds is None else seconds
+    rate = model.fps if fps is None else fps
+    if not (window > 0 and rate > 0):
+        raise SettingError("--seconds and --fps must be positive")
+    share = Share.from_environment() if shard is None else Share.parse(shard)
+    most_failed(allow_failed, 0)
+
+    from vab.data.extraction.job import Job, extract_on
+    from vab.data.manifest import read_manifest
+    from vab.utils.processes import devices_for
+
+    read_manifest(manifest)  # before anything large is loaded
+    job = Job(
+        manifest=manifest,
+        out=out,
+        codec=model.codec,
+        vision=vision or model.vision,
+        seconds=window,
+        fps=rate,
+        fill=fill,
+        precision=precision,
+        codec_path=codec_path,
+        vision_path=vision_path,
+        share=share,
+        features_from=features_from,
+        batch_clips=batch_clips,
+        batch_frames=batch_frames,
+        shard_clips=shard_clips,
+        readers=readers,
+    )
+    with count_bar("extract") as advance:
+
+        def report(done: int, total: int, failed: int) -> None:
+            check()
+            advance(done, total, f"({failed} failed)")
+
+        result = extract_on(job, devices_for(devices, device), report)
+    for reason in result.failed.values():
+        log(reason)
+    of = "" if share.count == 1 else f" (share {share})"
+    text = f"{out}: {result.done} clips written, {result.present} were there, {len(result.failed)} failed{of}"
+    print_result({"store": str(out), **asdict(result), "share": str(share)}, text, json)
+    total = result.done + result.present + len(result.failed)
+    return 1 if len(result.failed) > most_failed(allow_failed, total) else 0
+
+
+def most_failed(text: str, total: int) -> int:
+    """How many clips of ``total`` may fail, by a number or a percentage; ``SettingError`` for other text."""
+    found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?|\.\d+)%", text.strip())
+    if found is None or (found[2] and float(found[2]) > 100):
+        raise SettingError(f"--allow-failed is a number of clips or a percentage such as 0.1%, not {text!r}")
+    return int(found[1]) if found[1] else int(total * float(found[2]) / 100)
