@@ -9,8 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
+import unicodedata
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,14 @@ import numpy as np
 import pytest
 
 import vab.library.library
+import vab.library.table
 from helpers.libraries import DIM, each, embed, files_of, queries
 from vab.cli import main
 from vab.inference.embeddings import Embedded, unit
 from vab.library.library import Hit, Library
-from vab.library.table import Filters, LibraryError
+from vab.library.table import File, Filters, LibraryError, rows_of
 from vab.media.inputs import AUDIO, IMAGES, VIDEOS, expand
+from vab.studio.library_view import LibraryView
 from vab.utils.locks import LockedError
 
 pytest.importorskip("lancedb")
@@ -230,6 +236,7 @@ ADDING = """
 import sys, time
 from pathlib import Path
 import vab.library.library
+import vab.library.table
 from helpers.libraries import each, embed, files_of
 vab.library.library.MAX_COMMIT_FILES = 3
 def slow(path):
@@ -334,6 +341,69 @@ def test_a_search_while_another_process_adds_sees_whole_files_only(tmp_path: Pat
             process.wait()
     assert len(sizes) > 2, "the reader saw no state in between"
     same(Library.open(tmp_path / "db").search(query, "audio"), brute(files, query, "audio", 10))
+
+
+def test_data_files_are_put_together_while_adding_and_no_reader_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replaced versions are deleted at once here, so a reader loses the one it reads all the time."""
+    monkeypatch.setattr(vab.library.library, "MAX_COMMIT_FILES", 2)
+    monkeypatch.setattr(vab.library.library, "MAX_PIECES_WHILE_ADDING", 6)
+    monkeypatch.setattr(vab.library.table, "MIN_VERSION_AGE", timedelta(0))
+    files = [path for path in files_in(tmp_path / "media", 60) if embed(path).audio is not None]
+    library = Library.create(tmp_path / "db")
+    run(library, files[:4])
+    stop, seen, errors = threading.Event(), set(), []
+
+    def read() -> None:
+        reader = Library.open(tmp_path / "db")
+        try:
+            while not stop.is_set():
+                found = reader.search(queries(1)[0], k=99), reader.search(k=99)
+                assert all(set(map(str, files[:4])) <= {hit.path for hit in hits} for hits in found)
+                seen.add(reader.counts()["files"])
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    sizes = []
+    try:
+        for result in library.add(files, each(), "model A"):
+            assert result.error is None
+            sizes.append((library.table.pieces(), len(list((tmp_path / "db").rglob("*.manifest")))))
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors and len(seen) > 2, errors
+    # Without it there would be one for each of some twenty commits.
+    assert max(pieces for pieces, _ in sizes) <= 7 and max(versions for _, versions in sizes) <= 10
+    assert rows(library) == expected(files)
+
+
+def test_a_version_that_was_swept_away_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vab.library.table, "MIN_VERSION_AGE", timedelta(0))
+    files = files_in(tmp_path / "media", 12)
+    writer = Library.create(tmp_path / "db")
+    run(writer, files[:6])
+    reader, tries = Library.open(tmp_path / "db"), []
+
+    def read() -> int:
+        tries.append(1)
+        if len(tries) == 1:  # just now another process adds, and deletes what this reader has open
+            run(writer, files)
+            writer.table.optimize()
+        return len(reader.table.select({"path": "path", "label": "label"}, "number = 0"))
+
+    assert reader.table.newest(read) == 12 and len(tries) == 2
+
+    def fails() -> int:
+        tries.append(1)
+        raise LibraryError("whatever is read")
+
+    with pytest.raises(LibraryError, match="whatever"):  # and an error of the newest version is one
+        reader.table.newest(fails)
+    assert len(tries) == 3
 
 
 def test_a_second_writer_gets_a_clear_error(tmp_path: Path) -> None:
@@ -465,6 +535,45 @@ def test_listing_by_label_says_what_files_have(tmp_path: Path) -> None:
     assert counts["audio"] == sum(row[6] is not None for row in rows(library))
 
 
+def test_what_is_listed_or_counted_is_never_all_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = 20_000
+    library = Library.create(tmp_path / "db")
+    vectors = unit(np.ones((1, DIM), np.float32))
+    one = Embedded(np.zeros(1), np.full(1, 10.0), vectors, vectors)
+    some = [File(f"/media/{n % 7}/{n * 7919 % number:05d}.wav", n, n, one) for n in range(number)]
+    library._write_meta(vab.library.library.Meta("model A", DIM))
+    library.table.create(DIM)
+    library.table.put(rows_of(some, DIM))
+    names = sorted(file.path for file in some)
+    new = write(tmp_path / "new.wav", "new")
+
+    def listed() -> None:
+        assert [hit.path for hit in library.search(k=10)] == names[:10]
+
+    def counted() -> None:
+        counts = library.counts()
+        assert counts["files"] == number and counts["seconds"] == 10.0 * number
+        assert counts["labels"] == {str(n): len(range(n, number, 7)) for n in range(7)}
+
+    def added() -> None:
+        assert run(library, [new]) == {"added": 1}
+
+    def added_with_many() -> None:
+        monkeypatch.setattr(vab.library.table, "MAX_PATHS", 0)  # so that no condition names it
+        assert run(library, [new]) == {"unchanged": 1}
+
+    for work in (listed, counted, added, added_with_many):
+        tracemalloc.start()
+        try:
+            work()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 4e6, (work.__name__, peak)  # all rows as Python objects would be more than 10 MB
+
+
 def test_vectors_of_two_models_never_mix(tmp_path: Path) -> None:
     files, counted = files_in(tmp_path / "media", 4), Embedder()
     library = Library.create(tmp_path / "db")
@@ -475,6 +584,139 @@ def test_vectors_of_two_models_never_mix(tmp_path: Path) -> None:
     assert counted.paths == [] and rows(library) == expected(files[:2])
     library.check("model A")
     assert Library.open(tmp_path / "db").meta == vab.library.library.Meta("model A", DIM)
+
+
+CAFE = {form: unicodedata.normalize(form, "Café Noise") for form in ("NFC", "NFD")}
+
+
+@pytest.mark.parametrize("written", [*CAFE, "0.1.0"])
+def test_both_spellings_of_a_letter_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """Folders of a Mac have é as two letters; rows of 0.1.0 have it as the folder has."""
+    if written == "0.1.0":
+        monkeypatch.setattr(vab.library.table, "folded", str.casefold)
+        monkeypatch.setattr(vab.library.table, "composed", str)
+    name = CAFE.get(written, CAFE["NFD"])
+    path = write(tmp_path / name / "a.wav", "content")
+    other = write(tmp_path / "Cafe Noise" / "b.wav", "content")  # another word
+    run(Library.create(tmp_path / "db", exact_below=1), [path, other])
+    monkeypatch.undo()
+    for asked in CAFE.values():
+        for text in (asked, asked.upper(), asked.split()[0], asked.casefold().split()[0]):
+            code, out, _ = call(capsys, "search", tmp_path / "db", "--label", text, "--json")
+            hits = json.loads(out)["hits"]
+            assert code == 0 and [(hit["path"], hit["label"]) for hit in hits] == [(str(path), CAFE["NFC"])]
+        code, out, _ = call(
+            capsys, "search", tmp_path / "db", "--label", "noise", "--under", tmp_path / asked, "--json"
+        )
+        assert code == 0 and [hit["path"] for hit in json.loads(out)["hits"]] == [str(path)]
+    code, out, _ = call(capsys, "library", "show", tmp_path / "db", "--json")
+    assert code == 0 and json.loads(out)["labels"] == {"Cafe Noise": 1, CAFE["NFC"]: 1}
+    view = LibraryView(Library.open(tmp_path / "db"))
+    assert CAFE["NFC"] in view.labels and CAFE["NFD"] not in view.labels
+    path.unlink()
+    assert Library.open(tmp_path / "db").prune() == [str(path)]
+
+
+def test_a_label_that_mixes_spellings_is_found(tmp_path: Path) -> None:
+    """Only new rows: those of 0.1.0 are found if their label is in one spelling."""
+    name = CAFE["NFC"] + " " + CAFE["NFD"] + " α\u0345\u0301"  # the last with its marks in no order at all
+    path = write(tmp_path / name / "a.wav", "content")
+    library = Library.create(tmp_path / "db")
+    run(library, [path])
+    for asked in (name, *(unicodedata.normalize(form, name).upper() for form in CAFE)):
+        (hit,) = library.search(filters=Filters(label=asked))
+        assert (hit.path, hit.label) == (str(path), unicodedata.normalize("NFC", name))
+
+
+LABELS = (
+    "dog",
+    "Dog barking",
+    "big dog",
+    "hotdog",
+    "dog_bark",
+    "dogs",
+    "cat-dog",
+    "it's",
+    "%%",
+    "100%",
+    "犬 dog",
+)
+
+
+@pytest.mark.parametrize("exact_below", [1, 10_000])
+def test_a_label_is_found_by_its_words(tmp_path: Path, exact_below: int) -> None:
+    """The same with the indexes and without, for rows that they do not hold yet, and after changes."""
+    files = [write(tmp_path / label / f"{n}.wav", f"{label} {n}") for label in LABELS for n in range(3)]
+    library = Library.create(tmp_path / "db", exact_below)
+
+    def found(text: str) -> set[str]:
+        hits = library.search(filters=Filters(label=text), k=99)
+        return {f"{hit.label} {Path(hit.path).stem}" for hit in hits}
+
+    def named(*labels: str, numbers: str) -> set[str]:
+        return {f"{label} {n}" for label in labels for n in numbers}
+
+    for numbers in ("0", "01", "012"):
+        for path in files[::3] if numbers == "01" else ():
+            path.write_text(f"changed {path.parent.name}")
+        run(library, [path for path in files if path.stem in numbers])
+        dogs = ("dog", "Dog barking", "big dog", "dog_bark", "cat-dog", "犬 dog")
+        assert found("DOG") == named(*dogs, numbers=numbers)
+        assert found("dog bark") == found("ark") == found("") == found("it%") == found("barking dog") == set()
+        assert found("big dog") == named("big dog", numbers=numbers)
+        assert found("it's") == found("s") == named("it's", numbers=numbers)
+        assert found("%%") == named("%%", numbers=numbers)
+        assert found("%") == set() and found("100%") == named("100%", numbers=numbers)
+        query = queries(1)[0]
+        inside = [p for p in files if p.parent.name in dogs and p.stem in numbers]
+        same(
+            library.search(query, filters=Filters(label="dog"), exact=True), brute(inside, query, "audio", 10)
+        )
+        inside = [p for p in files if p.parent.name == "hotdog" and p.stem in numbers]
+        under = Filters(under=tmp_path / "hotdog", longer_than=5)
+        same(library.search(query, filters=under, exact=True), brute(inside, query, "audio", 10))
+    wild = [write(tmp_path / name / "sound.wav", name) for name in ("a%b", "a_b", "axb", "axxb")]
+    run(library, wild)
+    library.table.optimize()  # into the indexes
+    for path in wild:
+        assert [hit.path for hit in library.search(filters=Filters(under=path.parent))] == [str(path)]
+    filters = (
+        Filters(label="dog"),
+        Filters(label="é"),
+        Filters(under=tmp_path / "é"),
+        Filters(shorter_than=9),
+    )
+    for given in filters:
+        plan = library.table._table.search().where(given.sql()).explain_plan()
+        assert ("ScalarIndexQuery" in plan) == (exact_below == 1), plan
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket/lib", "gs://bucket/lib", "db://lib", "file:///tmp/lib", "memory://"]
+)
+def test_an_address_is_no_folder(
+    tmp_path: Path,
+    pipe: type[Pipe],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    url: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "media" / "a.wav", "content")
+    for work in (Library.create, Library.open):
+        for given in (url, Path(url)):
+            with pytest.raises(LibraryError, match=f"{url.split(':')[0]}://.* is a URL; .*on this machine"):
+                work(given)
+    for words in (
+        ("library", "add", url, "media"),
+        ("library", "show", url),
+        ("search", url, "--label", "a"),
+    ):
+        code, out, err = call(capsys, *words)
+        assert code == 2 and out == "" and "is a URL" in err and len(err.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["media"]
 
 
 def test_folders_that_are_no_library(tmp_path: Path) -> None:

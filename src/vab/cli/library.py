@@ -133,7 +133,8 @@ def search(
         db: the folder of the library, made by vab library add.
         video: a video or image to search by.
         audio: a sound to search by, or a video whose audio is used.
-        label: only files with this label, in upper or lower case. Alone, it lists them.
+        label: only files whose label has these words, in upper or lower case: dog also finds "Dog barking",
+            but not "hotdog". Alone, it lists them.
         k: the largest number of hits.
         kind: the stream of the library to compare with. Default: audio; with --label alone, both.
         under: only files in this folder, at any depth.

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +22,18 @@ from numpy.typing import NDArray
 
 from vab.inference.embeddings import Kind
 from vab.library.indexing import Added, Embed, Known, embed_each
-from vab.library.table import KINDS, MAX_PIECES, File, Filters, LibraryError, WindowTable, dim_of, rows_of
+from vab.library.table import (
+    KINDS,
+    MAX_PATHS,
+    File,
+    Filters,
+    LibraryError,
+    WindowTable,
+    among,
+    composed,
+    dim_of,
+    rows_of,
+)
 from vab.utils.files import read_json, write_json
 from vab.utils.locks import exclusive
 from vab.utils.progress import FileProgress
@@ -30,9 +42,12 @@ __all__ = ["Added", "Filters", "Hit", "Index", "Library", "LibraryError", "Meta"
 
 FORMAT = 1  # of library.json and of the table
 MAX_EXACT_VECTORS = 100_000  # searched exactly; from there on an index answers
-# A commit is made when either is reached.
-MAX_COMMIT_FILES = 32
-MAX_COMMIT_SECONDS = 5.0  # of embedding
+# A commit is made when either is reached. It writes a list of all data files; a kill loses what waits for it.
+MAX_COMMIT_FILES = 500
+MAX_COMMIT_SECONDS = 10.0  # of embedding
+# Data files, about one for each commit; beyond, they are put together.
+MAX_PIECES_WHILE_ADDING = 500
+MAX_PIECES = 20
 MIN_RECALL = 0.98  # of the exact answer, which an index must find: it looks into more parts until it does
 
 
@@ -83,7 +98,7 @@ class Library:
 
         ``LibraryError`` if the folder holds other things, ``OSError`` if it cannot be made.
         """
-        path = Path(os.path.abspath(directory))
+        path = _local(directory)
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "library.json").exists() and any(not f.name.startswith(".") for f in path.iterdir()):
             raise LibraryError(f"{directory} holds other things and no library; name an empty or new folder")
@@ -92,7 +107,7 @@ class Library:
     @classmethod
     def open(cls, directory: str | Path, exact_below: int = MAX_EXACT_VECTORS) -> Library:
         """Open the library in a folder; ``LibraryError`` if there is none."""
-        path = Path(os.path.abspath(directory))
+        path = _local(directory)
         if not (path / "library.json").is_file():
             raise LibraryError(
                 f"{directory} holds no library; make one with `vab library add {directory} ...`"
@@ -126,7 +141,8 @@ class Library:
         paths = list({os.path.abspath(path): Path(path) for path in files}.values())
         with self._writing():
             self.check(model)
-            known = self._known()
+            known = self._known([os.path.abspath(path) for path in paths])
+            tidied = False
             waiting: list[File] = []
             since = 0.0
             try:
@@ -146,6 +162,7 @@ class Library:
                         batch = waiting
                         waiting = []
                         yield from self._commit(batch, known)
+                        tidied |= self._tidied(MAX_PIECES_WHILE_ADDING)
                 batch = waiting
                 waiting = []
                 yield from self._commit(batch, known)
@@ -154,12 +171,13 @@ class Library:
                 raise
             if paths:
                 show(len(paths) - 1, len(paths), paths[-1], "index", 0, 1)
-            self._refresh()
+            self._refresh(tidied)
 
     def prune(self, dry_run: bool = False) -> list[str]:
         """Remove the files that are no longer on disk; returns their paths. Errors as for :meth:`add`."""
         with self._writing():
-            gone = [path for path in sorted(self._known()) if not _exists(path)]
+            paths = (path for batch in self.table.states() for path in batch["path"].to_pylist())
+            gone = sorted(path for path in paths if not _exists(path))
             if gone and not dry_run:
                 self.table.remove(gone)
                 self._refresh()
@@ -167,18 +185,22 @@ class Library:
 
     def counts(self) -> dict[str, Any]:
         """Numbers of files, windows and vectors of each stream, total seconds, and files by label."""
-        self.table.latest()
+        return self.table.newest(self._counted)
+
+    def _counted(self) -> dict[str, Any]:
+        files, seconds, labels = 0, 0.0, Counter[str]()
         # The first window of a file stands for it.
-        files = self.table.select({"label": "label", "seconds": "seconds"}, "number = 0")
-        labels: dict[str, int] = {}
-        for label in sorted(unicodedata.normalize("NFC", file["label"]) for file in files):
-            labels[label] = labels.get(label, 0) + 1
+        for batch in self.table.batches({"label": "label", "seconds": "seconds"}, "number = 0"):
+            files += len(batch)
+            seconds += float(batch["seconds"].to_numpy().sum())
+            for label in batch["label"].value_counts().to_pylist():
+                labels[composed(label["values"])] += label["counts"]
         return {
-            "files": len(files),
+            "files": files,
             "windows": self.table.count(),
             **{kind: self.table.count(f"{kind} IS NOT NULL") for kind in KINDS},
-            "seconds": sum(file["seconds"] for file in files),
-            "labels": labels,
+            "seconds": seconds,
+            "labels": dict(sorted(labels.items())),
         }
 
     def search(
@@ -197,18 +219,14 @@ class Library:
         have. ``LibraryError`` for a vector of another length, not of numbers, or of zeros.
         """
         where = (filters or Filters()).sql()
-        for last in (False, True):
-            try:
-                # Another process may have written since.
-                self.table.latest()
-                self.meta = self._read_meta()
-                if vector is None:
-                    return self._listed(kind, k, where, windows)
-                return self._ranked(vector, kind or "audio", k, where, windows, exact)
-            except LibraryError:  # a version so old that a writer swept it away meanwhile: take the newest
-                if last:
-                    raise
-        return []
+
+        def read() -> list[Hit]:
+            self.meta = self._read_meta()  # another process may have written since
+            if vector is None:
+                return self._listed(kind, k, where, windows)
+            return self._ranked(vector, kind or "audio", k, where, windows, exact)
+
+        return self.table.newest(read)
 
     def _ranked(
         self, vector: NDArray[np.float32], kind: Kind, k: int, where: str, windows: bool, exact: bool
@@ -231,7 +249,8 @@ class Library:
             for row in sorted(rows, key=lambda row: (row["_distance"], row["path"], row["start"])):
                 key = (row["path"], row["number"]) if windows else row["path"]
                 score = 1 - row["_distance"]
-                best.setdefault(key, Hit(row["path"], row["start"], row["end"], kind, score, row["label"]))
+                label = composed(row["label"])
+                best.setdefault(key, Hit(row["path"], row["start"], row["end"], kind, score, label))
             if len(best) >= k or len(rows) < wanted:
                 return list(best.values())[:k]
             wanted *= 4
@@ -240,10 +259,14 @@ class Library:
         """Search without a vector: list what passes the filter, by path."""
         columns = {name: name for name in ("path", "start", "end", "seconds", "label")}
         columns |= {f"has_{kind}": f"{kind} IS NOT NULL" for kind in KINDS}
-        # Rows are windows: those of a file are one hit, unless windows are asked for.
+        where = " AND ".join(filter(None, [where, f"{kind} IS NOT NULL" if kind else ""]))
+        # 1. The files, by their paths alone; then the rows of these.
+        paths = self.table.first_paths(k, where)
+        chosen = [among(paths[first : first + MAX_PATHS]) for first in range(0, len(paths), MAX_PATHS)]
+        conditions = [" AND ".join(filter(None, [where, condition])) for condition in chosen]
+        # 2. Rows are windows: those of a file are one hit, unless windows are asked for.
         groups: dict[Any, list[dict[str, Any]]] = {}
-        terms = [where, f"{kind} IS NOT NULL" if kind else ""]
-        for row in self.table.select(columns, " AND ".join(filter(None, terms))):
+        for row in (row for condition in conditions for row in self.table.select(columns, condition)):
             groups.setdefault((row["path"], row["start"] if windows else 0.0), []).append(row)
         hits = []
         for (path, start), rows in sorted(groups.items())[:k]:
@@ -253,7 +276,7 @@ class Library:
             stream: Literal["audio", "video", "both"] = "audio" if audio else "video"
             end = rows[0]["end" if windows else "seconds"]
             stream = kind or ("both" if audio and video else stream)
-            hits.append(Hit(path, start, end, stream, None, rows[0]["label"]))
+            hits.append(Hit(path, start, end, stream, None, composed(rows[0]["label"])))
         return hits
 
     def _commit(self, files: Sequence[File], known: Known) -> list[Added]:
@@ -274,21 +297,36 @@ class Library:
             for file in files
         ]
 
-    def _known(self) -> Known:
-        self.table.latest()
-        rows = self.table.select({n: n for n in ("path", "size", "mtime_ns")}, "number = 0")
+    def _known(self, paths: Sequence[str]) -> Known:
+        """The states of those of these files that are here."""
+        named = [path for path in paths if path == path.encode(errors="ignore").decode()]  # no other ever is
+        rows = (row for batch in self.table.states(named) for row in batch.to_pylist())
         return {row["path"]: (row["size"], row["mtime_ns"]) for row in rows}
 
-    def _refresh(self) -> None:
-        """Tidy up if there is much to tidy; build the indexes that are due, and measure what changed."""
+    def _tidied(self, max_pieces: int) -> bool:
+        """Put small data files together if there are many; True if that was done."""
+        if not self.table or self.table.pieces() <= max_pieces:
+            return False
+        self.table.optimize()
+        return True
+
+    def _refresh(self, tidied: bool = False) -> None:
+        """Tidy up if there is much to tidy; build the indexes that are due, and measure what changed.
+
+        ``tidied``: whether the indexes have been brought up to date since they were last measured.
+        """
         if not self.table or self.meta is None:
             return
         # 1. Merge when there are many small files, or many rows that the indexes do not hold yet.
         late = max(self.table.not_indexed(kind) or 0 for kind in KINDS)
-        tidied = self.table.pieces() > MAX_PIECES or late > self.exact_below // 10
-        if tidied:
+        if late > self.exact_below // 10:
             self.table.optimize()
-        # 2. An index for each stream that has grown enough; anew when it has doubled since.
+            tidied = True
+        tidied |= self._tidied(MAX_PIECES)
+        # 2. What filters are answered by.
+        if self.table.count() >= self.exact_below:
+            self.table.build_filters()
+        # 3. An index for each stream that has grown enough; anew when it has doubled since.
         indexes = dict(self.meta.indexes)
         for kind in KINDS:
             vectors = self.table.count(f"{kind} IS NOT NULL")
@@ -353,6 +391,17 @@ class Library:
     def _write_meta(self, meta: Meta) -> None:
         write_json(self.directory / "library.json", {"format": FORMAT, **asdict(meta)})
         self.meta = meta
+
+
+def _local(directory: str | Path) -> Path:
+    """The absolute path of a folder on this machine; ``LibraryError`` for a URL such as ``s3://...``."""
+    # A path has lost one of the two slashes, or both at its end. One letter is a disk of Windows.
+    url = re.match(r"([a-z][a-z0-9+.-]+):(?:/+|$)(.*)", os.fspath(directory), re.IGNORECASE | re.DOTALL)
+    if url:
+        raise LibraryError(
+            f"{url[1]}://{url[2]} is a URL; a library is a folder on this machine, so name one"
+        )
+    return Path(os.path.abspath(directory))
 
 
 def _exists(path: str) -> bool:

@@ -4,13 +4,16 @@ Rows of a file are only ever written together, by one commit: new files are appe
 take the place of their old rows in one ``merge_insert`` on (path, number), which also deletes the windows a
 file no longer has. So every version of the table holds whole files, each once. A reader sees one version,
 and a killed writer leaves none: at most data files that no version names, which LanceDB deletes a week later.
+
+A version that has been replaced stays for ``MIN_VERSION_AGE``; a reader that needs it for longer starts anew
+with the newest (:meth:`WindowTable.newest`).
 """
 
 from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vab.errors import VABError, first_line
@@ -25,8 +29,8 @@ from vab.inference.embeddings import Embedded, Kind
 
 KINDS: tuple[Kind, ...] = ("audio", "video")
 REFINE_FACTOR = 5  # times as many candidates of an index are compared with their true vectors
-MAX_PIECES = 20  # small data files; beyond, they are put together
-MIN_VERSION_AGE = timedelta(hours=1)  # replaced versions stay that long for those who read them
+MIN_VERSION_AGE = timedelta(minutes=10)  # replaced versions stay that long for those who read them
+MAX_PATHS = 500  # that a condition names
 _NAME = "windows"
 
 T = TypeVar("T")
@@ -45,6 +49,21 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def composed(text: str) -> str:
+    """Text with é as one letter (NFC): folders of a Mac have it as two (NFD)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def folded(text: str) -> str:
+    """What all spellings of a label have in common: upper or lower case, é as one letter or two."""
+    return composed(unicodedata.normalize("NFD", text).casefold())
+
+
+def _spellings(text: str) -> list[str]:
+    """Text as it is, and with é as one letter and as two: how a disk, or an older table, may have it."""
+    return sorted({text, composed(text), unicodedata.normalize("NFD", text)})
+
+
 def schema(dim: int) -> pa.Schema:
     """The columns; a stream that a window does not have is null."""
     text, real = pa.string(), pa.float64()
@@ -58,8 +77,8 @@ def schema(dim: int) -> pa.Schema:
 class Filters:
     """Restrictions of a search. Durations are those of the whole file, in seconds."""
 
-    under: str | Path | None = None  # a folder; all below counts
-    label: str | None = None  # upper and lower case are the same, and so are the spellings of é
+    under: str | Path | None = None  # a folder, in any spelling of é; all below counts
+    label: str | None = None  # these words stand in the label, upper and lower case, é in any spelling
     longer_than: float | None = None
     shorter_than: float | None = None
 
@@ -69,16 +88,26 @@ class Filters:
         # the separator at its end keeps /sounds from matching /sounds2
         if self.under is not None:
             folder = os.path.abspath(self.under).rstrip(os.sep) + os.sep
-            terms.append(f"starts_with(path, {quoted(folder)})")
+            terms.append(_any(f"starts_with(path, {quoted(text)})" for text in _spellings(folder)))
         if self.label is not None:
-            # é is one letter or two, as the disk had it
-            spellings = {unicodedata.normalize(form, self.label.casefold()) for form in ("NFC", "NFD")}
-            terms.append(f"label_key IN ({', '.join(map(quoted, sorted(spellings)))})")
+            keys = [quoted(text) for text in _spellings(folded(self.label))]
+            # Whole words: dog is in "dog barking", not in "hotdog". What has no words must be the label.
+            if any(letter.isalnum() for letter in self.label):
+                # Not (A and B) or (C and D), which no index answers.
+                terms.append(_any(f"contains_tokens(label_key, {key})" for key in keys))
+                terms.append(_any(f"contains(label_key, {key})" for key in keys))
+            else:
+                terms.append(f"label_key IN ({', '.join(keys)})")
         if self.longer_than is not None:
             terms.append(f"seconds > {float(self.longer_than)!r}")
         if self.shorter_than is not None:
             terms.append(f"seconds < {float(self.shorter_than)!r}")
         return " AND ".join(terms)
+
+
+def _any(terms: Iterable[str]) -> str:
+    """The condition that one of the terms holds."""
+    return f"({' OR '.join(terms)})"
 
 
 @dataclass(frozen=True)
@@ -119,11 +148,11 @@ def rows_of(files: Sequence[File], dim: int) -> pa.Table:
     for file in files:
         # 1. What differs from window to window, then what all windows of a file share.
         starts, ends = file.embedded.starts.tolist(), file.embedded.ends.tolist()
-        label = Path(file.path).parent.name
+        label = composed(Path(file.path).parent.name)
         columns["number"] += range(len(starts))
         columns["start"] += starts
         columns["end"] += ends
-        same = {"path": file.path, "seconds": max(ends), "label": label, "label_key": label.casefold()}
+        same = {"path": file.path, "seconds": max(ends), "label": label, "label_key": folded(label)}
         same |= {"size": file.size, "mtime_ns": file.mtime_ns}
         for name, value in same.items():
             columns[name] += [value] * len(starts)
@@ -182,6 +211,21 @@ class WindowTable:
             except (RuntimeError, OSError) as error:
                 raise self._error(error) from error
 
+    def newest(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives at the newest version; done anew if a writer sweeps that away meanwhile."""
+        while True:
+            self.latest()
+            version = self._version()
+            try:
+                return read()
+            except LibraryError:
+                self.latest()
+                if self._version() == version:
+                    raise
+
+    def _version(self) -> int:
+        return int(self._do(lambda: self._table.version)) if self else 0
+
     def __bool__(self) -> bool:
         return self._table is not None
 
@@ -196,13 +240,39 @@ class WindowTable:
         number: int = self._do(lambda: self._table.count_rows(where or None))
         return number
 
-    def select(self, columns: Mapping[str, str], where: str = "") -> list[dict[str, Any]]:
-        """Rows that pass, with columns ``name: expression``."""
+    def batches(self, columns: Mapping[str, str], where: str = "") -> Iterator[pa.RecordBatch]:
+        """Rows that pass, a few thousand at a time, with columns ``name: expression``."""
         if not self:
-            return []
+            return
         query = self._table.search().select(dict(columns))
-        rows: list[dict[str, Any]] = self._do((query.where(where) if where else query).to_arrow).to_pylist()
-        return rows
+        reader = self._do((query.where(where) if where else query).to_batches)
+        while (batch := self._do(lambda: next(reader, None))) is not None:
+            yield batch
+
+    def select(self, columns: Mapping[str, str], where: str = "") -> list[dict[str, Any]]:
+        """All rows that pass."""
+        return [row for batch in self.batches(columns, where) for row in batch.to_pylist()]
+
+    def states(self, paths: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """``path``, ``size``, ``mtime_ns`` of all files, or of those of ``paths`` that are here."""
+        columns = {name: name for name in ("path", "size", "mtime_ns")}
+        # The first window of a file stands for it. Few are asked for by name; many are picked from all.
+        few = paths is not None and len(paths) <= MAX_PATHS
+        terms = ["number = 0", among(paths)] if few and paths else ["number = 0"]
+        chosen = None if paths is None else pa.array(paths, pa.string())
+        for batch in self.batches(columns, " AND ".join(terms)):
+            yield batch if chosen is None else batch.filter(pc.is_in(batch["path"], value_set=chosen))
+
+    def first_paths(self, limit: int, where: str = "") -> list[str]:
+        """The first ``limit`` paths, in order, of the files with rows that pass."""
+        first: list[str] = []
+        for batch in self.batches({"path": "path"}, where):
+            paths = batch["path"]
+            if len(first) == limit:  # most of a large table comes after those already found
+                paths = paths.filter(pc.less(paths, first[-1]))
+            if len(paths):
+                first = sorted({*first, *paths.unique().to_pylist()})[:limit]
+        return first
 
     def nearest(
         self, vector: NDArray[np.float32], kind: Kind, limit: int, where: str = "", probes: int | None = None
@@ -233,14 +303,13 @@ class WindowTable:
             return
         # Windows that a changed file no longer has are deleted in the same commit.
         merge = self._table.merge_insert(["path", "number"]).when_matched_update_all()
-        merge = merge.when_not_matched_insert_all().when_not_matched_by_source_delete(_among(replaced))
+        merge = merge.when_not_matched_insert_all().when_not_matched_by_source_delete(among(replaced))
         self._do(lambda: merge.execute(rows, on_bad_vectors="null"))  # its check takes null for bad
 
     def remove(self, paths: Sequence[str]) -> None:
         """Delete all rows of these files."""
-        # a condition names so many paths at most
-        for first in range(0, len(paths), 500):
-            chosen = _among(paths[first : first + 500])
+        for first in range(0, len(paths), MAX_PATHS):
+            chosen = among(paths[first : first + MAX_PATHS])
             self._do(lambda where=chosen: self._table.delete(where))  # type: ignore[misc]
 
     def take(self, rows: int, columns: Sequence[str]) -> pa.Table:
@@ -265,6 +334,23 @@ class WindowTable:
         stats = self._do(lambda: self._table.index_stats(f"{kind}_idx"))
         return None if stats is None else int(stats.num_unindexed_rows)
 
+    def build_filters(self) -> None:
+        """Build the indexes that :class:`Filters` are answered by, where they are missing."""
+        from lancedb.index import FTS, BTree
+
+        # Words as `contains_tokens` splits them: only such an index answers it.
+        words = FTS(
+            stem=False,
+            remove_stop_words=False,
+            lower_case=False,
+            ascii_folding=False,
+            max_token_length=None,
+        )
+        there = {column for index in self._do(self._table.list_indices) for column in index.columns}
+        for column, config in {"label_key": words, "path": BTree(), "seconds": BTree()}.items():
+            if column not in there:
+                self._do(lambda c=column, i=config: self._table.create_index(c, config=i))  # type: ignore[misc]
+
     def pieces(self) -> int:
         """Number of data files; about one for each commit since they were last put together."""
         return int(self._do(self._table.stats)["fragment_stats"]["num_fragments"])
@@ -274,5 +360,6 @@ class WindowTable:
         self._do(lambda: self._table.optimize(cleanup_older_than=MIN_VERSION_AGE))
 
 
-def _among(paths: Sequence[str]) -> str:
+def among(paths: Sequence[str]) -> str:
+    """The condition that a row is of one of these files, ``MAX_PATHS`` at most."""
     return f"path IN ({', '.join(map(quoted, paths))})"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vab.library.library import Hit, Library
+from vab.library.table import composed
 from vab.media.reader import read_audio
 
 MAX_MAP_POINTS = 2000
@@ -64,7 +65,7 @@ class LibraryView:
             if path not in self._rows:
                 self._rows[path] = len(self.paths)
                 self.paths.append(Path(path))
-                self.labels.append(label)
+                self.labels.append(composed(label))
             return self._rows[path]
 
     def place(self, vector: NDArray[np.float32]) -> tuple[float, float]:
