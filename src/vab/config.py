@@ -50,6 +50,10 @@ class ModelConfig:
     num_heads: int = 16
     dropout: float = 0.0
     positions: Literal["sequence", "time"] = "sequence"  # distances of ALiBi: index, or common clock
+    # codebook vectors of a frame: summed, then projected; or each projected, then summed. by-codec: EnCodec's
+    # are summed first, those of the others, whose codebooks have spaces of their own, are projected first
+    code_projection: Literal["by-codec", "shared", "separate"] = "by-codec"
+    standardise_features: bool = True  # by mean and deviation of the training images; False: as extracted
 
     @property
     def audio_length(self) -> int:
@@ -60,6 +64,13 @@ class ModelConfig:
     def video_length(self) -> int:
         """F of one window."""
         return video_frames(self.seconds, self.fps)
+
+    @property
+    def sums_codes(self) -> bool:
+        """True if a frame's codebook vectors are summed before the projection."""
+        if self.code_projection == "by-codec":
+            return self.codec == "encodec"
+        return self.code_projection == "shared"
 
     @property
     def num_predicted_codebooks(self) -> int:
@@ -80,13 +91,16 @@ class TrainConfig:
     batch_size: int = 60  # clips per step, over all processes together
     max_grad_norm: float = 1.0  # largest norm of the gradient
     label_smoothing: float = 0.1
+    contrast_smoothing: float = 0.0  # label smoothing of the contrast (eq. 4 has none, Table 8 0.1)
     mask_mean: float = 0.55  # the masking ratio's truncated normal law (section 3.2)
     mask_std: float = 0.25
     mask_min: float = 0.5
     mask_max: float = 1.0
+    mask_ratio_per: Literal["clip", "batch"] = "clip"  # for what one ratio is drawn
     crop_seconds: float = 0.0  # seconds of each clip that a step sees; 0 is the whole window
     mixup_prob: float = 0.5  # chance of temporal mixup (B.3)
     roll_prob: float = 0.1  # chance of temporal rolling (B.3)
+    roll_padding: bool = False  # a short sound without video rolls together with the padding after it
     cond_drop_prob: float = 0.1  # chance that all video features are dropped, for guidance (B.3)
     pair_by_label: bool = False  # draw the video from any clip of the same label
     class_balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
@@ -192,7 +206,10 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (0, math.inf): "learning_rate weight_decay warmup_steps max_grad_norm crop_seconds max_steps "
         "keep_every validate_every sample_every",
         (0, (1 << 63) - 1): "seed",
-        (0, 1): "label_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
+        (
+            0,
+            1,
+        ): "label_smoothing contrast_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
         (_MIN_POSITIVE, math.inf): "epochs mask_std",
         (-_LARGEST, _LARGEST): "mask_mean",
     },

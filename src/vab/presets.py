@@ -37,7 +37,9 @@ _TINY = ModelConfig(
 
 # Training (Table 8). Pre-training on EnCodec's tokens is the default, on DAC's it is shorter.
 _DAC_TRAIN = TrainConfig(epochs=9.0)
-_CONTRASTIVE = TrainConfig(objective="contrastive", batch_size=108, cond_drop_prob=0.0)
+_CONTRASTIVE = TrainConfig(
+    objective="contrastive", batch_size=108, cond_drop_prob=0.0, contrast_smoothing=0.1
+)
 _CLASSIFICATION = TrainConfig(
     objective="classification", learning_rate=1e-4, warmup_steps=0, batch_size=60, cond_drop_prob=0.0
 )
@@ -218,14 +220,66 @@ def table_8(name: str) -> dict[str, str]:
 
     A pair such as ``17/9`` is VAB-EnCodec / VAB-DAC.
     """
-    if not name.startswith(("vab-encodec", "vab-dac")) or name.endswith("coarse2fine"):
+    if not _is_paper_s(name) or name.endswith("coarse2fine"):
         return {}
     column = name.rpartition("-")[2]
     if column not in _TABLE_8:
         column = "pre-training"
     cells = dict(zip(_TABLE_8_FIELDS, _TABLE_8[column], strict=True))
-    cells |= {"optimizer": "AdamW", "weight_decay": "1e-5", "mixup_prob": "0.5", "label_smoothing": "0.1"}
+    if PRESETS[name].train.objective != "classification":
+        del cells["loss"]  # the field is a classifier's
+    smoothing = "contrast_smoothing" if column == "contrastive" else "label_smoothing"
+    cells |= {"optimizer": "AdamW", "weight_decay": "1e-5", "mixup_prob": "0.5", smoothing: "0.1"}
     return {f"train.{field}": cell for field, cell in cells.items()}
+
+
+# Field -> what the paper's text says of it, for the presets of one objective or, by "", for all.
+_TEXT = {
+    "": {
+        "model.vision": "EVA02-CLIP-L; 224 or 336 pixels: not said",
+        "model.positions": "ALiBi; distances: not said",
+        "model.code_projection": "embedded and summed",
+        "model.standardise_features": "not said",
+        "train.betas": "not found",
+        "train.max_grad_norm": "not found",
+        "train.roll_padding": "True: the 10 s window is rolled",
+    },
+    "masked": {
+        "train.mask_ratio_per": "not said",
+        "train.mask_mean": "0.55",
+        "train.mask_std": "0.25",
+        "train.mask_min": "0.5",
+        "train.mask_max": "1",
+        "train.cond_drop_prob": "0.1",
+        "decode.num_steps": "16",
+        "decode.guidance_scale": "5",
+        "decode.mask_temperature": "25.5 (EnCodec); DAC: not found",
+    },
+}
+_SECOND_STAGE = {
+    "train.epochs": "not said",
+    "train.learning_rate": "not said",
+    "decode.num_steps": "36",
+    "decode.guidance_scale": "not said",
+    "decode.mask_temperature": "not said",
+}
+
+
+def paper_says(name: str) -> dict[str, str]:
+    """What the paper says of a preset's fields, in Table 8 or in its text; empty for one of this project.
+
+    "Not said" and "not found" mark our guesses.
+    """
+    if not _is_paper_s(name):
+        return {}
+    texts = _TEXT[""] | _TEXT.get(PRESETS[name].train.objective, {})
+    if name.endswith("coarse2fine"):
+        texts |= _SECOND_STAGE
+    return texts | table_8(name)
+
+
+def _is_paper_s(name: str) -> bool:
+    return name.startswith(("vab-encodec", "vab-dac"))
 
 
 def preset(name: str) -> Preset:

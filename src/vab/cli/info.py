@@ -56,7 +56,7 @@ def presets(
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None,
     json: bool = False,
 ) -> int:
-    """List the named configurations, or show every field of one.
+    """List the named configurations, or show every field of one, with what the paper says of it.
 
     The number of parameters excludes prediction heads, as in the paper; expert_parameters counts the first
     L1 layers.
@@ -65,7 +65,7 @@ def presets(
         name: the preset to show in full. Default: a table of all presets.
         json: print one JSON document to standard output.
     """
-    from vab.presets import PRESETS, preset, table_8
+    from vab.presets import PRESETS, paper_says, preset, table_8
 
     chosen = [preset(name)] if name is not None else list(PRESETS.values())
 
@@ -73,14 +73,14 @@ def presets(
 
     documents = [asdict(one) | parameter_counts(one.model) for one in chosen]
     if name:
-        paper = table_8(name)
+        paper = paper_says(name)
         lines = [(field, str(value), paper.get(field, "")) for field, value in _fields(documents[0])]
         text = (
-            table(("field", "here", "paper's Table 8"), lines)
+            table(("field", "here", "the paper"), lines)
             if paper
             else table(("field", ""), [line[:2] for line in lines])
         )
-        print_result(documents[0] | {"table_8": paper}, text, json)
+        print_result(documents[0] | {"table_8": table_8(name), "paper": paper}, text, json)
         return 0
     rows = [
         (

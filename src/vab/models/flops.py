@@ -26,7 +26,7 @@ def layer_flops(
     """
     width = config.hidden_dim
     layers = config.num_layers if num_layers is None else num_layers
-    inputs = config.codebook_dim * (1 if config.codec == "encodec" else config.num_codebooks)
+    inputs = config.codebook_dim * (1 if config.sums_codes else config.num_codebooks)
     embedded = 2 * width * (inputs * num_audio + config.vision_dim * num_video)
     return embedded + layers * (24 * (num_video + num_audio) * width**2 + 4 * num_pairs * width)
 

@@ -162,7 +162,7 @@ class AudioEmbedding(nn.Module):
     EnCodec's residual codebooks share one space: the vectors are summed, then projected. Those of DAC are
     8-d and each has its own space: each is projected on its own and then summed, which is one
     projection of all of them concatenated. So are those of the small codec: in a sum, a fine code could
-    hardly be distinguished from another.
+    hardly be distinguished from another. ``config.code_projection`` says otherwise.
     """
 
     vectors: Tensor  # [K,V,C], frozen
@@ -175,7 +175,7 @@ class AudioEmbedding(nn.Module):
             raise SettingError(
                 f"codebook vectors are {tuple(vectors.shape)}, the model needs [K,V,C] = {shape}"
             )
-        self.concatenate = config.codec != "encodec"
+        self.concatenate = not config.sums_codes
         self.register_buffer("vectors", vectors.detach().clone().float())
         self.mask = nn.Parameter(torch.zeros(config.num_codebooks, config.codebook_dim))
         inputs = config.codebook_dim * (config.num_codebooks if self.concatenate else 1)

@@ -85,12 +85,14 @@ class Augmentation:
         )
 
 
-def augment(audio: Stream, video: Stream | None, drawn: Augmentation, fps: float) -> Streams:
+def augment(
+    audio: Stream, video: Stream | None, drawn: Augmentation, fps: float, roll_padding: bool = False
+) -> Streams:
     """The n clips of ``drawn``, from streams of m: crop, then temporal mixup, then temporal roll."""
     if drawn.kept[0] < audio.owners.shape[1]:
         audio, video = random_crop(audio, video, drawn.kept, drawn.begin, fps)
     audio, video = temporal_mixup(audio, video, drawn.partner, drawn.point, fps)
-    return temporal_roll(audio, video, drawn.turn, fps)
+    return temporal_roll(audio, video, drawn.turn, fps, roll_padding)
 
 
 def draw_crop(
@@ -148,19 +150,21 @@ def draw_roll(n: int, probability: float, generator: torch.Generator) -> Tensor:
     return torch.where(chosen, torch.rand(n, generator=generator, dtype=torch.float64), -1.0)
 
 
-def temporal_roll(audio: Stream, video: Stream | None, turn: Tensor, fps: float) -> Streams:
+def temporal_roll(
+    audio: Stream, video: Stream | None, turn: Tensor, fps: float, roll_padding: bool = False
+) -> Streams:
     """Each clip rolled in time by ``turn`` [B] of its length: what leaves at the end comes in at the start.
 
     At least by one frame, and less than a whole turn; -1 is not at all.
     With video, by a whole number of video frames, so that both streams stay together. Without, by single
-    audio frames, and the padding after a short clip stays where it is.
+    audio frames, and the padding after a short clip stays where it is, unless ``roll_padding``.
     """
     frames = audio.owners.shape[1]
-    if video is None:
+    if video is None and not roll_padding:
         # Up to the last frame that is not padding.
         length = (torch.arange(1, frames + 1) * (audio.owners != 0)).amax(1)
     else:
-        length = torch.full((len(turn),), video.owners.shape[1])
+        length = torch.full((len(turn),), (audio if video is None else video).owners.shape[1])
 
     shift = 1 + (turn * (length - 1)).long()
     shift = torch.where((turn >= 0) & (length > 1), shift, 0)

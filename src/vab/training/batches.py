@@ -215,7 +215,9 @@ class ClipBatches:
         # classifier of audio alone needs no video, which then stays as it is.
         only = config.inputs[0] if config.objective == "classification" and len(config.inputs) == 1 else ""
         audio, video = places(heard, 2), places(seen, 1)
-        audio, moved = augment(audio, None if only == "audio" else video, drawn, model.fps)
+        audio, moved = augment(
+            audio, None if only == "audio" else video, drawn, model.fps, config.roll_padding
+        )
         video = video.first(len(own)) if moved is None else moved
         by_codebook = np.stack([codebook.ravel() for codebook in tokens.swapaxes(0, 1)])  # [K, m * T]
         tokens = by_codebook.take(audio.values[:, 0].numpy(), axis=1).swapaxes(0, 1)  # [n, K, T]

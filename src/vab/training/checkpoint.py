@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vab.config import current_names
+from vab.config import ModelConfig, TrainConfig, current_names
 from vab.errors import TrainError
 from vab.models.hub import CONFIG, KNOWN, MODEL, read_config
 from vab.training.objectives import build
@@ -149,9 +149,12 @@ def resume(
             log(f"{path} is damaged; trying the one before")
             continue
         saved = dict(about["identity"])
-        for part, kind in (("model", "ModelConfig"), ("train", "TrainConfig")):
+        for part, kind in (("model", ModelConfig), ("train", TrainConfig)):
             if part in saved:
-                saved[part] = current_names(kind, saved[part])
+                current = current_names(kind.__name__, saved[part])
+                # A setting that came later had its default then.
+                fresh = json.loads(json.dumps(asdict(kind())))
+                saved[part] = {name: fresh[name] for name in identity[part]} | current
         if lengthen and saved["steps"] < identity["steps"]:
             saved["steps"] = identity["steps"]
             saved["train"] = saved["train"] | {"epochs": identity["train"]["epochs"]}

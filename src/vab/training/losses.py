@@ -22,12 +22,17 @@ def masked_prediction(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: 
 
 
 def contrastive(
-    audio: Tensor, video: Tensor, scale: Tensor | float, positive_mask: Tensor | None = None
+    audio: Tensor,
+    video: Tensor,
+    scale: Tensor | float,
+    positive_mask: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Symmetric InfoNCE (eq. 4): row b of each belongs to row b of the other -> scalar.
 
     audio, video [B,D], of any length: they are normalised here. ``scale`` is one over the temperature.
     ``positive_mask`` bool [B,B] marks rows that might as well belong to each other: these are no negatives.
+    ``smoothing`` of the target's mass is spread over all candidates of a row.
     """
     audio = functional.normalize(audio.float(), dim=-1)
     video = functional.normalize(video.float(), dim=-1)
@@ -37,7 +42,17 @@ def contrastive(
     # Other positives leave the sum of the softmax; the pair itself stays.
     if positive_mask is not None:
         logits = logits.masked_fill(positive_mask & (pairs[:, None] != pairs), -torch.inf)
-    return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
+    return (_own_pair(logits, smoothing) + _own_pair(logits.T, smoothing)) / 2
+
+
+def _own_pair(logits: Tensor, smoothing: float) -> Tensor:
+    """Mean cross entropy of logits [B,B] whose right answers lie on the diagonal; -inf is no candidate."""
+    if not smoothing:
+        return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    log_probabilities = logits.log_softmax(1)
+    candidates = logits > -torch.inf
+    even = log_probabilities.where(candidates, 0.0).sum(1) / candidates.sum(1)
+    return -torch.lerp(log_probabilities.diagonal(), even, smoothing).mean()
 
 
 def classification(

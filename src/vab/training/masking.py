@@ -11,11 +11,11 @@ from vab.config import TrainConfig
 
 
 def sample_mask_ratio(n: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Masking ratios [n], one per clip: a normal law cut off at both ends (section 3.2).
+    """Masking ratios [n]: a normal law cut off at both ends (section 3.2), drawn per clip or per batch.
 
     Drawn by the inverse of its distribution function, so each draw uses one random number. Normal(0.55,
     0.25) cut to [0.5, 1] has a mean of 0.694 and a standard deviation of 0.129. The paper does not say
-    whether a ratio is drawn per batch or per clip; per clip makes the loss less noisy.
+    for what a ratio is drawn (``config.mask_ratio_per``); per clip makes the loss less noisy.
     """
 
     def cdf(value: float) -> float:
@@ -24,7 +24,8 @@ def sample_mask_ratio(n: int, config: TrainConfig, generator: torch.Generator) -
     low, high = cdf(config.mask_min), cdf(config.mask_max)
 
     # Uniform between the two ends' probabilities -> standard normal -> ratio.
-    uniform = torch.rand(n, dtype=torch.float64, generator=generator, device=generator.device)
+    draws = 1 if config.mask_ratio_per == "batch" else n
+    uniform = torch.rand(draws, dtype=torch.float64, generator=generator, device=generator.device).expand(n)
     quantile = torch.erfinv(2 * (low + (high - low) * uniform) - 1)
     ratio = config.mask_mean + config.mask_std * math.sqrt(2) * quantile
     return ratio.clamp(config.mask_min, config.mask_max).float()

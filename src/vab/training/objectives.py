@@ -82,7 +82,8 @@ def contrastive_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOu
         # scale's gradient is whole in every process.
         world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         scale = _scale_gradient(scale, 1 / world_size)
-        loss = _scale_gradient(contrastive(audio, video, scale, positive_mask), world_size)
+        smoothing = preset.train.contrast_smoothing
+        loss = _scale_gradient(contrastive(audio, video, scale, positive_mask, smoothing), world_size)
     else:
         # Every parameter still gets a gradient, which DDP waits for.
         loss = (audio.sum() + video.sum() + scale) * 0.0

@@ -74,9 +74,8 @@ class TrainingRun:
         # Fresh weights, and the statistics by which the network normalises its features.
         torch.manual_seed(config.seed)
         self.model = build(preset, torch.from_numpy(clips.mixture.codebook_vectors()))
-        for name, values in zip(
-            ("feature_mean", "feature_std"), clips.mixture.feature_statistics(), strict=True
-        ):
+        statistics = clips.mixture.feature_statistics() if preset.model.standardise_features else ()
+        for name, values in zip(("feature_mean", "feature_std"), statistics, strict=False):
             next(b for n, b in self.model.named_buffers() if n.endswith(name)).copy_(torch.from_numpy(values))
 
         prepare(self.model, compute, fabric.device)
