@@ -131,9 +131,9 @@ class TimmEncoder:
         self.dim = recipe.dim
         self.size = recipe.size
         self.recipe = recipe
-        self.precision: Precision = precision
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)  # the fifth: its place is in the fingerprint of stores
         self.device = torch.device("cpu")
+        self.precision: Precision = precision
 
     @property
     def decode_size(self) -> int:
