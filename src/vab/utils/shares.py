@@ -43,9 +43,9 @@ class Share:
 
         # 2. Processes of a task. A batch script that calls no srun has SLURM_PROCID too, but it is one
         #    process, however many tasks were asked for: a step counts its own.
-        for rank, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-            if rank in environment and count in environment:
-                return share.part(_number(environment, rank), _number(environment, count), rank)
+        for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+            if rank in environment and size in environment:
+                return share.part(_number(environment, rank), _number(environment, size), rank)
         return share
 
     def part(self, index: int, count: int, what: str = "the part") -> Share:

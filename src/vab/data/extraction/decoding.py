@@ -82,8 +82,8 @@ def _decode_video(
         # An image: a slow moving crop of it, one frame for each feature.
         pixels = next(file.frames(meta.fps))
         seed = int(sha256(clip.id)[:8], 16)
-        frames = moving_crop(pixels, num_features, seed, recipe.decode_size)
-        return [crop(frame, recipe) for frame in frames], list(range(num_features)), num_features
+        moving = moving_crop(pixels, num_features, seed, recipe.decode_size)
+        return [crop(frame, recipe) for frame in moving], list(range(num_features)), num_features
     length = _length(clip, file, meta.seconds)
     frames = file.frames(meta.fps, clip.start, length, size=recipe.decode_size)
     crops = [crop(frame, recipe) for frame in frames]

@@ -71,15 +71,15 @@ def extract_part(worker: Worker, job: Job) -> Extraction:
     features_from = None if job.features_from is None else StoredFeatures(job.features_from)
     if features_from is not None:
         # before anything large is loaded
-        made = features_from.store.meta
-        settings = {"seconds": float(job.seconds), "fps": float(job.fps), "fill": job.fill}
         features_from.check_fits(
             replace(
-                made,
+                features_from.store.meta,
                 vision=job.vision,
                 vision_dim=RECIPES[job.vision].dim,
                 precision=job.precision,
-                **settings,
+                seconds=float(job.seconds),
+                fps=float(job.fps),
+                fill=job.fill,
             )
         )
     return extract(
