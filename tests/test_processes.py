@@ -102,10 +102,20 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_devices() -> None:
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices_for(1, "cpu") == [CPU] and devices_for(3, "cpu") == [CPU] * 3
     with pytest.raises(SettingError, match="1 or more"):
         devices_for(0, "cpu")
+    # a machine with three GPUs, as far as torch is asked how many there are
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert devices_for(1) == [torch.device("cuda")]
+    assert devices_for(2) == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    with pytest.raises(SettingError, match="there are 3 GPUs here"):
+        devices_for(4, "cuda")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert devices_for(1) == [torch.device("cuda", 2)] and devices_for(1, "cpu") == [CPU]
 
 
 @given(st.integers(1, 9), st.integers(1, 5), st.text(max_size=9))

@@ -46,11 +46,17 @@ def available_cores() -> int:
 
 
 def devices_for(count: int, device: Device = "auto") -> list[torch.device]:
-    """``count`` devices: so many GPUs, or so many times the CPU. ``SettingError`` if there are too few."""
+    """``count`` devices: so many GPUs, or so many times the CPU. ``SettingError`` if there are too few.
+
+    One GPU of several is that of the process's place on its machine, as torchrun or SLURM tell it.
+    """
     if count < 1:
         raise SettingError("--devices must be 1 or more")
     one = pick_device(device)
     if count == 1:
+        place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
+        if one.type == "cuda" and one.index is None and place.isdigit():
+            return [torch.device("cuda", int(place) % torch.cuda.device_count())]
         return [one]
     if one.type == "cuda" and one.index is None:
         if count > torch.cuda.device_count():
