@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import http.server
+import os
+import shutil
+import subprocess
 import sys
 import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,11 @@ import numpy as np
 import pytest
 
 from helpers.films import write_film
+from helpers.stores import META, VECTORS, latents
+from vab.cli import main
 from vab.data.manifest import ManifestError, read_manifest, write_manifest
+from vab.data.shard import StoreError
+from vab.data.store import LatentStore
 from vab.errors import failure
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
@@ -247,3 +255,113 @@ def test_a_manifest_that_is_not_there_is_one_line(memory: Any) -> None:
     with pytest.raises(ManifestError) as caught:
         read_manifest("memory://none.csv")
     assert str(caught.value) == "memory://none.csv: no such file"
+
+
+# ---- stores
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fill(where: str | Path, count: int = 6) -> LatentStore:
+    store = LatentStore.create(where, META, VECTORS)
+    for n in range(0, count, 2):
+        store.add([latents(f"{i}", i) for i in range(n, n + 2)])
+    return store
+
+
+def test_a_store_by_url_is_that_store(memory: Any, tmp_path: Path) -> None:
+    local, there = fill(tmp_path / "store"), fill("memory://bucket/store")
+    names = {path.rpartition("/")[2] for path in memory.ls("/bucket/store", detail=False)}
+    assert names == {*local.shards, "store.json", "codebooks.safetensors"}
+    assert (
+        there.fingerprint() == local.fingerprint() == LatentStore.open("memory://bucket/store").fingerprint()
+    )
+    # gone on with from another machine, which has no copy of it
+    shutil.rmtree(os.environ["VAB_CACHE"])
+    again = LatentStore.create("memory://bucket/store/", META, VECTORS)
+    assert again.ids == local.ids
+    with pytest.raises(StoreError, match="has these clips already"):
+        again.add([latents("0")])
+    with pytest.raises(StoreError, match="was made otherwise"):
+        LatentStore.create("memory://bucket/store", replace(META, fps=3.0), VECTORS)
+
+
+def test_shards_are_fetched_once_and_dropped_with_those_at_the_url(memory: Any, tmp_path: Path) -> None:
+    store = fill(tmp_path / "store")
+    with serving(tmp_path) as (address, asked):
+        url = f"{address}/store"
+        threads = [threading.Thread(target=LatentStore.open, args=[url]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert LatentStore.open(url).fingerprint() == store.fingerprint()
+        assert [asked.count(f"/store/{name}") for name in store.shards] == [1, 1, 1]
+        (store.directory / store.shards[0]).unlink()
+        assert LatentStore.open(url).ids == LatentStore.open(store.directory).ids
+        with pytest.raises(StoreError, match="stores are only read by http"):
+            LatentStore.create(url, META, VECTORS)
+
+
+def test_processes_that_open_one_url_at_once(tmp_path: Path, cache: Path) -> None:
+    store = fill(tmp_path / "store")
+    code = "import sys; from vab.data.store import LatentStore as S; print(S.open(sys.argv[1]).fingerprint())"
+    with serving(tmp_path) as (address, asked):
+        command = [sys.executable, "-c", code, f"{address}/store"]
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        told = {process.communicate()[0].strip() for process in started}
+        assert told == {store.fingerprint()}
+        assert [asked.count(f"/store/{name}") for name in store.shards] == [1, 1, 1]
+
+
+def test_what_is_damaged_at_the_url_is_not_taken(memory: Any) -> None:
+    store = fill("memory://bucket/store")
+    path = f"/bucket/store/{store.shards[1]}"
+    content = memory.cat_file(path)
+    shutil.rmtree(os.environ["VAB_CACHE"])
+    row = int(np.flatnonzero(store.order[:, 0] == 1)[0])
+    at = content.index(store.gather("features", [row]).tobytes())
+    for wrong in (content[:-300], content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]):
+        memory.pipe_file(path, wrong)
+        line = f"^memory://bucket/store/{store.shards[1]} is damaged; remove it there"
+        with pytest.raises(StoreError, match=line):
+            LatentStore.open("memory://bucket/store")
+    memory.pipe_file(path, content)
+    assert LatentStore.open("memory://bucket/store").fingerprint() == store.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("memory://bucket/none", "holds no store"),
+        ("http://127.0.0.1:9/store", r"^http://127.0.0.1:9/store: .*"),
+        ("nothing://store", "^nothing://store: Protocol not known: nothing$"),
+    ],
+)
+def test_a_store_that_is_not_there_is_one_line(url: str, line: str, memory: Any) -> None:
+    with pytest.raises(StoreError, match=line) as caught:
+        LatentStore.open(url)
+    assert url in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "generate a.mp4 -o s3://bucket/out",
+        "data folder s3://bucket/films -o m.csv",
+        "data folder films -o s3://bucket/m.csv",
+        "store repair memory://bucket/store",
+        "finetune classify vab-tiny-classes --store s --run s3://bucket/run",
+    ],
+)
+def test_where_only_paths_work_an_address_is_refused_in_a_line(
+    call: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(call.split())
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1 and "://bucket" in said, said

@@ -159,6 +159,8 @@ def _run(words: list[str]) -> int:
 def _verb(name: str, arguments: list[str]) -> int:
     import tyro
 
+    from vab.cli.options import LOCAL_PATHS
+
     # A file such as -dash.mp4, which a shell's *.mp4 stands for, is no option.
     arguments = [
         f".{os.sep}{word}" if word.startswith("-") and Path(word).suffix and os.path.isfile(word) else word
@@ -176,6 +178,7 @@ def _verb(name: str, arguments: list[str]) -> int:
         command,
         prog=f"vab {name}",
         args=arguments,
+        registry=LOCAL_PATHS,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.CascadeSubcommandArgs),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -23,7 +22,7 @@ Count = Annotated[int | None, tyro.conf.arg(metavar="N")]
 
 def extract(
     manifest: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")],
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="STORE")],
     preset_name: Annotated[str, tyro.conf.arg(name="preset")] = "vab-tiny",
     fill: Literal["zero", "repeat"] = "zero",
     seconds: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
@@ -32,7 +31,7 @@ def extract(
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     precision: Precision = "float32",
-    features_from: Annotated[Path | None, tyro.conf.arg(metavar="STORE")] = None,
+    features_from: Annotated[str | None, tyro.conf.arg(metavar="STORE")] = None,
     device: Device = "auto",
     devices: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
@@ -49,8 +48,9 @@ def extract(
     and be killed at any time: with the same options and kind of device they end in the same latents.
 
     Args:
-        manifest: CSV file with the columns id,audio,video,start,seconds,label,split.
-        out: the folder of the store.
+        manifest: CSV file with the columns id,audio,video,start,seconds,label,split. It, and the files it
+            lists, may be URLs: s3://bucket/a.mp4, https://..., tar://a.mp4::s3://bucket/part.tar.
+        out: the folder of the store, or its URL, such as s3://bucket/store.
         preset_name: the preset whose codec, image encoder, window and frame rate to use.
         fill: how to fill the window after a shorter clip: with silence, or by repeating it (video too).
         seconds: the length of the window, instead of the preset's.

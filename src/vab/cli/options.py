@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from vab.utils.remote import RemoteError, is_url
 
 if TYPE_CHECKING:
     from vab.inference.embedder import Embedder
@@ -16,6 +20,23 @@ Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
 WeightsPath = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
 Link = Annotated[str | None, tyro.conf.arg(metavar="URL")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+LOCAL_PATHS = ConstructorRegistry()  # how an option that is a path is read; one that may be a URL is a str
+
+
+@LOCAL_PATHS.primitive_rule
+def _local_path(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if kind.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(1, "PATH", _path, lambda x: isinstance(x, Path), lambda x: [str(x)])
+
+
+def _path(words: list[str]) -> Path:
+    # Path would make one slash of two, and look for a folder of that name.
+    if is_url(words[0]):
+        raise RemoteError(f"{words[0]}: is an address; what is named here must be a local path")
+    return Path(words[0])
 
 
 def load_embedder(

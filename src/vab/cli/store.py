@@ -14,7 +14,8 @@ from vab.utils.progress import count_bar
 if TYPE_CHECKING:
     from vab.data.store import LatentStore
 
-Store = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
+Store = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]  # or its URL
+Folder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STORE")]
 
 
 def info(store: Store, json: bool = False) -> int:
@@ -23,7 +24,7 @@ def info(store: Store, json: bool = False) -> int:
     The small columns of each shard are verified on opening; vab store check verifies the latents.
 
     Args:
-        store: the folder of the store.
+        store: the folder of the store, or its URL.
         json: print one JSON document to standard output.
     """
     latents = _open(store)
@@ -61,7 +62,7 @@ def check(store: Store, json: bool = False) -> int:
     """Verify every checksum of a store. Exit code 1 if something is damaged.
 
     Args:
-        store: the folder of the store.
+        store: the folder of the store, or its URL.
         json: print one JSON document to standard output.
     """
     with count_bar("check") as advance:
@@ -74,7 +75,7 @@ def check(store: Store, json: bool = False) -> int:
     return 1 if damaged else 0
 
 
-def repair(store: Store, json: bool = False) -> int:
+def repair(store: Folder, json: bool = False) -> int:
     """Move damaged shards of a store to its folder damaged; vab extract then makes their clips again.
 
     Every checksum is verified first. Nothing is deleted, and intact shards are not touched. Of a clip with
@@ -86,7 +87,7 @@ def repair(store: Store, json: bool = False) -> int:
         json: print one JSON document to standard output.
     """
     with count_bar("check") as advance:
-        latents = _open(store)
+        latents = _open(str(store))
         moved = latents.repair(lambda done, total: advance(done, total, ""))
     for name, path in moved.items():
         log(f"{name} was damaged and is now {path}")
@@ -128,11 +129,11 @@ def merge(
     return 0
 
 
-def _open(folder: Path) -> LatentStore:
+def _open(store: str) -> LatentStore:
     """Open a store, also a damaged one: what cannot be read is in ``damaged``."""
-    from vab.data.store import LatentStore, read_meta
+    from vab.data.store import LatentStore
 
-    return LatentStore(folder, read_meta(folder))
+    return LatentStore.open(store, whole=False)
 
 
 def _log_damage(latents: LatentStore) -> None:

@@ -30,7 +30,7 @@ class Run:
 
     name: tyro.conf.Suppress[str]
     note: tyro.conf.Suppress[str]
-    store: Annotated[Path, tyro.conf.arg(metavar="STORE")]  # store of latents made by vab extract
+    store: Annotated[str, tyro.conf.arg(metavar="STORE")]  # store of latents made by vab extract, or its URL
     out: Annotated[Path, tyro.conf.arg(aliases=["--run"], metavar="DIR")]  # folder of the run
     model: ModelConfig
     train: TrainConfig

@@ -26,9 +26,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vab.config import ModelConfig, Precision, audio_frames, former_fields, video_frames
+from vab.config import (
+    ModelConfig,
+    Precision,
+    audio_frames,
+    current_names,
+    former_fields,
+    from_dict,
+    video_frames,
+)
 from vab.errors import VABError, first_line
-from vab.utils.files import atomic
+from vab.utils.files import atomic, read_json
 from vab.utils.provenance import sha256
 
 PATTERN = "shard-*.arrow"
@@ -105,6 +113,27 @@ class Latents:
     features: NDArray[np.float16] | None  # [F, dim]
     real_tokens: int | None = None  # number of the T frames that are not padding; None is all
     real_features: int | None = None  # and of the F
+
+
+def read_meta(directory: str | Path, url: str | None = None) -> StoreMeta:
+    """Settings of the store in that folder; ``StoreError`` if there is none, or it cannot be read.
+
+    ``url``: that of the store which the folder is a copy of.
+    """
+    path = Path(directory) / "store.json"
+    try:
+        values = current_names("StoreMeta", read_json(path))
+        # version 0.1 knew no precision but float32
+        unknown = (set(values) ^ {field.name for field in fields(StoreMeta)}) - {"precision"}
+        meta = None if unknown else from_dict(StoreMeta, values)
+    except FileNotFoundError:
+        reason = "holds no store (no store.json); make one with `vab extract`"
+        raise StoreError(f"{url or directory} {reason}") from None
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); take that of a store made the same way") from None
+    if meta is None:
+        raise StoreError(f"{path} comes from another version of vab: {', '.join(sorted(unknown))}")
+    return meta
 
 
 KINDS: dict[str, tuple[Any, pa.DataType]] = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vab.config import current_names, from_dict
+from vab.data.mirror import mirror, uploading, write_rows
 from vab.data.shard import (
     KINDS,
     PATTERN,
@@ -30,12 +29,14 @@ from vab.data.shard import (
     StoreError,
     StoreMeta,
     advice,
+    read_meta,
     root_hash,
     write_shard,
 )
-from vab.utils.files import atomic, move, read_json, sweep
+from vab.utils.files import atomic, move, sweep
 from vab.utils.locks import exclusive, shared
 from vab.utils.provenance import sha256
+from vab.utils.remote import RemoteFile, locate
 
 MAX_PRELOAD_BYTES = 2 << 30  # of latents that are read to memory, and verified, at once
 MAX_STATISTICS_CLIPS = 10_000  # of which the features' mean and deviation are taken
@@ -48,9 +49,10 @@ class LatentStore:
     The order, and the fingerprint, do not depend on which shard a clip is in.
     """
 
-    def __init__(self, directory: Path, meta: StoreMeta) -> None:
+    def __init__(self, directory: Path, meta: StoreMeta, url: str | None = None) -> None:
         """Read what can be read; the rest is listed in ``damaged``. To work with a store, ``open`` it."""
         self.directory = directory
+        self.url = url  # of the store that ``directory`` is a copy of; None: it is the store
         self.meta = meta
         self.damaged: dict[str, str] = {}  # file name -> what is wrong, in a line
         self._list()
@@ -59,9 +61,9 @@ class LatentStore:
     def create(cls, directory: str | Path, meta: StoreMeta, codebook_vectors: NDArray) -> LatentStore:
         """Make a store, or open the one that is there if it was made the same way (else ``StoreError``).
 
-        ``codebook_vectors`` [K, V, C] are kept for training.
+        ``codebook_vectors`` [K, V, C] are kept for training. What is written to a store by URL is uploaded.
         """
-        directory = Path(directory)
+        directory, url = _place(directory)
         if str(directory).encode(errors="ignore").decode() != str(directory):
             raise StoreError(f"{directory}: is not a name in UTF-8, which Arrow needs; choose another folder")
         if codebook_vectors.shape != (meta.num_codebooks, meta.codebook_size, meta.codebook_dim):
@@ -69,30 +71,42 @@ class LatentStore:
 
         def check_meta() -> None:
             # every setting counts: latents made otherwise never mix
-            other = read_meta(directory).differences(meta)
+            other = read_meta(directory, url).differences(meta)
             if other:
-                raise StoreError(f"{directory} was made otherwise: {'; '.join(other)}. Use another folder.")
+                where = url or directory
+                raise StoreError(f"{where} was made otherwise: {'; '.join(other)}. Use another folder.")
 
         if (directory / "store.json").exists():
             check_meta()
 
         # The settings come last: a folder without them is no store yet. Of several writers the first makes
         # it, the others open it.
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / CODEBOOKS).exists():
-            vectors = np.ascontiguousarray(codebook_vectors, dtype=np.float32)
-            checksum = {"sha256": sha256(vectors.tobytes())}
-            write_new(directory / CODEBOOKS, save({"codebooks": vectors}, checksum))
-        if not (directory / "store.json").exists():
-            write_new(directory / "store.json", (json.dumps(meta.written(), indent=1) + "\n").encode())
-            check_meta()
-        return cls.open(directory)
+        with uploading(directory, url) as upload:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not (directory / CODEBOOKS).exists():
+                vectors = np.ascontiguousarray(codebook_vectors, dtype=np.float32)
+                checksum = {"sha256": sha256(vectors.tobytes())}
+                write_new(directory / CODEBOOKS, save({"codebooks": vectors}, checksum))
+                upload(directory / CODEBOOKS)
+            if not (directory / "store.json").exists():
+                write_new(directory / "store.json", (json.dumps(meta.written(), indent=1) + "\n").encode())
+                check_meta()
+                upload(directory / "store.json")
+        store = cls(directory, meta, url)
+        store.check_whole()
+        return store
 
     @classmethod
-    def open(cls, directory: str | Path) -> LatentStore:
-        """The store of that folder; ``StoreError`` if there is none, or names a shard that is damaged."""
-        store = cls(Path(directory), read_meta(directory))
-        store.check_whole()
+    def open(cls, directory: str | Path, whole: bool = True) -> LatentStore:
+        """The store of that folder or URL; ``StoreError`` if there is none, or names a damaged shard.
+
+        Of a store by URL a copy is opened (``vab.data.mirror``). ``whole=False`` opens a damaged store too:
+        ``damaged`` says what is wrong with it.
+        """
+        directory, url = _place(directory)
+        store = cls(directory, read_meta(directory, url), url)
+        if whole:
+            store.check_whole()
         return store
 
     def check_whole(self) -> None:
@@ -220,7 +234,7 @@ class LatentStore:
         known = self._known.intersection(ids)
         if known or len(set(ids)) != len(ids):
             raise StoreError(f"{self.directory} has these clips already: {sorted(known) or ids}")
-        self.take(write_shard(self.directory, self.meta, rows))
+        self.take(write_rows(self.directory, self.url, self.meta, rows))
 
     def __len__(self) -> int:
         return len(self._known)
@@ -423,6 +437,12 @@ class LatentStore:
             write_shard(self.directory, self.meta, rest)
 
 
+def _place(directory: str | Path) -> tuple[Path, str | None]:
+    """The folder of a store, and its URL if that is a copy of it."""
+    place = locate(directory)
+    return (mirror(str(place)), str(place)) if isinstance(place, RemoteFile) else (place, None)
+
+
 def write_new(path: Path, content: bytes) -> None:
     """Write a file that is not there yet, whole; one that another process has made meanwhile stays."""
     with suppress(FileExistsError), atomic(path, over=False) as temporary:
@@ -432,23 +452,6 @@ def write_new(path: Path, content: bytes) -> None:
 def spread(n: int, count: int) -> NDArray[np.int64]:
     """At most ``count`` of the indices 0 .. n - 1, evenly spread, in order."""
     return np.linspace(0, n, min(n, count), endpoint=False).astype(np.int64)
-
-
-def read_meta(directory: str | Path) -> StoreMeta:
-    """Settings of the store in that folder; ``StoreError`` if there is none, or it cannot be read."""
-    path = Path(directory) / "store.json"
-    try:
-        values = current_names("StoreMeta", read_json(path))
-        # version 0.1 knew no precision but float32
-        unknown = (set(values) ^ {field.name for field in fields(StoreMeta)}) - {"precision"}
-        meta = None if unknown else from_dict(StoreMeta, values)
-    except FileNotFoundError:
-        raise StoreError(f"{directory} holds no store (no store.json); make one with `vab extract`") from None
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged ({error}); take that of a store made the same way") from None
-    if meta is None:
-        raise StoreError(f"{path} comes from another version of vab: {', '.join(sorted(unknown))}")
-    return meta
 
 
 def _move_aside(file: Path, folder: Path) -> Path:

@@ -17,9 +17,10 @@ class LockedError(VABError):
     """Another process holds the lock. The message is one line that says which, and what it does."""
 
 
-def lock(file: IO[Any] | int, shared: bool = False) -> None:
+def lock(file: IO[Any] | int, shared: bool = False, wait: bool = False) -> None:
     """Lock an open file, or the descriptor of one, until it is closed; ``shared`` with others that do so.
 
+    ``wait`` until nobody else has it.
     ``BlockingIOError`` if somebody else has locked it, another ``OSError`` where there are no locks (Windows,
     some network file systems).
     """
@@ -27,7 +28,17 @@ def lock(file: IO[Any] | int, shared: bool = False) -> None:
         import fcntl
     except ImportError:
         raise OSError(errno.ENOTSUP, "no file locks on this system") from None
-    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+
+
+@contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` alone, after those who have it; nothing where there are no locks."""
+    with naming(path.parent, over=False), path.open("a") as file:
+        with suppress(OSError):
+            lock(file, wait=True)
+        yield
 
 
 @contextmanager

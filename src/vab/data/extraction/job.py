@@ -25,7 +25,7 @@ class Job:
     """All that a process must know to extract its share of a manifest; see ``extract``."""
 
     manifest: str | Path
-    out: Path
+    out: str | Path
     codec: Literal["encodec", "dac", "tiny"]
     vision: VisionName
     seconds: float
@@ -35,7 +35,7 @@ class Job:
     codec_path: str | None = None
     vision_path: str | None = None
     share: Share = Share()  # noqa: RUF009
-    features_from: Path | None = None
+    features_from: str | Path | None = None
     batch_clips: int | None = None
     batch_frames: int | None = None
     shard_clips: int = 512
