@@ -17,6 +17,8 @@ State = Literal["ok", "missing", "bad"]
 
 EXTRAS = {  # pip extra -> the modules it brings, and what they are for
     "eval": (("sklearn", "scipy", "ai_edge_litert", "matplotlib"), "evaluation"),
+    "ray": (("ray",), "vab extract --engine ray"),
+    "remote": (("s3fs", "aiohttp"), "manifests, media and stores by s3:// and http://"),
     "search": (("lancedb",), "the sound library"),
     "studio": (("starlette", "uvicorn", "lancedb"), "the studio, the listening study"),
 }

@@ -80,8 +80,10 @@ def locate(name: str | Path, beside: str | Path | RemoteFile = "") -> Path | Rem
             return RemoteFile(f"{member}::{locate(place, beside)}")
         protocol, _, path = name.partition("://")
         return Path(path) if protocol.lower() in ("file", "local") else RemoteFile(name)
-    if not isinstance(beside, RemoteFile):
-        return Path(beside).parent / name
+    if isinstance(beside, str):
+        beside = Path(beside)
+    if isinstance(beside, Path):
+        return beside.parent / name
     if name.startswith("/"):
         return Path(name)
 
