@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Literal
 
 import tyro
@@ -15,6 +17,7 @@ from vab.config import Precision, VisionName
 from vab.errors import SettingError
 from vab.presets import preset
 from vab.utils.progress import count_bar
+from vab.utils.remote import is_url
 from vab.utils.shares import Share
 
 Count = Annotated[int | None, tyro.conf.arg(metavar="N")]
@@ -34,6 +37,8 @@ def extract(
     features_from: Annotated[str | None, tyro.conf.arg(metavar="STORE")] = None,
     device: Device = "auto",
     devices: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
+    engine: Literal["threads", "ray"] = "threads",
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None,
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     batch_clips: Count = None,
     batch_frames: Count = None,
@@ -63,6 +68,11 @@ def extract(
             it has. The image encoder's weights are only needed for other clips.
         device: the device to compute on.
         devices: the number of GPUs, or of processes on a CPU; each does a part of the share.
+        engine: what does the work: threads of this process (of each, with --devices), or a Ray cluster, whose
+            CPUs decode and whose GPUs, with --device cpu its CPUs, encode. All of its machines must reach
+            the media and the store by the same names: on a shared disk, or by URL.
+        address: the Ray cluster that is there already; this machine must be one of it. Without it one of
+            this machine alone is started, and ended with the run.
         shard: do only the I-th of N shares of the clips, from 1/N to N/N; each is told by a hash of the id.
             Without it the share is that of the process in torchrun, srun and arrays of SLURM; else all.
         batch_clips: the number of clips the codec encodes at once. Default: 16, on a CPU 4.
@@ -80,14 +90,26 @@ def extract(
     rate = model.fps if fps is None else fps
     if not (window > 0 and rate > 0):
         raise SettingError("--seconds and --fps must be positive")
+    if engine == "ray" and devices != 1:
+        raise SettingError("--devices is for one machine; a Ray cluster uses all of its GPUs")
+    if engine != "ray" and address is not None:
+        raise SettingError("--address is that of a Ray cluster; it needs --engine ray")
     share = Share.from_environment() if shard is None else Share.parse(shard)
     most_failed(allow_failed, 0)
 
+    import torch
+
     from vab.data.extraction.job import Job, extract_on
+    from vab.data.extraction.ray import on_ray
     from vab.data.manifest import read_manifest
     from vab.utils.processes import devices_for
 
     read_manifest(manifest)  # before anything large is loaded
+    on = devices_for(devices, "auto" if engine == "ray" else device)
+    if engine == "ray":
+        # Processes elsewhere work in other folders, and may have a GPU that this one has not.
+        manifest, out = (name if is_url(name) else os.path.abspath(name) for name in (manifest, out))
+        on = on if device == "auto" else [torch.device(device)]
     job = Job(
         manifest=manifest,
         out=out,
@@ -105,6 +127,7 @@ def extract(
         batch_frames=batch_frames,
         shard_clips=shard_clips,
         readers=readers,
+        engine=partial(on_ray, address=address) if engine == "ray" else None,
     )
     with count_bar("extract") as advance:
 
@@ -112,7 +135,7 @@ def extract(
             check()
             advance(done, total, f"({failed} failed)")
 
-        result = extract_on(job, devices_for(devices, device), report)
+        result = extract_on(job, on, report)
     for reason in result.failed.values():
         log(reason)
     of = "" if share.count == 1 else f" (share {share})"

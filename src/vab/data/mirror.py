@@ -70,8 +70,8 @@ def mirror(url: str) -> Path:
 def uploading(folder: Path, url: str | None) -> Iterator[Callable[[Path], None]]:
     """Yield what brings a file of ``folder`` to the store at ``url`` that it is a copy of; None: it is none.
 
-    A file that is not here is removed there. ``mirror`` waits meanwhile, so it sees no file that is here only.
-    ``StoreError`` if that fails.
+    A file that is not here is removed there. ``mirror`` waits meanwhile, so it sees no file that is only
+    here. ``StoreError`` if that fails.
     """
     if url is None:
         yield lambda path: None

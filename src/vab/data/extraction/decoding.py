@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -114,6 +114,14 @@ def _length(clip: Clip, file: MediaFile, window: float) -> float:
     return length
 
 
+def attempt(clip: Clip, meta: StoreMeta, recipe: Recipe) -> Decoded | str:
+    """Decode one clip, or say in a line why that cannot be done: one of a million must not end the run."""
+    try:
+        return decode(clip, meta, recipe)
+    except Exception as error:
+        return failure(clip.audio or clip.video or clip.id, error)
+
+
 def read_ahead(
     clips: Iterable[Clip], meta: StoreMeta, recipe: Recipe, depth: int, readers: int | None = None
 ) -> Iterator[tuple[Clip, Decoded | str]]:
@@ -121,14 +129,8 @@ def read_ahead(
 
     ``readers`` threads run ``depth`` clips ahead; there are as many as cores if none are said.
     """
-
-    def attempt(clip: Clip) -> Decoded | str:
-        try:
-            return decode(clip, meta, recipe)
-        except Exception as error:  # one clip out of a million must not end the run
-            return failure(clip.audio or clip.video or clip.id, error)
-
-    yield from run_ahead(attempt, clips, readers or available_cores(), depth)
+    work = partial(attempt, meta=meta, recipe=recipe)
+    yield from run_ahead(work, clips, readers or available_cores(), depth)
 
 
 def run_ahead(work: Callable[[A], B], items: Iterable[A], threads: int, depth: int) -> Iterator[tuple[A, B]]:

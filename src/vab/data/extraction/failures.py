@@ -8,15 +8,20 @@ import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 
+from vab.data.mirror import uploading
+from vab.data.store import LatentStore
 from vab.utils.files import write_whole
 from vab.utils.shares import Share
 
 _PART = re.compile(r"failures-(\d+)-of-(\d+)\.csv")
 
 
-def write_failures(directory: Path, share: Share, failed: Mapping[str, str]) -> None:
+def write_failures(store: LatentStore, share: Share, failed: Mapping[str, str]) -> None:
     """Write what failed of a share, id -> reason, as far as it is known: a file of its own for each share."""
-    _write(_path(directory, share), failed)
+    path = _path(store.directory, share)
+    with uploading(store.directory, store.url) as upload:
+        _write(path, failed)
+        upload(path)
 
 
 def settle_failures(directory: Path, share: Share, failed: Mapping[str, str], known: Container[str]) -> None:

@@ -14,6 +14,7 @@ from vab.config import Precision, VisionName
 from vab.data.extraction.encoding import Fill
 from vab.data.extraction.run import Extraction, extract
 from vab.data.extraction.stored import StoredFeatures
+from vab.data.extraction.threads import Engine
 from vab.data.manifest import read_manifest
 from vab.utils.processes import Worker, available_cores, run_processes
 from vab.utils.shares import Share
@@ -40,6 +41,7 @@ class Job:
     batch_frames: int | None = None
     shard_clips: int = 512
     readers: int | None = None  # of each process
+    engine: Engine | None = None  # None: threads of each process
 
 
 def extract_on(
@@ -97,6 +99,7 @@ def extract_part(worker: Worker, job: Job) -> Extraction:
         batch_frames=job.batch_frames,
         shard_clips=job.shard_clips,
         readers=job.readers,
+        engine=job.engine,
         advance=lambda *numbers: worker.tell(numbers),
     )
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from vab.codecs.codec import Codec
-from vab.data.extraction.decoding import Decoded, read_ahead, run_ahead
+from vab.data.extraction.decoding import Decoded, attempt
 from vab.data.extraction.encoding import Fill, encode, latents_meta, weights_fingerprint
 from vab.data.extraction.failures import settle_failures, write_failures
 from vab.data.extraction.stored import StoredFeatures
+from vab.data.extraction.threads import Encode, Engine, Steps, on_threads
 from vab.data.manifest import read_manifest
+from vab.data.mirror import write_rows
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.utils.processes import available_cores
@@ -50,6 +51,7 @@ def extract(
     batch_frames: int | None = None,
     shard_clips: int = 512,
     readers: int | None = None,
+    engine: Engine | None = None,
     advance: Callable[[int, int, int], None] = lambda done, total, failed: None,
 ) -> Extraction:
     """Bring the clips of a manifest, or a share of them, into the store ``out`` (made, or gone on with).
@@ -64,7 +66,9 @@ def extract(
     does not depend on how they share the work. ``features_from`` has image features that need not be made
     again; ``vision`` may then be None, and clips that are not there fail. ``batch_clips`` and
     ``batch_frames`` are the sizes of the passes of the two encoders, ``readers`` the number of threads that
-    decode. ``advance`` is called with the numbers of clips that are done, of all, and of those that failed.
+    decode. ``engine`` takes the steps elsewhere than in the threads of this process, on a cluster of Ray
+    (``vab.data.extraction.ray``). ``advance`` is called with the numbers of clips that are done, of all, and
+    of those that failed.
 
     Raises ``ManifestError``, ``StoreError`` if the store was made with other settings or
     weights, and ``LockedError`` while another process repairs it.
@@ -73,15 +77,11 @@ def extract(
     clips = [clip for clip in read_manifest(manifest) if share.has(clip.id)]
     meta = _meta(codec, vision, features_from, seconds, fps, fill)
     store = LatentStore.create(out, meta, codec.codebook_vectors().cpu().numpy())
-    codec.to(device)
-    if vision is not None:
-        vision.to(device)
-        batch_frames = batch_frames or vision.default_batch_size
+    recipe = RECIPES[meta.vision] if vision is None else vision.recipe
     on_cpu = torch.device(device).type == "cpu"
     size = batch_clips or (BATCH_CLIPS_CPU if on_cpu else BATCH_CLIPS)
-    readers = readers or available_cores()
 
-    with store.writing() as alone, _one_thread_a_pass(on_cpu):
+    with store.writing() as alone:
         # 2. What is to be done; what is there already, and pictures whose features are elsewhere, is not.
         wanted = [clip for clip in clips if clip.id not in store]
         stored = {clip.id for clip in wanted if features_from is not None and features_from.has(clip)}
@@ -98,37 +98,43 @@ def extract(
             if clip.id not in failed
         ]
 
-        def decoded() -> Iterator[Decoded]:
-            recipe = RECIPES[meta.vision] if vision is None else vision.recipe
-            seen = len(clips) - len(to_decode)
+        def load() -> Encode:
+            """The encoders on their device; what it gives encodes a batch."""
+            codec.to(device)
+            if vision is not None:
+                vision.to(device)
+            frames = batch_frames or (None if vision is None else vision.default_batch_size)
+
+            def encode_batch(batch: list[Decoded]) -> list[Latents]:
+                rows = encode(batch, codec, vision, meta, device, size, frames)
+                return [
+                    features_from.add_to(row) if features_from is not None and row.id in stored else row
+                    for row in rows
+                ]
+
+            return encode_batch
+
+        # 3. Threads of this process take the steps, or processes of a cluster.
+        steps = Steps(
+            decode=partial(attempt, meta=meta, recipe=recipe),
+            load=load,
+            write=partial(write_rows, store.directory.absolute(), store.url, meta),
+            on_cpu=on_cpu,
+            batch_clips=size,
+            shard_clips=shard_clips,
+        )
+        run = engine or partial(on_threads, readers=readers or available_cores())
+        seen = len(clips) - len(to_decode)
+        advance(seen, len(clips), len(failed))
+        for ident, reason in run(to_decode, steps):
+            if reason:
+                failed[ident] = reason
+            seen += 1
             advance(seen, len(clips), len(failed))
-            for clip, result in read_ahead(to_decode, meta, recipe, size, readers):
-                if isinstance(result, Decoded):
-                    yield result
-                else:
-                    failed[clip.id] = result
-                seen += 1
-                advance(seen, len(clips), len(failed))
-
-        def encode_batch(batch: list[Decoded]) -> list[Latents]:
-            rows = encode(batch, codec, vision, meta, device, size, batch_frames)
-            return [
-                features_from.add_to(row) if features_from is not None and row.id in stored else row
-                for row in rows
-            ]
-
-        # 3. Threads decode ahead, others encode in batches, this one writes shards.
-        encoders = readers if on_cpu else 1
-        rows: list[Latents] = []
-        for _, encoded in run_ahead(encode_batch, _batches(decoded(), size), encoders, encoders):
-            rows += encoded
-            while len(rows) >= shard_clips:
-                store.add(rows[:shard_clips])
-                del rows[:shard_clips]
-                write_failures(store.directory, share, failed)
-        store.add(rows)
-        write_failures(store.directory, share, failed)
-        if alone():
+            if seen % shard_clips == 0:
+                write_failures(store, share, failed)
+        write_failures(store, share, failed)
+        if alone() and store.url is None:
             settle_failures(store.directory, share, failed, LatentStore.open(out))
     return Extraction(len(wanted) - len(failed), len(clips) - len(wanted), failed)
 
@@ -154,25 +160,3 @@ def _meta(
     if features_from is not None:
         features_from.check_fits(meta)
     return replace(meta, codec_fingerprint=weights_fingerprint(codec))
-
-
-def _batches(items: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
-    remaining = iter(items)
-    while batch := list(islice(remaining, size)):
-        yield batch
-
-
-@contextmanager
-def _one_thread_a_pass(on_cpu: bool) -> Iterator[None]:
-    """Let each pass of a network on the CPU run in one thread, several of them side by side.
-
-    The kernels of a CPU round by the number of their threads: a clip's bits would depend on the cores that a
-    process has.
-    """
-    before = torch.get_num_threads()
-    if on_cpu:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -22,6 +22,9 @@ class StoredFeatures:
         has = self.store.has("features")
         self._rows = {ident: row for row, ident in enumerate(self.store.ids) if has[row]}
 
+    def __reduce__(self) -> tuple[type[StoredFeatures], tuple[Path]]:
+        return StoredFeatures, (self.store.directory,)  # opened again where it is sent to
+
     def check_fits(self, meta: StoreMeta) -> None:
         """``StoreError`` that lists all settings by which features of ``meta`` would be other ones."""
         other = self.store.meta.differences(meta, SETTINGS)
