@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.extraction import run, small_codec
+from vab.cli import main
 from vab.codecs.codec import Codec
 from vab.data.datasets.synthetic import write_synthetic
 from vab.data.extraction.ray import RayError, on_ray
@@ -128,3 +129,24 @@ def test_what_is_wrong_is_one_line(
 ) -> None:
     with pytest.raises(RayError, match="the Ray cluster has no GPU"):
         run(manifest, tmp_path / "store", *encoders, engine=cluster, device="cuda")
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(
+            [
+                "extract",
+                str(manifest),
+                "-o",
+                str(tmp_path / "s"),
+                "--engine",
+                "ray",
+                "--address",
+                "127.0.0.1:9",
+            ]
+        )
+    said = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert said == ["vab: the Ray cluster at 127.0.0.1:9 does not answer (Connection refused)"]

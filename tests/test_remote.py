@@ -20,6 +20,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from helpers.extraction import run, small_codec
 from helpers.films import write_film
 from helpers.stores import META, VECTORS, latents
 from vab.cli import main
@@ -31,6 +32,7 @@ from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.utils import remote
 from vab.utils.remote import RemoteError, RemoteFile, locate
+from vab.vision import load_vision
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -365,3 +367,42 @@ def test_where_only_paths_work_an_address_is_refused_in_a_line(
         main(call.split())
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1 and "://bucket" in said, said
+
+
+# ---- extraction
+
+
+def test_extraction_from_and_to_urls(
+    film: Path, memory: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(tmp_path / "part.tar", "w") as tar:
+        tar.add(film, "clips/a.mp4")
+    shutil.copy(film, tmp_path / "b.mp4")
+    rows = ["a,{0}clips/a.mp4{1},{0}clips/a.mp4{1},,,,train", "b,,b.mp4,,,,train", "c,none.mp4,,,,,train"]
+    manifest = "\n".join(["id,audio,video,start,seconds,label,split", *rows]) + "\n"
+    (tmp_path / "m.csv").write_text(manifest.format("tar://", "::part.tar"))
+    for path in ("part.tar", "b.mp4", "m.csv"):
+        memory.put_file(str(tmp_path / path), f"/set/{path}")
+
+    codec, vision = small_codec(), load_vision("efficientnet-lite0")
+    local = run(tmp_path / "m.csv", tmp_path / "store", codec, vision)
+    there = run("memory://set/m.csv", "memory://set/store", codec, vision)
+    assert (there.done, list(there.failed)) == (local.done, list(local.failed)) == (2, ["c"])
+    fingerprint = LatentStore.open(tmp_path / "store").fingerprint()
+    assert LatentStore.open("memory://set/store").fingerprint() == fingerprint
+    assert memory.cat_file("/set/store/failures.csv").decode().splitlines() == [
+        "id,reason",
+        "c,memory://set/none.mp4: no such file",
+    ]
+    # gone on with elsewhere, once the file is there
+    shutil.rmtree(os.environ["VAB_CACHE"])
+    memory.put_file(str(film), "/set/none.mp4")
+    again = run("memory://set/m.csv", "memory://set/store", codec, vision)
+    assert (again.done, again.present, again.failed) == (1, 2, {})
+    assert not memory.exists("/set/store/failures.csv")
+
+    capsys.readouterr()
+    for verb in ("info", "check"):
+        with pytest.raises(SystemExit) as end:
+            main(["store", verb, "memory://set/store"])
+        assert end.value.code == 0 and "memory://set/store: " in capsys.readouterr().out

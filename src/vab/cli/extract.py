@@ -108,7 +108,9 @@ def extract(
     on = devices_for(devices, "auto" if engine == "ray" else device)
     if engine == "ray":
         # Processes elsewhere work in other folders, and may have a GPU that this one has not.
-        manifest, out = (name if is_url(name) else os.path.abspath(name) for name in (manifest, out))
+        names = [manifest, out, features_from or ""]
+        names = [name if is_url(name) or not name else os.path.abspath(name) for name in names]
+        manifest, out, features_from = names[0], names[1], names[2] or None
         on = on if device == "auto" else [torch.device(device)]
     job = Job(
         manifest=manifest,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,7 @@ from vab.errors import SettingError, VABError, first_line
 
 CLIPS_OF_A_TASK = 32  # that are decoded again if its process dies
 WRITER_CPUS = 0.1  # writing waits for the disk
+PATIENCE = 10.0  # seconds that a cluster has to answer
 
 
 class RayError(VABError, RuntimeError):
@@ -109,8 +112,7 @@ def _write(batch: dict[str, Any], write: Callable[[list[Latents]], object]) -> d
 @contextmanager
 def _cluster(address: str | None) -> Iterator[Any]:
     """Ray, connected; in the end as before."""
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_BACKEND_LOG_LEVEL", "fatal")):
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         import ray.data
@@ -120,6 +122,8 @@ def _cluster(address: str | None) -> Iterator[Any]:
     if started:
         local = {} if address else {"include_dashboard": False}
         try:
+            if address and (place := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
+                socket.create_connection((place[1], int(place[2])), PATIENCE).close()  # Ray tries for minutes
             ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
         except Exception as error:
             where = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
