@@ -126,14 +126,16 @@ class Embedder:
         weights = (tensor.cpu().numpy().tobytes() for tensor in self.contrastive.state_dict().values())
         return sha256(weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights)
 
-    def embed_file(self, source: str | Path | InMemory) -> Embedded:
+    def embed_file(self, source: str | Path | RemoteFile | InMemory) -> Embedded:
         """A vector for each window of each stream; ``MediaError`` if the file cannot be read."""
         result = next(self.embed_files([source]))[1]
         if isinstance(result, str):
             raise MediaError(result)
         return result
 
-    def embed_files(self, sources: Iterable[str | Path | InMemory]) -> Iterator[tuple[Path, Embedded | str]]:
+    def embed_files(
+        self, sources: Iterable[str | Path | RemoteFile | InMemory]
+    ) -> Iterator[tuple[Path, Embedded | str]]:
         """Each file with its vectors, or the reason why there are none."""
         network = self.contrastive  # fails here, before any file is read, if there is none
         for path, clips, rows in self._files(sources):
@@ -151,7 +153,7 @@ class Embedder:
             yield path, Embedded(starts, starts + [clip.seconds or 0.0 for clip in clips], *streams)
 
     def classify_files(
-        self, sources: Iterable[str | Path | InMemory], inputs: Inputs | None = None
+        self, sources: Iterable[str | Path | RemoteFile | InMemory], inputs: Inputs | None = None
     ) -> Iterator[tuple[Path, Classified | str]]:
         """Yield each file with what the classifier makes of it, or with an error message.
 
@@ -182,7 +184,7 @@ class Embedder:
             yield path, Classified(chosen, np.nanmean(scores, axis=0), known)
 
     def _files(
-        self, sources: Iterable[str | Path | InMemory]
+        self, sources: Iterable[str | Path | RemoteFile | InMemory]
     ) -> Iterator[tuple[Path, list[Clip], list[Latents] | str]]:
         """Each file with its windows and their latents, or an error. Decoding runs ahead of encoding."""
         # 1. Cut files into windows and decode them in worker threads.
@@ -242,7 +244,8 @@ def windows(source: str | Path | RemoteFile | InMemory, seconds: float) -> list[
     A rest shorter than a second is left out. A file that cannot be read is one clip, which then fails.
     """
     memory = source if isinstance(source, InMemory) else None
-    path = source if isinstance(source, RemoteFile) else Path(source.name if memory else source)
+    named = source.name if isinstance(source, InMemory) else source
+    path: Path | RemoteFile = named if isinstance(named, RemoteFile) else Path(named)
     # No name in the id: it seeds the crop of an image, which is the same image under any name.
     clip = partial(Clip, memory=memory)
     try:

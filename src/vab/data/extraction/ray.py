@@ -120,7 +120,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         raise SettingError(f"--engine ray needs Ray ({first_line(error)}): pip install 'vab[ray]'") from None
     started = not ray.is_initialized()
     if started:
-        local = {} if address else {"include_dashboard": False}
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
         try:
             if address and (place := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
                 socket.create_connection((place[1], int(place[2])), PATIENCE).close()  # Ray tries for minutes
