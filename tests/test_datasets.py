@@ -124,6 +124,7 @@ def test_vggsound(vggsound: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "gone": 1,
         "duplicates": 1,
         "excluded": {},
+        "kept_tests": {},
         "silent": 1,
         "still_frames": None,
         "copies": {"ggggggggggg_000002": "ccccccccccc_000120"},

@@ -194,22 +194,24 @@ def test_test_videos_stay_out_of_another_sets_training_list(
     for name in ("test.csv", "vggsound.csv"):  # of which only the split test counts
         code, report, err = vab(capsys, *words, lists / name)
         assert code == 0 and not err and (report["listed"], report["left"], report["gone"]) == (3, 2, 0)
-        assert report["excluded"] == {str(lists / name): {"train": 1}}
+        assert report["excluded"] == {str(lists / name): 1} and report["kept_tests"] == {str(lists / name): 0}
         assert [clip.id for clip in read_manifest(out)] == [B, C]
     # Another list on top; a video of two lists counts for the first.
     ids = write(tmp_path / "ids.txt", f"{A}\n{C}_5_15\n")
     code, report, _ = vab(capsys, *words, lists / "test.csv", "--exclude", ids)
-    assert report["excluded"] == {str(lists / "test.csv"): {"train": 1}, str(ids): {"train": 1}}
+    assert report["excluded"] == {str(lists / "test.csv"): 1, str(ids): 1}
     assert [clip.id for clip in read_manifest(out)] == [B]
-    # Whatever is said of a test set that is no longer whole.
+    # A test set stays whole, and what it shares with the list is told.
     code, report, err = vab(capsys, *words, lists / "test.csv", "--parts", "2m", "eval")
-    assert report["excluded"] == {str(lists / "test.csv"): {"train": 1, "test": 1}}
-    assert code == 0 and "keeps out 1 rows of the split test" in err
+    assert report["excluded"] == report["kept_tests"] == {str(lists / "test.csv"): 1}
+    assert code == 0 and "test.csv: 1 clips of the split test are of its videos too" in err
+    assert {clip.id for clip in read_manifest(out)} == {B, C, D}
     # The other direction.
     words = ["vggsound", lists / "vggsound.csv", tmp_path / "media", "-o", out, "--dev-share", 0, "--exclude"]
     code, report, err = vab(capsys, *words, lists / "eval_segments.csv")
-    assert report["excluded"] == {str(lists / "eval_segments.csv"): {"train": 1, "test": 1}}
-    assert [clip.id for clip in read_manifest(out)] == [f"{A}_000200", f"{B}_000005", f"{C}_000005"]
+    assert report["excluded"] == report["kept_tests"] == {str(lists / "eval_segments.csv"): 1}
+    left = [f"{A}_000200", f"{B}_000005", f"{C}_000005", f"{D}_000025"]
+    assert [clip.id for clip in read_manifest(out)] == left
     code, document, err = vab(capsys, *words, lists / "class_labels_indices.csv")
     assert code == 2 and "names a YouTube video" in document["error"] and "\n" not in document["error"]
 
@@ -222,7 +224,7 @@ def test_folders_and_msrvtt_without_certain_videos(
         sound(media / f"{name}.wav")
     kept_out = write(tmp_path / "out.txt", f"{A}\nsomewhere/{B}_000700.mp4\ncat/0001.mp4\n")
     code, report, err = vab(capsys, "folder", media, "-o", out, "--exclude", kept_out)
-    assert code == 0 and sum(report["excluded"][str(kept_out)].values()) == 3 and not err
+    assert code == 0 and report["excluded"] == {str(kept_out): 3} and not err
     left = {f"y/{C}.wav", "dog/0001.wav", "video1.wav", "video2.wav"}
     assert {clip.id for clip in read_manifest(out)} == left
     videos = [

@@ -50,8 +50,9 @@ def folder(
         seconds: the length of one clip.
         dev_share: the share of videos assigned to the split dev, where no folder gives the split; chosen by a
             hash of the YouTube id that the file is named after, else of its path below FOLDER.
-        exclude: keep the videos of this list out: of its split test if it has one, else all of them. Files
-            named after YouTube ids are compared by the id, others by their path below FOLDER. Repeatable.
+        exclude: keep the videos of this list out of train and dev (the split test stays whole): those of the
+            list's own split test if it has one, else all of them. Files named after YouTube ids are compared
+            by the id, others by their path below FOLDER. Repeatable.
         drop_still: leave out clips whose image never changes (decodes one frame per second).
         json: print one JSON document to standard output.
     """
@@ -73,13 +74,14 @@ def folder(
         raise SettingError(f"{root}: {left}")
     write_manifest(out, clips)
     document = {"manifest": str(out), "clips": len(clips), "failed": failed, "copies": copies}
-    document["excluded"] = exclusion.excluded
+    document |= {"excluded": exclusion.excluded, "kept_tests": exclusion.kept_tests}
     text = f"{out}: {len(clips)} clips, {len(failed)} files left out"
     if drop_still:
         document["still_frames"] = still
         text += f", {len(still)} still clips left out"
-    for name, kept_out in exclusion.excluded.items():
-        text += f", {sum(kept_out.values())} kept out by {name}"
+    for name, count in exclusion.excluded.items():
+        text += f", {count} kept out by {name}"
+    _tell_kept_tests(exclusion.kept_tests)
     if copies:
         text += f"; {len(copies)} are copies of another's file"
     print_result(document, text, json)
@@ -138,9 +140,9 @@ def vggsound(
         subset: all clips, or retrieval: the first 5 of each class in test.csv, 1,545 clips.
         dev_share: the share of the videos of train that become the split dev, which the official lists do not
             have, by a hash of the YouTube id: a video falls the same way in every list. 0: all are train.
-        exclude: keep the videos of this list out, whatever split they are of here: those of its split test if
-            it has one, else all of them. An official list, a manifest, or ids one a line; compared by YouTube
-            id, so that no other segment of such a video comes in. Repeatable.
+        exclude: keep the videos of this list out of train and dev (the split test stays whole): those of the
+            list's own split test if it has one, else all of them. An official list, a manifest, or ids one a
+            line; compared by YouTube id, so that no other segment of such a video comes in. Repeatable.
         drop_still: leave out clips whose image never changes (decodes one frame per second).
         json: print one JSON document to standard output.
     """
@@ -182,9 +184,9 @@ def audioset(
         subset: only the ids in this JSON file, {"data": [{"video_id": ...}]}.
         dev_share: the share of the videos of train that become the split dev, which the official lists do not
             have, by a hash of the YouTube id: a video falls the same way in every list. 0: all are train.
-        exclude: keep the videos of this list out, whatever split they are of here: those of its split test if
-            it has one, else all of them. An official list, a manifest, or ids one a line; compared by YouTube
-            id, so that no other segment of such a video comes in. Repeatable.
+        exclude: keep the videos of this list out of train and dev (the split test stays whole): those of the
+            list's own split test if it has one, else all of them. An official list, a manifest, or ids one a
+            line; compared by YouTube id, so that no other segment of such a video comes in. Repeatable.
         drop_still: leave out clips whose image never changes (decodes one frame per second).
         json: print one JSON document to standard output.
     """
@@ -224,7 +226,7 @@ def msrvtt(
     """
     from vab.data.datasets.msrvtt import msrvtt_clips
 
-    exclusion = _exclusion(exclude, youtube=False)
+    exclusion = _exclusion(exclude, youtube=False, tests_too=True)
     return _write(out, lambda findings: msrvtt_clips(listing, media, drop_still, exclusion, findings), json)
 
 
@@ -291,9 +293,9 @@ def vatt(
         codec_path: file, folder or Hub id of the EnCodec of AudioGen, instead of the default one.
         dev_share: the share of the videos of train that become the split dev, which the official lists do not
             have, by a hash of the YouTube id: a video falls the same way in every list. 0: all are train.
-        exclude: keep the videos of this list out, whatever split they are of here: those of its split test if
-            it has one, else all of them. An official list, a manifest, or ids one a line; compared by YouTube
-            id, so that no other segment of such a video comes in. Repeatable.
+        exclude: keep the videos of this list out of train and dev (the split test stays whole): those of the
+            list's own split test if it has one, else all of them. An official list, a manifest, or ids one a
+            line; compared by YouTube id, so that no other segment of such a video comes in. Repeatable.
         json: print one JSON document to standard output.
     """
     from vab.codecs.codec import load_codec
@@ -311,7 +313,7 @@ def _check_share(dev_share: float) -> None:
         raise SettingError("--dev-share must be between 0 and 1")
 
 
-def _exclusion(exclude: tuple[Path, ...], youtube: bool = True) -> Exclusion:
+def _exclusion(exclude: tuple[Path, ...], youtube: bool = True, tests_too: bool = False) -> Exclusion:
     """Read the lists of videos to keep out, before anything takes long."""
     from vab.data.datasets.videos import Exclusion, read_videos
 
@@ -319,7 +321,13 @@ def _exclusion(exclude: tuple[Path, ...], youtube: bool = True) -> Exclusion:
     for videos in lists:
         if videos.note:
             log(videos.note)
-    return Exclusion(lists)
+    return Exclusion(lists, tests_too)
+
+
+def _tell_kept_tests(kept_tests: dict[str, int]) -> None:
+    for name, count in kept_tests.items():
+        if count:
+            log(f"{name}: {count} clips of the split test are of its videos too; a test set stays whole")
 
 
 @contextmanager
@@ -350,8 +358,6 @@ def _print_report(kind: str, out: Path, report: Report, json: bool) -> int:
         log(reason)
     if not report.left:
         raise SettingError(f"{out}: not written, there would be {report.text()}")
-    for name, rows in report.excluded.items():
-        if tests := rows.get("test"):
-            log(f"{name}: keeps out {tests} rows of the split test, which is not the official one then")
+    _tell_kept_tests(report.kept_tests)
     print_result({kind: str(out), **asdict(report)}, f"{out}: {report.text()}", json)
     return 1 if report.unreadable else 0

@@ -57,7 +57,8 @@ class Report:
     left: int  # clips in the manifest
     gone: int  # no file of that name is there
     duplicates: int  # rows whose id stands in the list already
-    excluded: dict[str, dict[str, int]]  # list of videos kept out -> split -> rows of these videos
+    excluded: dict[str, int]  # list of videos to keep out -> rows of these videos, which are not taken
+    kept_tests: dict[str, int]  # the same -> rows of the split test, which are
     silent: int  # files without an audio stream
     still_frames: int | None  # clips whose video never moves, left out; None: not examined
     unreadable: dict[str, str]  # id -> reason
@@ -74,7 +75,7 @@ class Report:
         ]
         parts = [f"{count} {outcome}" for count, outcome in counts if count]
         # also 0, for a list that has nothing in common with this one may be the wrong one
-        parts += [f"{sum(rows.values())} kept out by {name}" for name, rows in self.excluded.items()]
+        parts += [f"{count} kept out by {name}" for name, count in self.excluded.items()]
         out = ", ".join(parts)
         copies = f"; {len(self.copies)} are copies of another's file" if self.copies else ""
         return f"{self.left} clips of {self.listed} listed{f' ({out})' if out else ''}{copies}"
@@ -162,7 +163,12 @@ def gather(
     del index, seen  # the names of a million files
     clips, report = examine(candidates, drop_still, findings)
     return clips, replace(
-        report, listed=listed, gone=gone, duplicates=duplicates, excluded=exclusion.excluded
+        report,
+        listed=listed,
+        gone=gone,
+        duplicates=duplicates,
+        excluded=exclusion.excluded,
+        kept_tests=exclusion.kept_tests,
     )
 
 
@@ -216,6 +222,7 @@ def examine(
         gone=0,
         duplicates=0,
         excluded={},
+        kept_tests={},
         silent=silent,
         still_frames=len(still) if drop_still else None,
         unreadable=unreadable,

@@ -92,6 +92,7 @@ def vatt_store(
         gone=len(wanted) - len(present),
         duplicates=len(rows) - len(unique),
         excluded=exclusion.excluded,
+        kept_tests=exclusion.kept_tests,
         silent=0,
         still_frames=None,
         unreadable=unreadable,

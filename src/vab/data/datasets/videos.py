@@ -57,20 +57,26 @@ class VideoList:
 
 
 class Exclusion:
-    """Keeps the videos of lists out, whatever split their clips are of, and counts them."""
+    """Keeps the videos of lists out of what is learned from, and counts their clips by list.
 
-    def __init__(self, lists: Sequence[VideoList] = ()) -> None:
+    Clips of the split test stay (unless ``tests_too``), for nothing learns from them, and a test set has to
+    be whole: hundreds of VGGSound's are of videos that AudioSet tests on.
+    """
+
+    def __init__(self, lists: Sequence[VideoList] = (), tests_too: bool = False) -> None:
         self.lists = lists
-        self.excluded: dict[str, dict[str, int]] = {str(videos.path): {} for videos in lists}
+        self.tests_too = tests_too
+        self.excluded = {str(videos.path): 0 for videos in lists}
+        self.kept_tests = dict(self.excluded)
 
     def keeps_out(self, name: str, split: str) -> bool:
         """True if the video of a clip of this name is in a list; counted for the first that has it."""
         video = video_of(name) if self.lists else ""
         for videos in self.lists:
             if video in videos.videos:
-                counts = self.excluded[str(videos.path)]
-                counts[split] = counts.get(split, 0) + 1
-                return True
+                stays = split == "test" and not self.tests_too
+                (self.kept_tests if stays else self.excluded)[str(videos.path)] += 1
+                return not stays
         return False
 
 
