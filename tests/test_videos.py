@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vab.cli import main
@@ -30,6 +30,8 @@ folders = st.sampled_from(["", "media/", "a_1/b.c/", "Y/", "/abs/olute/"])
 
 
 @given(ids | mean_ids, times, times, endings, folders)
+@example("Y_abcdefghi", 3.0, 4.0, "", "")  # its last letters and a time look like another id
+@example("Ya_3_4_5_6_", 3.0, 4.0, ".mp4", "media/")
 def test_every_spelling_of_a_segment_is_of_its_video(
     name: str, start: float, end: float, ending: str, folder: str
 ) -> None:
