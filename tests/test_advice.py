@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import vab
@@ -66,6 +67,12 @@ for _name in DEFINED:
     SCOPES[_name[0]][_name[1]] = _name
 
 
+@cache  # verbs share most of their code
+def mentions(node: ast.AST) -> list[ast.Name | ast.Attribute]:
+    """The names and attributes in code."""
+    return [each for each in ast.walk(node) if isinstance(each, ast.Name | ast.Attribute)]
+
+
 def reached(start: Name) -> dict[Name, list[ast.AST]]:
     """The code that a function may run: functions by their names, methods by those of classes it reaches."""
     found: dict[Name, list[ast.AST]] = {}
@@ -77,7 +84,7 @@ def reached(start: Name) -> dict[Name, list[ast.AST]]:
         if name in found:
             continue
         found[name] = nodes
-        for node in (each for top in nodes for each in ast.walk(top)):
+        for node in (each for top in nodes for each in mentions(top)):
             if isinstance(node, ast.Name):
                 other = SCOPES[name[0]].get(node.id)
                 if other not in DEFINED or other in found:
@@ -100,7 +107,8 @@ def reached(start: Name) -> dict[Name, list[ast.AST]]:
     return found
 
 
-def sentences(node: ast.AST) -> Iterator[str]:
+@cache
+def sentences(node: ast.AST) -> list[str]:
     """The strings of code that are for people: no docstring, and more than a word or with an error."""
     documented = ast.Module | ast.FunctionDef | ast.ClassDef
     docstrings = {
@@ -108,11 +116,13 @@ def sentences(node: ast.AST) -> Iterator[str]:
         for each in ast.walk(node)
         if isinstance(each, documented) and each.body and isinstance(each.body[0], ast.Expr)
     }
+    found = []
     for each in ast.walk(node):
         if not isinstance(each, ast.Constant) or not isinstance(each.value, str) or id(each) in docstrings:
             continue
         if " " in each.value.strip() and "pip install" not in each.value:
-            yield each.value
+            found.append(each.value)
+    return found
 
 
 def options(function: Name, code: dict[Name, list[ast.AST]]) -> set[str]:
