@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from vab.cli.options import Device, Files, Model, WeightsPath, load_embedder
+from vab.cli.options import Device, Devices, Files, Model, WeightsPath
 from vab.cli.output import log, print_result, table
 from vab.errors import SettingError
 
 if TYPE_CHECKING:
+    from vab.inference.embedder import Embedder
     from vab.inference.embeddings import Embedded
+    from vab.utils.processes import Worker
+
+R = TypeVar("R")
+Kind = Literal["audio", "video", "both"]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The model of a call, for each of its processes to load."""
+
+    model: str | None
+    codec_path: str | None
+    vision_path: str | None
+
+    def load(self, worker: Worker) -> Embedder:
+        from vab.inference.embedder import Embedder
+
+        paths = {"codec_path": self.codec_path, "vision_path": self.vision_path}
+        return Embedder.from_pretrained(self.model, device=worker.device, **paths)
 
 
 def embed(
@@ -21,6 +43,7 @@ def embed(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")],
     model: Model = None,
     device: Device = "auto",
+    devices: Devices = 1,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     json: bool = False,
@@ -36,6 +59,7 @@ def embed(
         out: the file to write, .npz or .parquet.
         model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
         device: the device to compute on.
+        devices: number of GPUs to share the inputs out to, or of processes on a CPU.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output.
@@ -46,12 +70,14 @@ def embed(
         raise SettingError(f"{out}: there is no folder {out.parent}")
     files, failed = _files(inputs)
     from vab.inference.embeddings import collect, write_embeddings
+    from vab.utils.processes import devices_for, in_order
 
-    source = load_embedder(model, device, codec_path, vision_path)
+    source = _Source(model, codec_path, vision_path)
+    found = in_order(_embed, source, files, devices_for(devices, device))
     done: list[Path] = []
     embeddings: list[Embedded] = []
-    dim = source.contrastive.trunk.config.hidden_dim
-    for path, result in _watched(source.embed_files(files), len(files), "embed"):
+    dim = 0
+    for path, (result, dim) in _watched(files, found, "embed"):
         if isinstance(result, str):
             failed[str(path)] = result
             log(result)
@@ -82,10 +108,11 @@ def embed(
 
 def classify(
     inputs: Files,
-    by: Annotated[Literal["audio", "video", "both"] | None, tyro.conf.arg(metavar="audio|video|both")] = None,
+    by: Annotated[Kind | None, tyro.conf.arg(metavar="audio|video|both")] = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], metavar="N")] = 5,
     model: Model = None,
     device: Device = "auto",
+    devices: Devices = 1,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     json: bool = False,
@@ -98,6 +125,7 @@ def classify(
         k: the number of most probable labels to show.
         model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
         device: the device to compute on.
+        devices: number of GPUs to share the inputs out to, or of processes on a CPU.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output, with every label.
@@ -106,19 +134,17 @@ def classify(
         raise SettingError("-k must be 1 or more")
     files, failed = _files(inputs)
 
-    source = load_embedder(model, device, codec_path, vision_path)
+    from vab.utils.processes import devices_for, in_order
+
+    source = _Source(model, codec_path, vision_path)
+    found = in_order(_classify, (source, by), files, devices_for(devices, device))
     done: list[dict] = []
-    classes = source.classifier[1].classes
-    for path, result in _watched(source.classify_files(files, by), len(files), "classify"):
+    for path, result in _watched(files, found, "classify"):
         if isinstance(result, str):
             failed[str(path)] = result
             log(result)
-            continue
-        chosen, scores, known = result
-        order = scores.argsort()[::-1]
-        labels = {classes[n]: round(float(scores[n]), 4) for n in order}
-        judged = None if known is None else known.document()
-        done.append({"file": str(path), "by": chosen, "labels": labels, "known": judged})
+        else:
+            done.append(result)
     # The JSON document has every label, the table the k most probable ones.
     rows = []
     for one in done:
@@ -141,11 +167,38 @@ def _files(inputs: tuple[str, ...]) -> tuple[list[Path], dict[str, str]]:
     return found.paths, found.faults
 
 
-def _watched(items: Iterator[tuple[Path, Any]], total: int, stage: str) -> Iterator[tuple[Path, Any]]:
-    """Yield the items unchanged while a progress bar follows them."""
+def _embed(worker: Worker, source: _Source, files: Sequence[Path]) -> Iterator[tuple[Embedded | str, int]]:
+    """The vectors of each file, or why there are none, and how many numbers a vector has."""
+    embedder = source.load(worker)
+    dim = embedder.contrastive.trunk.config.hidden_dim
+    for _, result in embedder.embed_files(files):
+        yield result, dim
+
+
+def _classify(
+    worker: Worker, common: tuple[_Source, Kind | None], files: Sequence[Path]
+) -> Iterator[dict[str, Any] | str]:
+    """The classes of each file as JSON has them, or why there are none."""
+    source, by = common
+    embedder = source.load(worker)
+    classes = embedder.classifier[1].classes
+    for path, result in embedder.classify_files(files, by):
+        if isinstance(result, str):
+            yield result
+            continue
+        chosen, scores, known = result
+        labels = {classes[n]: round(float(scores[n]), 4) for n in scores.argsort()[::-1]}
+        judged = None if known is None else known.document()
+        yield {"file": str(path), "by": chosen, "labels": labels, "known": judged}
+
+
+def _watched(
+    files: Sequence[Path], results: Generator[R, None, None], stage: str
+) -> Iterator[tuple[Path, R]]:
+    """Yield each file with its result while a progress bar follows them."""
     from vab.cli.progress import file_progress
 
-    with file_progress() as watch:
-        for done, (path, result) in enumerate(items):
-            watch(done, total, path, stage, done + 1, total)
+    with file_progress() as watch, closing(results):
+        for done, (path, result) in enumerate(zip(files, results, strict=True)):
+            watch(done, len(files), path, stage, done + 1, len(files))
             yield path, result

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vab.cli.options import Device, Files, Model, WeightsPath
+from vab.cli.options import Device, Devices, Files, Model, WeightsPath
 from vab.cli.output import log, print_result, say
 from vab.config import LOUDNESS
 from vab.errors import SettingError, first_line
@@ -45,6 +46,7 @@ def generate(
     skip_existing: bool = False,
     report: bool = False,
     device: Device = "auto",
+    devices: Devices = 1,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     json: bool = False,
@@ -94,6 +96,7 @@ def generate(
             and settings; the others are made anew, with a line that says why.
         report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
         device: the device to compute on.
+        devices: number of GPUs to share the inputs out to, or of processes on a CPU.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output with the settings, and
@@ -123,6 +126,7 @@ def generate(
         length=length,
         skip_existing=skip_existing,
         device=device,
+        devices=devices,
         codec_path=codec_path,
         vision_path=vision_path,
     )
@@ -130,8 +134,8 @@ def generate(
     if report and page.is_dir():
         raise SettingError(f"{page}: is a folder, so no report can be written there; choose another with -o")
     results = []
-    with file_progress() as watch:
-        for result in generate_files(inputs, out, settings, watch, log):
+    with file_progress() as watch, closing(generate_files(inputs, out, settings, watch, log)) as found:
+        for result in found:
             results.append(result)
             if result.status == "failed":
                 log(str(result.error))

@@ -20,6 +20,7 @@ Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
 WeightsPath = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
 Link = Annotated[str | None, tyro.conf.arg(metavar="URL")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Devices = Annotated[int, tyro.conf.arg(metavar="N")]
 
 
 LOCAL_PATHS = ConstructorRegistry()  # how an option that is a path is read; one that may be a URL is a str

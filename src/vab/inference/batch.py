@@ -1,10 +1,11 @@
-"""Batch generation: output paths, skipping, per-file errors and timings."""
+"""Batch generation: output paths, skipping, per-file errors and timings, on one device or several."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from vab.media.file import MediaFile
 from vab.media.inputs import expand
 from vab.media.naming import Sources, result_stems
 from vab.models.hub import find_model, folder_fingerprint, read_config
+from vab.utils.processes import Worker, devices_for, in_order
 from vab.utils.progress import FileProgress
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class BatchSettings:
     length: Literal["video", "container"] = "video"  # how long a sound is, as in ``MediaFile``
     skip_existing: bool = False
     device: str = "auto"
+    devices: int = 1  # number of GPUs, or of processes on a CPU
     codec_path: str | None = None
     vision_path: str | None = None
 
@@ -86,20 +89,23 @@ def generate_files(
     settings: BatchSettings,
     show: FileProgress = lambda *_: None,
     log: Callable[[str], None] = lambda line: None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Generate sound for all files that ``names`` expand to (``inputs.expand``); yields a result per file.
 
     Sample n of ``dog.mp4`` is ``out/dog.wav`` and ``out/dog.mp4``, later ones ``dog_2``, ``dog_3`` ...; what
     was found in a folder keeps its place in it (``naming.result_stems``). The film may end in .mov, .webm or
     .mkv (``MediaFile.film_suffix``); an image gives none. A file that fails leaves nothing behind; one whose
-    result would take the place of an input fails. The model is loaded when the first file needs it.
+    result would take the place of an input fails. The model is loaded when the first file needs it, with
+    several devices once in the process of each; the results come in the order of the files all the same.
     ``log`` gets the lines on what is left out on purpose.
     Raises ``SettingError`` or ``NoInputs`` for a call that makes no sense, ``OSError`` if ``out`` cannot be
     made, and as ``VABPipeline.from_pretrained``; what is wrong with one file is that file's result.
+    ``ProcessError`` if the process of a device dies.
     """
     # 1. Check settings and expand names, before anything is loaded or written.
     out = Path(out)
     check(settings)
+    devices = devices_for(settings.devices, settings.device) if settings.devices > 1 else []
     folder = find_model(settings.model)
     inputs = expand(names, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
@@ -108,41 +114,87 @@ def generate_files(
     for name, line in inputs.faults.items():
         yield Result(name, "failed", error=line)
 
-    sources = Sources(inputs.files)
+    # 2. A name for each result, whichever process makes it.
     stems = result_stems(inputs.files, settings.samples, settings.flat, f".{settings.format}")
+    numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
+    tasks = [
+        _Task(index, found.path, tuple(out / f"{stem}{number}.{settings.format}" for number in numbers))
+        for index, (found, stem) in enumerate(zip(inputs.files, stems, strict=True))
+    ]
     wanted = _wanted(settings, folder) if settings.skip_existing else []
+    job = _Job(out, settings, Sources(inputs.files), wanted, len(tasks))
+
+    # 3. Here, or in a process for each device.
+    if min(len(devices), len(tasks)) <= 1:
+        yield from _generate(job, tasks, settings.device, show)
+        return
+    show(0, len(tasks), tasks[0].path, "load", 0, 1)
+    with closing(in_order(_generate_part, job, tasks, devices)) as results:
+        for task, result in zip(tasks, results, strict=True):
+            yield result
+            show(task.index, len(tasks), task.path, result.status, task.index + 1, len(tasks))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An input, and the sounds to make for it."""
+
+    index: int
+    path: Path
+    sounds: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all inputs of a call share."""
+
+    out: Path
+    settings: BatchSettings
+    sources: Sources
+    wanted: Sequence[dict[str, Any]]  # what the sounds of a file would be made with now, to skip others
+    total: int
+
+
+def _generate_part(worker: Worker, job: _Job, tasks: Sequence[_Task]) -> Iterator[Result]:
+    """The work of one of several processes."""
+    return _generate(job, tasks, str(worker.device))
+
+
+def _generate(
+    job: _Job, tasks: Sequence[_Task], device: str, show: FileProgress = lambda *_: None
+) -> Iterator[Result]:
+    """Yield the result of each task."""
+    settings = job.settings
     pipe: VABPipeline | None = None
-    for index, (found, stem) in enumerate(zip(inputs.files, stems, strict=True)):
-        path = found.path
-        numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
-        sounds = [out / f"{stem}{number}.{settings.format}" for number in numbers]
+    for task in tasks:
+        path = task.path
         with MediaFile(path, length=settings.length) as file:
-            # 2. Files that cannot be done, by their header or their name, and files that are done already.
+            # 1. Files that cannot be done, by their header or their name, and files that are done already.
             try:
-                results = [*sounds, *_films(file, sounds, settings)]
-                if obstacle := sources.obstacle(results, out):
+                results = [*task.sounds, *_films(file, task.sounds, settings)]
+                if obstacle := job.sources.obstacle(results, job.out):
                     raise MediaError(f"{path}: {obstacle}")
             except Exception as error:  # one bad file out of many must not end the others
                 yield Result(str(path), "failed", error=failure(path, error))
                 continue
             anew = None
             if settings.skip_existing and all(result.is_file() for result in results):
-                anew = _difference(path, results, settings, wanted)
+                anew = _difference(path, results, settings, job.wanted)
                 if anew is None:
                     yield Result(str(path), "skipped", tuple(map(str, results)), made_with=tag_of(results[0]))
                     continue
 
-            # 3. Load the model once, for the first file that needs it; that file's timings hold it.
+            # 2. Load the model once, for the first file that needs it; that file's timings hold it.
             load_seconds = 0.0
             if pipe is None:
-                show(index, len(stems), path, "load", 0, 1)
+                show(task.index, job.total, path, "load", 0, 1)
                 begin = time.perf_counter()
-                pipe = _load(settings)
+                pipe = _load(settings, device)
                 load_seconds = time.perf_counter() - begin
 
-            # 4. Generate and write.
-            report = partial(show, index, len(stems), path)
-            result = _generate_file(pipe, file, sounds, settings, load_seconds, report)
+            # 3. Generate and write.
+            report = partial(show, task.index, job.total, path)
+            result = _generate_file(pipe, file, task.sounds, settings, load_seconds, report)
             yield replace(result, notes=(anew, *result.notes)) if anew else result
 
 
@@ -152,7 +204,7 @@ def check(settings: BatchSettings) -> None:
 
     check_config(settings)
     values = asdict(settings)
-    lowest = {"samples": 1, "rerank": 1, "steps": 1, "seed": 0, "guidance": 0, "temperature": 0}
+    lowest = {"samples": 1, "devices": 1, "rerank": 1, "steps": 1, "seed": 0, "guidance": 0, "temperature": 0}
     for name, minimum in lowest.items():
         if values[name] is not None and not values[name] >= minimum:
             raise SettingError(f"{name} must be {minimum} or more, not {values[name]}")
@@ -235,12 +287,12 @@ def _written(path: Path, settings: BatchSettings) -> dict[str, Any]:
     }
 
 
-def _load(settings: BatchSettings) -> VABPipeline:
+def _load(settings: BatchSettings, device: str) -> VABPipeline:
     from vab.inference.pipeline import VABPipeline
 
     pipe = VABPipeline.from_pretrained(
         settings.model,
-        device=settings.device,
+        device=device,
         codec_path=settings.codec_path,
         vision_path=settings.vision_path,
     )

@@ -8,7 +8,8 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -20,6 +21,7 @@ from vab.errors import SettingError, VABError, for_people
 from vab.utils.device import Device, pick_device
 
 A = TypeVar("A")
+C = TypeVar("C")
 R = TypeVar("R")
 PATIENCE = 5.0  # seconds that a process has to end after it was asked to
 
@@ -82,11 +84,60 @@ def run_processes(
     The first exception of a process ends the others and is raised here. ``ProcessError`` if one dies. However
     this process ends, by Ctrl-C or by a signal that cannot be caught, the others end too.
     """
-    count = len(arguments)
-    if count == 1:
+    if len(arguments) == 1:
         return [work(Worker(0, 1, devices[0], lambda message: hear(0, message)), arguments[0])]
+    with closing(_messages(work, arguments, devices)) as messages:
+        while True:
+            try:
+                rank, message = next(messages)
+            except StopIteration as end:
+                return end.value
+            hear(rank, message)
 
+
+def in_order(
+    work: Callable[[Worker, C, Sequence[A]], Iterable[R]],
+    common: C,
+    items: Sequence[A],
+    devices: Sequence[torch.device],
+) -> Generator[R, None, None]:
+    """A result for each item, in their order, each as soon as it and all before it are there.
+
+    ``work(worker, common, part)`` yields a result for each item of its part: every n-th item, where n devices
+    have a process each. Errors, and how the processes end, are those of ``run_processes``; they end too when
+    the generator is closed. For one device or one item the work is done in this process.
+    """
+    count = min(len(devices), len(items))
+    if count <= 1:
+        yield from work(Worker(0, 1, devices[0], lambda message: None), common, items)
+        return
+    parts = [(work, common, items[rank::count]) for rank in range(count)]
+    told = [0] * count  # results of each process
+    early: dict[int, R] = {}  # results whose turn has not come, by the number of the item
+    turn = 0
+    with closing(_messages(_tell_each, parts, devices[:count])) as messages:
+        for rank, result in messages:
+            early[rank + told[rank] * count] = result
+            told[rank] += 1
+            while turn in early:
+                yield early.pop(turn)
+                turn += 1
+
+
+def _tell_each(
+    worker: Worker, call: tuple[Callable[[Worker, C, Sequence[A]], Iterable[R]], C, Sequence[A]]
+) -> None:
+    work, common, part = call
+    for result in work(worker, common, part):
+        worker.tell(result)
+
+
+def _messages(
+    work: Callable[[Worker, A], R], arguments: Sequence[A], devices: Sequence[torch.device]
+) -> Generator[tuple[int, Any], None, list[R]]:
+    """``run_processes`` as a generator: yields rank and message, and returns the results."""
     # 1. Spawned, not forked: CUDA and the threads of torch do not survive a fork.
+    count = len(arguments)
     context = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // count)
     processes: dict[Connection, SpawnProcess] = {}
@@ -115,7 +166,7 @@ def run_processes(
                 if kind == "result":
                     results[rank] = content
                 else:
-                    hear(rank, content)
+                    yield rank, content
     finally:
         _end(list(processes.values()), at_once=len(results) < count)
     return [results[rank] for rank in range(count)]
