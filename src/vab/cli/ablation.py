@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.options import Device, WeightsPath
+from vab.cli.options import Device, Devices, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.evaluate.ablation.tables import ABLATIONS
@@ -31,6 +31,7 @@ def ablation(
     resamples: int = 200,
     codec_path: WeightsPath = None,
     device: Device = "auto",
+    devices: Devices = 1,
     json: bool = False,
 ) -> int:
     """Run an ablation of the paper: a Markdown table with the paper's column beside ours, JSON, a plot.
@@ -59,7 +60,8 @@ def ablation(
         cache: folder for the extracted features. Default: in the folders of the sounds.
         resamples: bootstrap resamples for the 95 % intervals of whole-set metrics.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
-        device: the device to generate on.
+        device: the device to train and generate on.
+        devices: number of GPUs to train and generate on, or of processes on a CPU.
         json: print one JSON document to standard output.
     """
     from vab.evaluate.ablation import report
@@ -79,6 +81,7 @@ def ablation(
         resamples=resamples,
         codec_path=codec_path,
         device=device,
+        devices=devices,
         pretraining=pretraining,
         fine=fine,
         cache=cache,

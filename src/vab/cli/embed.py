@@ -77,7 +77,8 @@ def embed(
     done: list[Path] = []
     embeddings: list[Embedded] = []
     dim = 0
-    for path, (result, dim) in _watched(files, found, "embed"):
+    for path, (result, length) in _watched(files, found, "embed"):
+        dim = length
         if isinstance(result, str):
             failed[str(path)] = result
             log(result)

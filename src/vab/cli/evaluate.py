@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vab.cli.options import Device, Model
+from vab.cli.options import Device, Devices, Model
 from vab.cli.output import log, print_result
 from vab.errors import SettingError
 from vab.evaluate.paper import (
@@ -23,7 +23,6 @@ from vab.evaluate.paper import (
 if TYPE_CHECKING:
     from vab.evaluate.predictions import Predictions
     from vab.inference.embeddings import Embeddings
-    from vab.training.batches import ClipBatches
 
 Store = Annotated[Path | None, tyro.conf.arg(metavar="STORE")]
 InputsOption = Annotated[
@@ -44,6 +43,7 @@ def retrieval(
     ids: Ids = None,
     block: int = 256,
     device: Device = "auto",
+    devices: Devices = 1,
     json: bool = False,
 ) -> int:
     """Measure retrieval of audio by video and of video by audio: R@1, R@5, R@10, median rank.
@@ -64,6 +64,7 @@ def retrieval(
         ids: evaluate only these ids: a file with one per line, a JSON list, or a list from CAV-MAE.
         block: the number of queries compared at once; it does not change the result.
         device: the device the model runs on.
+        devices: number of GPUs to share the clips out to, or of processes on a CPU.
         json: print one JSON document to standard output.
     """
     from vab.inference.embeddings import read_embeddings
@@ -75,16 +76,12 @@ def retrieval(
         return _retrieval(found, embeddings, benchmark, ids, block, json)
     if store is None or embeddings is not None:
         raise SettingError("what to measure: --embeddings FILE, or --store STORE with --model DIR")
-    from vab.evaluate.embedding import embed_store
-    from vab.models.heads import load_finetuned
-    from vab.models.hub import ModelError, find_model
-    from vab.utils.device import pick_device
+    from vab.evaluate.embedding import Measured, embed_store_on
+    from vab.models.hub import find_model
+    from vab.utils.processes import devices_for
 
     folder = find_model(model)
-    contrastive = load_finetuned(folder).contrastive
-    if contrastive is None:
-        raise ModelError(f"{folder}: gives no embeddings; make them with `vab finetune contrastive`")
-    found = embed_store(contrastive[0].to(pick_device(device)), _clips(store, folder, split))
+    found = embed_store_on(devices_for(devices, device), Measured(folder, store, split))
     return _retrieval(found, Path(folder.name), benchmark, ids, block, json)
 
 
@@ -97,6 +94,7 @@ def classification(
     inputs: InputsOption = None,
     ids: Ids = None,
     device: Device = "auto",
+    devices: Devices = 1,
     json: bool = False,
 ) -> int:
     """Measure a classifier: accuracy (for single-label clips), mean average precision, d', each class.
@@ -116,6 +114,7 @@ def classification(
             spc1).
         ids: evaluate only these ids: a file with one per line, a JSON list, or a list from CAV-MAE.
         device: the device the model runs on.
+        devices: number of GPUs to share the clips out to, or of processes on a CPU.
         json: print one JSON document to standard output.
     """
     from vab.evaluate.predictions import read_predictions
@@ -130,31 +129,22 @@ def classification(
         return _classification(found, predictions, benchmark, short, ids, json)
     if store is None or predictions is not None:
         raise SettingError("what to measure: --predictions FILE, or --store STORE with --model DIR")
-    from vab.evaluate.embedding import classify_store
+    from vab.evaluate.embedding import Measured, classify_store_on
     from vab.evaluate.predictions import Predictions
-    from vab.models.heads import load_finetuned
-    from vab.models.hub import ModelError, find_model
-    from vab.utils.device import pick_device
+    from vab.models.heads import finetuned_folders
+    from vab.models.hub import ModelError, find_model, read_config
+    from vab.utils.processes import devices_for
 
     folder = find_model(model)
-    classifier = load_finetuned(folder).classifier
-    if classifier is None:
+    learned_in = finetuned_folders(folder).get("classification")
+    if learned_in is None:
         raise ModelError(f"{folder}: knows no classes; teach it some with `vab finetune classify`")
-    network, learned = classifier
+    learned = read_config(learned_in)
     chosen = next((kind for kind in SHORT_INPUTS if SHORT_INPUTS[kind] == short), learned.train.inputs[-1])
-    clips = _clips(store, folder, split)
-    names, scores = classify_store(network.to(pick_device(device)), clips, chosen, learned.train.loss)
-    found = Predictions(names, scores, clips.labels(), list(learned.classes))
+    measured = Measured(folder, store, split)
+    names, scores = classify_store_on(devices_for(devices, device), measured, chosen)
+    found = Predictions(names, scores, measured.clips().labels(), list(learned.classes))
     return _classification(found, Path(folder.name), benchmark, SHORT_INPUTS[chosen], ids, json)
-
-
-def _clips(store: Path, folder: Path, split: str) -> ClipBatches:
-    """Load the split of a store in batches, cropped as the model of a directory expects."""
-    from vab.data.store import LatentStore
-    from vab.evaluate.embedding import clips_with_sound
-    from vab.models.hub import read_config
-
-    return clips_with_sound(LatentStore.open(store), read_config(folder), split)
 
 
 def _retrieval(

@@ -47,6 +47,7 @@ def generate(
     report: bool = False,
     device: Device = "auto",
     devices: Devices = 1,
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     json: bool = False,
@@ -97,6 +98,8 @@ def generate(
         report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
         device: the device to compute on.
         devices: number of GPUs to share the inputs out to, or of processes on a CPU.
+        shard: do this share of the inputs, from 1/N to N/N. Default: the one that SLURM or torchrun says, or
+            else all.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output with the settings, and
@@ -127,6 +130,7 @@ def generate(
         skip_existing=skip_existing,
         device=device,
         devices=devices,
+        shard=shard,
         codec_path=codec_path,
         vision_path=vision_path,
     )

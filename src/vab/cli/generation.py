@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vab.cli.options import Device, Model, WeightsPath
+from vab.cli.options import Device, Devices, Model, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.errors import SettingError
@@ -34,6 +34,9 @@ def generation(
     allow_missing: bool = False,
     resamples: int = 200,
     device: Device = "auto",
+    devices: Devices = 1,
+    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 8,
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     json: bool = False,
 ) -> int:
     """Compare generated sounds with real ones: FAD, KLD, IS, and metrics that need no network.
@@ -69,14 +72,26 @@ def generation(
         allow_missing: leave out clips that cannot be measured, and report how many.
         resamples: bootstrap resamples for the 95 % intervals of FD and IS; 0 computes none.
         device: the device to compute on.
+        devices: number of GPUs to share the clips out to, or of processes on a CPU.
+        batch: number of clips that a GPU makes at once; a CPU makes one after another.
+        shard: make this share of the sounds, from 1/N to N/N, into --run, and measure nothing. Once all are
+            made, the same call without --shard measures them.
         json: print one JSON document to standard output.
     """
     if clips is not None and clips < 2:
         raise SettingError("--clips must be 2 or more")
+    if batch < 1:
+        raise SettingError("--batch must be 1 or more")
+    if shard is not None and (run is None or store is None):
+        raise SettingError(
+            "--shard is for --store, with a --run where the sounds of all shares come together"
+        )
 
     from vab.evaluate.generation.from_model import evaluate_model
     from vab.evaluate.generation.protocol import EvaluationSettings, Incomplete, evaluate
+    from vab.utils.shares import ALL, Share
 
+    share = ALL if shard is None else Share.parse(shard)
     settings = EvaluationSettings(
         seconds=seconds,
         backbones=backbones,
@@ -85,6 +100,7 @@ def generation(
         allow_missing=allow_missing,
         resamples=resamples,
         device=device,
+        devices=devices,
     )
     try:
         with file_progress() as progress, temporary_folder(Path(gettempdir(), "run")) as kept_nowhere:
@@ -99,8 +115,13 @@ def generation(
                     seed=seed,
                     reference=reference,
                     codec_path=codec_path,
+                    batch=batch,
+                    share=share,
                     progress=progress,
                 )
+                if found is None:
+                    print_result({"run": str(run), "share": str(share)}, f"{run}: made share {share}", json)
+                    return 0
             elif store is None and reference is not None and generated is not None:
                 if (model, clips, run, codec_path) != (None, None, None, None):
                     raise SettingError("--model, --clips, --run and --codec-path are for --store")

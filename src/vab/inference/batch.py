@@ -22,6 +22,7 @@ from vab.media.naming import Sources, result_stems
 from vab.models.hub import find_model, folder_fingerprint, read_config
 from vab.utils.processes import Worker, devices_for, in_order
 from vab.utils.progress import FileProgress
+from vab.utils.shares import Share
 
 if TYPE_CHECKING:
     from vab.inference.pipeline import VABPipeline
@@ -58,6 +59,7 @@ class BatchSettings:
     skip_existing: bool = False
     device: str = "auto"
     devices: int = 1  # number of GPUs, or of processes on a CPU
+    shard: str | None = None  # the share I/N of the inputs; None: all, or what SLURM or torchrun says
     codec_path: str | None = None
     vision_path: str | None = None
 
@@ -106,6 +108,7 @@ def generate_files(
     out = Path(out)
     check(settings)
     devices = devices_for(settings.devices, settings.device) if settings.devices > 1 else []
+    share = Share.from_environment() if settings.shard is None else Share.parse(settings.shard)
     folder = find_model(settings.model)
     inputs = expand(names, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
@@ -114,12 +117,13 @@ def generate_files(
     for name, line in inputs.faults.items():
         yield Result(name, "failed", error=line)
 
-    # 2. A name for each result, whichever process makes it.
+    # 2. A name for each result, whichever process or machine makes it.
     stems = result_stems(inputs.files, settings.samples, settings.flat, f".{settings.format}")
     numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
+    named = [(found.path, stem) for found, stem in zip(inputs.files, stems, strict=True) if share.has(stem)]
     tasks = [
-        _Task(index, found.path, tuple(out / f"{stem}{number}.{settings.format}" for number in numbers))
-        for index, (found, stem) in enumerate(zip(inputs.files, stems, strict=True))
+        _Task(index, path, tuple(out / f"{stem}{number}.{settings.format}" for number in numbers))
+        for index, (path, stem) in enumerate(named)
     ]
     wanted = _wanted(settings, folder) if settings.skip_existing else []
     job = _Job(out, settings, Sources(inputs.files), wanted, len(tasks))

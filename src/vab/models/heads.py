@@ -164,6 +164,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def finetuned_folders(folder: Path) -> dict[str, Path]:
+    """The directory of the network of each objective of fine-tuning that a model directory has."""
+    found = {kind: folder / name for kind, name in FOLDERS.items() if (folder / name / MODEL).is_file()}
+    found.setdefault(read_config(folder).train.objective, folder)
+    return {kind: place for kind, place in found.items() if kind in FOLDERS}
+
+
 def load_finetuned(folder: Path) -> Finetuned:
     """The contrastive network and the classifier of a model directory, as far as there are.
 
@@ -171,8 +178,7 @@ def load_finetuned(folder: Path) -> Finetuned:
     (a linear probe) stands on the trunk of the contrastive network.
     """
     # 1. Which directory holds which network, by objective.
-    folders = {kind: folder / name for kind, name in FOLDERS.items() if (folder / name / MODEL).is_file()}
-    folders.setdefault(read_config(folder).train.objective, folder)
+    folders = finetuned_folders(folder)
 
     # 2. The contrastive network.
     contrastive: tuple[Contrastive, Preset] | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -68,6 +68,25 @@ class Batch:
         size = max(1, len(self.ids))
         bounds = np.linspace(0, len(self.ids), min(parts, size) + 1).round().astype(int)
         return [self._part(start, stop) for start, stop in pairwise(bounds.tolist())]
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """The clips of several batches side by side."""
+        columns = []
+        for field in fields(cls)[1:]:
+            values = [getattr(batch, field.name) for batch in batches]
+            some = next((value for value in values if value is not None), None)
+            if some is None:
+                columns.append(None)
+                continue
+            # Where one batch has padding and another has none, that one's is all False.
+            sizes = [(len(batch.ids), *some.shape[1:]) for batch in batches]
+            filled = [
+                some.new_zeros(size) if value is None else value
+                for size, value in zip(sizes, values, strict=True)
+            ]
+            columns.append(torch.cat(filled))
+        return cls([name for batch in batches for name in batch.ids], *columns)
 
     def _part(self, start: int, stop: int) -> Batch:
         return Batch(self.ids[start:stop], *self._mapped(lambda tensor: tensor[start:stop]))

@@ -63,6 +63,9 @@ class Share:
         return f"{self.index + 1}/{self.count}"
 
 
+ALL = Share()
+
+
 def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environment.get(name, "" if default is None else str(default))
     if not text.isdigit():

@@ -12,24 +12,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vab.config import DecodeConfig, Preset, former_fields
+from vab.config import Compute, DecodeConfig, Preset, former_fields
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
 from vab.evaluate.embedding import classify_store, clips_with_sound, embed_store
 from vab.evaluate.generation import protocol
 from vab.evaluate.generation.clips import ClipError
-from vab.evaluate.generation.synthesis import Synthesizer, chosen_rows, reconstruct_true, synthesize
+from vab.evaluate.generation.spread import Synthesis, synthesize_on
 from vab.evaluate.metrics.classification import classification, targets_of
 from vab.evaluate.metrics.retrieval import retrieval
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
 from vab.models.heads import load_finetuned
-from vab.models.hub import ModelError, find_model, read_config
+from vab.models.hub import CONFIG, FINE, ModelError, find_model, read_config
 from vab.presets import PRESETS
 from vab.sampling.stages import check_fine
-from vab.training.batches import ClipBatches, check_fits
+from vab.training.batches import check_fits
 from vab.training.trainer import train
-from vab.utils.device import pick_device
+from vab.utils.processes import devices_for
 from vab.utils.progress import FileProgress
 from vab.utils.provenance import code_version
 
@@ -51,6 +51,7 @@ class AblationSettings:
     resamples: int = 200
     codec_path: str | None = None
     device: str = "auto"
+    devices: int = 1  # number of GPUs, or of processes on a CPU
     pretraining: tuple[Path, ...] = ()  # stores for masked prediction and contrast; none: ``stores``
     fine: tuple[Path, ...] = ()  # second stages for what is trained; each row takes the first that fits
     cache: Path | None = None  # of the features; None: beside the sounds
@@ -153,6 +154,8 @@ class _Run:
         self, settings: AblationSettings, log: Callable[[str], None], progress: FileProgress
     ) -> None:
         self.settings, self.log, self.progress = settings, log, progress
+        self.devices = devices_for(settings.devices, settings.device)
+        self.compute = Compute(device=settings.device, devices=settings.devices)
         self.stores = [LatentStore.open(path) for path in settings.stores]
         self.pretraining = [LatentStore.open(path) for path in settings.pretraining] or self.stores
 
@@ -186,12 +189,20 @@ class _Run:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 trained = replace(preset, train=replace(preset.train, inputs=inputs))
                 steps = self.settings.max_steps
-                train(trained, learned.directory, place, init=init, max_steps=steps, log=self.log)
+                train(
+                    trained,
+                    learned.directory,
+                    place,
+                    init=init,
+                    compute=self.compute,
+                    max_steps=steps,
+                    log=self.log,
+                )
                 outcome.made_with[stem + part] = str(place)
                 # evaluate it, if the table does
                 if objective in measured and objective == "masked":
-                    maker = self.synthesizer(place, trained)
-                    self.measure_sounds(outcome, maker, trained, trained.decode, [store], place)
+                    wanted = self.sounds(place, trained, [trained.decode], store, place)
+                    self.measure_sounds([outcome], wanted)
                 elif objective in measured:
                     self.measure_network(outcome, place, store)
             # the next objective goes on from these weights
@@ -204,22 +215,22 @@ class _Run:
         own = read_config(folder)
         if own.train.objective == "causal" and ablation.name != "guidance":
             raise EvaluationError(f"{folder}: FoleyGen has no {ablation.name} to vary")
-        maker = self.synthesizer(folder, own)
         decoded = own
         place = self.settings.run
         if ablation.name == "fine":
             # it is the second stage whose decoding is varied, on the true coarse tokens
-            if maker.fine is None:
+            second = self.fine_for(own) or folder / FINE
+            if not (second / CONFIG).is_file():
                 raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
-            decoded = maker.fine.preset
+            decoded = read_config(second)
             place = place / ablation.name
-            maker = replace(maker, true_coarse=True)
-        outcomes = []
-        for row in ablation.rows:
-            self.log(f"{ablation.name} {row.name}")
-            decode = changed(decoded, row.changes).decode
-            outcomes.append(Outcome(row, made_with={"decode": asdict(decode)}))
-            self.measure_sounds(outcomes[-1], maker, own, decode, self.stores, place)
+        decodes = [changed(decoded, row.changes).decode for row in ablation.rows]
+        outcomes = [
+            Outcome(row, made_with={"decode": asdict(decode)})
+            for row, decode in zip(ablation.rows, decodes, strict=True)
+        ]
+        wanted = self.sounds(folder, own, decodes, _store(self.stores, own), place)
+        self.measure_sounds(outcomes, replace(wanted, true_coarse=ablation.name == "fine"))
         return own.name, outcomes
 
     def preset(self, row: Row, objective: Objective) -> Preset:
@@ -241,44 +252,51 @@ class _Run:
             raise EvaluationError(reason)
         return None
 
-    def synthesizer(self, folder: Path, preset: Preset) -> Synthesizer:
-        """A model directory ready to make sounds, with the second stage that fits."""
+    def sounds(
+        self, model: Path, preset: Preset, decodes: Sequence[DecodeConfig], store: LatentStore, folder: Path
+    ) -> Synthesis:
+        """What a model is to synthesize with each of these settings of decoding, with the second stage that
+        fits, and the true sounds unless real ones are given."""
         settings = self.settings
-        return Synthesizer.load(folder, settings.codec_path, settings.device, self.fine_for(preset))
-
-    def measure_sounds(
-        self,
-        outcome: Outcome,
-        maker: Synthesizer,
-        preset: Preset,
-        decode: DecodeConfig,
-        stores: list[LatentStore],
-        folder: Path,
-    ) -> None:
-        """Synthesize with these settings of decoding, and enter the metrics against the true sounds."""
-        settings = self.settings
-        clips = ClipBatches(_store(stores, preset), preset, settings.split)
-        rows = chosen_rows(clips, settings.clips)
-        reference = settings.reference
-        if reference is None:
-            reference = reconstruct_true(clips.store, rows, maker, settings.run, self.progress)
-        # the folder tells apart sounds of different decoding; candidates are not ranked here
-        values = (
-            f"{name}-{value:g}" for name, value in former_fields(decode).items() if name != "candidates"
+        # a folder's name tells apart sounds of different decoding; candidates are not ranked here
+        names = (
+            "_".join(f"{key}-{value:g}" for key, value in former_fields(each).items() if key != "candidates")
+            for each in decodes
         )
-        sounds = folder / "sounds" / "_".join(values)
-        names = synthesize(maker, clips, rows, decode, settings.seed, sounds, self.progress)
+        return Synthesis(
+            model=model,
+            store=store.directory,
+            preset=preset,
+            split=settings.split,
+            clips=settings.clips,
+            seed=settings.seed,
+            takes=tuple(zip(decodes, (folder / "sounds" / name for name in names), strict=True)),
+            true=settings.run if settings.reference is None else None,
+            codec_path=settings.codec_path,
+            fine=self.fine_for(preset),
+        )
+
+    def measure_sounds(self, outcomes: Sequence[Outcome], wanted: Synthesis) -> None:
+        """Synthesize, a take for each outcome, and enter the metrics against the true sounds."""
+        settings = self.settings
+        self.log(f"synthesizing {', '.join(each.row.name for each in outcomes)}")
+        made = synthesize_on(self.devices, wanted, self.progress)
+        reference = settings.reference or made.true
+        assert reference is not None
         options = protocol.EvaluationSettings(
-            seconds=preset.model.seconds,
+            seconds=wanted.preset.model.seconds,
             weights=settings.weights,
             allow_missing=True,
             cache=settings.cache,
             resamples=settings.resamples,
             device=settings.device,
-            clips=names,
+            devices=settings.devices,
+            clips=made.names,
         )
-        outcome.evaluated = (reference, sounds, options)
-        outcome.left_out = self.compare(outcome)
+        for outcome, (_, sounds) in zip(outcomes, wanted.takes, strict=True):
+            self.log(f"measuring {outcome.row.name}")
+            outcome.evaluated = (reference, sounds, options)
+            outcome.left_out = self.compare(outcome)
 
     def compare(self, outcome: Outcome) -> list[ClipError]:
         """Evaluate a row's sounds. Returns the clips that could not be measured."""
@@ -292,7 +310,7 @@ class _Run:
     def measure_network(self, outcome: Outcome, folder: Path, store: LatentStore) -> None:
         """Enter the metrics of a trained network: retrieval, or classification by each of its inputs."""
         preset = read_config(folder)
-        device = pick_device(self.settings.device)
+        device = self.devices[0]
         clips = clips_with_sound(store, preset, self.settings.split)
         finetuned = load_finetuned(folder)
         shares: dict[str, Interval] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vab.data.store import LatentStore
 from vab.evaluate.generation.protocol import EvaluationSettings, Generation, evaluate
-from vab.evaluate.generation.synthesis import Synthesizer, chosen_rows, reconstruct_true, synthesize
+from vab.evaluate.generation.spread import Synthesis, synthesize_on
+from vab.evaluate.generation.synthesis import GROUP
 from vab.models.hub import find_model, read_config
-from vab.training.batches import ClipBatches
+from vab.utils.processes import devices_for
 from vab.utils.progress import FileProgress
+from vab.utils.shares import ALL, Share
 
 
 def evaluate_model(
@@ -24,27 +25,43 @@ def evaluate_model(
     seed: int,
     reference: Path | None,
     codec_path: str | None,
+    batch: int = GROUP,
+    share: Share = ALL,
     progress: FileProgress = lambda *_: None,
-) -> Generation:
+) -> Generation | None:
     """Make the sounds that are not there, as the model's preset decodes, and measure them.
 
     ``model`` is a model directory or a Hub id (None: the bundled one). It makes sounds for at most ``clips``
     clips of the store that have audio and video, spread evenly over the split (None: all), in
     ``run/sounds/<model's name>/<id>.wav``. ``reference`` holds real sounds named <id>; None: the store's own,
-    through the codec, in ``run/true``. Measured are at most as many seconds as the model's window has.
-    Raises as loading does (``ModelError``, ``CodecError``, ``StoreError``), and as ``evaluate``.
+    through the codec, in ``run/true``. Measured are at most as many seconds as the model's window has. A
+    ``share`` of the sounds is made and not measured: None.
+    Raises as loading does (``ModelError``, ``CodecError``, ``StoreError``), as ``synthesize_on`` and as
+    ``evaluate``.
     """
-    # 1. The model, and the clips of the store that it can be measured on.
+    # 1. Sounds: the model's, and the true ones through the codec, unless real ones are given.
     folder = find_model(model)
     preset = read_config(folder)
-    batches = ClipBatches(LatentStore.open(store), preset, split)
-    rows = chosen_rows(batches, clips)
-    maker = Synthesizer.load(folder, codec_path, settings.device)
-    # 2. Sounds: the true ones through the codec, unless real ones are given, and the model's.
-    true = reference or reconstruct_true(batches.store, rows, maker, run, progress)
     sounds = run / "sounds" / folder.name
-    names = synthesize(maker, batches, rows, preset.decode, seed, sounds, progress)
-    # 3. Compare, over no more seconds than the model makes.
-    settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds), clips=names)
+    wanted = Synthesis(
+        model=folder,
+        store=store,
+        preset=preset,
+        split=split,
+        clips=clips,
+        seed=seed,
+        takes=((preset.decode, sounds),),
+        true=run if reference is None else None,
+        codec_path=codec_path,
+        batch=batch,
+        share=share,
+    )
+    made = synthesize_on(devices_for(settings.devices, settings.device), wanted, progress)
+    if share.count > 1:
+        return None
+    # 2. Compare, over no more seconds than the model makes.
+    true = reference or made.true
+    assert true is not None
+    settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds), clips=made.names)
     result = evaluate(true, sounds, settings, progress)
     return replace(result, reference=reference or store, generated=Path(folder.name))

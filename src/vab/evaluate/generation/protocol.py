@@ -53,6 +53,7 @@ class EvaluationSettings:
     allow_missing: bool = False
     resamples: int = RESAMPLES  # for metrics of whole sets
     device: str = "auto"
+    devices: int = 1  # number of GPUs, or of processes on a CPU
     clips: frozenset[str] | None = None  # the only ones that count; None: all that are in either folder
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ from vab.media.reader import write_wav
 from vab.models.hub import codec_source
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
 from vab.training.batches import Batch, ClipBatches, make_generator
-from vab.utils.device import pick_device
-from vab.utils.files import read_json, write_json
+from vab.utils.device import Device, pick_device
+from vab.utils.files import atomic, read_json
 from vab.utils.progress import FileProgress
 from vab.utils.provenance import sha256
+from vab.utils.shares import ALL, Share
 
-BATCH_CLIPS = 8  # fixed, so that a run that was interrupted goes on to the same sounds
+# Clips that are taken from a store together: where a clip is paired with a video of its label, which one
+# depends on the clips beside it.
+GROUP = 8
 MADE = "made.json"  # in a folder of sounds: the record of how they were made
 
 
@@ -49,13 +53,14 @@ class Synthesizer:
     device: torch.device
     # run the second stage alone, on the clips' own coarse tokens; with no steps, these are the result
     true_coarse: bool = False
+    batch: int = GROUP  # clips at once, where the device gains by it
 
     @classmethod
     def load(
         cls,
         folder: Path,
         codec_path: str | Path | None = None,
-        device: str = "auto",
+        device: Device = "auto",
         fine: Path | None = None,
     ) -> Synthesizer:
         """A model directory, with the second stage of another one if ``fine`` names it.
@@ -86,9 +91,28 @@ class Synthesizer:
             parts += [_digest(second.network), f"DecodeConfig({settings_text})"]
         return cls(first, second, codec, sha256(*parts), decoder, place)
 
+    @property
+    def at_once(self) -> int:
+        """Number of clips that go through the networks together.
+
+        A CPU makes one clip after another, as ``VABPipeline`` does: it gains nothing by more at once, and
+        its matrix products would round otherwise.
+        """
+        return 1 if self.device.type == "cpu" else self.batch
+
+    @torch.no_grad()
+    def waveforms(self, tokens: Tensor) -> Tensor:
+        """Waveforms [B,S] of tokens [B,K,T]."""
+        return torch.cat([self.codec.decode(part) for part in tokens.split(self.at_once)])
+
     @torch.no_grad()
     def tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
         """Tokens [B,K,T] of one window for a batch's features; each clip's noise depends on its id."""
+        parts = batch.split(-(-len(batch.ids) // self.at_once))
+        return torch.cat([self._tokens(part, decode, seed) for part in parts])
+
+    def _tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
+        """Tokens of all clips of a batch in one go."""
         coarse = self.first.preset.model.num_codebooks
         num_codebooks = (self.fine or self.first).preset.model.num_codebooks
         shape = (len(batch.ids), num_codebooks, self.first.preset.model.audio_length)
@@ -134,10 +158,12 @@ def reconstruct_true(
     maker: Synthesizer,
     run: Path,
     progress: FileProgress = lambda *_: None,
+    share: Share = ALL,
 ) -> Path:
     """Decode the clips' own tokens with the synthesizer's codec: the best that a model can reach.
 
-    Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each codec and choice.
+    Each is ``<id>.wav`` in the folder that is returned, one in ``run/true`` for each codec and choice. The
+    batches of other shares than ``share`` are left to others.
     """
     # 1. The store's tokens mean something to their own codec alone.
     codec = maker.codec
@@ -152,9 +178,9 @@ def reconstruct_true(
     ids = [store.ids[row] for row in rows]
     record = {"store": store.fingerprint(), "clips": list_hash(ids), "codec": maker.codec_weights}
     folder = run / "true" / "-".join(value[:8] for value in record.values())
-    for paths, part in _missing(folder, record, ids, rows, progress):
+    for paths, part in _missing(folder, record, ids, rows, progress, maker.batch, share):
         tokens = torch.from_numpy(store.gather("tokens", part).astype(np.int64)).to(device)
-        _write_sounds(paths, codec.decode(tokens))
+        _write_sounds(paths, maker.waveforms(tokens))
     return folder
 
 
@@ -167,10 +193,12 @@ def synthesize(
     seed: int,
     folder: Path,
     progress: FileProgress = lambda *_: None,
+    share: Share = ALL,
 ) -> frozenset[str]:
     """Write a sound for each clip's video, ``folder/<id>.wav``; those that are there are not made again.
 
-    Returns the names of the sounds. ``EvaluationError`` if the folder holds sounds that were made otherwise.
+    The batches of other shares than ``share`` are left to others. Returns the names of the sounds of all
+    shares. ``EvaluationError`` if the folder holds sounds that were made otherwise.
     """
     ids = [clips.store.ids[row] for row in rows]
     record = {
@@ -180,9 +208,10 @@ def synthesize(
         "store": clips.store.fingerprint(),
         "clips": list_hash(ids),
     }
-    for paths, part in _missing(folder, record, ids, rows, progress):
-        tokens = maker.tokens(clips.dev_batch(part), decode, seed)
-        _write_sounds(paths, maker.codec.decode(tokens))
+    for paths, part in _missing(folder, record, ids, rows, progress, maker.batch, share):
+        groups = [clips.dev_batch(part[n : n + GROUP]) for n in range(0, len(part), GROUP)]
+        tokens = maker.tokens(Batch.join(groups), decode, seed)
+        _write_sounds(paths, maker.waveforms(tokens))
     return frozenset(map(_file_name, ids))
 
 
@@ -192,7 +221,13 @@ def _file_name(clip: str) -> str:
 
 
 def _missing(
-    folder: Path, record: dict[str, Any], ids: list[str], rows: NDArray[np.int64], progress: FileProgress
+    folder: Path,
+    record: dict[str, Any],
+    ids: list[str],
+    rows: NDArray[np.int64],
+    progress: FileProgress,
+    batch: int,
+    share: Share,
 ) -> Iterator[tuple[list[Path], NDArray[np.int64]]]:
     """Yield the files of batches of which not all are there, and their rows.
 
@@ -202,21 +237,30 @@ def _missing(
     names = [_file_name(name) for name in ids]
     if len(set(names)) < len(names):
         raise EvaluationError("two clips would have the same file: their ids differ only in odd characters")
-    # 2. The record of how they are made, as it reads back from JSON: tuples become lists.
-    folder.mkdir(parents=True, exist_ok=True)
-    about = folder / MADE
-    record = json.loads(json.dumps(record))
-    if not about.exists():
-        write_json(about, record)
-    elif (old := _read_record(about)) != record:
-        other = sorted(key for key in old.keys() | record.keys() if old.get(key) != record.get(key))
-        raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
-    # 3. Batches are of the same clips each time: so a resumed run goes on to the same sounds.
-    for start in range(0, len(rows), BATCH_CLIPS):
-        paths = [folder / f"{name}.wav" for name in names[start : start + BATCH_CLIPS]]
+    _claim(folder, record)
+    # 2. Batches are whole groups, and of the same clips each time, whoever makes them: so a resumed run, and
+    #    one of several processes, goes on to the same sounds.
+    size = -(-batch // GROUP) * GROUP
+    for start in range(share.index * size, len(rows), share.count * size):
+        paths = [folder / f"{name}.wav" for name in names[start : start + size]]
         progress(start, len(rows), paths[0], folder.name, start, len(rows))
         if not all(path.is_file() for path in paths):
-            yield paths, rows[start : start + BATCH_CLIPS]
+            yield paths, rows[start : start + size]
+
+
+def _claim(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record of how the sounds of a folder are made; ``EvaluationError`` if it has another one."""
+    about = folder / MADE
+    # As it reads back from JSON: tuples become lists.
+    record = json.loads(json.dumps(record))
+    if not about.exists():
+        # The first of several processes writes it, the others find it there.
+        with suppress(FileExistsError), atomic(about, over=False) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+    old = _read_record(about)
+    if old != record:
+        other = sorted(key for key in old.keys() | record.keys() if old.get(key) != record.get(key))
+        raise EvaluationError(f"{folder} holds sounds of other {', '.join(other)}; use another --run")
 
 
 def _write_sounds(paths: list[Path], waveforms: Tensor) -> None:
