@@ -131,7 +131,8 @@ class TimmEncoder:
         self.dim = recipe.dim
         self.size = recipe.size
         self.recipe = recipe
-        self.model = model.eval().requires_grad_(False)  # the fifth: its place is in the fingerprint of stores
+        # The fifth of these: its place is in the fingerprint of every store.
+        self.model = model.eval().requires_grad_(False)
         self.device = torch.device("cpu")
         self.precision: Precision = precision
 
