@@ -26,6 +26,7 @@ from vab.data.manifest import labels_of
 from vab.data.mixture import Mixture
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore, spread
+from vab.errors import TrainError
 from vab.training.augment import Augmentation, augment, drop_features, places
 from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
@@ -292,19 +293,47 @@ class ClipBatches:
 
     @cached_property
     def epoch_length(self) -> int:
-        """Number of clips of an epoch, each as often as its store's weight says."""
-        return len(self)
+        """Number of clips of an epoch, each of which is there as often as its store's weight says."""
+        return sum(round(weight * len(clips)) for weight, clips in self._by_weight)
+
+    @cached_property
+    def _by_weight(self) -> list[tuple[float, NDArray[np.int64]]]:
+        """Of each store its weight and its clips, as indices into ``rows``."""
+        member = self.mixture.member[self.rows]
+        return [(weight, np.flatnonzero(member == n)) for n, weight in enumerate(self.mixture.weights)]
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        """The order of an epoch, as indices into ``rows``: a shuffle, or draws weighted by label rarity."""
+        """The order of an epoch, as indices into ``rows``: a shuffle, or draws by label rarity and weight."""
         generator = make_generator(self.preset.train.seed, "epoch", epoch)
-        if not self.preset.train.class_balanced:
-            return torch.randperm(len(self), generator=generator).numpy()
-        labels = [labels_of(text) for text in self.labels()]
-        counts = Counter(label for several in labels for label in several)
-        rarity = [sum(1000 / (counts[label] + 0.01) for label in several) for several in labels]
-        weights = torch.tensor(rarity, dtype=torch.float64)
-        return torch.multinomial(weights, len(self), replacement=True, generator=generator).numpy()
+        if self.preset.train.class_balanced:
+            draws = torch.rand(self.epoch_length, generator=generator, dtype=torch.float64)
+            return np.searchsorted(self._chances, draws.numpy())
+
+        # Weight 2.5: all clips twice, and a random half of them once more.
+        parts = []
+        for weight, clips in self._by_weight:
+            times, rest = divmod(round(weight * len(clips)), max(1, len(clips)))
+            parts += [clips] * times
+            if rest:
+                parts.append(clips[torch.randperm(len(clips), generator=generator)[:rest].numpy()])
+        return np.sort(np.concatenate(parts))[torch.randperm(self.epoch_length, generator=generator).numpy()]
+
+    @cached_property
+    def _chances(self) -> NDArray[np.float64]:
+        """[N], rising to 1: the chance of a draw by label rarity and weight to take a clip up to this one."""
+        texts = Counter(self.labels())
+        counts: Counter[str] = Counter()
+        for text, count in texts.items():
+            for label in labels_of(text):
+                counts[label] += count
+        rarity = {text: sum(1000 / (counts[label] + 0.01) for label in labels_of(text)) for text in texts}
+        chances = np.array([rarity[text] for text in self.labels()], np.float64)
+        for weight, clips in self._by_weight:
+            chances[clips] *= weight
+        total = chances.cumsum()
+        if not total[-1] > 0:
+            raise TrainError(f"{self.mixture} has no labels in the split train, by which to draw its clips")
+        return total / total[-1]
 
     def _latents(
         self, rows: NDArray[np.int64], pairing: Tensor, choice: NDArray[np.int64] | None = None

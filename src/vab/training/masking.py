@@ -45,11 +45,13 @@ def sample_token_mask(
     shape = (len(ratio), num_codebooks - num_conditioning_codebooks, frames)
     uniform = torch.rand(shape, generator=generator, device=generator.device)
 
-    mask = (uniform < ratio.to(uniform.device)[:, None, None]).flatten(1)
+    draws = uniform.flatten(1)
+    ratio = ratio.to(uniform.device)
+    mask = draws < ratio[:, None]
 
     # A clip without masks has no loss: there the token with the lowest draw is masked.
-    none = (~mask.any(1)).nonzero()[:, 0]
-    mask[none, uniform[none].flatten(1).argmin(1)] = True
+    none = (draws.amin(1) >= ratio).nonzero()[:, 0]
+    mask[none, draws[none].argmin(1)] = True
     mask = mask.view(shape)
 
     # Put the conditioning codebooks in front: [B, K - n, T] -> [B, K, T]

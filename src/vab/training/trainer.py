@@ -15,7 +15,7 @@ from typing import Any
 
 from vab.config import DEFAULT_COMPUTE, Compute, Preset, check_config, check_preset, check_value
 from vab.data.mixture import Mixture
-from vab.errors import TrainError
+from vab.errors import SettingError, TrainError
 from vab.training.batches import ClipBatches, classes_of, hold_out
 from vab.training.launch import launched, matmul_precision, open_fabric, own_processes, start_processes
 from vab.training.monitor.journal import Logger
@@ -108,6 +108,8 @@ def _train(
     clips, dev = ClipBatches(latents, preset, "train"), ClipBatches(latents, preset, "dev")
     if not len(clips):
         raise TrainError(f"{latents} has no clip with sound in the split train")
+    if not clips.epoch_length:
+        raise SettingError(f"weights {latents.weights} leave no clip in an epoch")
     if preset.train.objective == "contrastive" and not len(clips.rows_with_video()):
         raise TrainError(f"{latents} has no clip with sound and picture in the split train")
 
