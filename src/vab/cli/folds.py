@@ -29,6 +29,8 @@ def folds(
     """
     if benchmark in AUDIO_ONLY and chosen.train.inputs != ("audio",):
         raise SettingError(f"the paper has {benchmark} from audio only: --train.inputs audio")
+    if len(chosen.store) > 1 or chosen.weights is not None:
+        raise SettingError("cross-validation takes one --store, and no --weights")
 
     from vab.evaluate.cross_validation import cross_validate
     from vab.evaluate.metrics.tables import classification_beside_paper

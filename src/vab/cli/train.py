@@ -24,17 +24,23 @@ def _arg(metavar: str | None = None) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
+Stores = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STORE")]
+
+
 @dataclass(frozen=True)
 class Run:
     """Train on a store. Run again, it resumes from the newest checkpoint. Any setting can be overridden."""
 
     name: tyro.conf.Suppress[str]
     note: tyro.conf.Suppress[str]
-    store: Annotated[str, tyro.conf.arg(metavar="STORE")]  # store of latents made by vab extract, or its URL
+    store: Stores  # store of latents made by vab extract, or its URL; several: --store A --store B
     out: Annotated[Path, tyro.conf.arg(aliases=["--run"], metavar="DIR")]  # folder of the run
     model: ModelConfig
     train: TrainConfig
     decode: DecodeConfig
+    weights: Annotated[tuple[float, ...] | None, _arg("X ...")] = (
+        None  # how often an epoch has each store's clips
+    )
     init: Annotated[Path | None, _arg("DIR")] = None  # model directory to take initial weights from
     compute: tyro.conf.OmitArgPrefixes[Compute] = DEFAULT_COMPUTE
     max_steps: Annotated[int | None, _arg("N")] = None  # training steps, instead of the number of epochs
@@ -155,7 +161,7 @@ def carry_out(work: Callable[..., T], chosen: Run, **more: Any) -> T:
         raise SettingError("--devices, --accumulate and --max-steps must be 1 or more")
     return work(
         chosen.settings,
-        chosen.store,
+        chosen.store[0] if len(chosen.store) == 1 else chosen.store,
         chosen.out,
         init=chosen.init,
         compute=chosen.compute,
@@ -170,7 +176,8 @@ def _train(chosen: Run) -> int:
     from vab.training.trainer import train
 
     examine = Examiner("auto", log) if chosen.train.sample_every else None
-    carry_out(train, chosen, lengthen=chosen.lengthen, codec_path=chosen.codec_path, examine=examine)
+    more = {"weights": chosen.weights, "lengthen": chosen.lengthen, "codec_path": chosen.codec_path}
+    carry_out(train, chosen, examine=examine, **more)
     document = {"run": str(chosen.out), "settings": asdict(chosen.settings)}
     print_result(document, f"{chosen.out}: done", chosen.json)
     return 0
