@@ -56,14 +56,14 @@ def any_latents(draw: st.DrawFn) -> Latents:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(any_latents(), unique_by=lambda row: row.id, max_size=9), st.integers(1, 4), st.booleans())
-def test_what_goes_in_comes_out(rows: list[Latents], size: int, preload: bool) -> None:
+def test_what_goes_in_comes_out(rows: list[Latents], size: int, verify: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = LatentStore.create(Path(folder) / "store", META, VECTORS)
         for start in range(0, len(rows), size):
             store.add(rows[start : start + size])
         for found in (store, LatentStore.open(store.directory)):
-            if preload:
-                found.preload()
+            if verify:
+                found.verify()
             assert len(found) == len(rows)
             by_id = sorted(rows, key=lambda row: row.id)
             assert found.ids == [row.id for row in by_id]
@@ -275,7 +275,7 @@ def test_no_flipped_bit_is_read_in_silence(tmp_path: Path, numbered: bool) -> No
     def read(limit: int) -> None:
         """As training does, from memory or mapped."""
         found = LatentStore.open(store)
-        found.preload(limit)
+        found.verify(limit)
         rows = [found[n] for n in range(len(found))]
         assert all(equal(a, b) for a, b in zip(rows, right, strict=True))
         assert not found.gather("tokens", [3]).any() and not found.gather("features", [2]).any()

@@ -120,7 +120,7 @@ def test_damaged_latents_are_not_trained_on(latents: Path, tmp_path: Path) -> No
     # a store too large to be read at once is verified clip by clip
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(LatentStore, "preload", lambda store: None)
+        patch.setattr(LatentStore, "verify", lambda store: None)
         with pytest.raises(StoreError, match=message):
             train(PRESET, store, tmp_path / "mapped")
 

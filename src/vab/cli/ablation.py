@@ -48,7 +48,8 @@ def ablation(
         preset: the preset to train, with its -contrastive and -classes or -vggsound variants; the paper's is
             vab-dac-test.
         pretraining: stores for masked prediction and contrastive learning, if they differ from the store that
-            is classified and measured on (in the paper: AudioSet and VGGSound together).
+            is classified and measured on (in the paper: AudioSet and VGGSound together). Each row mixes all
+            of them that fit.
         fine: second-stage models (vab-dac-coarse2fine) that complete the tokens of trained models. With
             several, each row takes the first that fits. For a finished model, they replace its own.
         split: the split of the store to measure on.

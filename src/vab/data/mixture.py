@@ -144,10 +144,10 @@ class Mixture:
             if len(at):
                 yield store, at, rows[at] - self.begins[n]
 
-    def preload(self) -> None:
-        """Verify the stores that are small (``LatentStore.preload``)."""
+    def verify(self) -> None:
+        """Verify the stores that are small (``LatentStore.verify``)."""
         for store in self.stores:
-            store.preload()
+            store.verify()
 
     def codebook_vectors(self) -> NDArray[np.float32]:
         """[K, V, C] of the codec that made the tokens, the same for all stores."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256 as one_hash
@@ -181,8 +182,9 @@ class Shard:
 
         # 2. The small columns in memory, the latents as views of the mapped pages.
         self.ids: list[str] = batch["id"].to_pylist()
-        self.labels: list[str] = batch["label"].to_pylist()
-        self.splits: list[str] = batch["split"].to_pylist()
+        # One text for all clips that have it: millions of clips have few labels.
+        self.labels: list[str] = list(map(sys.intern, batch["label"].to_pylist()))
+        self.splits: list[str] = list(map(sys.intern, batch["split"].to_pylist()))
         self.has: dict[str, NDArray[np.bool_]] = {}
         self.values: dict[str, NDArray] = {}  # [n, *shape]
         self.real: dict[str, NDArray[np.int32]] = {}
@@ -259,11 +261,6 @@ class Shard:
             for row in np.flatnonzero(~self._checked[name]):
                 if not self._checked[name][row]:
                     self._check(name, int(row))
-
-    def load(self) -> None:
-        """Copy the latents to memory and verify them."""
-        self.values = {name: values.copy() for name, values in self.values.items()}
-        self.check()
 
     def _check(self, name: str, row: int) -> None:
         if self.whole is not None:

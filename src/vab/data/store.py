@@ -15,6 +15,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -38,7 +40,7 @@ from vab.utils.locks import exclusive, shared
 from vab.utils.provenance import sha256
 from vab.utils.remote import RemoteFile, locate
 
-MAX_PRELOAD_BYTES = 2 << 30  # of latents that are read to memory, and verified, at once
+MAX_VERIFIED_BYTES = 2 << 30  # of latents that are verified at once
 MAX_STATISTICS_CLIPS = 10_000  # of which the features' mean and deviation are taken
 CODEBOOKS = "codebooks.safetensors"
 
@@ -129,7 +131,7 @@ class LatentStore:
             with self._noting(path):
                 self.take(path)
         # The clips' ids of numbered shards are in the hash of all they hold.
-        if self.nbytes < MAX_PRELOAD_BYTES:
+        if self.nbytes < MAX_VERIFIED_BYTES:
             for shard in [shard for shard in self._shards if shard.whole is not None]:
                 with self._noting(shard.path):
                     shard.check()
@@ -255,13 +257,14 @@ class LatentStore:
     @cached_property
     def order(self) -> NDArray[np.int64]:
         """[N, 2]: the shard of each row and its position there."""
-        rows = [
-            (ident, n, i)
-            for n, shard in enumerate(self._shards)
-            for i, ident in enumerate(shard.ids)
-            if not self._repeats or (shard.path.name, i) not in self._repeats
-        ]
-        return np.array([position for _, *position in sorted(rows)], np.int64).reshape(-1, 2)
+        sizes = [len(shard) for shard in self._shards]
+        numbers = np.repeat(np.arange(len(sizes)), sizes)
+        places = np.stack([numbers, np.arange(len(numbers)) - np.cumsum([0, *sizes])[numbers]], axis=1)
+        if self._repeats:
+            names = [shard.path.name for shard in self._shards]
+            places = places[[(names[n], i) not in self._repeats for n, i in places.tolist()]]
+        ids = pa.array((self._shards[n].ids[i] for n, i in places.tolist()), pa.string())
+        return places[pc.array_sort_indices(ids).to_numpy()]  # by UTF-8, whose order is that of Python
 
     @cached_property
     def ids(self) -> list[str]:
@@ -333,14 +336,14 @@ class LatentStore:
             out[i] = values if frames is None else values[frames[i]]
         return out
 
-    def preload(self, limit: int = MAX_PRELOAD_BYTES) -> None:
-        """Copy the latents to memory and verify them when they take less than ``limit`` bytes.
+    def verify(self, limit: int = MAX_VERIFIED_BYTES) -> None:
+        """Verify all latents if they take less than ``limit`` bytes, else each clip when it is first read.
 
-        Else they stay mapped, and each clip is verified when it is first read.
+        They stay mapped: all processes of a machine share the pages. ``StoreError`` names a damaged shard.
         """
         if self.nbytes < limit:
             for shard in self._shards:
-                shard.load()
+                shard.check()
 
     def codebook_vectors(self) -> NDArray[np.float32]:
         """[K, V, C] of the codec that made the tokens; ``StoreError`` if their file is damaged."""

@@ -98,7 +98,7 @@ def _train(
     """:func:`train` in one of the processes of a run; ``options`` are those of a ``TrainingRun``."""
     # 1. The latents, and the classes to learn.
     latents = Mixture.open(store_dir, weights)
-    latents.preload()
+    latents.verify()
     if fold is not None:
         hold_out(latents, fold)
     if preset.train.objective == "classification" and not preset.classes:

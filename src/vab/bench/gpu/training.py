@@ -40,7 +40,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
     preset = replace(preset, train=quiet)
     with tempfile.TemporaryDirectory() as scratch, numbers("bfloat16"):
         store = synthetic_store(Path(scratch) / "store", preset.model, 4 * size)
-        store.preload()
+        store.verify()
         clips = ClipBatches(store, preset, "train")
         dev = ClipBatches(store, preset, "dev")
         fabric = Fabric(accelerator=where.type, devices=1, precision=preset.train.precision)

@@ -52,7 +52,7 @@ class AblationSettings:
     codec_path: str | None = None
     device: str = "auto"
     devices: int = 1  # number of GPUs, or of processes on a CPU
-    pretraining: tuple[Path, ...] = ()  # stores for masked prediction and contrast; none: ``stores``
+    pretraining: tuple[Path, ...] = ()  # of masked prediction and contrast, all that fit; none: ``stores``
     fine: tuple[Path, ...] = ()  # second stages for what is trained; each row takes the first that fits
     cache: Path | None = None  # of the features; None: beside the sounds
 
@@ -157,7 +157,7 @@ class _Run:
         self.devices = devices_for(settings.devices, settings.device)
         self.compute = Compute(device=settings.device, devices=settings.devices)
         self.stores = [LatentStore.open(path) for path in settings.stores]
-        self.pretraining = [LatentStore.open(path) for path in settings.pretraining] or self.stores
+        self.pretraining = [LatentStore.open(path) for path in settings.pretraining]
 
     def train_rows(self, ablation: Ablation) -> list[Outcome]:
         """Train and measure every row; what any of them needs is looked for before the first is trained."""
@@ -178,7 +178,9 @@ class _Run:
             try:
                 store = _store(self.stores, preset)
                 # classes are learned where they are measured, all else where pre-training is
-                learned = store if objective == "classification" else _store(self.pretraining, preset)
+                learned = [store]
+                if objective != "classification" and self.pretraining:
+                    learned = _stores(self.pretraining, preset)
             except StoreError as error:
                 outcome.reason = str(error)
                 return outcome
@@ -191,7 +193,7 @@ class _Run:
                 steps = self.settings.max_steps
                 train(
                     trained,
-                    learned.directory,
+                    [each.directory for each in learned],
                     place,
                     init=init,
                     compute=self.compute,
@@ -371,12 +373,18 @@ def _variant(preset: Preset, changes: Mapping[str, Any]) -> str:
 
 def _store(stores: list[LatentStore], preset: Preset) -> LatentStore:
     """The first store that fits; ``StoreError`` says why the last one does not."""
-    # the error of the last store is the one to see: it is raised outside of the loop
-    for store in stores[:-1]:
+    return _stores(stores, preset)[0]
+
+
+def _stores(stores: list[LatentStore], preset: Preset) -> list[LatentStore]:
+    """All stores that fit; if none does, ``StoreError`` says why the last one does not."""
+    fitting = []
+    for store in stores:
         try:
             check_fits(store, preset)
         except StoreError:
             continue
-        return store
-    check_fits(stores[-1], preset)
-    return stores[-1]
+        fitting.append(store)
+    if not fitting:
+        check_fits(stores[-1], preset)
+    return fitting
