@@ -354,7 +354,7 @@ class ClipBatches:
         tokens, heard = self.mixture.tokens(rows)
         features, seen = self.mixture.features(sources, model.fps, choice)
         number = np.arange(1, len(rows) + 1)[:, None]  # [m, 1]
-        owners = [torch.from_numpy(valid * number) for valid in (heard, seen)]
+        owners = torch.from_numpy(heard * number), torch.from_numpy(seen * number)
         return tokens[:, : model.num_codebooks], features, *owners
 
     def _targets(self, rows: NDArray[np.int64]) -> Tensor:
