@@ -119,15 +119,15 @@ def _cluster(address: str | None) -> Iterator[Any]:
     except ImportError as error:
         raise SettingError(f"--engine ray needs Ray ({first_line(error)}): pip install 'vab[ray]'") from None
     started = not ray.is_initialized()
-    if started:
-        local: dict[str, Any] = {} if address else {"include_dashboard": False}
-        try:
-            if address and (place := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
-                socket.create_connection((place[1], int(place[2])), PATIENCE).close()  # Ray tries for minutes
+    local: dict[str, Any] = {} if address else {"include_dashboard": False}
+    try:
+        if address and (place := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
+            socket.create_connection((place[1], int(place[2])), PATIENCE).close()  # Ray tries for minutes
+        if started:
             ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-        except Exception as error:
-            where = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
-            raise RayError(f"{where} ({first_line(error)})") from error
+    except Exception as error:
+        where = f"the Ray cluster at {address} does not answer" if address else "Ray does not start"
+        raise RayError(f"{where} ({first_line(error)})") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
