@@ -36,7 +36,7 @@ def _local_path(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
 def _path(words: list[str]) -> Path:
     # Path would make one slash of two, and look for a folder of that name.
     if is_url(words[0]):
-        raise RemoteError(f"{words[0]}: is an address; what is named here must be a local path")
+        raise RemoteError(f"{words[0]} is a URL; what is named here is a path on this machine")
     return Path(words[0])
 
 
