@@ -73,7 +73,7 @@ class Batch:
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """The clips of several batches side by side."""
-        columns = []
+        columns: list[Any] = []
         for field in fields(cls)[1:]:
             values = [getattr(batch, field.name) for batch in batches]
             some = next((value for value in values if value is not None), None)
