@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vab.cli.output import print_result, printable, table
+from vab.config import Compute, Preset, check_config
 
 if TYPE_CHECKING:
     from vab.models.hub import KnownModel
@@ -54,20 +55,32 @@ def _learned(known: Sequence[KnownModel]) -> Iterator[str]:
 
 def presets(
     name: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None,
+    memory: bool = False,
+    devices: int = 1,
+    accumulate: int = 1,
+    checkpoint_activations: bool = False,
     json: bool = False,
 ) -> int:
-    """List the named configurations, or show every field of one, with what the paper says of it.
+    """List the named configurations, show every field of one beside the paper, or reckon its memory.
 
     The number of parameters excludes prediction heads, as in the paper; expert_parameters counts the first
-    L1 layers.
+    L1 layers. No preset needs its weights divided among GPUs (FSDP): they, their gradients and AdamW's
+    moments take 9 GB at most.
 
     Args:
         name: the preset to show in full. Default: a table of all presets.
+        memory: show the memory of a training step on each device, and which GPUs it fits on.
+        devices: with --memory: the number of GPUs among which the batch is divided.
+        accumulate: with --memory: the parts that a step is computed in.
+        checkpoint_activations: with --memory: activations are computed again in the backward pass.
         json: print one JSON document to standard output.
     """
     from vab.presets import PRESETS, paper_says, preset, table_8
 
     chosen = [preset(name)] if name is not None else list(PRESETS.values())
+
+    if memory:
+        return _memory(chosen, Compute("cpu", devices, accumulate, checkpoint_activations), json)
 
     from vab.models.vab import parameter_counts
 
@@ -95,6 +108,26 @@ def presets(
     ]
     header = ("preset", "parameters", "layers", "codec", "image encoder", "note")
     print_result({"presets": documents}, table(header, rows), json)
+    return 0
+
+
+def _memory(chosen: Sequence[Preset], compute: Compute, json: bool) -> int:
+    """Show the memory of a training step of each preset."""
+    check_config(compute)
+    from vab.models.memory import training_memory
+
+    found = {one.name: training_memory(one, compute) for one in chosen}
+    rows = []
+    for one in chosen:
+        need = found[one.name]
+        parts = [f"{value / 1e9:.1f}" for value in (*asdict(need).values(), need.total)]
+        fits = f"{need.cards[0]} GB" if need.cards else "none"
+        rows.append((one.name, f"{one.train.batch_size}", *parts, fits))
+    header = ("preset", "batch", "weights", "gradients", "AdamW", "EMA", "activations", "GB", "smallest GPU")
+    documents = {
+        name: asdict(need) | {"total": need.total, "cards": need.cards} for name, need in found.items()
+    }
+    print_result({"compute": asdict(compute), "memory": documents}, table(header, rows), json)
     return 0
 
 

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vab.errors import SettingError, TrainError, first_line, for_people
 from vab.utils.device import pick_device
 from vab.utils.locks import exclusive
-from vab.utils.processes import Worker, devices_for, run_processes
+from vab.utils.processes import ProcessError, Worker, devices_for, run_processes
 from vab.utils.world import World
 
 FAILED = "vab: a process has failed"  # a key of the store by which the processes of a group found each other
@@ -46,19 +46,30 @@ def own_processes(devices: int | None) -> int:
 def start_processes(work: Callable[..., Any], count: int, device: str, log: Callable[[str], None]) -> None:
     """Call ``work(log=...)`` in ``count`` processes of this machine that find each other as torchrun's do.
 
-    Its errors are raised here, and ``ProcessError`` if one dies. Ctrl-C and SIGTERM reach all of them, and
-    are waited for; a second time they end them at once.
+    Its errors are raised here, and ``ProcessError`` if one dies. A signal to stop is passed on to all of
+    them; once they have ended, ``KeyboardInterrupt`` (Ctrl-C) or ``SystemExit`` is raised here too. A second
+    Ctrl-C ends them at once.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     calls = [(work, port)] * count
-    with _passing_signals_on():
-        run_processes(_member, calls, devices_for(count, device), lambda rank, line: log(line))  # type: ignore[arg-type]
+    with _passing_signals_on() as heard:
+        try:
+            codes = run_processes(_member, calls, devices_for(count, device), lambda rank, line: log(line))
+        except ProcessError:
+            if not heard:
+                raise
+            codes = [128 + heard[0]]  # it reached a process that had not begun to train
+    if any(codes):
+        code = 128 + heard[0] if heard else max(codes)
+        if code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt("stopped")
+        raise SystemExit(code)
 
 
-def _member(worker: Worker, call: tuple[Callable[..., Any], int]) -> None:
-    """One of the processes that :func:`start_processes` starts."""
+def _member(worker: Worker, call: tuple[Callable[..., Any], int]) -> int:
+    """One of the processes that :func:`start_processes` starts; 0, or 128 + the signal that stopped it."""
     work, port = call
     os.environ.update(
         RANK=f"{worker.rank}",
@@ -69,28 +80,34 @@ def _member(worker: Worker, call: tuple[Callable[..., Any], int]) -> None:
         MASTER_PORT=f"{port}",
     )
     os.environ.pop("TORCHELASTIC_RUN_ID", None)
-    work(log=worker.tell)
+    try:
+        work(log=worker.tell)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
 
 
 @contextmanager
-def _passing_signals_on() -> Iterator[None]:
-    """Ctrl-C and SIGTERM become SIGTERM for all processes started here; a second one is Ctrl-C here."""
+def _passing_signals_on() -> Iterator[list[int]]:
+    """The signals heard so far; the first asks all processes started here to stop, another one is Ctrl-C."""
+    heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # signals do not come here
-        yield
+        yield heard
         return
-    asked = False
 
-    def pass_on(*_: Any) -> None:
-        nonlocal asked
-        if asked:
+    def pass_on(number: int, _: Any) -> None:
+        heard.append(number)
+        if len(heard) > 1:
             raise KeyboardInterrupt
-        asked = True
         for process in multiprocessing.active_children():
             process.terminate()
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), pass_on) for name in names}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -108,7 +125,8 @@ def open_fabric(device: str, precision: str) -> Fabric:
         # Buffers never change, and are equal in all processes from the start.
         known = inspect.signature(DistributedDataParallel).parameters
         sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        strategy = DDPStrategy(**{sync: False})
+        options: dict[str, Any] = {sync: False}
+        strategy = DDPStrategy(**options)
     try:
         return Fabric(
             accelerator=own.type,

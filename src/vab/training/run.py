@@ -270,7 +270,11 @@ class TrainingRun:
             measure=measure,
         )
         norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm.detach()}
+        values: dict[str, float | Tensor] = {
+            "loss": loss,
+            "learning_rate": rate,
+            "gradient_norm": norm.detach(),
+        }
         self.pending.append((self.step, torch.stack([loss, norm.detach()])))
         for optimizer in self.optimizers:
             optimizer.step()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from vab.bench.gpu.runner import report
 from vab.bench.gpu.sizes import preset_of, synthetic_store
@@ -21,6 +20,7 @@ from vab.bench.timing import finish, matmul_rate, timed
 from vab.config import Preset
 from vab.models.flops import training_flops
 from vab.training.batches import ClipBatches
+from vab.training.launch import open_fabric
 from vab.training.run import TrainingRun
 from vab.utils.device import pick_device
 
@@ -43,7 +43,7 @@ def training(device: str, small: bool, folder: Path) -> dict[str, Any]:
         store.verify()
         clips = ClipBatches(store, preset, "train")
         dev = ClipBatches(store, preset, "dev")
-        fabric = Fabric(accelerator=where.type, devices=1, precision=preset.train.precision)
+        fabric = open_fabric(device, preset.train.precision)
         fabric.launch()
         rate = matmul_rate(where, SMALL_SIDE if small else SIDE, dtype=torch.bfloat16)
         # the run itself, step by step: its loop would also write checkpoints of gigabytes
