@@ -5,7 +5,7 @@ set -euo pipefail
 data=$1 run=$2
 here=$(dirname "${BASH_SOURCE[0]}")
 
-vab pretrain foleygen-tiny --store "$run/store" --run "$run/foleygen"
+vab pretrain foleygen-tiny --store "$run/store" --out "$run/foleygen"
 cp "$run/decoder/codec.json" "$run/decoder/codec.safetensors" "$run/foleygen"
 for model in model foleygen; do
     python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/$model" --json "$run/$model.json"

@@ -9,16 +9,16 @@ export OMP_NUM_THREADS=$((($(nproc) + 1) / 2))
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 
 [ -f "$run/latents.csv" ] || python "$here/vab_tiny_data.py" "$data" "$run"
-vab codec train "$run/codec.csv" --run "$run/codec" --steps 0 # the codes
+vab codec train "$run/codec.csv" --out "$run/codec" --steps 0 # the codes
 {
-    vab codec train "$run/codec.csv" --run "$run/codec"
-    vab codec train "$run/codec.csv" --run "$run/decoder" --init "$run/codec" --steps 6500 --adversarial-from 0
+    vab codec train "$run/codec.csv" --out "$run/codec"
+    vab codec train "$run/codec.csv" --out "$run/decoder" --init "$run/codec" --steps 6500 --adversarial-from 0
 } > "$run/decoder.log" 2>&1 &
 decoder=$!
 vab extract "$run/latents.csv" -o "$run/store" --preset vab-tiny --fill repeat --codec-path "$run/codec"
-vab pretrain vab-tiny --store "$run/store" --run "$run/vab"
-vab finetune contrastive vab-tiny-contrastive --store "$run/store" --run "$run/contrastive" --init "$run/vab"
-vab finetune classify vab-tiny-classes --store "$run/store" --run "$run/classes" --init "$run/contrastive" \
+vab pretrain vab-tiny --store "$run/store" --out "$run/vab"
+vab finetune contrastive vab-tiny-contrastive --store "$run/store" --out "$run/contrastive" --init "$run/vab"
+vab finetune classify vab-tiny-classes --store "$run/store" --out "$run/classes" --init "$run/contrastive" \
     --train.freeze-trunk --train.learning-rate 1e-2 --max-steps 300
 wait "$decoder" || { tail -n 5 "$run/decoder.log" >&2 && exit 1; }
 

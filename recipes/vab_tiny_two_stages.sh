@@ -5,7 +5,7 @@ set -euo pipefail
 data=$1 run=$2
 here=$(dirname "${BASH_SOURCE[0]}")
 
-vab pretrain vab-tiny-coarse --store "$run/store" --run "$run/two_stages"
-vab pretrain vab-tiny-fine --store "$run/store" --run "$run/two_stages/fine"
+vab pretrain vab-tiny-coarse --store "$run/store" --out "$run/two_stages"
+vab pretrain vab-tiny-fine --store "$run/store" --out "$run/two_stages/fine"
 cp "$run/decoder/codec.json" "$run/decoder/codec.safetensors" "$run/two_stages"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/two_stages" --json "$run/two_stages.json"

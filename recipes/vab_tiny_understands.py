@@ -88,7 +88,7 @@ def main() -> None:
         folder = out / name
         if not (folder / "record.json").is_file():
             length = f"--max-steps {chosen.steps} --train.save-every {-(-chosen.steps // 2)}"
-            vab(what, "--store", latents, "--run", folder, length, *start(init))
+            vab(what, "--store", latents, "--out", folder, length, *start(init))
         return folder
 
     # from nothing, and from the long pre-training (C.1, C.4)
@@ -103,7 +103,7 @@ def main() -> None:
     for name, init in inits.items():
         length = f"--max-steps {-(-chosen.steps // 2)}"
         what = f"evaluate folds vab-tiny-classes {SOUND} {length}"
-        folds[name] = vab(what, "--store", esc10, "--run", out / f"esc10-{name}", *start(init))
+        folds[name] = vab(what, "--store", esc10, "--out", out / f"esc10-{name}", *start(init))
     # a pre-training as short as all the rest, to compare experts (C.2) and orders (C.3)
     masked = train("masked", MASKED)
     masked_contrast = train("masked-contrast", CONTRAST, masked)

@@ -15,7 +15,7 @@ from vab.training.codec.train import CodecTrainConfig, train_codec
 
 def train(
     manifest: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MANIFEST")],
-    run: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["--run"], metavar="DIR")],
     training: Annotated[CodecTrainConfig, tyro.conf.arg(name="")] = CodecTrainConfig(),  # noqa: B008 (frozen)
     codec: TinyCodecConfig = TinyCodecConfig(),  # noqa: B008 (frozen)
     init: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
@@ -25,7 +25,7 @@ def train(
 
     Args:
         manifest: CSV file with the columns id,audio,video,start,seconds,label,split.
-        run: folder for the state of the run and the codec (codec.json, codec.safetensors).
+        out: folder for the state of the run and the codec (codec.json, codec.safetensors).
         training: the training settings.
         codec: the sizes of the codec.
         init: folder of a codec to start from: its codebooks stay fixed, its decoder is trained further.
@@ -41,6 +41,6 @@ def train(
         last.update(line)
         log("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
-    train_codec(sounds, run, training, codec, report, init, log=log)
-    print_result({"run": str(run), "last": last, "failed": left_out}, f"{run}: done", json)
+    train_codec(sounds, out, training, codec, report, init, log=log)
+    print_result({"run": str(out), "last": last, "failed": left_out}, f"{out}: done", json)
     return 1 if left_out else 0

@@ -65,7 +65,7 @@ def training_memory(preset: Preset, compute: Compute) -> Memory:
     kept = layers * stream + one_layer if compute.checkpoint_activations else layers * one_layer
     if train.freeze_trunk:
         kept = 0
-    activations = clips * positions * kept
+    activations = float(clips * positions * kept)
 
     # 4. Logits [B,Kp,T,V] in float32; of the masked ones the log-softmax and two gradients too.
     if generates:

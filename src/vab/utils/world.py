@@ -33,8 +33,9 @@ class World:
         # 1. torchrun's. Kubernetes has one process a machine, and leaves out what counts those of a machine.
         if "RANK" in environment and "WORLD_SIZE" in environment:
             names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            rank, size, local_rank, local_size = _numbers(environment, *names)
             launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in environment else ""
-            return cls(*_numbers(environment, *names), launcher)._checked(names)
+            return cls(rank, size, local_rank, local_size, launcher)._checked(names)
 
         # 2. SLURM's, of a step: a batch script that calls no srun has SLURM_PROCID too, but is one process.
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_NUM_NODES")
