@@ -19,6 +19,7 @@ from vab.evaluate.cross_validation import _best_epoch, cross_validate
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.models.hub import read_config
 from vab.training.batches import ClipBatches, folds_of, hold_out
+from vab.training.checkpoint import checkpoints
 from vab.training.trainer import train
 
 AUDIO = preset("classification", inputs=("audio",), loss="ce", epochs=6.0)
@@ -68,7 +69,7 @@ def test_the_fold_held_out_is_dev_and_the_others_are_learned(latents: Path) -> N
 def test_a_run_for_each_fold_and_every_clip_of_it_after_each_epoch(
     latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vab.training.run.MAX_DEV_CLIPS", 1)  # that limit is for pre-training
+    monkeypatch.setattr("vab.training.monitor.validation.MAX_DEV_CLIPS", 1)  # that limit is for pre-training
     found = cross_validate(AUDIO, latents, tmp_path / "run")
     assert found.clips == {"fold1": 8, "fold2": 8, "fold3": 4} and found.classes == 4
     for fold in found.clips:
@@ -99,8 +100,7 @@ def test_cut_off_in_the_middle_of_a_fold_it_ends_the_same(latents: Path, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         cross_validate(AUDIO, latents, tmp_path / "cut", log=cut)
-    newest = max((tmp_path / "cut" / "fold1" / "checkpoints").glob("*"))
-    newest.unlink()  # as if the kill had come before the first fold's last step
+    checkpoints(tmp_path / "cut" / "fold1" / "checkpoints")[0].unlink()  # as if the kill had come before the first fold's last step
     assert cross_validate(AUDIO, latents, tmp_path / "cut", log=told.append) == whole
     assert any("resuming" in line and "fold1 at step 15" in line for line in told)
 

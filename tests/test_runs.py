@@ -162,6 +162,23 @@ def test_samples_are_what_the_model_of_that_step_generates(
     assert '"sample_every": 4' in text and "loss/dev" in events.Tags()["scalars"]
 
 
+def test_the_logger_of_the_docs_is_one(
+    latents: Path, codec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")  # no dependency of ours
+    pytest.importorskip("soundfile")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    text = (Path(__file__).resolve().parents[1] / "docs" / "runs.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)  # our own words
+    wandb.init(project="vab", dir=str(tmp_path))
+    settings = with_train(sample_every=2, sample_clips=1)
+    train(settings, latents, tmp_path / "run", max_steps=4, loggers=[names["WandB"]()], codec_path=codec)
+    assert {"train/loss", "dev/loss/0"} <= wandb.run.summary.keys()
+    assert any(name.startswith("sound/c") for name in wandb.run.summary.keys())
+    wandb.finish()
+
+
 def test_a_second_stage_is_heard_after_the_true_coarse_codes(
     latents: Path, codec: Path, tmp_path: Path
 ) -> None:

@@ -87,9 +87,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first: the last ones, those kept, and the best."""
-    found = [path for role in ("", KEPT, BEST) for path in checkpoints(folder / role)]
-    return sorted(found, key=lambda path: path.stem, reverse=True)
+    """The checkpoints of a run: the last ones, then those kept and the best, each the newest first."""
+    others = [path for role in (KEPT, BEST) for path in checkpoints(folder / role)]
+    return checkpoints(folder) + sorted(others, key=lambda path: path.stem, reverse=True)
 
 
 def read_about(path: Path) -> dict[str, Any] | None:
@@ -139,7 +139,7 @@ def resume(
 ) -> tuple[int, dict[str, Any]] | None:
     """Put the newest good checkpoint of a run in place; returns its step and what was saved as ``about``.
 
-    One that was cut short or damaged is passed over; None if there is no other. ``TrainError`` names what
+    One that was cut short or damaged is passed over, down to those that were kept; None if there is no other. ``TrainError`` names what
     differs between ``identity``, which must not change, and that of a checkpoint, which is never overwritten.
     With ``lengthen`` the number of steps may have grown.
     """
