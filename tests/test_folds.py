@@ -100,7 +100,9 @@ def test_cut_off_in_the_middle_of_a_fold_it_ends_the_same(latents: Path, tmp_pat
 
     with pytest.raises(KeyboardInterrupt):
         cross_validate(AUDIO, latents, tmp_path / "cut", log=cut)
-    checkpoints(tmp_path / "cut" / "fold1" / "checkpoints")[0].unlink()  # as if the kill had come before the first fold's last step
+    checkpoints(tmp_path / "cut" / "fold1" / "checkpoints")[
+        0
+    ].unlink()  # as if the kill had come before the first fold's last step
     assert cross_validate(AUDIO, latents, tmp_path / "cut", log=told.append) == whole
     assert any("resuming" in line and "fold1 at step 15" in line for line in told)
 
