@@ -16,6 +16,7 @@ import torch
 from helpers.networks import noise, write_weights
 from helpers.paper import LINES
 from vab.cli import main
+from vab.data.manifest import Clip, write_manifest
 from vab.evaluate.backbones.registry import BACKBONES
 from vab.evaluate.generation import features, protocol
 from vab.evaluate.generation.cache import FeatureCache
@@ -25,6 +26,7 @@ from vab.evaluate.metrics.statistics import EvaluationError, Interval
 from vab.evaluate.metrics.tables import generation_beside_paper
 from vab.evaluate.paper import GENERATION
 from vab.media.reader import write_wav
+from vab.utils.remote import RemoteFile
 
 NAMES = ["bell", "cat", "dog"]
 LIGHT = ["FD-LOGMEL", "MEL-distance", "ONSET-F1"]
@@ -285,6 +287,36 @@ def test_a_videos_own_sound_counts_where_no_sound_file_has_its_name(folders: tup
     write_video(folders[1] / "cat.mp4", 50, 25)  # vab generate leaves cat.wav and cat.mp4
     found = evaluate(*folders, settings())
     assert found.ids == ["bell", "cat", "dog", "film"]
+
+
+def test_the_clips_of_a_manifest_count_by_their_ids(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """As VGGSound's, whose files have the names that a downloader gave them."""
+    real, made = folders
+    clips = [
+        Clip(name, (real / f"{name}.wav").rename(real / f"{name}_30000.wav"), None)
+        for name in ("bell", "cat", "dog")
+    ]
+    write_manifest(tmp_path / "lists" / "set.csv", clips)
+    chosen = settings(clips=frozenset(("bell", "cat", "dog")))
+    found = evaluate(tmp_path / "lists" / "set.csv", made, chosen)
+    assert found.ids == ["bell", "cat", "dog"] and not found.faults
+
+    # what is no whole file on this machine, or stands for two clips, is named; what is not asked for is not
+    bell = clips[0].audio
+    assert isinstance(bell, Path)
+    more = [
+        Clip("late", clips[0].audio, None, start=1.0),
+        Clip("far", RemoteFile("s3://bucket/far.wav"), None),
+        Clip("other", clips[0].audio, None),
+        Clip("same", Path(shutil.copy(bell, real / "copy.wav")), None),
+    ]
+    write_manifest(tmp_path / "lists" / "set.csv", clips + more)
+    assert evaluate(tmp_path / "lists" / "set.csv", made, chosen).ids == found.ids
+    told = evaluate(tmp_path / "lists" / "set.csv", made, settings(allow_missing=True))
+    reasons = {fault.id: fault.reason for fault in told.faults}
+    assert reasons.keys() == {"late", "far", "other", "same"} and told.ids == found.ids
+    for name, reason in {"late": "begins at 1 s", "far": "no sound", "other": "too", "same": "copy"}.items():
+        assert reason in reasons[name]
 
 
 def test_nothing_to_measure_is_one_clear_line(tmp_path: Path, folders: tuple[Path, Path]) -> None:

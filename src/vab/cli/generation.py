@@ -42,7 +42,7 @@ def generation(
     """Compare generated sounds with real ones: FAD, KLD, IS, and metrics that need no network.
 
     Evaluates the folder GENERATED, or the sounds a model generates for the videos of a store (--store,
-    --model), against the folder REFERENCE, or, without it, against the store's own sounds.
+    --model), against REFERENCE, or, without it, against the store's own sounds.
 
     Files are paired by name without extension; the audio of a video is used where no sound file has its name.
     If a clip is missing, unreadable, silent, too short or present twice, it is named and nothing is measured.
@@ -53,7 +53,8 @@ def generation(
     videos, with imagebind: IB-Score; with synchformer: DeSync.
 
     Args:
-        reference: folder of real sounds or videos, or of features from av-benchmark.
+        reference: folder of real sounds or videos, or of features from av-benchmark; or a manifest, whose
+            clips count by their ids, whatever their files are called.
         generated: the same for the generated sounds.
         store: store made by vab extract. Its sounds have passed through the codec, so without REFERENCE the
             losses of the codec do not count.

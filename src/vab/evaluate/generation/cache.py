@@ -25,7 +25,11 @@ AV_BENCHMARK_SECONDS = 8.0  # of sound behind av-benchmark's own cache
 
 
 def cache_folder(folder: Path, seconds: float, base: Path | None) -> Path:
-    """The cache folder of a folder of clips: inside it, as av-benchmark has it for 8 s, or in ``base``."""
+    """The cache folder of a folder of clips: inside it, as av-benchmark has it for 8 s, or in ``base``.
+
+    That of a manifest lies in the folder that is called as it is, without its ending.
+    """
+    folder = folder.with_suffix("") if folder.is_file() else folder
     name = "cache" if seconds == AV_BENCHMARK_SECONDS else f"cache_{seconds:g}s"
     if base is None:
         return folder / name

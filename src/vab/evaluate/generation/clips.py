@@ -1,13 +1,15 @@
-"""Folders of clips to compare: which sounds they hold, and checks of each sound."""
+"""Clips to compare, of a folder or a manifest: which sounds there are, and checks of each sound."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vab.data.manifest import read_manifest
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.media.container import MediaError
 from vab.media.copies import copies
@@ -30,7 +32,7 @@ class ClipError:
 
 @dataclass
 class Folder:
-    """The sounds of a folder by their names without endings, which are their ids."""
+    """The sounds of a folder by their names without endings, which are their ids; or those of a manifest."""
 
     path: Path
     sounds: dict[str, Path]  # what is measured; a video's own sound where no sound file has its name
@@ -49,13 +51,36 @@ class Folder:
         return f"{state.st_size} {state.st_mtime_ns}"
 
 
-def open_folder(path: Path) -> Folder:
-    """List the clips of a folder and of those below it; there are none without sounds or videos.
+def open_folder(path: Path, only: Container[str] | None = None) -> Folder:
+    """List the clips of a folder and of those below it, or of a manifest; of ``only`` these names, if given.
 
-    Raises ``EvaluationError`` if it is no folder, or part of it cannot be read.
+    There are none without sounds or videos. A file of a manifest may be called anything, but is read from its
+    beginning: a clip that begins later, or lies on another machine, is a fault.
+    Raises ``EvaluationError`` if it is neither, or part of it cannot be read, ``ManifestError`` as
+    ``read_manifest``.
     """
-    if not path.is_dir():
+    # 1. What there is.
+    if path.is_dir():
+        folder = _of_files(path, only)
+    elif path.is_file() and path.suffix.lower() not in AUDIO + VIDEOS:
+        folder = _of_manifest(path, only)
+    else:
         raise EvaluationError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
+
+    # 2. A clip counted twice would falsify every metric.
+    names: dict[Path, str] = {}
+    for name, file in folder.sounds.items():
+        if names.setdefault(file, name) != name:
+            folder.faults.append(ClipError(name, f"{file}: is that of {names[file]} too"))
+    for copy, first in copies(names).items():
+        folder.faults.append(ClipError(names[copy], f"{copy}: is a copy of {first}"))
+    for fault in folder.faults:
+        folder.sounds.pop(fault.id, None)
+    return folder
+
+
+def _of_files(path: Path, only: Container[str] | None) -> Folder:
+    """The clips of a folder, by the names of its files."""
     try:
         found = expand([path], kinds=AUDIO + VIDEOS)
     except NoInputs:
@@ -66,8 +91,9 @@ def open_folder(path: Path) -> Folder:
     sounds: dict[str, list[Path]] = {}
     videos: dict[str, list[Path]] = {}
     for file in found.paths:
-        by_name = videos if file.suffix.lower() in VIDEOS else sounds
-        by_name.setdefault(file.stem, []).append(file)
+        if only is None or file.stem in only:
+            by_name = videos if file.suffix.lower() in VIDEOS else sounds
+            by_name.setdefault(file.stem, []).append(file)
     # a video stands for its own sound where no sound file has its name
     folder = Folder(path, {}, {name: several[0] for name, several in videos.items()})
     for name in sorted(sounds.keys() | videos.keys()):
@@ -76,10 +102,22 @@ def open_folder(path: Path) -> Folder:
             folder.sounds[name] = sounds.get(name, several)[0]
         else:
             folder.faults.append(ClipError(name, f"{several[1]}: has the name of {several[0]}"))
-    # a clip counted twice would falsify every metric
-    for copy, first in copies(folder.sounds.values()).items():
-        folder.faults.append(ClipError(copy.stem, f"{copy}: is a copy of {first}"))
-        del folder.sounds[copy.stem]
+    return folder
+
+
+def _of_manifest(path: Path, only: Container[str] | None) -> Folder:
+    """The clips of a manifest, by their ids."""
+    folder = Folder(path, {}, {})
+    for clip in read_manifest(path):
+        if only is not None and clip.id not in only:
+            continue
+        if clip.start or not isinstance(clip.audio, Path):
+            why = f"begins at {clip.start:g} s of its file" if clip.start else "has no sound on this machine"
+            folder.faults.append(ClipError(clip.id, f"{path}: {clip.id} {why}"))
+            continue
+        folder.sounds[clip.id] = clip.audio
+        if isinstance(clip.video, Path):
+            folder.videos[clip.id] = clip.video
     return folder
 
 

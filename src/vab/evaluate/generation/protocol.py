@@ -336,7 +336,7 @@ class _Evaluation:
 
 def _open_side(path: Path, settings: EvaluationSettings) -> ClipSet:
     """A folder and where its features are: a folder without sounds may hold them itself."""
-    folder = open_folder(path)
+    folder = open_folder(path, settings.clips)
     cache = cache_folder(path, settings.seconds, settings.cache)
     if not folder.sounds and not folder.faults:
         specs = [spec for backbone in BACKBONES.values() for spec in backbone.specs]
