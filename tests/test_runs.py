@@ -36,7 +36,7 @@ from vab.models.flops import training_flops
 from vab.models.hub import ASSETS, read_config
 from vab.presets import PRESETS
 from vab.training.batches import ClipBatches
-from vab.training.checkpoint import checkpoints, export_checkpoint
+from vab.training.checkpoint import checkpoints, export_checkpoint, read_about
 from vab.training.monitor.throughput import Throughput
 from vab.training.monitor.validation import mean_average_precision, retrieval_at_1
 from vab.training.objectives import OBJECTIVES, LossOutput, build, masked_prediction_step
@@ -342,7 +342,8 @@ def test_a_model_is_exported_while_the_run_goes_on(
 def test_a_signal_saves_and_the_same_call_goes_on(
     latents: Path, tmp_path: Path, number: signal.Signals, code: int | None
 ) -> None:
-    settings = with_train(save_every=4, validate_every=2, keep_every=6)
+    # at this rate it soon gets worse: the best step is one before the stops
+    settings = with_train(save_every=4, validate_every=2, keep_every=6, learning_rate=0.5)
     whole = train(settings, latents, tmp_path / "whole", max_steps=9)
     handlers = signal.getsignal(number)
     said: list[str] = []
@@ -355,6 +356,8 @@ def test_a_signal_saves_and_the_same_call_goes_on(
         assert said[-1] == f"stopped at step {step + 1}, saved; start the same command to go on"
         assert checkpoints(run / "checkpoints")[0].stem == f"{step + 1:09d}"
     assert signal.getsignal(number) is handlers
+    about = read_about(checkpoints(run / "checkpoints")[0])
+    assert about is not None and about["best"]["step"] == 2  # known again after the first stop
     train(settings, latents, run, max_steps=9)
     assert same_weights(whole, run) and all_curves(whole) == all_curves(run)
     kept = [[p.stem for p in checkpoints(each / "checkpoints" / "kept")] for each in (whole, run)]

@@ -230,6 +230,6 @@ def _help(names: Sequence[str] = tuple(VERBS)) -> str:
             *lines,
             "",
             "Run vab VERB --help for its options. With --json a verb prints one JSON document.",
-            "Exit code: 0 success, 1 some inputs failed, 2 bad call, 128 + N ended by signal N (Ctrl-C: 130).",
+            "Exit code: 0 success, 1 some inputs failed, 2 bad call, 128 + N signal N (Ctrl-C: 130).",
         ]
     )

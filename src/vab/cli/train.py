@@ -175,7 +175,7 @@ def _train(chosen: Run) -> int:
     from vab.evaluate.generation.examine import Examiner
     from vab.training.trainer import train
 
-    examine = Examiner("auto", log) if chosen.train.sample_every else None
+    examine = Examiner(chosen.compute.device, log) if chosen.train.sample_every else None
     more = {"weights": chosen.weights, "lengthen": chosen.lengthen, "codec_path": chosen.codec_path}
     carry_out(train, chosen, examine=examine, **more)
     document = {"run": str(chosen.out), "settings": asdict(chosen.settings)}

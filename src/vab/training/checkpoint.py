@@ -139,9 +139,9 @@ def resume(
 ) -> tuple[int, dict[str, Any]] | None:
     """Put the newest good checkpoint of a run in place; returns its step and what was saved as ``about``.
 
-    One that was cut short or damaged is passed over, down to those that were kept; None if there is no other. ``TrainError`` names what
-    differs between ``identity``, which must not change, and that of a checkpoint, which is never overwritten.
-    With ``lengthen`` the number of steps may have grown.
+    One that was cut short or damaged is passed over, down to those that were kept; None if there is no other.
+    ``TrainError`` names what differs between ``identity``, which must not change, and that of a checkpoint,
+    which is never overwritten. With ``lengthen`` the number of steps may have grown.
     """
     for path in all_checkpoints(run / "checkpoints"):
         about = read_about(path)

@@ -24,6 +24,7 @@ from vab.errors import TrainError
 from vab.models.flops import training_flops
 from vab.models.heads import Classifier, start_from
 from vab.models.hub import CONFIG, KNOWN, MODEL
+from vab.models.vab import VAB
 from vab.training.batches import Batch, ClipBatches
 from vab.training.checkpoint import BEST, KEPT, resume, save_checkpoint
 from vab.training.known import class_statistics
@@ -237,6 +238,7 @@ class TrainingRun:
             if opened and first:
                 opened.show(self.loggers, self.step, opened.true, "/true")
         if isinstance(self.samples, Samples):
+            assert isinstance(self.model, VAB)  # or there are no samples
             with self._averaged():
                 sounds = self.samples(self.model)
             self.samples.show(self.loggers, self.step, sounds)
@@ -291,7 +293,7 @@ class TrainingRun:
     def check(self, stop: bool = False) -> bool:
         """Wait for the device, and see what the steps since the last check have come to.
 
-        Returns whether any process of the run wants to ``stop``. ``TrainError`` for a loss that is not finite.
+        Returns whether any process of the run wants to ``stop``. ``TrainError`` if a loss is not finite.
         """
         done = torch.stack([row for _, row in self.pending]).tolist()
         for (step, _), (loss, norm) in zip(self.pending, done, strict=True):

@@ -48,12 +48,14 @@ class Examiner:
         for name, network in list(self.networks.items()):
             rate = BACKBONES[name].generated.rate
             try:
-                features = [[network(_at(rate, sound)) for sound in side] for side in (true, generated)]
+                reference, made = (
+                    [network(_at(rate, sound)) for sound in side] for side in (true, generated)
+                )
             except VABError as error:
                 self.log(f"samples are not scored by {name}: {error}")
                 del self.networks[name]
                 continue
-            for metric in of_backbone(name, *features, resamples=2):
+            for metric in of_backbone(name, reference, made, resamples=2):
                 values[metric.key] = metric.value.value
         return values
 
