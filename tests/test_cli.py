@@ -419,7 +419,13 @@ def test_further_processes_of_a_run_say_nothing_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for rank, lines in (("0", 1), ("1", 0)):
-        monkeypatch.setenv("LOCAL_RANK", rank)
+        for name, value in {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }.items():
+            monkeypatch.setenv(name, value)
         code, _, err = vab(capsys, "pretrain", "vab-tiny", "--store", "none", "--run", "none", "--devices", 0)
         assert code == 2 and len(err.splitlines()) == lines
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from vab.cli.output import log, print_result
-from vab.config import DEFAULT_COMPUTE, Compute, DecodeConfig, ModelConfig, Preset, TrainConfig
+from vab.config import Compute, DecodeConfig, ModelConfig, Preset, TrainConfig
 from vab.errors import SettingError
 from vab.models.hub import ASSETS, BUNDLED, CONFIG, read_preset
 from vab.presets import PRESETS
@@ -42,12 +42,23 @@ class Run:
         None  # how often an epoch has each store's clips
     )
     init: Annotated[Path | None, _arg("DIR")] = None  # model directory to take initial weights from
-    compute: tyro.conf.OmitArgPrefixes[Compute] = DEFAULT_COMPUTE
+    device: str = "auto"  # cpu, cuda, mps; auto is the best there is
+    devices: Annotated[int | None, _arg("N")] = None  # GPUs, or processes on a CPU; else one, or torchrun's
+    accumulate: int = 1  # parts that a step's clips are computed in, one after another
+    checkpoint_activations: Annotated[bool, _arg()] = False  # compute activations twice, to keep fewer
+    compile: Annotated[bool, _arg()] = False  # make kernels for the layers by torch.compile
+    workers: int = 1  # threads that make batches
+    prefetch: int = 2  # batches that they make ahead
     max_steps: Annotated[int | None, _arg("N")] = None  # training steps, instead of the number of epochs
     lengthen: Annotated[bool, _arg()] = False  # go on with a run for more steps than it was begun with
     codec_path: Annotated[str | None, _arg("PATH|HUB_ID")] = None  # the codec of samples (train.sample-every)
     config: Annotated[Path | None, _arg("FILE")] = None  # config.json of a run or a model, for its settings
     json: Annotated[bool, _arg()] = False  # print one JSON document to standard output
+
+    @property
+    def compute(self) -> Compute:
+        """How the run is computed."""
+        return Compute(**{field.name: getattr(self, field.name) for field in fields(Compute)})
 
     @property
     def settings(self) -> Preset:
