@@ -231,6 +231,10 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole(mixed: Path, tmp_path: Pa
     chosen = replace(chosen, train=replace(chosen.train, batch_size=9))
     whole = gradients(chosen, mixed, tmp_path, Compute())
     assert len(whole) > 20 and whole["gradient_norm"] > 1e-3
+    direct = training(chosen, mixed, tmp_path, Compute())
+    STEPS[objective](direct.network, direct.clips.train_batch(2), chosen).loss.backward()
+    for name, parameter in direct.model.named_parameters():
+        torch.testing.assert_close(whole[name], parameter.grad, rtol=1e-3, atol=1e-6)
     for parts in (2, 4, 99):
         split = gradients(chosen, mixed, tmp_path, Compute(accumulate=parts))
         assert split.keys() == whole.keys()
