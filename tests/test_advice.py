@@ -32,12 +32,7 @@ NEVER_SHOWN = [
         {"doctor", "pretrain", "finetune contrastive", "finetune classify"},
         "what is not there is not measured",
     ),
-    (
-        "vab.training.checkpoint",
-        {"codec train", "evaluate ablation"},
-        "their runs have a length of their own",
-    ),
-    ("vab.training", {"evaluate ablation"}, "it computes on one device, as it is"),
+    ("vab.utils.shares", {"evaluate ablation"}, "it takes all, and only its devices share"),
 ]
 
 

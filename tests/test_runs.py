@@ -430,10 +430,16 @@ def test_the_command_line_stops_and_goes_on(latents: Path, tmp_path: Path) -> No
     assert 0 < step < 400 and len(metrics(run, "train")) == step
 
 
-def test_a_run_is_lengthened_when_asked(latents: Path, tmp_path: Path) -> None:
+def test_a_run_is_lengthened_when_asked(
+    latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = train(PRESET, latents, tmp_path / "run", max_steps=5)
-    with pytest.raises(TrainError, match=r"steps was 5, is 8\. Use another folder, or --lengthen to go on"):
+    with pytest.raises(TrainError, match=r"steps was 5, is 8\. Use another folder\.$"):
         train(PRESET, latents, run, max_steps=8)
+    # what can be done about it is up to the caller: the verbs have an option
+    words = ["pretrain", "--config", run / "config.json", "--store", latents, "--out", run, "--max-steps", 8]
+    code, _, err = vab(capsys, *words, "--device", "cpu")
+    assert code == 2 and "Use another folder, or --lengthen to go on with it." in err.replace("\n", " ")
     said: list[str] = []
     train(PRESET, latents, run, max_steps=8, lengthen=True, log=said.append)
     assert any(

@@ -27,6 +27,10 @@ def folds(
     Args:
         benchmark: the column of the paper's Tables 4 and 5 to print beside the results.
     """
+    if chosen.lengthen:
+        raise SettingError(
+            "a cross-validation cannot be made longer: leave --lengthen out, or use another --out"
+        )
     if benchmark in AUDIO_ONLY and chosen.train.inputs != ("audio",):
         raise SettingError(f"the paper has {benchmark} from audio only: --train.inputs audio")
     if len(chosen.store) > 1 or chosen.weights is not None:

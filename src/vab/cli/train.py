@@ -187,8 +187,15 @@ def _train(chosen: Run) -> int:
     from vab.training.trainer import train
 
     examine = Examiner(chosen.compute.device, log) if chosen.train.sample_every else None
-    more = {"weights": chosen.weights, "lengthen": chosen.lengthen, "codec_path": chosen.codec_path}
-    carry_out(train, chosen, examine=examine, **more)
+    carry_out(
+        train,
+        chosen,
+        weights=chosen.weights,
+        lengthen=chosen.lengthen,
+        if_longer="--lengthen to go on with it",
+        codec_path=chosen.codec_path,
+        examine=examine,
+    )
     document = {"run": str(chosen.out), "settings": asdict(chosen.settings)}
     print_result(document, f"{chosen.out}: done", chosen.json)
     return 0

@@ -136,12 +136,14 @@ def resume(
     ema: list[Tensor],
     log: Callable[[str], None],
     lengthen: bool = False,
+    if_longer: str = "",
 ) -> tuple[int, dict[str, Any]] | None:
     """Put the newest good checkpoint of a run in place; returns its step and what was saved as ``about``.
 
     One that was cut short or damaged is passed over, down to those that were kept; None if there is no other.
     ``TrainError`` names what differs between ``identity``, which must not change, and that of a checkpoint,
-    which is never overwritten. With ``lengthen`` the number of steps may have grown.
+    which is never overwritten. With ``lengthen`` the number of steps may have grown; ``if_longer`` is that of
+    ``check_identity``.
     """
     for path in all_checkpoints(run / "checkpoints"):
         about = read_about(path)
@@ -158,18 +160,21 @@ def resume(
         if lengthen and saved["steps"] < identity["steps"]:
             saved["steps"] = identity["steps"]
             saved["train"] = saved["train"] | {"epochs": identity["train"]["epochs"]}
-        check_identity(run, saved, identity)
+        check_identity(run, saved, identity, if_longer)
         return load_checkpoint(path, model, optimizers, ema), about
     return None
 
 
-def check_identity(run: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
-    """``TrainError`` if what a run was begun with is not what it shall go on with."""
+def check_identity(run: Path, saved: dict[str, Any], identity: dict[str, Any], if_longer: str = "") -> None:
+    """``TrainError`` if what a run was begun with is not what it shall go on with.
+
+    ``if_longer`` is what else its caller can do if nothing but the number of steps has grown.
+    """
     other = sorted(differences(saved, identity))
     if other:
         lengths = {difference.partition(" was ")[0] for difference in other} <= {"steps", "train.epochs"}
         longer = lengths and saved["steps"] < identity["steps"]
-        way = "Use another folder, or --lengthen to go on with it." if longer else "Use another folder."
+        way = f"Use another folder{f', or {if_longer}' if longer and if_longer else ''}."
         raise TrainError(f"{run} holds another run: {'; '.join(other)}. {way}")
 
 

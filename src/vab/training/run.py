@@ -58,6 +58,7 @@ class TrainingRun:
         compute: Compute = DEFAULT_COMPUTE,
         fold: str | None = None,
         lengthen: bool = False,
+        if_longer: str = "",
         loggers: Sequence[Logger] = (),
         codec_path: str | Path | None = None,
         examine: Examine | None = None,
@@ -67,7 +68,7 @@ class TrainingRun:
         self.folder, self.fold, self.objective = folder, fold, OBJECTIVES[preset.train.objective]
         self.compute = compute
         self.log = log if fabric.is_global_zero else lambda line: None
-        self.lengthen, self.own_loggers = lengthen, loggers
+        self.lengthen, self.if_longer, self.own_loggers = lengthen, if_longer, loggers
         self.codec_path, self.examine = codec_path, examine
         self.total = preset.train.max_steps or clips.steps(preset.train.epochs)
         config = preset.train
@@ -115,7 +116,14 @@ class TrainingRun:
         """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder."""
         optimizers = self._optimizers()
         saved = resume(
-            self.folder, self.identity, self.model, optimizers, self.ema, self.log, lengthen=self.lengthen
+            self.folder,
+            self.identity,
+            self.model,
+            optimizers,
+            self.ema,
+            self.log,
+            lengthen=self.lengthen,
+            if_longer=self.if_longer,
         )
         if saved is not None:
             self.step, about = saved

@@ -34,6 +34,7 @@ def train(
     max_steps: int | None = None,
     fold: str | None = None,
     lengthen: bool = False,
+    if_longer: str = "",
     loggers: Sequence[Logger] = (),
     codec_path: str | Path | None = None,
     examine: Examine | None = None,
@@ -47,11 +48,12 @@ def train(
     ``if __name__ == "__main__"``), or, if torchrun or srun has started this process, with the others.
     ``max_steps`` is ``train.max_steps``. With ``fold`` that fold of the store is validated on,
     every clip of it, and the other folds are learned. With ``lengthen`` a run may go on to more steps than it
-    was begun with. ``loggers`` hear of it beside the run's own; samples (``train.sample_every``) are decoded
-    by the codec at ``codec_path`` and scored by ``examine``. Written: ``config.json``, ``checkpoints/``,
-    ``metrics.jsonl``, TensorBoard's events, and at the end ``model.safetensors`` (averaged weights if there
-    are), ``record.json``. Ctrl-C (``KeyboardInterrupt``), SIGTERM and SIGUSR1 (``SystemExit``) end it after
-    the step it is at, with a checkpoint.
+    was begun with; without it the error adds ``if_longer``, what else the caller can do. ``loggers`` hear of
+    it beside the run's own; samples (``train.sample_every``) are decoded by the codec at ``codec_path`` and
+    scored by ``examine``. Written: ``config.json``, ``checkpoints/``, ``metrics.jsonl``, TensorBoard's
+    events, and at the end ``model.safetensors`` (averaged weights if there are), ``record.json``. Ctrl-C
+    (``KeyboardInterrupt``), SIGTERM and SIGUSR1 (``SystemExit``) end it after the step it is at, with a
+    checkpoint.
     Raises ``SettingError`` for a preset that makes no sense, ``StoreError`` for latents that do not fit,
     ``TrainError`` for devices that are not there, for a split without the clips that the objective needs,
     for a folder that holds another run and for a loss that is not finite (the last good checkpoint stays),
@@ -72,6 +74,7 @@ def train(
         compute=compute,
         fold=fold,
         lengthen=lengthen,
+        if_longer=if_longer,
         loggers=loggers,
         codec_path=codec_path,
         examine=examine,

@@ -43,7 +43,7 @@ def on_ray(clips: Sequence[Clip], steps: Steps, address: str | None = None) -> I
         if not steps.on_cpu and not gpus:
             raise RayError("the Ray cluster has no GPU; start it with some, or compute with --device cpu")
         if cpus < 1:
-            raise RayError("the Ray cluster has no CPU to decode on; start it with --num-cpus 1 or more")
+            raise RayError("the Ray cluster has no CPU to decode on; start it anew with one or more")
         share = 1.0 if cpus >= 2 else 0.5
         actors = max(1, int(cpus) // 2) if steps.on_cpu else gpus
 
