@@ -18,7 +18,7 @@ from vab.cli import main
 from vab.config import DecodeConfig, TrainConfig
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
-from vab.errors import TrainError
+from vab.errors import TrainError, VABError
 from vab.evaluate.ablation import report
 from vab.evaluate.ablation.run import AblationSettings, Outcome, Result, ablate
 from vab.evaluate.ablation.tables import ABLATIONS, FAD, Ablation, Row, changed
@@ -255,8 +255,59 @@ def test_training_is_shared_between_ablations(store: Path, model: Path, small: s
         assert {"FD-LOGMEL", "R@1 V → A %", "R@10 A → V %", "P@1 V → A %"} <= set(each.metrics)
     record = json.loads((run / "base" / "contrastive_masked" / "record.json").read_text())
     assert record["objective"] == "masked" and record["steps"] == 2
-    with pytest.raises(TrainError, match="another run"):
+    assert {path.name for path in (run / "base").glob("contrastive*")} == {
+        "contrastive",
+        "contrastive_masked",
+    }
+    with pytest.raises(TrainError, match=r"another run: .*steps was 2, is 3\. Use another folder\.$"):
         ablate("order", replace(chosen, max_steps=3), silent)
+
+
+def test_a_row_has_the_papers_epochs_or_those_that_are_given(
+    store: Path, model: Path, small: str, tmp_path: Path
+) -> None:
+    """Table 10: contrastive learning that comes first has 29 epochs, not the 15 of its preset."""
+    rows = ABLATIONS["order"].rows
+    assert [row.epochs for row in rows] == [{"contrastive": 29.0}, {}]
+    own = [PRESETS[name].train.epochs for name in ("vab-dac-test", "vab-dac-test-contrastive")]
+    assert own == [9.0, 15.0]  # what the rows leave to the presets
+    run = tmp_path / "run"
+    chosen = settings(store, run, model, preset=small, codec_path=str(model))
+    brief = {"masked": 0.4, "contrastive_masked": 0.8, "masked_contrastive": 1.0}
+    found = ablate("order", replace(chosen, epochs=brief), silent)
+    assert [each.epochs for each in found.outcomes] == [
+        {"contrastive": 29.0, "contrastive_masked": 0.8},
+        {"masked": 0.4, "masked_contrastive": 1.0},
+    ]
+    # 10 clips in batches of 4; other epochs than the preset's are another network, in a folder of its own
+    places = {path.parent.name: path for path in (run / "base").glob("*/record.json")}
+    assert {name: json.loads(path.read_text())["steps"] for name, path in places.items()} == {
+        "contrastive-29": 73,
+        "contrastive-29_masked-0.8": 2,
+        "masked-0.4": 1,
+        "masked-0.4_contrastive-1": 3,
+    }
+    assert [row["epochs"] for row in found.document()["rows"]] == [each.epochs for each in found.outcomes]
+    assert "contrastive, then masked: contrastive 29, masked 0.8; " in report.as_markdown(found)
+
+
+def test_epochs_are_of_trainings_that_there_are(store: Path, model: Path, small: str, tmp_path: Path) -> None:
+    chosen = settings(store, tmp_path / "run", model, preset=small)
+    trainings = "contrastive, contrastive_masked, masked, masked_contrastive"
+    for name, epochs, said in (
+        (
+            "order",
+            {"masked_contrast": 1.0},
+            f"no training masked_contrast .* its trainings are: {trainings}$",
+        ),
+        ("steps", {"masked": 1.0}, "it trains nothing"),
+        ("order", {"contrastive": -1.0}, r"train\.epochs"),
+    ):
+        with pytest.raises(VABError, match=said):
+            ablate(name, replace(chosen, epochs=epochs), silent)
+    with pytest.raises(EvaluationError, match="exclude each other"):
+        ablate("order", replace(chosen, epochs={"masked": 1.0}, max_steps=2), silent)
+    assert not (tmp_path / "run").exists()
 
 
 def test_pre_training_may_be_on_other_latents(store: Path, model: Path, small: str, tmp_path: Path) -> None:

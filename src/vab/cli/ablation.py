@@ -24,6 +24,7 @@ def ablation(
     split: str = "dev",
     clips: int = 200,
     seed: int = 0,
+    epochs: Annotated[dict[str, float] | None, tyro.conf.arg(metavar="TRAINING N ...")] = None,
     max_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     reference: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
@@ -55,7 +56,9 @@ def ablation(
         split: the split of the store to measure on.
         clips: the largest number of sounds to generate for each row.
         seed: the random seed of generation.
-        max_steps: training steps of each run, instead of the presets' number of epochs.
+        epochs: epochs of trainings, each named after those up to it: contrastive 20 masked_contrastive 10.
+            Default: the paper's (order: 29 for contrastive learning that comes first), else the presets'.
+        max_steps: training steps of each run, instead of all epochs.
         reference: folder of real sounds named by clip id. Default: the store's own, decoded by the codec.
         weights: the folder of weights for FAD, KLD, ...; see vab evaluate generation.
         cache: folder for the extracted features. Default: in the folders of the sounds.
@@ -76,6 +79,7 @@ def ablation(
         split=split,
         clips=clips,
         seed=seed,
+        epochs=epochs or {},
         max_steps=max_steps,
         reference=reference,
         weights=weights,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,8 @@ def as_markdown(result: Result) -> str:
         "Brackets: 95 % bootstrap intervals.",
         markdown(header, rows),
     ]
+    if trained := [f"{each.row.name}: {_numbers(each.epochs)}" for each in result.outcomes if each.epochs]:
+        parts.append(f"Epochs: {'; '.join(trained)}.")
     # 4. Which row is best, and what the reader must know to compare.
     best = [line for key in ours if (line := _best(result, key))]
     parts += ["\n".join(f"* {line}" for line in best)] if best else []
@@ -116,6 +118,11 @@ def as_markdown(result: Result) -> str:
     if any(key.startswith("FD-") for key in ours):
         parts.append(f"Sounds are held against {real}.")
     return "\n\n".join(parts)
+
+
+def _numbers(epochs: Mapping[str, float]) -> str:
+    """The epochs of each training, by its last objective: contrastive 29, masked 9."""
+    return ", ".join(f"{name.rpartition('_')[2]} {number:g}" for name, number in epochs.items())
 
 
 def _best(result: Result, key: str) -> str:

@@ -1,7 +1,8 @@
 """Run an ablation from end to end: train, synthesize, measure (appendices C and D).
 
 Results share one folder between ablations: the networks of a variant of the preset stand in
-``<variant>/<order of training>``, sounds beside them. What is there is not done again.
+``<variant>/<order of training>``, with the epochs of a training that has others than its preset
+(``contrastive-29_masked``), sounds beside them. What is there is not done again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vab.config import Compute, DecodeConfig, Preset, former_fields
+from vab.config import Compute, DecodeConfig, Preset, check_preset, former_fields
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, COLUMNS, Ablation, Objective, Row, changed
@@ -45,7 +46,8 @@ class AblationSettings:
     split: str = "dev"
     clips: int = 200  # at most, to make sounds for
     seed: int = 0
-    max_steps: int | None = None  # of each training, instead of the preset's epochs
+    max_steps: int | None = None  # of each training, instead of all epochs
+    epochs: Mapping[str, float] = field(default_factory=dict)  # of trainings by name, instead of the rows'
     reference: Path | None = None  # real sounds named <id>; None: the store's own, through the codec
     weights: Path | None = None  # the folder of weights for ``vab evaluate generation``
     resamples: int = 200
@@ -65,6 +67,7 @@ class Outcome:
     metrics: dict[str, Interval] = field(default_factory=dict)
     clips: dict[str, int] = field(default_factory=dict)  # N of each metric
     made_with: dict[str, Any] = field(default_factory=dict)
+    epochs: dict[str, float] = field(default_factory=dict)  # of each training; none if steps were given
     left_out: list[ClipError] = field(default_factory=list)  # sounds that could not be measured
     absent: dict[str, str] = field(default_factory=dict)  # backbones that could not be had, and why
     # reference, generated and settings of the evaluation of its sounds; None: no sound was made
@@ -96,6 +99,7 @@ class Result:
                     "name": each.row.name,
                     "changes": dict(each.row.changes),
                     "training": list(each.row.chain),
+                    "epochs": each.epochs,
                     "paper": dict(each.row.paper),
                     "here": {
                         key: value.document() | {"clips": each.clips[key]}
@@ -127,8 +131,14 @@ def ablate(
     steps = 1 if settings.max_steps is None else settings.max_steps
     if settings.clips < 2 or steps < 1 or not settings.stores:
         raise EvaluationError("an ablation needs a store, two clips or more and one step or more")
-    # 1. Open the stores, so that a wrong call fails before anything is trained.
     ablation = ABLATIONS[name]
+    trainings = dict.fromkeys(each for row in ablation.rows for each in row.trainings)
+    if unknown := [each for each in settings.epochs if each not in trainings]:
+        known = f"its trainings are: {', '.join(trainings)}" if trainings else "it trains nothing"
+        raise EvaluationError(f"{name} has no training {unknown[0]} to set the epochs of; {known}")
+    if settings.epochs and settings.max_steps is not None:
+        raise EvaluationError("--epochs and --max-steps exclude each other")
+    # 1. Open the stores, so that a wrong call fails before anything is trained.
     run = _Run(settings, log, progress)
     # 2. Train each row, or decode one finished model.
     if ablation.trains:
@@ -162,8 +172,8 @@ class _Run:
     def train_rows(self, ablation: Ablation) -> list[Outcome]:
         """Train and measure every row; what any of them needs is looked for before the first is trained."""
         for row in ablation.rows:
-            for objective in row.chain:
-                self.preset(row, objective)
+            for n in range(len(row.chain)):
+                check_preset(self.training(row, n))
             self.fine_for(self.preset(row, "masked"))
         return [self.train_row(row, ablation.measured) for row in ablation.rows]
 
@@ -173,8 +183,9 @@ class _Run:
         variant = self.settings.run / _variant(_preset(self.settings.preset, "masked"), row.changes)
         # each training of the chain has a folder named after all those before it
         init: Path | None = None
+        stem = ""
         for n, objective in enumerate(row.chain):
-            preset = self.preset(row, objective)
+            preset = self.training(row, n)
             try:
                 store = _store(self.stores, preset)
                 # classes are learned where they are measured, all else where pre-training is
@@ -184,7 +195,11 @@ class _Run:
             except StoreError as error:
                 outcome.reason = str(error)
                 return outcome
-            stem = "_".join(row.chain[: n + 1])
+            epochs = preset.train.epochs
+            other = "" if epochs == self.preset(row, objective).train.epochs else f"-{epochs:g}"
+            stem = f"{stem}_{objective}{other}".removeprefix("_")
+            if self.settings.max_steps is None:
+                outcome.epochs[row.trainings[n]] = epochs
             # one network, or one for each input of the classifier
             for part, inputs in _parts(preset):
                 place = variant / stem / part
@@ -240,6 +255,14 @@ class _Run:
         changes = row.changes.items()
         fitting = {k: v for k, v in changes if k.startswith("model.") or objective == "masked"}
         return changed(_preset(self.settings.preset, objective), fitting)
+
+    def training(self, row: Row, n: int) -> Preset:
+        """The preset of the n-th training of a row's chain, with its epochs unless steps are given."""
+        preset = self.preset(row, row.chain[n])
+        epochs = {**row.epochs, **self.settings.epochs}.get(row.trainings[n])
+        if epochs is None or self.settings.max_steps is not None:
+            return preset
+        return changed(preset, {"train.epochs": epochs})
 
     def fine_for(self, preset: Preset) -> Path | None:
         """The first second stage that fits; ``EvaluationError`` says why the last one does not."""
