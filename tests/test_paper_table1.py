@@ -1,4 +1,4 @@
-"""recipes/paper_table1.sh, whole: from lists in the official form to the row of Table 1, killed on its way."""
+"""recipes/paper_table1.sh, whole: from lists in the official form to the row of Table 1, killed midway."""
 
 from __future__ import annotations
 

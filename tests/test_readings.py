@@ -167,3 +167,24 @@ def test_the_screen_of_a_preset_says_what_the_paper_says(capsys: pytest.CaptureF
     assert paper_says("vab-dac-contrastive")["train.contrast_smoothing"] == "0.1"
     assert PRESETS["vab-dac-contrastive"].train.contrast_smoothing == 0.1
     assert "not said" in paper_says("vab-dac-coarse2fine")["train.epochs"]
+
+
+def test_a_preset_stands_beside_its_own_numbers_of_the_paper() -> None:
+    """Every number that the paper prints is the preset's, but for the heads that it gives twice."""
+    compared = 0
+    for name, one in PRESETS.items():
+        for field, said in paper_says(name).items():
+            part, _, own = field.partition(".")
+            try:
+                number = float(said.replace("K", "e3").partition(";")[0].partition(":")[0].partition(",")[0])
+            except ValueError:  # words
+                continue
+            value = getattr(getattr(one, part), own)
+            if field == "model.num_heads" and "12 in the text" in said:
+                assert (number, value) == (8, 12)
+            elif (field, name) != ("model.num_expert_layers", "vab-dac-coarse2fine"):
+                assert value == number, (name, field)
+            compared += 1
+    assert compared > 300
+    epochs = [paper_says(name)["train.epochs"] for name in ("vab-encodec", "vab-dac", "vab-dac-test-spc1")]
+    assert epochs == ["17", "9", "5"]

@@ -68,8 +68,10 @@ def test_table_8_is_the_papers() -> None:
     }
     columns = ("", "-contrastive", "-as2m", "-as20k", "-vggsound", "-esc50", "-spc1")
     for row, field in names.items():
-        ours = [table_8(f"vab-encodec{column}")[f"train.{field}"] for column in columns]
-        assert ours == rows[row], row
+        # the loss is a setting of classifiers alone
+        known = columns if field != "loss" else columns[2:]
+        ours = [table_8(f"vab-encodec{column}")[f"train.{field}"] for column in known]
+        assert ours == rows[row][-len(known) :], row
 
 
 def tables() -> dict[int, Table]:

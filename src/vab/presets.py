@@ -233,16 +233,36 @@ def table_8(name: str) -> dict[str, str]:
     return {f"train.{field}": cell for field, cell in cells.items()}
 
 
+# The paper's words for each column of Table 7; what is derived from one has its cells.
+_TABLE_7_FIELDS = (
+    "num_codebooks",
+    "codebook_dim",
+    "codebook_size",
+    "hidden_dim",
+    "num_layers",
+    "num_expert_layers",
+    "num_heads",
+)
+_TABLE_7 = {
+    "vab-encodec": ("4", "128", "2048", "1024", "24", "12", "16"),
+    "vab-dac": ("4", "8", "1024", "1024", "24", "12", "16"),
+    "vab-dac-test": ("4", "8", "1024", "768", "20", "12", "8; 12 in the text"),
+    "vab-dac-coarse2fine": ("12", "8", "1024", "1280", "16", "N/A", "20"),
+}
+
 # Field -> what the paper's text says of it, for the presets of one objective or, by "", for all.
 _TEXT = {
     "": {
-        "model.vision": "EVA02-CLIP-L; 224 or 336 pixels: not said",
-        "model.positions": "ALiBi; distances: not said",
+        "model.vision": "EVA02-CLIP-L; pixels: not said",
+        "model.seconds": "10",
+        "model.fps": "1; VGGSound has 5, of which one is drawn for each second",
+        "model.positions": "ALiBi; between which places: not said",
         "model.code_projection": "embedded and summed",
         "model.standardise_features": "not said",
         "train.betas": "not found",
-        "train.max_grad_norm": "not found",
-        "train.roll_padding": "True: the 10 s window is rolled",
+        "train.max_grad_norm": "not said",
+        "train.roll_padding": "tokens are rolled as a spectrogram is, which reads as True",
+        "train.cond_drop_prob": "0: pre-training alone drops features",
     },
     "masked": {
         "train.mask_ratio_per": "not said",
@@ -253,29 +273,49 @@ _TEXT = {
         "train.cond_drop_prob": "0.1",
         "decode.num_steps": "16",
         "decode.guidance_scale": "5",
-        "decode.mask_temperature": "25.5 (EnCodec); DAC: not found",
+        "decode.mask_temperature": "25.5, the best of Table 17",
     },
 }
-_SECOND_STAGE = {
-    "train.epochs": "not said",
-    "train.learning_rate": "not said",
+_DAC_TEXT = {
+    "model.code_projection": "embedded and summed, which reads as shared",
+    "decode.mask_temperature": "not found",
+}
+# Of its training the paper says that it is close to VampNet's; Table 8 has no column for it.
+_SECOND_STAGE = dict.fromkeys(
+    [f"train.{field}" for field in _TABLE_8_FIELDS if field != "loss"]
+    + [f"train.{field}" for field in ("weight_decay", "mixup_prob", "label_smoothing", "cond_drop_prob")]
+    + [f"train.mask_{field}" for field in ("mean", "std", "min", "max")]
+    + ["decode.guidance_scale", "decode.mask_temperature"],
+    "not said",
+) | {
+    "model.num_conditioning_codebooks": "4",
+    "train.optimizer": "not said; settings are close to VampNet's",
     "decode.num_steps": "36",
-    "decode.guidance_scale": "not said",
-    "decode.mask_temperature": "not said",
 }
 
 
 def paper_says(name: str) -> dict[str, str]:
-    """What the paper says of a preset's fields, in Table 8 or in its text; empty for one of this project.
+    """What the paper says of a preset's fields, in Tables 7 and 8 or its text; empty for one of this project.
 
-    "Not said" and "not found" mark our guesses.
+    "Not said", and "not found" for what may be in the paper but not in our copy, mark our guesses.
     """
     if not _is_paper_s(name):
         return {}
-    texts = _TEXT[""] | _TEXT.get(PRESETS[name].train.objective, {})
+    own = PRESETS[name]
+    dac = own.model.codec == "dac"
+    # 1. The text, with Table 7; a name that is longer than a column's is of that column.
+    column = max((each for each in _TABLE_7 if name.startswith(each)), key=len)
+    says = {f"model.{field}": cell for field, cell in zip(_TABLE_7_FIELDS, _TABLE_7[column], strict=True)}
+    says |= _TEXT[""] | _TEXT.get(own.train.objective, {})
+    if dac:
+        says |= {field: text for field, text in _DAC_TEXT.items() if field in says}
     if name.endswith("coarse2fine"):
-        texts |= _SECOND_STAGE
-    return texts | table_8(name)
+        says |= _SECOND_STAGE
+    # 2. Table 8. Of a pair such as 17/9 it is the preset's own that stands beside it.
+    for field, cell in table_8(name).items():
+        first, slash, second = cell.partition("/")
+        says[field] = (second if dac else first) if slash and cell != "N/A" else cell
+    return says
 
 
 def _is_paper_s(name: str) -> bool:
