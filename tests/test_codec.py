@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
+from helpers.codecs import save_dac, save_encodec
 from vab.codecs.codec import DAC, Codec, CodecError, EnCodec, decode_long, load_codec
 
 HOP_LENGTH = 320
@@ -25,52 +26,6 @@ HOP_LENGTH = 320
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.3
-
-
-# --- small random codecs of the true structure, as the Hub has them ----------------------------------
-
-
-def save_encodec(folder: Path, **changes: int) -> None:
-    from transformers import EncodecConfig, EncodecModel
-
-    values = {
-        "sampling_rate": 16000,
-        "num_filters": 2,
-        "hidden_size": 8,
-        "codebook_size": 32,
-        "target_bandwidths": [0.5, 1.0],  # 2 and 4 codebooks
-        "use_causal_conv": False,
-        "use_conv_shortcut": False,
-        "pad_mode": "constant",
-    }
-    torch.manual_seed(0)
-    model = EncodecModel(EncodecConfig(**(values | changes)))
-    with torch.no_grad():  # they start at zero; as k-means would, take what the encoder says
-        heard = model.encoder(noise(1, changes.get("audio_channels", 1), 32 * HOP_LENGTH))[0].T
-        for level, layer in enumerate(model.quantizer.layers):
-            layer.codebook.embed.copy_(heard if level == 0 else torch.randn_like(heard) * heard.std() / 4)
-    model.save_pretrained(folder)
-
-
-def save_dac(folder: Path, **changes: int | list[int]) -> None:
-    from transformers import DacConfig, DacModel
-
-    values = {
-        "encoder_hidden_size": 4,
-        "decoder_hidden_size": 32,
-        "downsampling_ratios": [2, 4, 5, 8],
-        "n_codebooks": 12,
-        "codebook_size": 64,
-        "quantizer_dropout": 1.0,  # as trained; must not act
-        "sampling_rate": 16000,
-        "hop_length": 512,  # stale, as in the Hub's file
-    }
-    torch.manual_seed(0)
-    model = DacModel(DacConfig(**(values | changes)))
-    for parameter in model.parameters():  # the default law is so narrow that everything is silence
-        if parameter.ndim > 1 and parameter.shape[0] != 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    model.save_pretrained(folder)
 
 
 SAVE = {"encodec": save_encodec, "dac": save_dac}
