@@ -109,12 +109,13 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     # a machine with three GPUs, as far as torch is asked how many there are
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
     assert devices_for(1) == [torch.device("cuda")]
     assert devices_for(2) == [torch.device("cuda", 0), torch.device("cuda", 1)]
     with pytest.raises(SettingError, match="there are 3 GPUs here"):
         devices_for(4, "cuda")
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    for name, value in (("RANK", "6"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
     assert devices_for(1) == [torch.device("cuda", 2)] and devices_for(1, "cpu") == [CPU]
 
 
@@ -132,6 +133,10 @@ def test_each_name_is_in_one_share_and_in_one_of_its_parts(count: int, parts: in
     assert Share.parse(str(mine[0])) == mine[0]
 
 
+def test_a_name_that_is_not_utf_8_has_a_share_too() -> None:
+    assert [Share(n, 3).has("clip\udcff") for n in range(3)].count(True) == 1
+
+
 def test_shares_by_hand() -> None:
     assert Share.parse("1/4") == Share(0, 4) and Share.parse("4/4") == Share(3, 4)
     for text in ("0/4", "5/4", "1/0", "4", "1/", "a/b", "-1/4", "1/4/8", "1.0/4", "1/-4", ""):
@@ -144,11 +149,14 @@ def test_shares_of_the_environment() -> None:
     array["SLURM_ARRAY_TASK_STEP"] = "4"
     torchrun = {"RANK": "2", "WORLD_SIZE": "3"}
     srun = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    srun |= {"SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": "2"}
     assert Share.from_environment({}) == Share(0, 1)
     assert Share.from_environment(array) == Share(2, 4)
     assert Share.from_environment(torchrun) == Share(2, 3)
-    assert Share.from_environment(srun) == Share(1, 2)
-    assert Share.from_environment({**array, **srun}) == Share(2, 4).part(1, 2)
+    assert Share.from_environment(srun, terminal=False) == Share(1, 2)
+    assert Share.from_environment({**array, **srun}, terminal=False) == Share(2, 4).part(1, 2)
+    # a person's shell, which srun --pty opened, does all of the work
+    assert Share.from_environment(srun, terminal=True) == Share(0, 1)
     # torchrun inside srun counts all its processes
     assert Share.from_environment({**torchrun, **srun}) == Share(2, 3)
     # a batch script that asked for tasks, but did not start them

@@ -19,6 +19,7 @@ import torch
 
 from vab.errors import SettingError, VABError, for_people
 from vab.utils.device import Device, pick_device
+from vab.utils.world import World
 
 A = TypeVar("A")
 C = TypeVar("C")
@@ -56,9 +57,9 @@ def devices_for(count: int, device: Device = "auto") -> list[torch.device]:
         raise SettingError("--devices must be 1 or more")
     one = pick_device(device)
     if count == 1:
-        place = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
-        if one.type == "cuda" and one.index is None and place.isdigit():
-            return [torch.device("cuda", int(place) % torch.cuda.device_count())]
+        world = World.from_environment()
+        if one.type == "cuda" and one.index is None and world.size > 1:
+            return [torch.device("cuda", world.local_rank % torch.cuda.device_count())]
         return [one]
     if one.type == "cuda" and one.index is None:
         if count > torch.cuda.device_count():

@@ -6,9 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 
 from vab.errors import SettingError
+from vab.utils.provenance import sha256
+from vab.utils.world import World
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,17 @@ class Share:
         return cls(int(found[1]) - 1, int(found[2]))
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Share:
+    def chosen(cls, text: str | None) -> Share:
+        """The share that the option ``--shard I/N`` means, or without it that of the environment."""
+        return cls.from_environment() if text is None else cls.parse(text)
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str] = os.environ, terminal: bool | None = None
+    ) -> Share:
         """The share of this task of a SLURM array, of this process of srun or torchrun, or of both; else all.
 
-        ``SettingError`` if the environment contradicts itself.
+        ``terminal`` as in ``World``. ``SettingError`` if the environment contradicts itself.
         """
         share = cls()
         # 1. Tasks of an array need not count from 0, nor by one.
@@ -41,12 +49,12 @@ class Share:
             )
             share = share.part((task - first) // max(1, step), count, "SLURM_ARRAY_TASK_ID")
 
-        # 2. Processes of a task. A batch script that calls no srun has SLURM_PROCID too, but it is one
-        #    process, however many tasks were asked for: a step counts its own.
-        for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-            if rank in environment and size in environment:
-                return share.part(_number(environment, rank), _number(environment, size), rank)
-        return share
+        # 2. Processes of a task.
+        try:
+            world = World.from_environment(environment, terminal)
+        except SettingError as error:
+            raise SettingError(f"{error}; or say the share by --shard I/N") from None
+        return share.part(world.rank, world.size)
 
     def part(self, index: int, count: int, what: str = "the part") -> Share:
         """The share of one of ``count`` that share this one; ``SettingError`` if there is no such one."""
@@ -57,7 +65,7 @@ class Share:
 
     def has(self, name: str) -> bool:
         """True if what is called so belongs to this share: by a hash, so that every machine agrees."""
-        return int(sha256(name.encode()).hexdigest()[:16], 16) % self.count == self.index
+        return int(sha256(name)[:16], 16) % self.count == self.index
 
     def __str__(self) -> str:
         return f"{self.index + 1}/{self.count}"
@@ -66,8 +74,8 @@ class Share:
 ALL = Share()
 
 
-def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
-    text = environment.get(name, "" if default is None else str(default))
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
     if not text.isdigit():
         raise SettingError(f"{name} is {text!r}, not a number; say the share by --shard I/N")
     return int(text)
