@@ -281,7 +281,7 @@ def test_batches_come_in_order_whatever_the_number_of_threads(latents: Path, wor
 
 
 def loaders() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("loader")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_an_error_comes_at_its_step_and_ends_the_threads(latents: Path, tmp_path: Path) -> None:

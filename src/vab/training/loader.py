@@ -7,13 +7,12 @@ the number of threads nor their order changes what is trained on.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TypeVar
 
 from vab.training.batches import Batch
+from vab.utils.ahead import run_ahead
 
 T = TypeVar("T")
 
@@ -32,18 +31,5 @@ def made_ahead(
         batch = make(item)
         return batch.pin() if pin else batch
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="loader") as pool:
-
-        def batches() -> Iterator[Batch]:
-            waiting: deque[Future[Batch]] = deque()
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > prefetch:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
-        try:
-            yield batches()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with closing(run_ahead(work, items, workers, prefetch)) as made:
+        yield (batch for _, batch in made)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from vab.errors import first_line
+from vab.utils.progress import step_bar
 
 Found = TypeVar("Found", bound=int | str)
 
@@ -62,12 +62,10 @@ class Findings:
         ``kind`` (None: is not) and not looked for again while path, size and times of the file and what else
         the call has are the same. A change of what ``look`` means needs another ``kind``.
         """
-        from rich.console import Console
-        from rich.progress import track
-
-        found = self._find(kind, look, iter(calls))
-        quiet = not sys.stderr.isatty()
-        yield from track(found, title, total, console=Console(stderr=True), disable=quiet)
+        with step_bar(title, total, 0) as advance:
+            for found in self._find(kind, look, iter(calls)):
+                yield found
+                advance("")
 
     def _find(
         self, kind: str | None, look: Callable[..., Found], calls: Iterator[tuple[Any, ...]]

@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vab.errors import SettingError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # Of many files: index of one, number of files, its path, its stage, how much of that is done, of how much.
 FileProgress = Callable[[int, int, Path, str, int, int], None]
@@ -22,12 +26,7 @@ def step_bar(title: str, total: int, done: int, show: bool = True) -> Iterator[C
 
     The function it gives moves it on by a step, and takes what stands behind the title.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = not (show and sys.stderr.isatty())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    with _bars(show) as progress:
         task = progress.add_task(title, total=total, completed=done)
         yield lambda text: progress.update(task, advance=1, description=f"{title} {text}")
 
@@ -38,16 +37,20 @@ def count_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
     The function it gives takes how many are done, of how many, and what stands behind the title.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    quiet = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+    with _bars(transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total, text: progress.update(
             task, completed=done, total=total, description=f"{title} {text}"
         )
+
+
+def _bars(show: bool = True, transient: bool = False) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    quiet = not (show and sys.stderr.isatty())
+    return Progress(*columns, console=Console(stderr=True), disable=quiet, transient=transient)
 
 
 @contextmanager

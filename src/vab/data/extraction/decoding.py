@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +20,10 @@ from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.image import moving_crop
 from vab.media.reader import probe
+from vab.utils.ahead import run_ahead
 from vab.utils.processes import available_cores
 from vab.utils.provenance import sha256
 from vab.vision import Recipe, crop
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -131,23 +126,3 @@ def read_ahead(
     """
     work = partial(attempt, meta=meta, recipe=recipe)
     yield from run_ahead(work, clips, readers or available_cores(), depth)
-
-
-def run_ahead(work: Callable[[A], B], items: Iterable[A], threads: int, depth: int) -> Iterator[tuple[A, B]]:
-    """Yield each item with ``work(item)``, in order; threads are at most ``depth`` items ahead."""
-    waiting: deque[tuple[A, Future[B]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            # Submit one, hand out the oldest: never more than ``depth`` results in memory.
-            for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) > depth:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                last, future = waiting.popleft()
-                yield last, future.result()
-        finally:
-            # The reader may stop early; what has not begun need not be done.
-            for _, future in waiting:
-                future.cancel()

@@ -9,9 +9,10 @@ from itertools import islice
 
 import torch
 
-from vab.data.extraction.decoding import Decoded, run_ahead
+from vab.data.extraction.decoding import Decoded
 from vab.data.manifest import Clip
 from vab.data.shard import Latents
+from vab.utils.ahead import run_ahead
 
 Encode = Callable[[list[Decoded]], list[Latents]]
 
