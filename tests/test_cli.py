@@ -428,6 +428,10 @@ def test_further_processes_of_a_run_say_nothing_again(
             monkeypatch.setenv(name, value)
         code, _, err = vab(capsys, "pretrain", "vab-tiny", "--store", "none", "--run", "none", "--devices", 0)
         assert code == 2 and len(err.splitlines()) == lines
+        # what is no training is a call of its own in each process, and none fails in silence
+        code, _, err = vab(capsys, "store", "info", "none")
+        assert code == 2 and len(err.splitlines()) == 1
+        assert "vab-tiny" in vab(capsys, "models", "--json")[1]
 
 
 def test_a_window_of_no_length_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

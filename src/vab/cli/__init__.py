@@ -91,6 +91,8 @@ VERBS = {  # words: module, function, what it does
     "doctor": ("info", "doctor", "check the installation and say how to fix what is missing"),
 }
 ALIASES = {"index": "library"}  # the first word of verbs that were called otherwise up to version 0.1
+# Verbs that train: what torchrun or srun starts does one call together. Of others each process is a call.
+TOGETHER = ("pretrain", "finetune", "evaluate folds", "evaluate ablation")
 INTERRUPTED = 130
 
 
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = for_people(error)
         if message is None:  # a bug: with its traceback
             raise
-        code = fail(message, "--json" in words)
+        code = fail(message, "--json" in words, together=" ".join(words).startswith(TOGETHER))
     sys.exit(code)
 
 

@@ -96,7 +96,7 @@ def ablation(
     written = report.write(result, run, log)
     for path in written:
         log(str(path))
-    print_result(result.document(), report.as_markdown(result), json)
+    print_result(result.document(), report.as_markdown(result), json, together=True)
     absent = {name: reason for each in result.outcomes for name, reason in each.absent.items()}
     for name, reason in absent.items():
         log(f"not measured with {name}: {reason}")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vab.cli.interrupt import check
-from vab.cli.options import Device, WeightsPath
+from vab.cli.options import Device, Devices, Shard, WeightsPath
 from vab.cli.output import log, print_result
 from vab.config import Precision, VisionName
 from vab.errors import SettingError
@@ -36,10 +36,10 @@ def extract(
     precision: Precision = "float32",
     features_from: Annotated[str | None, tyro.conf.arg(metavar="STORE")] = None,
     device: Device = "auto",
-    devices: Annotated[int, tyro.conf.arg(metavar="N")] = 1,
+    devices: Devices = 1,
     engine: Literal["threads", "ray"] = "threads",
     address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT|auto")] = None,
-    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    shard: Shard = None,
     batch_clips: Count = None,
     batch_frames: Count = None,
     readers: Count = None,
@@ -67,14 +67,14 @@ def extract(
         features_from: a store whose image features, made with the same settings, to take for the clips that
             it has. The image encoder's weights are only needed for other clips.
         device: the device to compute on.
-        devices: the number of GPUs, or of processes on a CPU; each does a part of the share.
+        devices: number of GPUs to share the clips out to, or of processes on a CPU.
         engine: what does the work: threads of this process (of each, with --devices), or a Ray cluster, whose
             CPUs decode and whose GPUs, with --device cpu its CPUs, encode. All of its machines must reach
             the media and the store by the same names: on a shared disk, or by URL.
         address: the Ray cluster that is there already; this machine must be one of it. Without it one of
             this machine alone is started, and ended with the run.
-        shard: do only the I-th of N shares of the clips, from 1/N to N/N; each is told by a hash of the id.
-            Without it the share is that of the process in torchrun, srun and arrays of SLURM; else all.
+        shard: do this share of the clips, from 1/N to N/N; which clips, a hash of their ids says. Default:
+            the share of this process under torchrun, srun or an array of SLURM, else 1/1, which is all.
         batch_clips: the number of clips the codec encodes at once. Default: 16, on a CPU 4.
         batch_frames: the number of frames the image encoder encodes at once. Default: 32, on a CPU 4. With
             another number of either the latents may differ by rounding.
@@ -94,7 +94,7 @@ def extract(
         raise SettingError("--devices is for one machine; a Ray cluster uses all of its GPUs")
     if engine != "ray" and address is not None:
         raise SettingError("--address is that of a Ray cluster; it needs --engine ray")
-    share = Share.from_environment() if shard is None else Share.parse(shard)
+    share = Share.chosen(shard)
     most_failed(allow_failed, 0)
 
     import torch

@@ -52,7 +52,6 @@ def folds(
             parts.append(
                 classification_beside_paper(benchmark, SHORT_INPUTS[kind], chosen.out.name, clips, each.mean)
             )
-    print_result(
-        {"run": str(chosen.out), "benchmark": benchmark, **found.document()}, "\n\n".join(parts), chosen.json
-    )
+    document = {"run": str(chosen.out), "benchmark": benchmark, **found.document()}
+    print_result(document, "\n\n".join(parts), chosen.json, together=True)
     return 0

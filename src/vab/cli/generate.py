@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from vab.cli.options import Device, Devices, Files, Model, WeightsPath
+from vab.cli.options import Device, Devices, Files, Model, Shard, WeightsPath
 from vab.cli.output import log, print_result, say
 from vab.config import LOUDNESS
 from vab.errors import SettingError, first_line
+from vab.utils.shares import Share
 
 if TYPE_CHECKING:
     from vab.inference.batch import BatchSettings, Result
@@ -47,7 +48,7 @@ def generate(
     report: bool = False,
     device: Device = "auto",
     devices: Devices = 1,
-    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    shard: Shard = None,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     json: bool = False,
@@ -95,11 +96,12 @@ def generate(
             ended (container), with the last frame standing still.
         skip_existing: skip inputs whose results all exist and were made by the same model with the same seed
             and settings; the others are made anew, with a line that says why.
-        report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run.
+        report: also write FOLDER/report.html: spectrograms, sounds, settings and timings of this run. Each
+            share writes a page of its own, report-1-of-4.html.
         device: the device to compute on.
         devices: number of GPUs to share the inputs out to, or of processes on a CPU.
-        shard: do this share of the inputs, from 1/N to N/N. Default: the one that SLURM or torchrun says, or
-            else all.
+        shard: do this share of the inputs, from 1/N to N/N; which ones, a hash of their names says. Default:
+            the share of this process under torchrun, srun or an array of SLURM, else 1/1, which is all.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output with the settings, and
@@ -134,7 +136,8 @@ def generate(
         codec_path=codec_path,
         vision_path=vision_path,
     )
-    page = out / REPORT
+    share = Share.chosen(shard)
+    page = out / (REPORT if share.count == 1 else f"report-{share.index + 1}-of-{share.count}.html")
     if report and page.is_dir():
         raise SettingError(f"{page}: is a folder, so no report can be written there; choose another with -o")
     results = []

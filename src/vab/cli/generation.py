@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vab.cli.options import Device, Devices, Model, WeightsPath
+from vab.cli.options import Device, Devices, Model, Shard, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.errors import SettingError
@@ -36,7 +36,7 @@ def generation(
     device: Device = "auto",
     devices: Devices = 1,
     batch: Annotated[int, tyro.conf.arg(metavar="N")] = 8,
-    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
+    shard: Shard = None,
     json: bool = False,
 ) -> int:
     """Compare generated sounds with real ones: FAD, KLD, IS, and metrics that need no network.
@@ -75,8 +75,8 @@ def generation(
         device: the device to compute on.
         devices: number of GPUs to share the clips out to, or of processes on a CPU.
         batch: number of clips that a GPU makes at once; a CPU makes one after another.
-        shard: make this share of the sounds, from 1/N to N/N, into --run, and measure nothing. Once all are
-            made, the same call without --shard measures them.
+        shard: make this share of the sounds, from 1/N to N/N, into --run, and measure nothing. Default: make
+            what is not there, and measure all; torchrun and SLURM are not asked.
         json: print one JSON document to standard output.
     """
     if clips is not None and clips < 2:
@@ -148,7 +148,7 @@ def generation(
 
 def join(
     parts: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")],
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="OUT")],
     starts: Annotated[tuple[float, ...], tyro.conf.arg(metavar="X ...")],
     seconds: float = 10.0,
     json: bool = False,

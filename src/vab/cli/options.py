@@ -21,7 +21,7 @@ WeightsPath = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
 Link = Annotated[str | None, tyro.conf.arg(metavar="URL")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Devices = Annotated[int, tyro.conf.arg(metavar="N")]
-
+Shard = Annotated[str | None, tyro.conf.arg(metavar="I/N")]
 
 LOCAL_PATHS = ConstructorRegistry()  # how an option that is a path is read; one that may be a URL is a str
 

@@ -20,12 +20,13 @@ def never_fail() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def fail(message: str, as_json: bool) -> int:
+def fail(message: str, as_json: bool, together: bool = False) -> int:
     """Print the one-line error of a bad call; returns the exit code.
 
-    Of the processes that torchrun or srun starts on a machine one speaks: a bad call is bad in all of them.
+    ``together``: of the processes that torchrun or srun has started on a machine for this one call the first
+    speaks, since it is bad in all of them.
     """
-    if _world().local_rank == 0:
+    if not together or _world().local_rank == 0:
         lines = [
             printable(line) for line in f"vab: {message}".split("\n")
         ]  # a manifest's mistakes are several
@@ -35,9 +36,12 @@ def fail(message: str, as_json: bool) -> int:
     return 2
 
 
-def print_result(document: Any, text: str, as_json: bool) -> None:
-    """Print a JSON document for machines or ``text`` for people, flushed: a server goes on after it."""
-    if _world().rank == 0:
+def print_result(document: Any, text: str, as_json: bool, together: bool = False) -> None:
+    """Print a JSON document for machines or ``text`` for people, flushed: a server goes on after it.
+
+    ``together``: one of the processes that torchrun or srun has started for this call speaks, the first.
+    """
+    if not together or _world().rank == 0:
         print(json.dumps(document, indent=1) if as_json else text, flush=True)
 
 

@@ -197,7 +197,7 @@ def _train(chosen: Run) -> int:
         examine=examine,
     )
     document = {"run": str(chosen.out), "settings": asdict(chosen.settings)}
-    print_result(document, f"{chosen.out}: done", chosen.json)
+    print_result(document, f"{chosen.out}: done", chosen.json, together=True)
     return 0
 
 

@@ -98,7 +98,7 @@ def cross_validate(
     preset = replace(
         preset,
         classes=preset.classes or tuple(sorted(labels)),
-        train=replace(preset.train, save_every=epoch),
+        train=replace(preset.train, save_every=epoch, validate_every=epoch),
     )
     # 3. A run for each fold, measured on that fold after each epoch.
     measured = {}

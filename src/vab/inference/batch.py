@@ -108,7 +108,7 @@ def generate_files(
     out = Path(out)
     check(settings)
     devices = devices_for(settings.devices, settings.device) if settings.devices > 1 else []
-    share = Share.from_environment() if settings.shard is None else Share.parse(settings.shard)
+    share = Share.chosen(settings.shard)
     folder = find_model(settings.model)
     inputs = expand(names, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
@@ -121,6 +121,8 @@ def generate_files(
     stems = result_stems(inputs.files, settings.samples, settings.flat, f".{settings.format}")
     numbers = ["", *(f"_{n}" for n in range(2, settings.samples + 1))]
     named = [(found.path, stem) for found, stem in zip(inputs.files, stems, strict=True) if share.has(stem)]
+    if share.count > 1:
+        log(f"share {share}: {len(named)} of {len(inputs.files)} inputs")
     tasks = [
         _Task(index, path, tuple(out / f"{stem}{number}.{settings.format}" for number in numbers))
         for index, (path, stem) in enumerate(named)
