@@ -107,8 +107,12 @@ def test_files_on_two_devices(
     # the shares of two machines hold each file once
     shares = []
     for n in (1, 2):
-        _, text, _ = vab(capsys, *call, "--shard", f"{n}/2", "--skip-existing", "--json")
-        shares.append([row["input"] for row in json.loads(text)["results"]])
+        share = ("--shard", f"{n}/2", "--skip-existing", "--json", "--report")
+        _, text, err = vab(capsys, *call, *share)
+        document = json.loads(text)
+        shares.append([row["input"] for row in document["results"]])
+        assert document["report"] == str(out / f"report-{n}-of-2.html")
+        assert f"share {n}/2: " in err
     assert sorted(shares[0] + shares[1]) == sorted(row["input"] for row in two[1]["results"])
     assert all(shares)
 
