@@ -147,7 +147,11 @@ def generation(
 
 
 def join(
-    parts: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...")],
+    parts: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="FOLDER...", help_behavior_hint="(required)"),
+    ],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="OUT")],
     starts: Annotated[tuple[float, ...], tyro.conf.arg(metavar="X ...")],
     seconds: float = 10.0,

@@ -106,7 +106,11 @@ def repair(store: Folder, json: bool = False) -> int:
 
 def merge(
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
-    stores: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="STORE...")],
+    stores: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="STORE...", help_behavior_hint="(required)"),
+    ],
     json: bool = False,
 ) -> int:
     """Bring the clips of several stores, made the same way, into one. Killed, it is run again to go on.

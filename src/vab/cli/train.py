@@ -25,6 +25,7 @@ def _arg(metavar: str | None = None) -> Any:
 
 
 Stores = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="STORE")]
+Weights = Annotated[tuple[float, ...] | None, _arg("X ...")]
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,16 @@ class Run:
     model: ModelConfig
     train: TrainConfig
     decode: DecodeConfig
-    weights: Annotated[tuple[float, ...] | None, _arg("X ...")] = (
-        None  # how often an epoch has each store's clips
-    )
+    weights: Weights = None  # for each store how often an epoch has its clips; without it once
     init: Annotated[Path | None, _arg("DIR")] = None  # model directory to take initial weights from
-    device: str = "auto"  # cpu, cuda, mps; auto is the best there is
-    devices: Annotated[int | None, _arg("N")] = None  # GPUs, or processes on a CPU; else one, or torchrun's
+    device: str = "auto"  # the device to train on: cpu, cuda, cuda:1, mps; auto is the best there is
+    devices: Annotated[int | None, _arg("N")] = None  # number of GPUs to train on, or of processes on a CPU
     accumulate: int = 1  # parts that a step's clips are computed in, one after another
     checkpoint_activations: Annotated[bool, _arg()] = False  # compute activations twice, to keep fewer
     compile: Annotated[bool, _arg()] = False  # make kernels for the layers by torch.compile
     workers: int = 1  # threads that make batches
     prefetch: int = 2  # batches that they make ahead
-    max_steps: Annotated[int | None, _arg("N")] = None  # training steps, instead of the number of epochs
+    max_steps: Annotated[int | None, _arg("N")] = None  # training steps, instead of epochs (train.max-steps)
     lengthen: Annotated[bool, _arg()] = False  # go on with a run for more steps than it was begun with
     codec_path: Annotated[str | None, _arg("PATH|HUB_ID")] = None  # the codec of samples (train.sample-every)
     config: Annotated[Path | None, _arg("FILE")] = None  # config.json of a run or a model, for its settings

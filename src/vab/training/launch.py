@@ -251,14 +251,3 @@ def _is_first_to_fail(world: World) -> bool:
         return bool(store.add(FAILED, 1) == 1)
     except Exception:  # whoever held the store has ended, after it spoke
         return False
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Let products of float32 matrices be computed in TF32 on a GPU, if ``precision`` says so."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -17,10 +17,11 @@ from vab.config import DEFAULT_COMPUTE, Compute, Preset, check_config, check_pre
 from vab.data.mixture import Mixture
 from vab.errors import SettingError, TrainError
 from vab.training.batches import ClipBatches, classes_of, hold_out
-from vab.training.launch import launched, matmul_precision, open_fabric, own_processes, start_processes
+from vab.training.launch import launched, open_fabric, own_processes, start_processes
 from vab.training.monitor.journal import Logger
 from vab.training.monitor.samples import Examine
 from vab.training.run import TrainingRun
+from vab.utils.device import tf32
 
 
 def train(
@@ -119,7 +120,7 @@ def _train(
     # 2. The run.
     fabric = open_fabric(compute.device, preset.train.precision)
     folder.mkdir(parents=True, exist_ok=True)
-    with launched(fabric, folder, log), matmul_precision(preset.train.precision):
+    with launched(fabric, folder, log), tf32(preset.train.precision == "tf32"):
         run = TrainingRun(fabric, preset, clips, dev, folder, compute=compute, fold=fold, log=log, **options)
         run.start(None if init is None else Path(init))
         run.loop()
