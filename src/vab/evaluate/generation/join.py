@@ -46,7 +46,7 @@ def join_folders(
     ``EvaluationError`` for a folder that cannot be read.
     """
     # 1. The parts, by the names that the first folder has.
-    if len(starts) != len(folders) or starts[0] != 0 or list(starts) != sorted(starts):
+    if not starts or len(starts) != len(folders) or starts[0] != 0 or list(starts) != sorted(starts):
         raise SettingError(f"--starts needs {len(folders)} times, one for each folder, from 0 upwards")
     opened = [open_folder(folder) for folder in folders]
     faults = [fault for folder in opened for fault in folder.faults]
