@@ -21,7 +21,7 @@ class Logger(Protocol):
     """Who wants to hear of a run: Weights & Biases, MLflow, a list. Called in the first process alone."""
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Numbers by name after ``step`` steps; the split is train or dev."""
+        """Numbers by name after ``step`` steps; the split is train, dev or samples."""
 
     def sound(self, step: int, name: str, waveform: NDArray[np.float32], rate: int) -> None:
         """A sound [S] in -1 to 1, at ``rate`` Hz, generated for the clip ``name``."""
