@@ -26,6 +26,7 @@ from vab.evaluate.generation.spread import Synthesis, synthesize_on
 from vab.evaluate.generation.synthesis import MADE, Synthesizer
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.models.hub import read_config
+from vab.training.batches import ClipBatches
 from vab.utils.processes import Worker, devices_for
 from vab.utils.shares import Share
 
@@ -195,6 +196,23 @@ def test_sounds_of_a_store_are_those_of_the_clips_alone(
     assert len(both) > 1 and all(alone[name] == more[name] for name in both)
     with pytest.raises(EvaluationError, match="other clips; use another --run"):
         synthesize_on(CPU, at("more"))
+
+
+def test_which_video_a_clip_gets_does_not_depend_on_the_size_of_a_batch(
+    model: Path, store: Path, tmp_path: Path
+) -> None:
+    """With ``pair_by_label`` it is one of its label, drawn for the clips that are taken together."""
+    preset = read_config(model)
+    preset = replace(preset, train=replace(preset.train, pair_by_label=True))
+    decode = replace(preset.decode, num_steps=1, guidance_scale=1.0)
+    for batch in (8, 12, 32):
+        takes = ((decode, tmp_path / f"{batch}"),)
+        wanted = Synthesis(model, store, preset, "dev", 20, 3, takes, true=None, batch=batch)
+        synthesize_on(CPU, wanted)
+    assert contents(tmp_path / "8") == contents(tmp_path / "12") == contents(tmp_path / "32")
+    clips = ClipBatches(LatentStore.open(store), preset, "dev")
+    own, shown = clips.store.gather("features", clips.rows), clips.dev_batch(clips.rows).features.numpy()
+    assert not np.array_equal(own, shown)  # others than their own
 
 
 def test_files_and_clips_embedded_and_classified_on_two_devices(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,16 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from helpers.cli import vab
+from helpers.steps import gradients, steps_of_two, training
 from helpers.training import PRESET, fill, metrics, preset
-from vab.config import Compute, Preset
-from vab.data.store import LatentStore
+from vab.config import Compute
 from vab.errors import SettingError, TrainError
 from vab.models.memory import training_memory
 from vab.models.vab import Block
-from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints
-from vab.training.launch import open_fabric
+from vab.training.launch import start_processes
 from vab.training.objectives import OBJECTIVES as STEPS
 from vab.training.objectives import contrastive_step
-from vab.training.run import TrainingRun
 from vab.training.step import GradientCache, split_rows
 from vab.utils.world import World
 
@@ -191,25 +189,6 @@ def test_devices_that_contradict_the_launcher_are_refused(
 # --- how a step is computed
 
 
-def training(chosen: Preset, store: Path, folder: Path, compute: Compute) -> TrainingRun:
-    chosen = replace(chosen, train=replace(chosen.train, max_steps=9))
-    latents = LatentStore.open(store)
-    clips, dev = (ClipBatches(latents, chosen, split) for split in ("train", "dev"))
-    fabric = open_fabric("cpu", chosen.train.precision)
-    return TrainingRun(fabric, chosen, clips, dev, folder, compute=compute, log=lambda _: None)
-
-
-def gradients(chosen: Preset, store: Path, folder: Path, compute: Compute) -> dict[str, torch.Tensor]:
-    """Loss and gradient of the third step, before it is clipped to a smaller norm."""
-    run = training(chosen, store, folder, compute)
-    kept: dict[str, torch.Tensor] = {}
-    for optimizer in run.optimizers:
-        optimizer.zero_grad = lambda *_: None
-    values = run.update(run.clips.train_batch(2), measure=True)
-    kept |= {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
-    return kept | {name: torch.as_tensor(value) for name, value in values.items()}
-
-
 OBJECTIVES = {
     "masked": preset("masked", roll_prob=0.3, max_grad_norm=1e9),
     "causal": replace(
@@ -229,18 +208,43 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole(mixed: Path, tmp_path: Pa
     """Clips without video, other numbers of masked tokens in each part, parts of 5 and 4 clips."""
     chosen = OBJECTIVES[objective]
     chosen = replace(chosen, train=replace(chosen.train, batch_size=9))
-    whole = gradients(chosen, mixed, tmp_path, Compute())
+    whole = gradients(training(chosen, mixed, tmp_path, Compute()))
     assert len(whole) > 20 and whole["gradient_norm"] > 1e-3
     direct = training(chosen, mixed, tmp_path, Compute())
     STEPS[objective](direct.network, direct.clips.train_batch(2), chosen).loss.backward()
     for name, parameter in direct.model.named_parameters():
         torch.testing.assert_close(whole[name], parameter.grad, rtol=1e-3, atol=1e-6)
     for parts in (2, 4, 99):
-        split = gradients(chosen, mixed, tmp_path, Compute(accumulate=parts))
+        split = gradients(training(chosen, mixed, tmp_path, Compute(accumulate=parts)))
         assert split.keys() == whole.keys()
         for name in whole:
             scale = whole[name].abs().max().clamp(min=1e-4)
             assert float((split[name] - whole[name]).abs().max() / scale) < 1e-4, (parts, name)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_gradient_of_one_and_stop_together(mixed: Path, tmp_path: Path) -> None:
+    """Shares of 5 and 4 clips; gradients travel once a step, in however many parts it is computed."""
+    whole, cases = {}, {}
+    for objective, chosen in OBJECTIVES.items():
+        chosen = replace(chosen, train=replace(chosen.train, batch_size=9))
+        whole[objective] = gradients(training(chosen, mixed, tmp_path, Compute()))
+        cases |= {f"{objective}-{parts}": (chosen, Compute(accumulate=parts)) for parts in (1, 2)}
+    start_processes(partial(steps_of_two, cases, mixed, tmp_path), 2, "cpu", print)
+    for case in cases:
+        one = whole[case.partition("-")[0]]
+        for rank in (0, 1):
+            found = load_file(tmp_path / f"{case}-{rank}.safetensors")
+            assert found.pop("exchanged") == found.pop("weights"), case
+            assert found.keys() == one.keys()
+            for name in one:
+                scale = one[name].abs().max().clamp(min=1e-4)
+                assert float((found[name] - one[name]).abs().max() / scale) < 1e-4, (case, rank, name)
+
+    # one was asked to stop after the 12th step: both have, at the next step at which they look
+    said = [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)]
+    assert said == ["143 20", "143 20"]
+    assert [path.stem for path in checkpoints(tmp_path / "checkpoints")] == ["000000020"]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -248,10 +252,8 @@ def test_activations_computed_again_give_the_same_bits(mixed: Path, tmp_path: Pa
     chosen = OBJECTIVES[objective]
     chosen = replace(chosen, model=replace(chosen.model, dropout=0.2))
     for parts in (1, 2):
-        kept, again = (
-            gradients(chosen, mixed, tmp_path, Compute(accumulate=parts, checkpoint_activations=both))
-            for both in (False, True)
-        )
+        ways = (Compute(accumulate=parts, checkpoint_activations=both) for both in (False, True))
+        kept, again = (gradients(training(chosen, mixed, tmp_path, way)) for way in ways)
         assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 

@@ -79,6 +79,14 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(latents: Path, crop: f
     assert len({row.numpy().tobytes() for row in whole.mask}) > 120
 
 
+def test_no_two_clips_of_a_batch_have_the_same_mask(latents: Path) -> None:
+    """Not even in other blocks of masks, where one ratio is drawn for all of them."""
+    chosen = with_train(batch_size=200, mask_ratio_per="batch", mask_max=0.6)
+    clips, dev = (ClipBatches(LatentStore.open(latents), chosen, split) for split in ("train", "dev"))
+    for batch in (clips.train_batch(0), dev.dev_batch(np.tile(dev.rows, 50))):
+        assert len({mask.numpy().tobytes() for mask in batch.mask}) == 200
+
+
 def test_a_share_is_as_much_work_whatever_the_batch(latents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """60 clips of a process: read are those and the ones they go on as, of 60 clips or of 960."""
     read: list[int] = []
@@ -152,12 +160,13 @@ def test_rare_labels_are_drawn_as_often_times_the_weight(tmp_path: Path) -> None
 
 def test_each_store_has_its_own_frame_rate(tmp_path: Path) -> None:
     """The paper's mixture: of five stored frames in each step one at random, and of one that one."""
-    five, one = counting(tmp_path / "five", 25.0, 30), counting(tmp_path / "one", 5.0, 30)
+    rates = {"five": 25.0, "two": 10.0, "one": 5.0}
+    five, two, one = (counting(tmp_path / name, fps, 30) for name, fps in rates.items())
     for folder, fps in (("five", 25.0), ("one", 5.0)):
         counting(tmp_path / folder, fps, 2, "dev", start=30)
-    clips = ClipBatches(Mixture([five, one]), with_train(batch_size=60, **QUIET), "train")
-    drawn: dict[str, list[list[int]]] = {"five": [[], []], "one": [[], []]}
-    for step in range(20):
+    clips = ClipBatches(Mixture([five, two, one]), with_train(batch_size=60, **QUIET), "train")
+    drawn: dict[str, list[list[int]]] = {name: [[], []] for name in rates}
+    for step in range(30):
         batch = clips.train_batch(step)
         for name, features in zip(batch.ids, batch.features, strict=True):
             for place in range(2):
@@ -165,9 +174,10 @@ def test_each_store_has_its_own_frame_rate(tmp_path: Path) -> None:
                 drawn[name.rstrip("0123456789")][place].append(int(features[place, 0]))
     for place in range(2):
         assert set(drawn["one"][place]) == {place}
-        counts = Counter(drawn["five"][place])
-        assert set(counts) == set(range(5 * place, 5 * place + 5))  # of its own step
-        assert all(abs(count - 120) < 4 * np.sqrt(120) for count in counts.values())  # of 600
+        for name, n in (("five", 5), ("two", 2)):  # a number drawn for both favours neither's first frames
+            counts = Counter(drawn[name][place])
+            assert set(counts) == set(range(n * place, n * place + n))  # of its own step
+            assert all(abs(count - 600 / n) < 3 * np.sqrt(600 / n) for count in counts.values())
     both = Counter(zip(*drawn["five"], strict=True))
     assert len(both) == 25  # each step is drawn for itself
     held = ClipBatches(Mixture.open([tmp_path / "five", tmp_path / "one"]), PRESET, "dev")
@@ -209,9 +219,14 @@ def test_stores_that_differ_are_refused(tmp_path: Path) -> None:
 def test_a_clip_in_two_stores_is_refused_and_named(tmp_path: Path, split: str) -> None:
     one = counting(tmp_path / "one" / "x", 5.0, 3, "train")
     other = counting(tmp_path / "other" / "x", 5.0, 3, split, start=2)
-    with pytest.raises(StoreError, match=rf"both have clip x2 \(split train and {split}\); leave") as caught:
-        Mixture([one, other])
-    assert "\n" not in str(caught.value)
+    for stores, splits in (([one, other], f"train and {split}"), ([other, one], f"{split} and train")):
+        with pytest.raises(StoreError, match=rf"both have clip x2 \(split {splits}\); leave") as caught:
+            Mixture(stores)
+        assert "\n" not in str(caught.value)
+    third = counting(tmp_path / "third" / "x", 5.0, 3, "test", start=2)
+    if split not in ("train", "test"):  # what a run is chosen by is not tested on either
+        with pytest.raises(StoreError, match=rf"clip x2 \(split {split} and test\) and 2 more; leave"):
+            Mixture([other, third])
     tests = [counting(tmp_path / name / "x", 5.0, 3, "test") for name in ("c", "d")]
     assert len(Mixture(tests)) == 6  # nothing is learned from these, nor chosen by them
 

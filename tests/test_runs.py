@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -37,8 +38,9 @@ from vab.models.hub import ASSETS, read_config
 from vab.presets import PRESETS
 from vab.training.batches import ClipBatches
 from vab.training.checkpoint import checkpoints, export_checkpoint, read_about
+from vab.training.losses import contrastive
 from vab.training.monitor.throughput import Throughput
-from vab.training.monitor.validation import mean_average_precision, retrieval_at_1
+from vab.training.monitor.validation import Validation, mean_average_precision, retrieval_at_1
 from vab.training.objectives import OBJECTIVES, LossOutput, build, masked_prediction_step
 from vab.training.trainer import train
 
@@ -244,7 +246,31 @@ def test_contrast_is_validated_among_all_dev_clips(latents: Path, tmp_path: Path
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         audio, video, _ = network[0](batch.tokens, batch.features, batch.token_padding, batch.video_padding)
     expected = retrieval_at_1(audio, video)
-    assert {name: metrics(run, "dev")[-1][name] for name in expected} == expected
+    last = metrics(run, "dev")[-1]
+    assert {name: last[name] for name in expected} == expected
+    # the loss, a mean over batches, is that of the networks' outputs in float32 too
+    losses = []
+    for rows in dev.dev_batches():
+        part = dev.dev_batch(rows)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            outputs = network[0](part.tokens, part.features, part.token_padding, part.video_padding)
+        losses.append(float(contrastive(*outputs)))
+    assert len(losses) == 2 and last["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_what_is_better(latents: Path) -> None:
+    """The number that a step is chosen by is higher where the model is better, whatever its loss is."""
+    store, fabric = LatentStore.open(latents), Fabric(accelerator="cpu", devices=1)
+    for objective, worse, better in (
+        ("masked", {"loss": 2.0, "accuracy/0": 0.3}, {"loss": 1.0, "accuracy/0": 0.2}),
+        ("causal", {"loss": 2.0}, {"loss": 1.0}),
+        ("contrastive", {"loss": 1.0, "R@1/a": 0.4, "R@1/b": 0.1}, {"loss": 2.0, "R@1/a": 0.3, "R@1/b": 0.3}),
+        ("classification", {"loss": 1.0, "accuracy/audio": 0.1}, {"loss": 2.0, "accuracy/audio": 0.2}),
+        ("contrastive", {"loss": 2.0}, {"loss": 1.0}),  # no pair in the split dev
+    ):
+        chosen = replace(preset(objective), classes=("0", "1", "2", "3"))
+        validation = Validation(ClipBatches(store, chosen, "dev"), chosen, fabric)
+        assert validation.score(worse) < validation.score(better), objective
 
 
 def test_mean_average_precision_is_scikit_learns() -> None:
@@ -589,7 +615,28 @@ def test_throughput_counts_anew_after_each_line() -> None:
     speed.peak = 12e6
     speed.begin()
     speed.end(1e6)
-    assert speed.values()["mfu"] > 0
+    values = speed.values()
+    assert values["mfu"] == pytest.approx(values["model_tflops"] * 1e12 / 12e6)
+
+
+def test_the_peak_is_that_of_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names that the driver gives."""
+    peaks = {
+        "NVIDIA H200": 989.4,
+        "NVIDIA H100 80GB HBM3": 989.4,
+        "NVIDIA H100 PCIe": 756.5,
+        "NVIDIA A100-SXM4-80GB": 312.0,
+        "NVIDIA L40S": 362.0,
+        "NVIDIA L4": 121.0,
+        "NVIDIA A10": 125.0,
+        "NVIDIA A10G": None,
+        "NVIDIA L40": None,
+    }
+    for name, peak in peaks.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        for world_size in (1, 8):
+            found = Throughput(6, torch.device("cuda"), world_size).peak
+            assert found == (None if peak is None else pytest.approx(1e12 * peak * world_size)), name
 
 
 def test_the_paper_presets_cost_what_their_size_says() -> None:
