@@ -205,11 +205,11 @@ def test_which_video_a_clip_gets_does_not_depend_on_the_size_of_a_batch(
     preset = read_config(model)
     preset = replace(preset, train=replace(preset.train, pair_by_label=True))
     decode = replace(preset.decode, num_steps=1, guidance_scale=1.0)
-    for batch in (8, 12, 32):
+    for batch in (8, 12):
         takes = ((decode, tmp_path / f"{batch}"),)
-        wanted = Synthesis(model, store, preset, "dev", 20, 3, takes, true=None, batch=batch)
+        wanted = Synthesis(model, store, preset, "dev", 14, 3, takes, true=None, batch=batch)
         synthesize_on(CPU, wanted)
-    assert contents(tmp_path / "8") == contents(tmp_path / "12") == contents(tmp_path / "32")
+    assert contents(tmp_path / "8") == contents(tmp_path / "12")
     clips = ClipBatches(LatentStore.open(store), preset, "dev")
     own, shown = clips.store.gather("features", clips.rows), clips.dev_batch(clips.rows).features.numpy()
     assert not np.array_equal(own, shown)  # others than their own

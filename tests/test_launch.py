@@ -229,7 +229,8 @@ def test_two_processes_have_the_gradient_of_one_and_stop_together(mixed: Path, t
     for objective, chosen in OBJECTIVES.items():
         chosen = replace(chosen, train=replace(chosen.train, batch_size=9))
         whole[objective] = gradients(training(chosen, mixed, tmp_path, Compute()))
-        cases |= {f"{objective}-{parts}": (chosen, Compute(accumulate=parts)) for parts in (1, 2)}
+        for parts in (1, 2) if objective == "contrastive" else (2,):
+            cases[f"{objective}-{parts}"] = chosen, Compute(accumulate=parts)
     start_processes(partial(steps_of_two, cases, mixed, tmp_path), 2, "cpu", print)
     for case in cases:
         one = whole[case.partition("-")[0]]

@@ -186,6 +186,20 @@ def test_each_store_has_its_own_frame_rate(tmp_path: Path) -> None:
     assert seen == {"five30": [2, 7], "five31": [2, 7], "one30": [0, 1], "one31": [0, 1]}
 
 
+def test_a_drawn_feature_is_padding_where_it_lies_behind_the_end(tmp_path: Path) -> None:
+    """Seven features of ten: of the second step's five the first two are the clip's own."""
+    counting(tmp_path / "five", 25.0, 6)
+    store = LatentStore.open(tmp_path / "five")
+    rows = [replace(store[n], id=f"short{n}", real_features=7) for n in range(6)]
+    short = LatentStore.create(tmp_path / "short", store.meta, store.codebook_vectors())
+    short.add(rows)
+    clips = ClipBatches(short, with_train(batch_size=60, **QUIET), "train")
+    batch = clips.train_batch(0)
+    assert batch.feature_padding is not None
+    assert torch.equal(batch.feature_padding, batch.features[:, :, 0] >= 7)
+    assert 0 < int(batch.feature_padding.sum()) < 60
+
+
 def test_a_label_pairs_sounds_and_pictures_of_all_stores(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(2, 16, 4)).astype(np.float32)
     sounds, pictures = (LatentStore.create(tmp_path / name, META, vectors) for name in ("sounds", "pictures"))

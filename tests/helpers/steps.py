@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import save_file
-from torch.distributed import GradBucket, ProcessGroup
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from vab.config import Compute, Preset
@@ -21,7 +20,7 @@ from vab.training.batches import Batch, ClipBatches
 from vab.training.launch import launched, open_fabric
 from vab.training.run import TrainingRun
 
-PATIENCE = 150.0  # seconds after which processes that wait for each other in vain end
+PATIENCE = 300.0  # seconds after which processes that wait for each other in vain end
 
 
 def training(
@@ -62,12 +61,13 @@ def steps_of_two(
         for case, (chosen, compute) in cases.items():
             run = training(chosen, store, folder, compute, fabric)
             exchanged: list[int] = []
-
-            def counted(group: ProcessGroup, bucket: GradBucket, to: list[int] = exchanged) -> object:
-                to.append(bucket.buffer().nbytes)
-                return allreduce_hook(group, bucket)
-
-            run.network._forward_module.register_comm_hook(None, counted)
+            # without annotations, which PyTorch would want to be classes
+            run.network._forward_module.register_comm_hook(
+                None,
+                lambda group, bucket, to=exchanged: (
+                    to.append(bucket.buffer().nbytes) or allreduce_hook(group, bucket)
+                ),
+            )
             found = {name: value.contiguous() for name, value in gradients(run).items()}
             weights = sum(parameter.nbytes for parameter in run.parameters)
             sizes = {"exchanged": torch.tensor(sum(exchanged)), "weights": torch.tensor(weights)}
