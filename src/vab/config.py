@@ -122,7 +122,7 @@ class TrainConfig:
 
 
 # Fields of TrainConfig that may change while a run goes on; its length is looked after by itself.
-FREE_FIELDS = ("max_steps", "log_every", "save_every", "keep_every", "validate_every")
+FREE_FIELDS: tuple[str, ...] = ("max_steps", "log_every", "save_every", "keep_every", "validate_every")
 FREE_FIELDS += ("sample_every", "sample_clips")
 
 
