@@ -6,15 +6,19 @@ import functools
 import importlib
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers.paper import TABLES as TABLES_OF_THE_PAPER
 from vab.cli import VERBS, main
+from vab.config import Compute
 from vab.evaluate.ablation.tables import ABLATIONS, ARROWS, FAD
 from vab.evaluate.paper import CLASSIFICATION, GENERATION, RETRIEVAL, WAYS
-from vab.presets import table_8
+from vab.models.flops import training_flops
+from vab.models.memory import training_memory
+from vab.presets import preset, table_8
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -23,14 +27,20 @@ Table = dict[str, list[str]]  # first cell of a row -> the paper's numbers in it
 
 
 def commands(paper: str) -> list[list[str]]:
-    """The lines of a paper's blocks that call vab or python, as words."""
+    """The lines of a paper's blocks that call vab, python or a recipe, as words; what launches vab is left out."""
     text = (ROOT / paper).read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    lines = [line for language, block in blocks if not language for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith(("vab ", "python "))]
+    lines = [line for kind, block in blocks if kind in ("", "sh") for line in block.splitlines()]
+    calls = []
+    for words in (shlex.split(line, comments=True) for line in lines):
+        if words and words[0] in ("srun", "torchrun"):
+            words = words[words.index("vab") :]
+        if words and (words[0] in ("vab", "python") or any(word.startswith("recipes/") for word in words)):
+            calls.append(words)
+    return calls
 
 
-@pytest.mark.parametrize("paper", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("paper", ["README.md", "docs/results.md", "docs/training.md", "docs/runs.md"])
 def test_every_command_is_one_that_there_is(
     paper: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,14 +51,55 @@ def test_every_command_is_one_that_there_is(
         monkeypatch.setattr(place, function, functools.wraps(real)(lambda *args, **options: 0))
     found = commands(paper)
     calls = [words[1:] for words in found if words[0] == "vab"]
-    assert len(calls) > 30
+    assert len(calls) > (2 if paper == "docs/runs.md" else 25)
+    calls += [call for words in found for call in options_of_the_recipe(words)]
     for words in calls:
         with pytest.raises(SystemExit) as left:
             main(words)
         assert left.value.code == 0, f"vab {shlex.join(words)}\n{capsys.readouterr().err}"
         assert words[:2] != ["evaluate", "ablation"] or words[2] in ABLATIONS
     scripts = [words[1] for words in found if words[0] == "python"]
+    scripts += [word for words in found for word in words if word.startswith("recipes/")]
     assert all((ROOT / script).is_file() for script in scripts)
+
+
+def options_of_the_recipe(words: list[str]) -> Iterator[list[str]]:
+    """Calls of vab with the settings that stand before recipes/paper_table1.sh, each of which it knows."""
+    script = (ROOT / "recipes" / "paper_table1.sh").read_text(encoding="utf-8")
+    verbs = {
+        "DATA_OPTIONS": "data vggsound LIST MEDIA -o OUT",
+        "EXTRACT_OPTIONS": "extract MANIFEST -o STORE",
+        "TRAIN_OPTIONS": "pretrain vab-encodec --store STORE --out OUT",
+        "EVALUATE_OPTIONS": "evaluate generation REFERENCE --store STORE",
+    }
+    for word in words:
+        name, given, value = word.partition("=")
+        if given and name.isupper():
+            assert f"${{{name}:" in script, name
+            if name in verbs:
+                yield [*verbs[name].split(), *value.split()]
+            if name == "PRESET":
+                yield ["presets", value]
+
+
+def test_what_training_takes_is_reckoned_from_the_presets() -> None:
+    """Clips, steps, FLOP and hours of each training, bytes of a clip, and memory, as docs/training.md has them."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    clips = 1_573_485 + 177_000
+    memory = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.M)
+    assert len(memory) == 4
+    for name, *numbers in memory:
+        chosen = preset(name)
+        own = (Compute(), Compute(accumulate=4), Compute(devices=8))
+        assert numbers == [f"{training_memory(chosen, each).total / 1e9:.1f}" for each in own], name
+
+        seen = clips * chosen.train.epochs
+        flop = training_flops(chosen, chosen.model.video_length, chosen.model.audio_length)
+        line = (
+            f"{seen / 1e6:.1f} M clips ({chosen.train.epochs:g} epochs) of {flop / 1e12:.2f} TFLOP: "
+            f"{seen * flop / 1e18:.1f} EFLOP, {round(seen / chosen.train.batch_size, -3):,.0f} steps"
+        )
+        assert f"| `{name}` | {line} | {seen * flop / 125e12 / 3600:.0f} h |" in text
 
 
 def test_table_8_is_the_papers() -> None:
