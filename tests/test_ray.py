@@ -11,17 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from helpers.extraction import run, small_codec
 from vab.cli import main
 from vab.codecs.codec import Codec
 from vab.data.datasets.synthetic import write_synthetic
-from vab.data.extraction.decoding import Decoded
 from vab.data.extraction.ray import RayError, on_ray
-from vab.data.extraction.threads import Encode, Steps
-from vab.data.manifest import Clip
-from vab.data.shard import Latents
 from vab.data.store import LatentStore
 from vab.vision import VisionEncoder, load_vision
 
@@ -30,14 +25,12 @@ pytestmark = pytest.mark.slow  # a cluster takes a while to start
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A cluster of two CPUs, whose processes would compute in four threads."""
+    """A cluster of two CPUs."""
     ray = pytest.importorskip("ray", reason="no Ray: pip install 'vab[ray]'")
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "4")  # else Ray has one for each CPU of a task
-        ray.init("local", num_cpus=2, object_store_memory=100_000_000, **quiet)
-        yield on_ray
-        ray.shutdown()
+    ray.init("local", num_cpus=2, object_store_memory=100_000_000, **quiet)
+    yield on_ray
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -129,29 +122,6 @@ def test_a_run_that_another_engine_goes_on_with(
     result = run(manifest, out, *encoders, engine=cluster)
     assert (result.present, result.done) == (there, 14 - there)
     assert same(out, expected)
-
-
-def test_actors_compute_in_one_thread(cluster: Any, tmp_path: Path) -> None:
-    """By whose number kernels of a CPU round."""
-
-    def decode(clip: Clip) -> Decoded:
-        return Decoded(clip, None, [], [])
-
-    def load() -> Encode:
-        def encode(batch: list[Decoded]) -> list[Latents]:
-            threads = str(torch.get_num_threads())
-            return [Latents(item.clip.id, threads, "train", None, None) for item in batch]
-
-        return encode
-
-    def write(rows: list[Latents]) -> None:
-        for row in rows:
-            (tmp_path / row.id).write_text(row.label)
-
-    clips = [Clip(f"clip{n}", None, None) for n in range(5)]
-    steps = Steps(decode, load, write, on_cpu=True, batch_clips=2, shard_clips=3)
-    assert sorted(cluster(clips, steps)) == [(clip.id, "") for clip in clips]
-    assert {clip.id: (tmp_path / clip.id).read_text() for clip in clips} == {clip.id: "1" for clip in clips}
 
 
 def test_what_is_wrong_is_one_line(
