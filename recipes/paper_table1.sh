@@ -20,12 +20,12 @@ case $preset in
 esac
 latents=$out/$codec model=$out/$preset
 
-# 1. Which clips are there. AudioSet's are those of no video in VGGSound's test; what cannot be read is named.
+# 1. Which clips are there. AudioSet trains on no video of VGGSound's test. What cannot be read is named and left out.
 manifest() { # FILE VERB...
     [ -f "$1" ] || "${@:2}" -o "$1" ${DATA_OPTIONS:-} || [ -f "$1" ]
 }
 manifest "$out/vggsound.csv" vab data vggsound "$lists/vggsound.csv" "$media/vggsound"
-manifest "$out/audioset.csv" vab data audioset "$lists/audioset" "$media/audioset" --parts 2m --exclude "$lists/vggsound.csv"
+manifest "$out/as2m.csv" vab data audioset "$lists/audioset" "$media/audioset" --parts 2m eval --exclude "$lists/vggsound.csv"
 
 # 2. Latents: VGGSound at five frames a second, AudioSet at one (B.1). Another codec's have the image features already.
 extract() { # SET FPS
@@ -35,11 +35,11 @@ extract() { # SET FPS
         $features $devices ${EXTRACT_OPTIONS:-}
 }
 extract vggsound 5
-extract audioset 1
+extract as2m 1
 
 # 3. Training on both; the second stage of a model in two lies in its folder, where generation finds it.
 train() { # PRESET RUN
-    $launch vab pretrain "$1" --store "$latents/vggsound" --store "$latents/audioset" --out "$2" $devices ${TRAIN_OPTIONS:-}
+    $launch vab pretrain "$1" --store "$latents/vggsound" --store "$latents/as2m" --out "$2" $devices ${TRAIN_OPTIONS:-}
 }
 train "$preset" "$model"
 [ -z "$fine" ] || train "$fine" "$model/fine"

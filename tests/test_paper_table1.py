@@ -51,16 +51,18 @@ def write_set(root: Path) -> tuple[Path, Path]:
             balls.pop().rename(media / "vggsound" / f"{ident}_{start}.mp4")
     (lists / "vggsound.csv").write_text("".join(rows), encoding="utf-8")
 
-    # 2. AudioSet: 2M is the unbalanced and the balanced list together.
+    # 2. AudioSet: 2M is the unbalanced and the balanced list together; eval is test.
     labels = 'index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male speech, man speaking"\n'
     (lists / "audioset" / "class_labels_indices.csv").write_text(labels, encoding="utf-8")
     head = "# Segments csv created\n# num_ytids=6\n# YTID, start_seconds, end_seconds, positive_labels\n"
     for name, idents in (
         ("unbalanced", ["vggsound002", *(f"unbalance{n:02d}" for n in range(5))]),
-        ("balanced", [f"balanced_{n:02d}" for n in range(6)]),
+        ("balanced", [f"balanced_{n:02d}" for n in range(5)]),
+        ("eval", ["vggsound006"]),
     ):
         text = head + "".join(f'{ident}, 90.000, 100.000, "/m/09x0r,/m/05zppz"\n' for ident in idents)
-        (lists / "audioset" / f"{name}_train_segments.csv").write_text(text, encoding="utf-8")
+        file = "eval_segments.csv" if name == "eval" else f"{name}_train_segments.csv"
+        (lists / "audioset" / file).write_text(text, encoding="utf-8")
         for ident in idents:
             balls.pop().rename(media / "audioset" / "part" / f"Y{ident}.mp4")
     return lists, media
@@ -122,16 +124,17 @@ def test_from_lists_to_the_row_of_table_1_killed_in_training(tmp_path: Path) -> 
     assert (model / "table1.md").read_text(encoding="utf-8") in printed
 
     # 3. What it was made from: the test videos in no training, a dev share, two rates, both stages once.
-    clips = {name: read_manifest(out / f"{name}.csv") for name in ("vggsound", "audioset")}
+    clips = {name: read_manifest(out / f"{name}.csv") for name in ("vggsound", "as2m")}
     assert {clip.split for clip in clips["vggsound"]} == {"train", "dev", "test"}
-    assert len(clips["audioset"]) == 11 and not any("vggsound" in clip.id for clip in clips["audioset"])
-    for name, fps in (("vggsound", 5.0), ("audioset", 1.0)):
+    splits = {clip.id: clip.split for clip in clips["as2m"]}
+    assert len(splits) == 11 and "vggsound002" not in splits and splits["vggsound006"] == "test"
+    for name, fps in (("vggsound", 5.0), ("as2m", 1.0)):
         store = LatentStore.open(latents / name)
         assert store.meta.fps == fps and set(store.ids) == {clip.id for clip in clips[name]}
     for run in (model, model / "fine"):
         assert metrics(run, "train")[-1]["step"] == STEPS
         stores = json.loads((run / "record.json").read_text(encoding="utf-8"))
-        assert str(latents / "vggsound") in str(stores) and str(latents / "audioset") in str(stores)
+        assert str(latents / "vggsound") in str(stores) and str(latents / "as2m") in str(stores)
     sounds = {path.stem for path in (out / "table1" / "sounds" / "vab-tiny-coarse").glob("*.wav")}
     assert sounds == {clip.id for clip in clips["vggsound"] if clip.split == "test"}
 

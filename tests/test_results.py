@@ -27,7 +27,7 @@ Table = dict[str, list[str]]  # first cell of a row -> the paper's numbers in it
 
 
 def commands(paper: str) -> list[list[str]]:
-    """The lines of a paper's blocks that call vab, python or a recipe, as words; what launches vab is left out."""
+    """The lines of a paper's blocks that call vab, python or a recipe, as words without what launches vab."""
     text = (ROOT / paper).read_text(encoding="utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = [line for kind, block in blocks if kind in ("", "sh") for line in block.splitlines()]
@@ -83,7 +83,7 @@ def options_of_the_recipe(words: list[str]) -> Iterator[list[str]]:
 
 
 def test_what_training_takes_is_reckoned_from_the_presets() -> None:
-    """Clips, steps, FLOP and hours of each training, bytes of a clip, and memory, as docs/training.md has them."""
+    """Clips, steps, FLOP, hours and memory of each training, as docs/training.md has them."""
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     clips = 1_573_485 + 177_000
     memory = re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", text, flags=re.M)
