@@ -373,6 +373,22 @@ def test_as_users_call_it(
     assert (code, out) == (2, "") and err == "vab: nowhere: no such folder\n"
 
 
+def test_a_manifest_is_evaluated_by_its_split(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    """The clips of train that a system has no sounds for are not missing."""
+    splits = {"bell": "test", "cat": "test", "dog": "test", "fox": "train"}
+    clips = [Clip(name, folders[0] / f"{name}.wav", None, split=split) for name, split in splits.items()]
+    write_manifest(tmp_path / "set.csv", clips)
+    words = [str(tmp_path / "set.csv"), str(folders[1]), "--resamples", "0", "--device", "cpu", "--json"]
+    code, out, _ = run(capsys, *words)
+    assert (code, json.loads(out)["clips"]) == (0, 3)
+    assert (tmp_path / "set").is_dir() and not (tmp_path / "cache_10s").exists()  # features of a manifest
+    (folders[1] / "cat.wav").unlink()
+    code, _, err = run(capsys, *words)
+    assert code == 1 and err.startswith("cat: missing from ")
+
+
 def test_a_folder_that_cannot_be_written_says_what_to_do(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

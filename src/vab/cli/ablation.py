@@ -26,7 +26,7 @@ def ablation(
     seed: int = 0,
     epochs: Annotated[dict[str, float] | None, tyro.conf.arg(metavar="TRAINING N ...")] = None,
     max_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
-    reference: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
+    reference: Annotated[Path | None, tyro.conf.arg(metavar="REFERENCE")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     resamples: int = 200,
@@ -59,7 +59,8 @@ def ablation(
         epochs: epochs of trainings, each named after those up to it: contrastive 20 masked_contrastive 10.
             Default: the paper's (order: 29 for contrastive learning that comes first), else the presets'.
         max_steps: training steps of each run, instead of all epochs.
-        reference: folder of real sounds named by clip id. Default: the store's own, decoded by the codec.
+        reference: folder of real sounds named by clip id, or a manifest. Default: the store's own, decoded by
+            the codec.
         weights: the folder of weights for FAD, KLD, ...; see vab evaluate generation.
         cache: folder for the extracted features. Default: in the folders of the sounds.
         resamples: bootstrap resamples for the 95 % intervals of whole-set metrics.

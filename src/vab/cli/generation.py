@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Annotated, Any
@@ -59,7 +60,7 @@ def generation(
         store: store made by vab extract. Its sounds have passed through the codec, so without REFERENCE the
             losses of the codec do not count.
         model: a model directory or a Hub id, decoded with its own settings. Default: the bundled vab-tiny.
-        split: the split of the store to evaluate.
+        split: the split of the store, or of a manifest, to evaluate.
         clips: the largest number of clips, spread over the split. Default: all with audio and video.
         seed: the random seed of generation.
         run: folder for the generated sounds, to resume an interrupted call. Default: they are deleted.
@@ -88,6 +89,7 @@ def generation(
             "--shard is for --store, with a --run where the sounds of all shares come together"
         )
 
+    from vab.evaluate.generation.clips import of_split
     from vab.evaluate.generation.from_model import evaluate_model
     from vab.evaluate.generation.protocol import EvaluationSettings, Incomplete, evaluate
     from vab.utils.shares import ALL, Share
@@ -126,6 +128,7 @@ def generation(
             elif store is None and reference is not None and generated is not None:
                 if (model, clips, run, codec_path) != (None, None, None, None):
                     raise SettingError("--model, --clips, --run and --codec-path are for --store")
+                settings = replace(settings, clips=of_split(reference, split))
                 found = evaluate(reference, generated, settings, progress)
             else:
                 raise SettingError("what to measure: REFERENCE GENERATED, or --store STORE with --model DIR")

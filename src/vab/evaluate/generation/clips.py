@@ -79,6 +79,13 @@ def open_folder(path: Path, only: Container[str] | None = None) -> Folder:
     return folder
 
 
+def of_split(path: Path, split: str) -> frozenset[str] | None:
+    """The ids of a manifest's clips of that split; None for a folder, which has no splits."""
+    if not path.is_file() or path.suffix.lower() in AUDIO + VIDEOS:
+        return None
+    return frozenset(clip.id for clip in read_manifest(path) if clip.split == split)
+
+
 def _of_files(path: Path, only: Container[str] | None) -> Folder:
     """The clips of a folder, by the names of its files."""
     try:
