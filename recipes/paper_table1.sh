@@ -22,15 +22,15 @@ latents=$out/$codec model=$out/$preset
 
 # 1. Which clips are there. AudioSet trains on no video of VGGSound's test. What cannot be read is named and left out.
 manifest() { # FILE VERB...
-    [ -f "$1" ] || "${@:2}" -o "$1" ${DATA_OPTIONS:-} || [ -f "$1" ]
+    [ -f "$1" ] || "${@:2}" -o "$1" ${DATA_OPTIONS:-} || { local code=$? && [ -f "$1" ] || exit "$code"; }
 }
 manifest "$out/vggsound.csv" vab data vggsound "$lists/vggsound.csv" "$media/vggsound"
 manifest "$out/as2m.csv" vab data audioset "$lists/audioset" "$media/audioset" --parts 2m eval --exclude "$lists/vggsound.csv"
 
-# 2. Latents: VGGSound at five frames a second, AudioSet at one (B.1). Another codec's have the image features already.
+# 2. Latents: VGGSound at five frames a second, AudioSet at one (B.1). DAC takes the image features that EnCodec has.
 extract() { # SET FPS
     local features=
-    [ "$codec" = encodec ] || [ ! -f "$out/encodec/$1/store.json" ] || features="--features-from $out/encodec/$1"
+    [ "$codec" != dac ] || [ ! -f "$out/encodec/$1/store.json" ] || features="--features-from $out/encodec/$1"
     $launch vab extract "$out/$1.csv" -o "$latents/$1" --preset "$preset" --fps "$2" --allow-failed 1% \
         $features $devices ${EXTRACT_OPTIONS:-}
 }
@@ -46,4 +46,5 @@ train "$preset" "$model"
 
 # 4. Sounds for VGGSound's test, measured against the real ones. Clips that cannot be measured are named and counted.
 vab evaluate generation "$out/vggsound.csv" --store "$latents/vggsound" --model "$model" --run "$out/table1" \
-    --allow-missing $devices ${EVALUATE_OPTIONS:-} | tee "$model/table1.md" || grep -q "^| $preset |" "$model/table1.md"
+    --allow-missing $devices ${EVALUATE_OPTIONS:-} | tee "$model/table1.md" ||
+    { code=$? && grep -q "^| $preset |" "$model/table1.md" || exit "$code"; }
