@@ -19,7 +19,7 @@ from vab.training.masking import apply_mask
 
 @dataclass(frozen=True)
 class LossOutput:
-    """Loss of one process's shard of a batch."""
+    """Loss of one process's share of a batch."""
 
     loss: Tensor  # mean over ``weight`` items; gradients flow from here. 0 if there are none
     weight: Tensor  # number of items (tokens, clips), by which the processes' losses are averaged
@@ -163,7 +163,7 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
         return x
     world_size = torch.distributed.get_world_size()
 
-    # Shards differ by one clip at most, but all_gather takes equal shapes: pad to the longest, then cut.
+    # Shares differ by one clip at most, but all_gather takes equal shapes: pad to the longest, then cut.
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size)]
     torch.distributed.all_gather(counts, torch.tensor([len(x)], device=x.device))
     longest = max(int(count) for count in counts)

@@ -1,4 +1,4 @@
-"""Which share of some work, whose parts need not meet, is this process's: told by hand, by SLURM or torchrun."""
+"""Which share of some work is this process's: told by hand, by SLURM or torchrun. Shares never meet."""
 
 from __future__ import annotations
 
