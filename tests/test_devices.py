@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -21,10 +22,13 @@ from helpers.cli import vab
 from helpers.tiny import write_model, write_video
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
+from vab.errors import SettingError
 from vab.evaluate.embedding import Measured, _classify_part, classify_store_on, embed_store_on
 from vab.evaluate.generation.spread import Synthesis, synthesize_on
 from vab.evaluate.generation.synthesis import MADE, Synthesizer
 from vab.evaluate.metrics.statistics import EvaluationError
+from vab.inference import batch as inference_batch
+from vab.inference.batch import BatchSettings, generate_files
 from vab.models.hub import read_config
 from vab.training.batches import ClipBatches
 from vab.utils.processes import Worker, devices_for
@@ -116,6 +120,23 @@ def test_files_on_two_devices(
         assert f"share {n}/2: " in err
     assert sorted(shares[0] + shares[1]) == sorted(row["input"] for row in two[1]["results"])
     assert all(shares)
+
+
+def test_each_process_of_a_machine_generates_on_a_gpu_of_its_own(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a machine with two GPUs, as far as torch is asked how many there are, and torchrun's second process
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+
+    def load(settings: BatchSettings, device: str) -> NoReturn:
+        raise SettingError(f"loads on {device}")
+
+    monkeypatch.setattr(inference_batch, "_load", load)
+    with pytest.raises(SettingError, match=r"^loads on cuda:1$"):
+        list(generate_files([media / "0.mp4"], tmp_path, BatchSettings(shard="1/1")))
 
 
 def test_a_killed_process_is_one_line_and_the_rest_is_made_later(

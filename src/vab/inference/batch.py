@@ -107,7 +107,7 @@ def generate_files(
     # 1. Check settings and expand names, before anything is loaded or written.
     out = Path(out)
     check(settings)
-    devices = devices_for(settings.devices, settings.device) if settings.devices > 1 else []
+    devices = devices_for(settings.devices, settings.device)
     share = Share.chosen(settings.shard)
     folder = find_model(settings.model)
     inputs = expand(names, leave_out=out)
@@ -132,7 +132,7 @@ def generate_files(
 
     # 3. Here, or in a process for each device.
     if min(len(devices), len(tasks)) <= 1:
-        yield from _generate(job, tasks, settings.device, show)
+        yield from _generate(job, tasks, str(devices[0]), show)
         return
     show(0, len(tasks), tasks[0].path, "load", 0, 1)
     with closing(in_order(_generate_part, job, tasks, devices)) as results:
