@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,13 @@ def test_the_clips_of_a_manifest_count_by_their_ids(tmp_path: Path, folders: tup
     chosen = settings(clips=frozenset(("bell", "cat", "dog")))
     found = evaluate(tmp_path / "lists" / "set.csv", made, chosen)
     assert found.ids == ["bell", "cat", "dog"] and not found.faults
+
+    # a model's sounds have names that every disk takes
+    write_manifest(tmp_path / "lists" / "odd.csv", [replace(clips[0], id="a/bell#0"), *clips[1:]])
+    other = Path(shutil.copytree(made, tmp_path / "other"))
+    (other / "bell.wav").rename(other / "a_bell_0.wav")
+    odd = settings(clips=frozenset(("a_bell_0", "cat", "dog")))
+    assert evaluate(tmp_path / "lists" / "odd.csv", other, odd).ids == ["a_bell_0", "cat", "dog"]
 
     # what is no whole file on this machine, or stands for two clips, is named; what is not asked for is not
     bell = clips[0].audio

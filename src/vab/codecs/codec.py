@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -52,6 +53,15 @@ class Codec(Protocol):
 
     def to(self, device: str | torch.device) -> Self:
         """Moves the codec; returns itself."""
+
+
+def has_codebooks(codec: Codec, vectors: NDArray[np.float32]) -> bool:
+    """True if ``vectors`` [K,V,C] are those of the codec's first K codebooks, but for rounding.
+
+    Tokens of other codebooks would decode to noise.
+    """
+    own = codec.codebook_vectors()[: len(vectors)].float().cpu().numpy()
+    return own.shape == vectors.shape and np.allclose(own, vectors, atol=1e-3)
 
 
 class EnCodec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,11 @@ class Folder:
         except OSError:  # reading it will say why
             return "gone"
         return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def file_name(clip: str) -> str:
+    """The file name of the sound that a model makes for a clip of this id, without its ending."""
+    return re.sub(r"[^\w.-]", "_", clip)
 
 
 def open_folder(path: Path, only: Container[str] | None = None) -> Folder:
@@ -113,18 +119,19 @@ def _of_files(path: Path, only: Container[str] | None) -> Folder:
 
 
 def _of_manifest(path: Path, only: Container[str] | None) -> Folder:
-    """The clips of a manifest, by their ids."""
+    """The clips of a manifest, by their ids, or those of ``only`` by the names that a model's sounds have."""
     folder = Folder(path, {}, {})
     for clip in read_manifest(path):
-        if only is not None and clip.id not in only:
+        name = clip.id if only is None or clip.id in only else file_name(clip.id)
+        if only is not None and name not in only:
             continue
         if clip.start or not isinstance(clip.audio, Path):
             why = f"begins at {clip.start:g} s of its file" if clip.start else "has no sound on this machine"
-            folder.faults.append(ClipError(clip.id, f"{path}: {clip.id} {why}"))
+            folder.faults.append(ClipError(name, f"{path}: {clip.id} {why}"))
             continue
-        folder.sounds[clip.id] = clip.audio
+        folder.sounds[name] = clip.audio
         if isinstance(clip.video, Path):
-            folder.videos[clip.id] = clip.video
+            folder.videos[name] = clip.video
     return folder
 
 

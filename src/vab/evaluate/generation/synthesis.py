@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vab.codecs.codec import Codec, load_codec
+from vab.codecs.codec import Codec, has_codebooks, load_codec
 from vab.config import DecodeConfig, former_fields
 from vab.data.store import LatentStore, spread
 from vab.errors import first_line
+from vab.evaluate.generation.clips import file_name
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.inference.parts import check_codec
 from vab.media.reader import write_wav
@@ -166,11 +166,8 @@ def reconstruct_true(
     batches of other shares than ``share`` are left to others.
     """
     # 1. The store's tokens mean something to their own codec alone.
-    codec = maker.codec
-    device = codec.codebook_vectors().device
-    own = codec.codebook_vectors().float().cpu().numpy()[: store.meta.num_codebooks]
-    stored = store.codebook_vectors()
-    if own.shape != stored.shape or not np.allclose(own, stored, atol=1e-3):
+    device = maker.codec.codebook_vectors().device
+    if not has_codebooks(maker.codec, store.codebook_vectors()):
         raise EvaluationError(
             f"{store.directory} holds the tokens of another codec; name its own: --codec-path"
         )
@@ -212,12 +209,7 @@ def synthesize(
         groups = [clips.dev_batch(part[n : n + GROUP]) for n in range(0, len(part), GROUP)]
         tokens = maker.tokens(Batch.join(groups), decode, seed)
         _write_sounds(paths, maker.waveforms(tokens))
-    return frozenset(map(_file_name, ids))
-
-
-def _file_name(clip: str) -> str:
-    """The file name of a clip's sound, without its ending."""
-    return re.sub(r"[^\w.-]", "_", clip)
+    return frozenset(map(file_name, ids))
 
 
 def _missing(
@@ -234,7 +226,7 @@ def _missing(
     ``record`` says how the sounds are made; a folder with another record is refused.
     """
     # 1. A name for each clip.
-    names = [_file_name(name) for name in ids]
+    names = [file_name(name) for name in ids]
     if len(set(names)) < len(names):
         raise EvaluationError("two clips would have the same file: their ids differ only in odd characters")
     _claim(folder, record)

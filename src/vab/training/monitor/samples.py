@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vab.codecs.codec import Codec, CodecError, load_codec
+from vab.codecs.codec import Codec, CodecError, has_codebooks, load_codec
 from vab.config import Preset
 from vab.data.store import spread
 from vab.models.vab import VAB
@@ -58,11 +58,7 @@ class Samples:
         else:
             try:
                 codec = load_codec(preset.model.codec, codec_path)
-                own = codec.codebook_vectors().float().cpu().numpy()
-                stored = dev.mixture.codebook_vectors()
-                if own.shape[1:] != stored.shape[1:] or not np.allclose(
-                    own[: len(stored)], stored, atol=1e-3
-                ):
+                if not has_codebooks(codec, dev.mixture.codebook_vectors()):
                     raise CodecError("the store holds the tokens of another codec; name it: --codec-path")
                 return cls(dev, preset, codec, device)
             except CodecError as error:
