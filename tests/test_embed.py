@@ -13,8 +13,8 @@ import torch
 
 from helpers.tiny import write_model, write_video
 from vab.cli import main
-from vab.data.extraction.decoding import Decoded, decode
-from vab.data.extraction.encoding import encode, latents_meta
+from vab.data.extraction.decoding import decode
+from vab.data.extraction.encoding import Decoded, encode, latents_meta
 from vab.data.shard import Latents
 from vab.inference.embedder import Embedder, embed_latents, windows
 from vab.inference.embeddings import Embedded, EmbeddingsError, read_embeddings

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vab.codecs.codec import Codec, load_codec
 from vab.config import FRAME_RATE, ModelConfig, Preset
-from vab.data.extraction.decoding import Decoded, read_ahead
-from vab.data.extraction.encoding import encode, latents_meta, weights_fingerprint
+from vab.data.extraction.decoding import read_ahead
+from vab.data.extraction.encoding import Decoded, encode, latents_meta, weights_fingerprint
 from vab.data.manifest import Clip
 from vab.data.shard import Latents, StoreMeta
 from vab.errors import failure

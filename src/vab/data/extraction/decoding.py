@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vab.config import SAMPLE_RATE, samples_to_frames, video_frames
+from vab.data.extraction.encoding import Decoded
 from vab.data.manifest import Clip
 from vab.data.shard import StoreMeta
 from vab.errors import failure
@@ -24,18 +24,6 @@ from vab.utils.ahead import run_ahead
 from vab.utils.processes import available_cores
 from vab.utils.provenance import sha256
 from vab.vision import Recipe, crop
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """One clip's decoded streams."""
-
-    clip: Clip
-    waveform: NDArray[np.float32] | None  # [S]
-    frames: list[Tensor]  # each uint8 [3, size, size], as the image encoder sees it; none without video
-    frame_indices: list[int]  # [F]: index into ``frames`` for each feature position of the window
-    real_tokens: int = 0  # number of the window's T audio frames that are not padding
-    real_features: int = 0  # and of its F features
 
 
 def decode(clip: Clip, meta: StoreMeta, recipe: Recipe) -> Decoded:

@@ -1,8 +1,9 @@
-"""Decoded clips -> latents, in batches of one size (section 3.1)."""
+"""Decoded clips -> latents, in batches of one size (section 3.1). Needs no video library."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
@@ -13,13 +14,25 @@ from torch import Tensor, nn
 
 from vab.codecs.codec import Codec
 from vab.codecs.tiny import TinyCodec
-from vab.data.extraction.decoding import Decoded
+from vab.data.manifest import Clip
 from vab.data.shard import Latents, StoreMeta
 from vab.utils.device import tf32
 from vab.utils.provenance import sha256
 from vab.vision import VisionEncoder
 
 Fill = Literal["zero", "repeat"]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One clip's decoded streams."""
+
+    clip: Clip
+    waveform: NDArray[np.float32] | None  # [S]
+    frames: list[Tensor]  # each uint8 [3, size, size], as the image encoder sees it; none without video
+    frame_indices: list[int]  # [F]: index into ``frames`` for each feature position of the window
+    real_tokens: int = 0  # number of the window's T audio frames that are not padding
+    real_features: int = 0  # and of its F features
 
 
 def latents_meta(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vab.data.extraction.decoding import Decoded
+from vab.data.extraction.encoding import Decoded
 from vab.data.extraction.threads import Encode, Steps
 from vab.data.manifest import Clip
 from vab.data.shard import Latents

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from vab.codecs.codec import Codec
-from vab.data.extraction.decoding import Decoded, attempt
-from vab.data.extraction.encoding import Fill, encode, latents_meta, weights_fingerprint
+from vab.data.extraction.decoding import attempt
+from vab.data.extraction.encoding import Decoded, Fill, encode, latents_meta, weights_fingerprint
 from vab.data.extraction.failures import settle_failures, write_failures
 from vab.data.extraction.stored import StoredFeatures
 from vab.data.extraction.threads import Encode, Engine, Steps, on_threads

@@ -9,7 +9,7 @@ from itertools import islice
 
 import torch
 
-from vab.data.extraction.decoding import Decoded
+from vab.data.extraction.encoding import Decoded
 from vab.data.manifest import Clip
 from vab.data.shard import Latents
 from vab.utils.ahead import run_ahead
