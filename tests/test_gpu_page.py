@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vab.bench.gpu import checks
+from vab.bench.gpu import checks, extraction, training
 from vab.bench.gpu.page import Page
 from vab.bench.gpu.parts import GPU_PARTS, TRAIN_PARTS
 from vab.bench.gpu.runner import Part, run
+from vab.training.batches import Batch
+from vab.training.run import TrainingRun
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 PARTS = "gpu_parts"  # beside this file
@@ -95,7 +97,7 @@ def start(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]
     )
 
 
-BLOCKED = ("av", "tyro", "lancedb", "starlette", "playwright")
+BLOCKED = ("av", "tyro", "lancedb", "starlette", "playwright", "ray", "s3fs")
 
 
 def test_no_part_needs_a_video_library() -> None:
@@ -122,17 +124,54 @@ def test_every_part_is_a_documented_function() -> None:
         assert getattr(import_module(module), name).__doc__
 
 
-def test_speed_end_to_end_at_the_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(SRC))
+def test_parts_end_to_end_at_the_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a bare machine: modules that cannot be imported stand before the packages of their names."""
+    for name in BLOCKED:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not on this machine')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(SRC)]))
     chosen = [part for part in GPU_PARTS if part.name in ("vab-dac", "training")]
     page = run("gpu", ABOUT, chosen, tmp_path, "cpu", True, 200, lambda line: None)
-    training, dac = page.sections
-    assert training.good and dac.good, (training.error, dac.error)
-    assert training.rows[0]["steps a second"] > 0 and training.rows[0]["loader alone, ms a step"] > 0
-    assert {row["numbers"] for row in dac.rows} == {"bfloat16", "float32"}
-    for row in dac.rows:
+    assert all(section.good for section in page.sections), [section.error for section in page.sections]
+    (row,), speeds = (section.rows for section in page.sections)
+    assert row["clips a second"] == pytest.approx(row["batch"] * row["steps a second"])
+    assert 0 < row["waiting for data, share of a step"] < 1 and row["loader alone, ms a step"] > 0
+    assert {row["numbers"] for row in speeds} == {"bfloat16", "float32"}
+    for row in speeds:
         stages = sum(row[f"{name}, s"] for name in ("features", "sampling", "refining", "codec"))
         assert row["seconds a clip"] == pytest.approx(stages)
+
+
+def test_extraction_has_the_same_tokens_in_each_precision(tmp_path: Path) -> None:
+    result = extraction.extraction("cpu", True, tmp_path)
+    assert result["failed"] == []
+    exact, rough = (row for row in result["rows"] if row["what"] == "latents of clips")
+    assert exact["features apart, relative L2"] == 0 < rough["features apart, relative L2"] < 0.03
+    assert exact["tokens as in float32"] == rough["tokens as in float32"] == 1
+
+
+def test_ways_to_compute_a_step_give_the_same(tmp_path: Path) -> None:
+    result = training.ways("cpu", True, tmp_path)
+    assert result["failed"] == []
+    whole, parts, again, compiled = result["rows"]
+    assert "loss apart" not in whole and 0 < parts["gradient apart"] < 0.03
+    assert again["gradient apart"] == compiled["gradient apart"] == 0
+    assert max(parts["reckoned GB"], again["reckoned GB"]) < whole["reckoned GB"] == compiled["reckoned GB"]
+
+
+def test_a_way_that_does_not_work_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that computes something else, and one that fails, are told; the others stand beside them."""
+    real = training.gradient
+
+    def wrong(run: TrainingRun, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        if run.compute.checkpoint_activations:
+            raise RuntimeError("no kernel")
+        loss, found = real(run, batch)
+        return loss, [tensor * run.compute.accumulate for tensor in found]
+
+    monkeypatch.setattr(training, "gradient", wrong)
+    result = training.ways("cpu", True, tmp_path)
+    assert result["failed"] == ["in 4 parts: gradient apart", "activations computed again"]
+    assert [row.get("note") for row in result["rows"]] == [None, None, "RuntimeError: no kernel", None]
 
 
 def test_a_check_sees_another_number() -> None:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,15 +21,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vab.bench.gpu.runner import report
-from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, synthetic_store, vision_of
+from vab.bench.gpu.runs import (
+    WEIGHTS,
+    apart,
+    gradient,
+    run_of,
+    synthetic_mixture,
+    synthetic_store,
+)
+from vab.bench.gpu.sizes import codec_of, inputs, network_of, preset_of, vision_of
 from vab.bench.timing import blank_inputs, fill_in
-from vab.config import DecodeConfig, Preset
+from vab.config import Compute, DecodeConfig, Preset
 from vab.models.foleygen import FoleyGen, IncrementalDecoder, delay
 from vab.presets import PRESETS
 from vab.sampling import autoregressive
 from vab.sampling.parallel import generate
 from vab.sampling.stages import Stage
 from vab.training.batches import ClipBatches
+from vab.training.loader import made_ahead
 from vab.training.objectives import OBJECTIVES, build
 from vab.training.optimizer import optimizers
 from vab.training.trainer import train
@@ -57,9 +63,7 @@ def row(check: str, numbers: str, measured: float, limit: float | None, note: st
 
 def relative(found: Tensor, wanted: Tensor) -> float:
     """Relative L2 distance; infinite if something is not a number."""
-    found, wanted = found.detach().cpu().double(), wanted.detach().cpu().double()
-    value = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
-    return value if value == value else float("inf")
+    return apart([found.detach().cpu()], [wanted.detach().cpu()])
 
 
 def differing(found: Tensor, wanted: Tensor) -> float:
@@ -161,10 +165,10 @@ def codecs(device: torch.device, small: bool) -> list[Row]:
         for numbers, (dtype, limit) in TYPES.items():
             codec.model.to(device, dtype)
             wave = waveform.to(device, dtype)
-            apart = relative(codec.model.encoder(wave[:, None]), places)
-            rows.append(row(f"{name}, encoder", numbers, apart, limit))
-            apart = relative(codec.decode(tokens.to(device)), sound)
-            rows.append(row(f"{name}, decoder", numbers, apart, limit))
+            distance = relative(codec.model.encoder(wave[:, None]), places)
+            rows.append(row(f"{name}, encoder", numbers, distance, limit))
+            distance = relative(codec.decode(tokens.to(device)), sound)
+            rows.append(row(f"{name}, decoder", numbers, distance, limit))
             # a place halfway between two codes may fall to either: measured, but without a limit
             share = differing(codec.encode(wave), own)
             rows.append(row(f"{name}, tokens of a sound", numbers, share, None, "share that differs"))
@@ -222,8 +226,8 @@ def training_steps(device: torch.device, small: bool) -> list[Row]:
                 if numbers == "bfloat16":
                     del found["weights after it"]
                 for name, value in found.items():
-                    apart = relative(value, wanted[name])
-                    rows.append(row(f"{objective} step, {name}", numbers, apart, limits.get(name, limit)))
+                    distance = relative(value, wanted[name])
+                    rows.append(row(f"{objective} step, {name}", numbers, distance, limits.get(name, limit)))
     return rows
 
 
@@ -245,28 +249,28 @@ def _step(
 
 
 def runs(device: torch.device, small: bool) -> list[Row]:
-    """A run of training beside the CPU's, and one that is resumed from its checkpoint."""
+    """A run of training on two stores beside the CPU's, and one that is resumed from its checkpoint."""
     preset = _taught("masked")
+    quiet: dict[str, Any] = {"max_steps": STEPS, "log": lambda line: None}
 
-    def run(name: str) -> Tensor:
-        train(preset, place / "store", place / name, max_steps=STEPS, log=lambda line: None)
+    def run(name: str, where: torch.device) -> Tensor:
+        train(preset, stores, place / name, weights=WEIGHTS, compute=Compute(device=str(where)), **quiet)
         return _learned(place / name)
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        synthetic_store(place / "store", preset.model, 16)
-        here = run("here")
-        there = run("there") if device.type == "cpu" else _train_on_cpu(place / "store", place / "there")
-        apart = relative(here, there)
+        stores = [store.directory for store in synthetic_mixture(place, preset.model, 16).stores]
+        here, there = run("here", device), run("there", CPU)
+        weights = relative(here, there)
         losses = relative(_losses(place / "here"), _losses(place / "there"))
         # the second half once more, from the checkpoint in the middle
-        run("again")
+        run("again", device)
         (place / "again" / "checkpoints" / f"{STEPS:09d}.safetensors").unlink()
         (place / "again" / "model.safetensors").unlink()
-        changed = relative(run("again"), here)
+        changed = relative(run("again", device), here)
     return [
-        row(f"losses of {STEPS} steps of a run", "float32", losses, EXACT),
-        row(f"weights after {STEPS} steps of a run", "float32", apart, 100 * EXACT),
+        row(f"losses of {STEPS} steps of a run on two stores", "float32", losses, EXACT),
+        row(f"weights after {STEPS} steps of a run on two stores", "float32", weights, 100 * EXACT),
         row("a resumed run beside one that was not stopped", "float32", changed, EXACT, "0 is bit for bit"),
     ]
 
@@ -283,18 +287,86 @@ def _losses(run: Path) -> Tensor:
     return torch.tensor([line["loss"] for line in lines])
 
 
-def _train_on_cpu(store: Path, run: Path) -> Tensor:
-    """The weights of the same run where no GPU is seen; ``RuntimeError`` if it fails."""
-    code = (
-        "import sys; from pathlib import Path; from vab.bench.gpu import checks; "
-        "checks.train(checks._taught('masked'), sys.argv[1], Path(sys.argv[2]), max_steps=checks.STEPS)"
-    )
-    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", code, str(store), str(run)]
-    done = subprocess.run(command, env=hidden, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        raise RuntimeError(f"the run on the CPU failed: {done.stderr.strip().splitlines()[-1:]}")
-    return _learned(run)
+def in_parts(device: torch.device, small: bool) -> list[Row]:
+    """The gradient of a step in parts or with activations computed again, beside that of the step at once."""
+    rows = []
+    ways = {
+        "in 3 parts": Compute(str(device), accumulate=3),
+        "activations computed again": Compute(str(device), checkpoint_activations=True),
+        "both": Compute(str(device), accumulate=3, checkpoint_activations=True),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        store = synthetic_store(place / "store", _taught("masked").model, 16)
+        for objective in get_args(Objective):
+            preset = _taught(objective)
+            wanted: list[Tensor] = []
+            for name, compute in ({"at once": Compute(str(device))} | ways).items():
+                run = run_of(preset, store, place, compute)
+                loss, found = gradient(run, run.clips.train_batch(0).to(device))
+                found.append(loss)
+                if wanted:
+                    note = f"{objective} step {name}, gradient"
+                    rows.append(row(note, "float32", apart(found, wanted), EXACT))
+                wanted = wanted or found
+    return rows
+
+
+def fused_attention(device: torch.device, small: bool) -> list[Row]:
+    """Fused attention takes ALiBi's bias, also with padding, and gives what plain attention gives."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.profiler import ProfilerActivity, profile
+
+    # 1. Two layers of vab-encodec: L = 510, no multiple of what the kernel asks of the bias's rows.
+    preset = preset_of("vab-encodec", small)
+    preset = replace(preset, model=replace(preset.model, num_layers=2, num_expert_layers=1))
+    network = network_of(preset).to(device).requires_grad_(True)
+    tokens, features = inputs(preset.model, 2, device)
+    padding = torch.zeros(2, preset.model.audio_length, dtype=torch.bool, device=device)
+    padding[1, preset.model.audio_length // 2 :] = True
+
+    def work(padded: Tensor | None) -> list[Tensor]:
+        """Logits, and the gradient of a loss of them."""
+        network.zero_grad()
+        logits = network(tokens, features, token_padding=padded)
+        logits.float().square().mean().backward()
+        return [logits.detach(), *(p.grad for p in network.parameters() if p.grad is not None)]
+
+    # 2. With the fused kernel alone allowed: where it does not take the bias, that is an error.
+    fused = SDPBackend.EFFICIENT_ATTENTION if device.type == "cuda" else SDPBackend.FLASH_ATTENTION
+    rows = []
+    for about, padded in (("full clips", None), ("padded clips", padding)):
+        for numbers, (dtype, limit) in TYPES.items():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                with sdpa_kernel(SDPBackend.MATH):
+                    plain = work(padded)
+                with sdpa_kernel(fused):
+                    distance = apart(work(padded), plain)
+                rows.append(row(f"fused attention, {about}", numbers, distance, limit))
+                # 3. What is taken where nothing is asked for.
+                with profile(activities=[ProfilerActivity.CPU]) as recorded:
+                    work(padded)
+            prefix = "aten::_scaled_dot_product_"
+            taken = sorted(e.key.removeprefix(prefix) for e in recorded.key_averages() if prefix in e.key)
+            share = float(any("math" in name for name in taken) or not taken)
+            rows.append(row(f"plain attention taken, {about}", numbers, share, 0.0, ", ".join(taken)))
+    return rows
+
+
+def made_batches(device: torch.device, small: bool) -> list[Row]:
+    """Batches made ahead by threads arrive as they are made in place; on a GPU from pinned memory."""
+    pin, preset = device.type == "cuda", _taught("masked")
+    changed, unpinned = 0.0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        clips = ClipBatches(synthetic_mixture(Path(folder), preset.model, 16), preset, "train")
+        with made_ahead(clips.train_batch, range(STEPS), workers=2, pin=pin) as batches:
+            for step, batch in enumerate(batches):
+                made, there = vars(clips.train_batch(step)), vars(batch.to(device))
+                tensors = [name for name, value in made.items() if isinstance(value, Tensor)]
+                changed += sum(differing(there[name], made[name]) for name in tensors)
+                unpinned += sum(not getattr(batch, name).is_pinned() for name in tensors)
+    rows = [row("batches made ahead", "", changed, 0.0, "share that differs")]
+    return rows + ([row("their tensors outside pinned memory", "", unpinned, 0.0)] if pin else [])
 
 
 def in_batches(device: torch.device, small: bool) -> list[Row]:
@@ -346,7 +418,18 @@ def first_difference(network: nn.Module, tokens: Tensor, features: Tensor) -> st
 
 CHECKS: dict[str, Callable[[torch.device, bool], list[Row]]] = {
     check.__name__: check
-    for check in (equal_logits, networks, codecs, image_encoder, training_steps, in_batches, runs)
+    for check in (
+        equal_logits,
+        networks,
+        codecs,
+        image_encoder,
+        training_steps,
+        in_batches,
+        runs,
+        in_parts,
+        fused_attention,
+        made_batches,
+    )
 }
 
 
