@@ -19,6 +19,7 @@ from transformers import EncodecConfig, EncodecModel
 from helpers.cli import vab
 from helpers.encoders import VIT_TINY, random_network, save
 from helpers.extraction import run, small_codec
+from helpers.training import META
 from vab.cli import main
 from vab.cli.extract import most_failed
 from vab.codecs.codec import Codec, EnCodec, load_codec
@@ -209,18 +210,19 @@ def test_several_devices_are_one_run(balls: Path, whole: Path, tmp_path: Path) -
 def test_failures_of_several_writers(tmp_path: Path) -> None:
     names = [f"clip{n}" for n in range(12)]
     halves = [Share(n, 2) for n in (0, 1)]
+    store = LatentStore.create(tmp_path / "store", META, np.zeros((2, 16, 4), np.float32))
     for share in halves:
-        write_failures(tmp_path, share, {name: "gone" for name in names if share.has(name)})
+        write_failures(store, share, {name: "gone" for name in names if share.has(name)})
     # the last one to leave joins the lists; one of its own has come good, and one of the other's is there
     mine = [name for name in names if halves[1].has(name)]
     other = [name for name in names if halves[0].has(name)]
-    settle_failures(tmp_path, halves[1], dict.fromkeys(mine[1:], "bad"), {other[0]})
-    assert [path.name for path in tmp_path.iterdir()] == ["failures.csv"]
-    told = dict(line.split(",") for line in (tmp_path / "failures.csv").read_text().splitlines()[1:])
+    settle_failures(store.directory, halves[1], dict.fromkeys(mine[1:], "bad"), {other[0]})
+    assert [path.name for path in store.directory.glob("failures*")] == ["failures.csv"]
+    told = dict(line.split(",") for line in (store.directory / "failures.csv").read_text().splitlines()[1:])
     assert told == {**dict.fromkeys(other[1:], "gone"), **dict.fromkeys(mine[1:], "bad")}
     # a run of everything says everything
-    settle_failures(tmp_path, Share(), {}, ())
-    assert not list(tmp_path.iterdir())
+    settle_failures(store.directory, Share(), {}, ())
+    assert not list(store.directory.glob("failures*"))
 
 
 def test_a_clip_that_is_mended_leaves_the_list(
