@@ -44,9 +44,16 @@ def extraction(device: str, small: bool, folder: Path) -> dict[str, Any]:
             continue
         vision.precision = precision
         meta = latents_meta(codec, vision, seconds, fps=1)
-        work = partial(encode, codec=codec, vision=vision, meta=meta, device=where)
-        sizes = {"batch_clips": NUM_CLIPS, "batch_frames": 32}
-        found, (alone,) = work(decoded, **sizes), work(decoded[:1], **sizes)
+        work = partial(
+            encode,
+            codec=codec,
+            vision=vision,
+            meta=meta,
+            device=where,
+            batch_clips=NUM_CLIPS,
+            batch_frames=32,
+        )
+        found, (alone,) = work(decoded), work(decoded[:1])
         tokens, features = (
             torch.from_numpy(np.stack([getattr(item, name) for item in found]).astype(np.float32))
             for name in ("tokens", "features")
@@ -57,8 +64,8 @@ def extraction(device: str, small: bool, folder: Path) -> dict[str, Any]:
         row["features apart, relative L2"] = apart([features], wanted[1:])
         cosine = torch.cosine_similarity(features, wanted[1], dim=-1)
         row["their least cosine"] = float(cosine.min())
-        same = np.array_equal(alone.tokens, found[0].tokens) and np.array_equal(
-            alone.features, found[0].features
+        same = all(
+            np.array_equal(getattr(alone, name), getattr(found[0], name)) for name in ("tokens", "features")
         )
         row["a clip alone has the same bits"] = same
         rows.append(row)

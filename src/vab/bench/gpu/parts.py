@@ -6,7 +6,7 @@ from vab.bench.gpu.runner import Part
 
 TOTAL = 295.0  # seconds of a whole run; the limits of its parts may be more together
 
-GPU_PARTS = (
+GPU_PARTS: tuple[Part, ...] = (
     Part("correctness", "vab.bench.gpu.checks:correctness", 100),
     Part("training", "vab.bench.gpu.training:training", 60),
     Part("ways", "vab.bench.gpu.training:ways", 80),
@@ -15,7 +15,7 @@ GPU_PARTS = (
     Part("foleygen", "vab.bench.gpu.speed:foleygen", 50),
     Part("vab-dac", "vab.bench.gpu.speed:vab_dac", 50),
 )
-TRAIN_PARTS = (
+TRAIN_PARTS: tuple[Part, ...] = (
     Part("network", "vab.bench.gpu.tiny:network", 100),
     Part("contrast", "vab.bench.gpu.tiny:contrast", 50),
     Part("classes", "vab.bench.gpu.tiny:classes", 35),
