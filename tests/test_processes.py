@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from helpers import processes as at_work
 from vab.errors import SettingError
-from vab.utils.processes import ProcessError, devices_for, run_processes
+from vab.utils.processes import ProcessError, devices_for, in_order, run_processes
 from vab.utils.shares import Share
 
 CPU = torch.device("cpu")
@@ -35,6 +35,14 @@ def test_results_come_in_order_and_messages_with_their_rank() -> None:
     assert [result for result, *_ in found] == [6, 8]
     assert [tuple(about) for _, *about in found] == [(0, 2, "cpu", 2), (1, 2, "cpu", 2)]
     assert sorted(heard) == [(0, "half of 3"), (1, "half of 4")]
+
+
+def test_results_of_items_come_in_the_order_of_the_items() -> None:
+    devices = [torch.device("cpu")] * 2
+    results = list(in_order(at_work.each_takes_its_time, 0.2, list("abcdefg"), devices))  # type: ignore[arg-type]
+    assert results == [(item, n % 2) for n, item in enumerate("abcdefg")]
+    alone = list(in_order(at_work.each_takes_its_time, 0.0, [5], devices))
+    assert alone == [(5, 0)]
 
 
 def test_one_argument_needs_no_process() -> None:

@@ -355,6 +355,7 @@ def test_a_model_is_exported_while_the_run_goes_on(
     for words, says in (
         (("--step", 5), "has no checkpoint of step 5; there are: 4, 8, 12"),
         (("--step", "first"), "--step is a number, best or last, not 'first'"),
+        (("-o", run), "is the folder of the run, which writes its own model there"),
     ):
         code, _, err = vab(capsys, "export", run, *words)
         assert code == 2 and says in err and err.count("\n") == 1

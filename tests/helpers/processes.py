@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +24,13 @@ class OddError(Exception):
 def double(worker: Worker, number: int) -> tuple[int, int, int, str, int]:
     worker.tell(f"half of {number}")
     return 2 * number, worker.rank, worker.count, str(worker.device), torch.get_num_threads()
+
+
+def each_takes_its_time(worker: Worker, wait: float, items: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Results of the first process come late, those of the others at once."""
+    for item in items:
+        time.sleep(wait * (worker.rank == 0))
+        yield item, worker.rank
 
 
 def own_process(worker: Worker, nothing: None) -> int:

@@ -33,7 +33,7 @@ def merge(
     """Bring every clip of the stores ``sources`` into the store ``out``, which is made if it is not there.
 
     Killed at any time it leaves a store, and goes on when it is called again. The sources stay as they are.
-    ``advance`` is called with the number of shards verified and of all. Raises ``StoreError`` before anything
+    ``advance`` is called with the number of shards verified and of all. Raises ``StoreError`` before any clip
     is written if one is damaged, if they were made otherwise, or if a clip has different latents in two.
     """
     # 1. All must have been made the same way, by the same codec. The first to differ is named.
@@ -56,7 +56,7 @@ def merge(
     target = LatentStore.create(out, first.meta, vectors)
 
     with target.writing():
-        # 2. Every checksum, and that no clip has two contents, before anything is written.
+        # 2. Every checksum, and that no clip has two contents, before any is written.
         paths = [
             store.directory / name
             for store in stores

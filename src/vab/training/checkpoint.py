@@ -227,10 +227,12 @@ def export_checkpoint(run: Path, step: int | str, out: Path | None = None) -> tu
 
     ``step`` is the number of one, ``last`` or ``best``; ``out`` is ``run/exported/<step>`` by default. The
     weights are the averaged ones if there are. The run itself is only read: it may go on meanwhile.
-    ``TrainError`` if there is no such checkpoint, or none that can be read; ``ModelError`` without a
-    config.json.
+    ``TrainError`` if there is no such checkpoint, or none that can be read, or ``out`` is the run's own folder;
+    ``ModelError`` without a config.json.
     """
     preset = read_config(run)
+    if out is not None and out.resolve() == run.resolve():
+        raise TrainError(f"{out} is the folder of the run, which writes its own model there; name another")
     # 1. The newest good file of those meant. One may be removed while it is looked at: then the next.
     for path in _candidates(run, step):
         about = read_about(path)
