@@ -227,7 +227,7 @@ def export_checkpoint(run: Path, step: int | str, out: Path | None = None) -> tu
 
     ``step`` is the number of one, ``last`` or ``best``; ``out`` is ``run/exported/<step>`` by default. The
     weights are the averaged ones if there are. The run itself is only read: it may go on meanwhile.
-    ``TrainError`` if there is no such checkpoint, or none that can be read, or ``out`` is the run's own folder;
+    ``TrainError`` if there is no such checkpoint, none that can be read, or ``out`` is the run's own folder;
     ``ModelError`` without a config.json.
     """
     preset = read_config(run)
