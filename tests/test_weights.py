@@ -81,7 +81,7 @@ def heard_through(codec: Codec) -> tuple[float, float, float]:
 
 
 def sounds_like_it(codec: Codec) -> bool:
-    """Is a sound much nearer to itself through the codec than to noise, and more codebooks nearer than one?"""
+    """Is a sound through the codec much nearer than noise, and nearer with all codebooks than with one?"""
     whole, first, noise = heard_through(codec)
     return whole < first < noise and whole < noise / 2
 
