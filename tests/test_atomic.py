@@ -6,11 +6,12 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from vab.utils.files import _host, atomic, move, write_whole
+from vab.utils.files import _host, atomic, move, sweep, write_whole
 from vab.utils.locks import LockedError, exclusive
 
 KILLED = """
@@ -127,3 +128,24 @@ def test_a_lock_is_held_by_one_and_ends_with_its_block(tmp_path: Path) -> None:
         raise RuntimeError
     with exclusive(path, "writes here"):
         pass
+
+
+def test_what_is_swept_while_it_is_made_is_made_again(tmp_path: Path) -> None:
+    """Others look for what killed processes left at any moment, also between a file's name and its lock."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            sweep(tmp_path, again=True)
+
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for number in range(400):
+            write_whole(tmp_path / f"{number}.txt", b"whole")
+    finally:
+        ended.set()
+        for looker in lookers:
+            looker.join()
+    assert len(list(tmp_path.glob("[0-9]*.txt"))) == 400 and not list(tmp_path.glob(".*"))

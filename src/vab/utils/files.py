@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +78,12 @@ def _temporary(path: Path, suffix: str, make: Callable[[Path], None]) -> Iterato
         with naming(path):
             make(temporary)
         try:
-            with _held(temporary) as alone:
+            with ExitStack() as stack:
                 # 2. It is ours unless somebody swept it away before we held it.
+                try:
+                    alone = stack.enter_context(_held(temporary))
+                except FileNotFoundError:
+                    continue
                 if alone is not False and temporary.exists():
                     yield temporary
                     return
