@@ -19,7 +19,7 @@ films = films[: int(sys.argv[2]) if len(sys.argv) > 2 else 24]
 folder = Path(tempfile.mkdtemp())
 write_manifest(folder / "films.csv", [Clip(path.stem, path, path) for path in films])
 verb = [sys.executable, "-m", "vab", "extract", str(folder / "films.csv"), "--device", "cpu", "-o"]
-ways = {
+ways: dict[str, list[list[str]]] = {
     "one process": [[]],
     "--devices 2": [["--devices", "2"]],
     "two with --shard": [["--shard", f"{n}/2"] for n in (1, 2)],
