@@ -19,16 +19,20 @@ import torch
 from PIL import Image
 
 from helpers.cli import vab
+from helpers.networks import noise
 from helpers.tiny import write_model, write_video
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.errors import SettingError
+from vab.evaluate.backbones.registry import PANNS, YAMNET
 from vab.evaluate.embedding import Measured, _classify_part, classify_store_on, embed_store_on
+from vab.evaluate.generation.protocol import EvaluationSettings, evaluate
 from vab.evaluate.generation.spread import Synthesis, synthesize_on
 from vab.evaluate.generation.synthesis import MADE, Synthesizer
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.inference import batch as inference_batch
 from vab.inference.batch import BatchSettings, generate_files
+from vab.media.reader import write_wav
 from vab.models.hub import read_config
 from vab.training.batches import ClipBatches
 from vab.utils.processes import Worker, devices_for
@@ -264,3 +268,40 @@ def test_files_and_clips_embedded_and_classified_on_two_devices(
     ]
     assert names == vectors[0].ids == [*parts[0][0][0], *parts[1][0][0], *parts[0][1][0]]
     assert np.array_equal(scores[16:32], parts[1][0][1])
+
+
+def test_features_on_two_devices_are_those_of_one(data: Path, tmp_path: Path) -> None:
+    """The bytes of the caches, what is left out and why; also where a run is stopped and another goes on."""
+    for side in ("real", "made"):
+        for n in range(5):
+            write_wav(
+                tmp_path / side / f"{n}.wav", noise(1 + n / 3, 16_000, n + len(side) * (side == "made"))
+            )
+    folders = (tmp_path / "real", tmp_path / "made")
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / YAMNET.file).symlink_to(data / "weights" / "yamnet" / YAMNET.file)
+    (weights / PANNS.file).write_bytes(b"torn")
+    settings = EvaluationSettings(weights=weights, device="cpu", resamples=10, cache=tmp_path / "one")
+    one = evaluate(*folders, settings)
+    assert one.get("FD-YAMNET") is not None and "no weights of Cnn14" in one.absent["panns"]
+
+    settings = replace(settings, devices=2, cache=tmp_path / "two")
+    stages = []
+
+    def stop(number: int, of: int, path: Path, stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+        if stages.count("features") == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*folders, settings, stop)
+    assert not multiprocessing.active_children()
+    assert [path.parts[-3][:4] for path in (tmp_path / "two").rglob("*.part")] == ["made"]  # real: all there
+    two = evaluate(*folders, settings)
+    assert two == one
+    caches = [
+        {path.relative_to(cache): path.read_bytes() for path in cache.rglob("*.*") if path.is_file()}
+        for cache in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert caches[0] == caches[1] and len(caches[0]) == 12

@@ -19,7 +19,7 @@ from helpers.paper import LINES
 from vab.cli import main
 from vab.data.manifest import Clip, write_manifest
 from vab.evaluate.backbones.registry import BACKBONES
-from vab.evaluate.generation import features, protocol
+from vab.evaluate.generation import features
 from vab.evaluate.generation.cache import FeatureCache
 from vab.evaluate.generation.protocol import EvaluationSettings, Incomplete, evaluate
 from vab.evaluate.metrics.distances import divergences, frechet
@@ -53,7 +53,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     def embedding(waveform: np.ndarray) -> tuple[torch.Tensor]:
         return (torch.from_numpy(waveform[:12_800].reshape(100, 128)),)
 
-    monkeypatch.setattr(protocol, "load", lambda kind, path, device: embedding)
+    monkeypatch.setattr(features, "load", lambda kind, path, device: embedding)
 
 
 @pytest.fixture

@@ -155,8 +155,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    with atomic(path) as temporary:
-        torch.save(content, temporary)
+    # into an open file: torch writes the name of a path, here a random one, into the archive
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
 
 def _paths(folder: Path, spec: FeatureSpec) -> list[Path]:

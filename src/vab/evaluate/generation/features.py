@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from vab.errors import first_line
-from vab.evaluate.backbones.registry import Features, FeatureSpec
+from vab.evaluate.backbones.registry import Features, FeatureSpec, load
 from vab.evaluate.generation.cache import FeatureCache
 from vab.evaluate.generation.clips import ALIGNMENT_SLACK_SECONDS, ClipError, Folder, check_clip, read_clip
 from vab.evaluate.metrics import signal
+from vab.evaluate.metrics.statistics import EvaluationError
 from vab.media.container import MediaError
 from vab.media.loudness import measure
+from vab.utils.processes import Worker, in_order
 from vab.utils.progress import FileProgress
 
 RATE = 16_000
@@ -137,41 +141,112 @@ def compare(
     return [float(cache.features[name][0]) for name in ids]
 
 
+@dataclass(frozen=True)
+class Network:
+    """What builds a network: each process loads its own."""
+
+    backbone: str
+    spec: FeatureSpec
+    weights: Path
+
+
 def extract(
-    side: ClipSet,
+    sides: Sequence[ClipSet],
     ids: Sequence[str],
-    networks: Mapping[FeatureSpec, Any],
+    networks: Sequence[Sequence[Network]],
     seconds: float,
+    devices: Sequence[torch.device],
     progress: FileProgress,
+    without: Callable[[str, str], None],
 ) -> dict[tuple[str, str], str]:
-    """Cache the features of these networks. Returns the failures: (feature, clip) -> reason."""
-    # a clip is decoded if any network lacks its features
-    missing = {spec: set(side.missing(spec, ids)) for spec in networks}
-    todo = [name for name in ids if any(name in names for names in missing.values())]
+    """Cache the features of each side's networks that are missing. Each device has a process and its own
+    copy of the networks, and computes every n-th clip; on a CPU the bytes are those of one process with as
+    many threads.
+
+    ``without`` is told which backbone cannot be loaded, and why. Returns the failures: (feature, clip) ->
+    reason. ``ProcessError`` if the process of a device dies; what is made by then is kept.
+    """
+    # 1. A clip is decoded if any network lacks its features.
+    todo: list[list[_Clip]] = []  # of each side
+    for side, wanted in zip(sides, networks, strict=True):
+        missing = {each.spec: set(side.missing(each.spec, ids)) for each in wanted}
+        clips = [
+            _Clip(side.folder, name, tuple(spec for spec in missing if name in missing[spec])) for name in ids
+        ]
+        todo.append([clip for clip in clips if clip.specs])
+
+    # 2. The clips of both sides go to the same processes; their features come back in order.
     failed: dict[tuple[str, str], str] = {}
-    with _saved_at_end([side.caches[spec.name] for spec in networks]):
-        for n, name in enumerate(todo):
-            progress(n, len(todo), side.folder.sounds[name], "features", n, len(todo))
-            wanted = [spec for spec in networks if name in missing[spec]]
-            # networks that take the same waveform share one decoding of the clip
-            for rate, whole in sorted({(spec.rate, spec.whole) for spec in wanted}):
-                specs = [spec for spec in wanted if (spec.rate, spec.whole) == (rate, whole)]
-                from_video = specs[0].from_video
-                path = (side.folder.videos if from_video else side.folder.sounds).get(name)
-                # a sound without video has no features of video; the caller names it
-                if path is None:
-                    continue
-                stamp = side.folder.stamp(name, from_video) or ""
-                waveform = None if from_video else read_clip(path, rate, None if whole else seconds)
-                for spec in specs:
-                    network = networks[spec]
-                    # a clip that one network refuses may do for the others
-                    try:
-                        features = network(path, seconds) if waveform is None else network(waveform)
-                        side.caches[spec.name].put(name, stamp, features)
-                    except MediaError as error:
-                        failed[spec.name, name] = first_line(error)
+    common = (tuple(dict.fromkeys(chain(*networks))), seconds)
+    with closing(in_order(_made, common, list(chain(*todo)), devices)) as results:
+        for side, wanted, part in zip(sides, networks, todo, strict=True):
+            with _saved_at_end([side.caches[each.spec.name] for each in wanted]):
+                for n, clip in enumerate(part):
+                    progress(n, len(part), side.folder.sounds[clip.name], "features", n, len(part))
+                    made = next(results)
+                    for backbone, reason in made.absent.items():
+                        without(backbone, reason)
+                    for feature, (stamp, content) in made.features.items():
+                        side.caches[feature].put(clip.name, stamp, torch.load(io.BytesIO(content)))
+                    failed |= {(feature, clip.name): reason for feature, reason in made.failed.items()}
     return failed
+
+
+@dataclass(frozen=True)
+class _Clip:
+    folder: Folder
+    name: str
+    specs: tuple[FeatureSpec, ...]  # of the features that it lacks
+
+
+@dataclass
+class _Made:
+    """What a process says of a clip."""
+
+    absent: dict[str, str]  # backbones that could not be loaded -> the reason
+    # feature -> state of the file, and the bytes that torch saves: a tensor that is sent to another process
+    # would hold a file descriptor in both
+    features: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)  # feature -> the reason
+
+
+def _made(worker: Worker, common: tuple[Sequence[Network], float], clips: Sequence[_Clip]) -> Iterator[_Made]:
+    """The work of one process: load the networks, and yield the features of each clip."""
+    networks, seconds = common
+    loaded: dict[FeatureSpec, Any] = {}  # one network serves both sides
+    absent: dict[str, str] = {}
+    for each in networks:
+        if each.backbone not in absent:
+            try:
+                loaded[each.spec] = load(each.spec, each.weights, str(worker.device))
+            except EvaluationError as error:
+                absent[each.backbone] = str(error)
+    for clip in clips:
+        made = _Made(absent)
+        wanted = [spec for spec in clip.specs if spec in loaded]
+        # networks that take the same waveform share one decoding of the clip
+        for rate, whole in sorted({(spec.rate, spec.whole) for spec in wanted}):
+            specs = [spec for spec in wanted if (spec.rate, spec.whole) == (rate, whole)]
+            from_video = specs[0].from_video
+            path = (clip.folder.videos if from_video else clip.folder.sounds).get(clip.name)
+            # a sound without video has no features of video; the caller names it
+            if path is None:
+                continue
+            # taken before the file is read: a change meanwhile is seen by the next run
+            stamp = clip.folder.stamp(clip.name, from_video) or ""
+            waveform = None if from_video else read_clip(path, rate, None if whole else seconds)
+            for spec in specs:
+                network = loaded[spec]
+                # a clip that one network refuses may do for the others
+                try:
+                    features = network(path, seconds) if waveform is None else network(waveform)
+                except MediaError as error:
+                    made.failed[spec.name] = first_line(error)
+                    continue
+                content = io.BytesIO()
+                torch.save(features, content)
+                made.features[spec.name] = stamp, content.getvalue()
+        yield made
 
 
 @contextmanager

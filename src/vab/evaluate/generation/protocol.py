@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vab.evaluate.backbones.registry import BACKBONES, FeatureSpec, Rows, find, load
+from vab.evaluate.backbones.registry import BACKBONES, FeatureSpec, Rows, find
 from vab.evaluate.generation.cache import cache_folder, tables_in
 from vab.evaluate.generation.clips import ClipError, open_folder
 from vab.evaluate.generation.features import (
     SOUND,
     ClipSet,
+    Network,
     compare,
     ends_early,
     extract,
@@ -30,6 +31,7 @@ from vab.evaluate.metrics.distances import RESAMPLES
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.evaluate.metrics.tables import generation_beside_paper, markdown
 from vab.utils.files import write_whole
+from vab.utils.processes import devices_for
 from vab.utils.progress import FileProgress
 
 
@@ -199,6 +201,7 @@ class _Evaluation:
         self, reference: Path, generated: Path, settings: EvaluationSettings, progress: FileProgress
     ) -> None:
         self.settings, self.progress = settings, progress
+        self.devices = devices_for(settings.devices, settings.device)
         self.sides = (_open_side(reference, settings), _open_side(generated, settings))
         self.have_sounds = all(side.folder.sounds for side in self.sides)
         self.ids: list[str] = []  # clips that can be measured
@@ -224,18 +227,18 @@ class _Evaluation:
                     raise EvaluationError(f"no videos in {self.sides[0].folder.path}")
             except EvaluationError as error:
                 if not cached or backbone.compares_with_weights:
-                    self._do_without(name, error)
+                    self._do_without(name, str(error))
                     continue
                 found = Weights()
             self.weights[name] = found
             for side, spec in self.features(name):
                 side.open_cache(spec, found.digest)
 
-    def _do_without(self, name: str, error: EvaluationError) -> None:
+    def _do_without(self, name: str, reason: str) -> None:
         """Note why a backbone cannot be used; an error if it was asked for."""
         if self.settings.backbones:
-            raise EvaluationError(f"{name}: {error}") from None
-        self.absent[name] = str(error)
+            raise EvaluationError(f"{name}: {reason}") from None
+        self.absent[name] = reason
 
     def pair_clips(self) -> None:
         """Take the clips that both sides have once; those that one lacks or has twice are faults."""
@@ -279,22 +282,17 @@ class _Evaluation:
         return {name: levels(side, self.ids) for name, side in zip(names, self.sides, strict=True)}
 
     def make_features(self) -> None:
-        """Load the networks whose features are not all cached, and make these."""
-        # for the reference, for the generated clips
-        networks: tuple[dict[FeatureSpec, Any], dict[FeatureSpec, Any]] = ({}, {})
+        """Make the features that are not cached, and do without backbones that cannot be loaded."""
+        # of the reference, of the generated clips
+        networks: tuple[list[Network], list[Network]] = ([], [])
         for name, found in self.weights.items():
-            for (side, spec), loaded in zip(self.features(name), networks, strict=True):
-                if found.path is None or not side.folder.sounds or not side.missing(spec, self.ids):
-                    continue
-                try:
-                    # one network serves both sides
-                    same = networks[0].get(spec)
-                    loaded[spec] = same if same is not None else load(spec, found.path, self.settings.device)
-                except EvaluationError as error:
-                    self._do_without(name, error)
-                    break
-        for side, loaded in zip(self.sides, networks, strict=True):
-            self.failed |= extract(side, self.ids, loaded, self.settings.seconds, self.progress)
+            for (side, spec), wanted in zip(self.features(name), networks, strict=True):
+                if found.path is not None and side.folder.sounds and side.missing(spec, self.ids):
+                    wanted.append(Network(name, spec, found.path))
+        devices, seconds = self.devices, self.settings.seconds
+        self.failed = extract(
+            self.sides, self.ids, networks, seconds, devices, self.progress, self._do_without
+        )
 
     def measure(self, name: str) -> list[Metric]:
         """The metrics of a backbone, on the clips that have its features."""
