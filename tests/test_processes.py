@@ -45,6 +45,14 @@ def test_results_of_items_come_in_the_order_of_the_items() -> None:
     assert alone == [(5, 0)]
 
 
+def test_the_environment_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["VAB_CACHE", "VAB_DATA"]
+    for value in ("a", "b"):  # whenever what starts the processes was started itself
+        monkeypatch.setenv("VAB_CACHE", value)
+        monkeypatch.delenv("VAB_DATA", raising=False)
+        assert run_processes(at_work.variable, names, [CPU] * 2) == [value, None]
+
+
 def test_one_argument_needs_no_process() -> None:
     assert run_processes(at_work.own_process, [None], [CPU]) == [os.getpid()]
 

@@ -37,6 +37,10 @@ def own_process(worker: Worker, nothing: None) -> int:
     return os.getpid()
 
 
+def variable(worker: Worker, name: str) -> str | None:
+    return os.environ.get(name)
+
+
 def fail(worker: Worker, how: tuple[str, Path]) -> None:
     way, folder = how
     if way == "waits":

@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +26,7 @@ from vab.utils.world import World
 A = TypeVar("A")
 C = TypeVar("C")
 R = TypeVar("R")
+PRELOADED = ["torch", "torch._dynamo"]  # nearly all work imports the latter: torchvision and optimizers do
 PATIENCE = 5.0  # seconds that a process has to end after it was asked to
 
 
@@ -137,17 +140,22 @@ def _messages(
     work: Callable[[Worker, A], R], arguments: Sequence[A], devices: Sequence[torch.device]
 ) -> Generator[tuple[int, Any], None, list[R]]:
     """``run_processes`` as a generator: yields rank and message, and returns the results."""
-    # 1. Spawned, not forked: CUDA and the threads of torch do not survive a fork.
+    # 1. Not forked from this process: CUDA and the threads of torch do not survive that. On Linux they are
+    #    forked from a server that has done nothing but import torch, once for all of them.
     count = len(arguments)
-    context = multiprocessing.get_context("spawn")
+    context: BaseContext = multiprocessing.get_context("spawn")
+    if sys.platform == "linux":
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+    environment = dict(os.environ)  # the server has that of its own beginning
     threads = max(1, torch.get_num_threads() // count)
-    processes: dict[Connection, SpawnProcess] = {}
+    processes: dict[Connection, BaseProcess] = {}
     ranks: dict[Connection, int] = {}
     results: dict[int, R] = {}
     try:
         for rank, (argument, device) in enumerate(zip(arguments, devices, strict=True)):
             ours, theirs = context.Pipe(duplex=False)
-            call = (work, argument, rank, count, device, threads, theirs)
+            call = (environment, pickle.dumps((work, argument)), rank, count, device, threads, theirs)
             process = context.Process(target=_child, args=call, name=f"process {rank + 1} of {count}")
             process.start()
             theirs.close()  # so that only the child holds it: when it dies, reading ends
@@ -174,8 +182,8 @@ def _messages(
 
 
 def _child(
-    work: Callable[[Worker, A], R],
-    argument: A,
+    environment: dict[str, str],
+    call: bytes,
     rank: int,
     count: int,
     device: torch.device,
@@ -185,6 +193,8 @@ def _child(
     # Ctrl-C reaches all processes of a terminal; the parent ends the others. If it is killed, they see it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environment)
     if device.type == "cpu":
         torch.set_num_threads(threads)
     elif device.type == "cuda":
@@ -197,6 +207,7 @@ def _child(
             connection.send((kind, content))
 
     try:
+        work, argument = pickle.loads(call)  # imports modules, which may look at the environment
         send("result", work(Worker(rank, count, device, lambda message: send("message", message)), argument))
     except BrokenPipeError:  # the parent has left
         return
@@ -218,7 +229,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _death(process: SpawnProcess, device: torch.device) -> ProcessError:
+def _death(process: BaseProcess, device: torch.device) -> ProcessError:
     """What to say of a process that ended without a result."""
     process.join(PATIENCE)
     code = process.exitcode
@@ -232,7 +243,7 @@ def _death(process: SpawnProcess, device: torch.device) -> ProcessError:
     return ProcessError(f"{process.name} (on {device}) {how}; run the same again to go on")
 
 
-def _end(processes: Sequence[SpawnProcess], at_once: bool) -> None:
+def _end(processes: Sequence[BaseProcess], at_once: bool) -> None:
     if at_once:
         for process in processes:
             process.terminate()
