@@ -38,12 +38,12 @@ def config(steps: int = 8, temperature: float = 10.5, top_k: int = 0) -> DecodeC
 def oracle(answer: Tensor, codebook_size: int, num_conditioning_codebooks: int = 0) -> LogitsFn:
     """Knows the answer [B,K,T]."""
     logits = torch.nn.functional.one_hot(answer, codebook_size)[:, num_conditioning_codebooks:].float() * 1e4
-    return lambda tokens: logits
+    return lambda tokens, step=1: logits
 
 
 def constant(logits: Tensor) -> LogitsFn:
     """The same logits [V] everywhere."""
-    return lambda tokens: logits.expand(*tokens.shape, len(logits))
+    return lambda tokens, step=1: logits.expand(*tokens.shape, len(logits))
 
 
 def neighbours(tokens: Tensor, codebook_size: int, num_conditioning_codebooks: int = 0) -> Tensor:
@@ -62,15 +62,15 @@ def neighbours(tokens: Tensor, codebook_size: int, num_conditioning_codebooks: i
 
 
 def toy(codebook_size: int, num_conditioning_codebooks: int = 0) -> LogitsFn:
-    return lambda tokens: neighbours(tokens, codebook_size, num_conditioning_codebooks)
+    return lambda tokens, step=1: neighbours(tokens, codebook_size, num_conditioning_codebooks)
 
 
 def watch(logits_fn: LogitsFn, seen: list[Tensor]) -> LogitsFn:
     """``logits_fn`` that also writes down its inputs."""
 
-    def watching(tokens: Tensor) -> Tensor:
+    def watching(tokens: Tensor, step: int = 1) -> Tensor:
         seen.append(tokens)
-        return logits_fn(tokens)
+        return logits_fn(tokens, step)
 
     return watching
 
@@ -93,7 +93,7 @@ def slow_reference(
         )
         if remain == len(hidden):
             continue
-        logits = logits_fn(torch.tensor(grid)[None])[0]
+        logits = logits_fn(torch.tensor(grid)[None], n)[0]
         noise = torch.rand(2, len(hidden), generator=generator).tolist()
         scored = []
         for i, (k, t) in enumerate(hidden):
@@ -254,7 +254,7 @@ def test_high_temperature_hides_by_chance_and_zero_by_probability() -> None:
     shares = []
     for temperature in (0.0, 1e4):
         seen: list[Tensor] = []
-        logits_fn = watch(lambda tokens: logits, seen)
+        logits_fn = watch(lambda tokens, step: logits, seen)
         generate(logits_fn, tokens, nothing(tokens), 50, config(3, temperature), seeds(0))
         hidden_after_two = seen[2][0, 0] == 50
         shares.append(float(hidden_after_two[:200].sum() / hidden_after_two.sum()))
@@ -301,7 +301,7 @@ def test_top_one_is_greedy() -> None:
     tokens = torch.zeros(2, 3, 8, dtype=torch.long)
     logits = torch.randn(2, 3, 8, 40, generator=seeds(0)[0])
     result = generate(
-        lambda tokens: logits, tokens, nothing(tokens), 40, config(4, 10.5, top_k=1), seeds(1, 2)
+        lambda tokens, step: logits, tokens, nothing(tokens), 40, config(4, 10.5, top_k=1), seeds(1, 2)
     )
     assert torch.equal(result, logits.argmax(-1))
 
@@ -389,7 +389,7 @@ def test_windows_share_their_tokens() -> None:
     def logits_fn_for(start: int, stop: int) -> LogitsFn:
         spans.append((start, stop))
         seen.append([])
-        return watch(lambda tokens: neighbours(tokens, 25), seen[-1])
+        return watch(lambda tokens, step: neighbours(tokens, 25), seen[-1])
 
     result = generate_long(
         logits_fn_for,
@@ -497,7 +497,7 @@ def test_logits_that_are_not_numbers_name_the_clip(bad: float) -> None:
     known = nothing(tokens)
     known[2] = True
 
-    def logits_fn(tokens: Tensor) -> Tensor:
+    def logits_fn(tokens: Tensor, step: int) -> Tensor:
         logits = neighbours(tokens, 6)
         logits[2] = bad  # nothing is asked of this clip
         logits[1, 0, 3, 5] = bad

@@ -108,7 +108,7 @@ def test_one_window_is_generate_with_given_codebooks(pipe: VABPipeline) -> None:
     tokens, known = torch.zeros(1, 5, 100).long(), nothing[None].clone()
     tokens[0, :2], known[0, :2] = coarse, True
     expected = generate(
-        lambda tokens: stage.network(tokens, features[None]),
+        lambda tokens, step: stage.network(tokens, features[None]),
         tokens,
         known,
         32,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, Literal
 
-from vab.config import DecodeConfig, ModelConfig, Preset, TrainConfig
+from vab.config import LEVERS, DecodeConfig, ModelConfig, Preset, TrainConfig, check_value
 from vab.errors import SettingError
 
 # The networks (Table 7).
@@ -320,6 +321,28 @@ def paper_says(name: str) -> dict[str, str]:
 
 def _is_paper_s(name: str) -> bool:
     return name.startswith(("vab-encodec", "vab-dac"))
+
+
+Speed = Literal["paper", "fast"]
+
+# What decides how much is computed for a sound: all that the paper does; and less, as far as vab-tiny was not
+# heard to be worse by it (docs/decisions/decoding.md).
+_PAPER: dict[str, Any] = {name: getattr(DecodeConfig, name) for name in ("num_steps", *LEVERS)}
+_FAST: dict[str, Any] = {"guidance_from": 0.5}
+
+
+def at_speed(decode: DecodeConfig, speed: Speed | None) -> DecodeConfig:
+    """``decode`` with the settings of a speed in place of its own; None leaves it as it is.
+
+    So does FoleyGen, which has none of these settings. Guidance scale and temperatures stay the model's own.
+
+    >>> at_speed(DecodeConfig(num_steps=24), "paper").num_steps
+    16
+    """
+    check_value("speed", speed, Speed | None)
+    if speed is None or decode.num_steps == 0:
+        return decode
+    return replace(decode, **(_PAPER | (_FAST if speed == "fast" else {})))
 
 
 def preset(name: str) -> Preset:

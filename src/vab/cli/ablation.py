@@ -11,6 +11,7 @@ from vab.cli.options import Device, Devices, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.evaluate.ablation.tables import ABLATIONS
+from vab.presets import Speed
 
 
 def ablation(
@@ -24,6 +25,7 @@ def ablation(
     split: str = "dev",
     clips: int = 200,
     seed: int = 0,
+    speed: Speed | None = None,
     epochs: Annotated[dict[str, float] | None, tyro.conf.arg(metavar="TRAINING N ...")] = None,
     max_steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     reference: Annotated[Path | None, tyro.conf.arg(metavar="REFERENCE")] = None,
@@ -56,6 +58,8 @@ def ablation(
         split: the split of the store to measure on.
         clips: the largest number of sounds to generate for each row.
         seed: the random seed of generation.
+        speed: how much is computed for a sound of a finished model, as in vab generate, but for what a row
+            changes. Default: the model's own settings.
         epochs: epochs of trainings, each named after those up to it: contrastive 20 masked_contrastive 10.
             Default: the paper's (order: 29 for contrastive learning that comes first), else the presets'.
         max_steps: training steps of each run, instead of all epochs.
@@ -80,6 +84,7 @@ def ablation(
         split=split,
         clips=clips,
         seed=seed,
+        speed=speed,
         epochs=epochs or {},
         max_steps=max_steps,
         reference=reference,

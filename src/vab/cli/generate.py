@@ -14,6 +14,7 @@ from vab.cli.options import Device, Devices, Files, Model, Shard, WeightsPath
 from vab.cli.output import log, print_result, say
 from vab.config import LOUDNESS
 from vab.errors import SettingError, first_line
+from vab.presets import Speed
 from vab.utils.shares import Share
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def generate(
     guidance: Number = None,
     temperature: Number = None,
     rerank: Annotated[int | None, tyro.conf.arg(aliases=["--candidates"], metavar="N")] = None,
+    speed: Speed | None = None,
     samples: int = 1,
     keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
     loudness: Annotated[str, tyro.conf.arg(metavar="LUFS|off")] = f"{LOUDNESS:g}",
@@ -75,6 +77,9 @@ def generate(
         rerank: number of candidates for each sound; the one that fits the video best is kept, that is, the
             one whose embedding, by the model itself, is nearest to the video's (cosine). A good fit is no
             measure of quality.
+        speed: paper computes all that the paper does: 16 steps, each with guidance; fast leaves out what was
+            not missed with vab-tiny (docs/results.md). The four options above go over it. Default: the
+            model's own settings.
         samples: number of different sounds for each input.
         keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: . Its samples
             stay as they are, unless --rate or --channels converts them. Can be given several times.
@@ -117,6 +122,7 @@ def generate(
         guidance=guidance,
         temperature=temperature,
         rerank=rerank,
+        speed=speed,
         samples=samples,
         keep=tuple(_span(text) for text in keep),
         loudness=_loudness(loudness),

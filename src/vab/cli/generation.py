@@ -13,6 +13,7 @@ from vab.cli.options import Device, Devices, Model, Shard, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.errors import SettingError
+from vab.presets import Speed
 from vab.utils.files import temporary_folder
 
 MAX_CLIPS_NAMED = 10  # in the log
@@ -26,6 +27,7 @@ def generation(
     split: str = "test",
     clips: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     seed: int = 0,
+    speed: Speed | None = None,
     run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     codec_path: WeightsPath = None,
     seconds: float = 10.0,
@@ -59,10 +61,12 @@ def generation(
         generated: the same for the generated sounds.
         store: store made by vab extract. Its sounds have passed through the codec, so without REFERENCE the
             losses of the codec do not count.
-        model: a model directory or a Hub id, decoded with its own settings. Default: the bundled vab-tiny.
+        model: a model directory or a Hub id, decoded with its own settings or those of --speed. Default: the
+            bundled vab-tiny.
         split: the split of the store, or of a manifest, to evaluate.
         clips: the largest number of clips, spread over the split. Default: all with audio and video.
         seed: the random seed of generation.
+        speed: how much is computed for a sound, as in vab generate. Default: the model's own settings.
         run: folder for the generated sounds, to resume an interrupted call. Default: they are deleted.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         seconds: the length measured of each clip, from its start: 10 in the paper, 8 in av-benchmark. A model
@@ -118,6 +122,7 @@ def generation(
                     seed=seed,
                     reference=reference,
                     codec_path=codec_path,
+                    speed=speed,
                     batch=batch,
                     share=share,
                     progress=progress,
@@ -126,8 +131,8 @@ def generation(
                     print_result({"run": str(run), "share": str(share)}, f"{run}: made share {share}", json)
                     return 0
             elif store is None and reference is not None and generated is not None:
-                if (model, clips, run, codec_path) != (None, None, None, None):
-                    raise SettingError("--model, --clips, --run and --codec-path are for --store")
+                if (model, clips, run, codec_path, speed) != (None,) * 5:
+                    raise SettingError("--model, --clips, --speed, --run and --codec-path are for --store")
                 settings = replace(settings, clips=of_split(reference, split))
                 found = evaluate(reference, generated, settings, progress)
             else:

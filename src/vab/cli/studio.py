@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import tyro
 
 from vab.cli.options import Device, Link, Model, WeightsPath
 from vab.cli.output import log, print_result
+from vab.presets import Speed, at_speed
 
 
 def studio(
@@ -16,6 +18,7 @@ def studio(
     library: Annotated[Path | None, tyro.conf.arg(metavar="DB")] = None,
     host: str = "127.0.0.1",
     port: int = 7860,
+    speed: Speed | None = None,
     link: Link = None,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
@@ -34,6 +37,7 @@ def studio(
         host: the address to listen on. 127.0.0.1 serves this machine only; for others, put a web server with
             HTTPS in front and give its address with --link.
         port: the port to listen on; 0 picks a free one.
+        speed: how much is computed for a sound, as in vab generate. Default: the model's own settings.
         link: the public address of the page, such as https://studio.example.org.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
@@ -56,6 +60,7 @@ def studio(
     pipeline = VABPipeline.from_pretrained(
         model, device=device, codec_path=codec_path, vision_path=vision_path
     )
+    pipeline.config = replace(pipeline.config, decode=at_speed(pipeline.config.decode, speed))
     view = None
     if library is not None:
         opened = Library.open(library)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vab.config import LOUDNESS, check_config
+from vab.config import LEVERS, LOUDNESS, DecodeConfig, check_config
 from vab.errors import SettingError, failure
 from vab.inference.finish import Finish
 from vab.inference.made_with import difference, made_with, tag_of
@@ -20,6 +20,7 @@ from vab.media.file import MediaFile
 from vab.media.inputs import expand
 from vab.media.naming import Sources, result_stems
 from vab.models.hub import find_model, folder_fingerprint, read_config
+from vab.presets import Speed, at_speed
 from vab.utils.processes import Worker, devices_for, in_order
 from vab.utils.progress import FileProgress
 from vab.utils.shares import Share
@@ -31,7 +32,7 @@ MAX_SAMPLES = 1000  # of one input, in one call
 
 Status = Literal["done", "skipped", "failed"]
 LOSSLESS = ("wav", "flac")
-EFFECTIVE = ("generated", "version", "fingerprint", "steps", "guidance", "temperature", "top_k")
+EFFECTIVE = ("generated", "version", "fingerprint", "steps", "guidance", "temperature", "top_k", *LEVERS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class BatchSettings:
     guidance: float | None = None
     temperature: float | None = None
     rerank: int | None = None
+    speed: Speed | None = None  # the set of settings that these replace; None: the model's own
     samples: int = 1
     keep: tuple[tuple[float, float], ...] = ()  # spans in seconds; the end may be infinite
     loudness: float | None = LOUDNESS  # LUFS of new sound; None: the model's own level
@@ -251,16 +253,21 @@ def summary(results: Iterable[Result], settings: BatchSettings) -> dict[str, Any
 
 def _wanted(settings: BatchSettings, folder: Path) -> list[dict[str, Any]]:
     """What each sample of a file would be made with now; the model is not loaded for it."""
-    from vab.sampling.parallel import decode_settings
-
-    chosen = (settings.steps, settings.guidance, settings.temperature, settings.rerank)
-    decode = decode_settings(read_config(folder).decode, *chosen)
+    decode = _decode(read_config(folder).decode, settings)
     fingerprint = folder_fingerprint(folder, settings.codec_path, settings.vision_path)
     common = (str(folder), fingerprint, settings.seed)
     return [
         made_with(*common, number, decode, settings.keep, settings.finish)
         for number in range(settings.samples)
     ]
+
+
+def _decode(own: DecodeConfig, settings: BatchSettings) -> DecodeConfig:
+    """The model's ``own`` settings of decoding, with what is chosen in their place."""
+    from vab.sampling.parallel import decode_settings
+
+    chosen = (settings.steps, settings.guidance, settings.temperature, settings.rerank)
+    return decode_settings(at_speed(own, settings.speed), *chosen)
 
 
 def _films(file: MediaFile, sounds: Sequence[Path], settings: BatchSettings) -> list[Path]:
@@ -316,11 +323,7 @@ def _generate_file(
     report: Callable[[str, int, int], None],
 ) -> Result:
     """Generate and write the sounds of one file; any error becomes its result."""
-    from vab.sampling.parallel import decode_settings
-
-    decode = decode_settings(
-        pipe.config.decode, settings.steps, settings.guidance, settings.temperature, settings.rerank
-    )
+    decode = _decode(pipe.config.decode, settings)
     path = file.path
     timings = {"load": load_seconds, "mux": 0.0}
     outputs: list[str] = []

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vab.config import SAMPLE_RATE, DecodeConfig
+from vab.config import SAMPLE_RATE, DecodeConfig, levers
 from vab.inference.finish import Finish
 from vab.inference.splice import Span
 from vab.media.container import MediaError
@@ -22,6 +22,8 @@ _WORDS = {
     "keep": "kept part",
     "keep_original": "second track",
     "top_k": "top-k",
+    "guidance_from": "start of guidance",
+    "guidance_every": "reuse of guidance",
     **{name: f"number of {name}" for name in ("steps", "candidates", "channels", "bits", "codebooks")},
 }
 
@@ -53,6 +55,7 @@ def made_with(
         "temperature": decode.sampling_temperature if step_by_step else decode.mask_temperature,
         "top_k": decode.top_k,
         "candidates": decode.num_candidates,
+        **levers(decode),
         "keep": [[start, stop if math.isfinite(stop) else None] for start, stop in keep],
         "mix": finish.mix,
         "loudness": finish.loudness,

@@ -71,6 +71,7 @@ from vab.models.hub import (
     read_config,
 )
 from vab.models.vab import VAB
+from vab.presets import Speed, at_speed
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
 from vab.utils.device import Device, DType, names_dtype, pick_device, pick_dtype
@@ -365,6 +366,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         guidance: float | None = None,
         temperature: float | None = None,
         rerank: int | None = None,
+        speed: Speed | None = None,
         keep: Sequence[float] | Sequence[Span] = (),
         seconds: float | None = None,
         loudness: float | None = LOUDNESS,
@@ -379,19 +381,18 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         second: an array or tensor [T,H,W,3] or [T,3,H,W], uint8 or floats of 0..1, or a list of images. Any
         other list holds inputs and gives a list of sounds, each as if it were alone.
 
-        ``steps``, ``guidance``, ``temperature`` and ``rerank`` (so many candidates are drawn, the one nearest
-        to the video is kept) replace the model's own. ``keep``: spans (from, to) in seconds of the video's
-        own audio that stay sample for sample; the new audio is conditioned on their tokens, and fades into
-        them over 20 ms. ``seconds``: how long the sound shall be, in place of the video's length; a video
-        that ends sooner stands still. ``loudness``: LUFS that the new audio is brought to; None leaves it at
-        the model's own level, with a true peak of -1 dBTP at most all the same. ``mix``: dB of the new audio
-        against the video's own, which lies under it. ``rate``, ``channels``: 16 kHz mono, with ``keep`` and
-        ``mix`` those of the video's own audio; what the model makes ends at 8 kHz. ``progress``: True shows a
-        bar, a callable is told a stage, how much of it is done, and of how much.
+        ``steps``, ``guidance``, ``temperature`` and ``rerank`` (of so many candidates the one nearest to the
+        video is kept) replace the model's own, or those of ``speed``: ``paper``, or ``fast``, which computes
+        less. ``keep``: spans (from, to) in seconds of the video's own audio that stay sample for sample; the
+        new audio is conditioned on their tokens, and fades into them over 20 ms. ``seconds``: how long the
+        sound shall be, in place of the video's length; a video that ends sooner stands still. ``loudness``:
+        LUFS of the new audio; None leaves it at the model's own level, with a true peak of -1 dBTP at most
+        all the same. ``mix``: dB of the new audio against the video's own, which lies under it. ``rate``,
+        ``channels``: 16 kHz mono, with ``keep`` and ``mix`` those of the video's own audio; what the model
+        makes ends at 8 kHz. ``progress``: True shows a bar, a callable is told stage, part done and whole.
 
-        Raises ``MediaError`` for a file that cannot be used, ``SettingError`` for a
-        setting that makes no sense, ``DecodeError`` for weights that give no numbers, ``ModelError`` for
-        ``rerank`` with a model that has no embeddings.
+        Raises ``MediaError`` for a file that cannot be used, ``SettingError`` for a senseless setting,
+        ``DecodeError`` for weights that give no numbers, ``ModelError`` for ``rerank`` without embeddings.
 
         >>> pipe.generate("cat.mp4", seed=7, steps=2)
         Audio(8.00 s, 16000 Hz, mono)
@@ -401,7 +402,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         >>> pipe(["cat.mp4", Path("cat.mp4").read_bytes()], steps=2)
         [Audio(8.00 s, 16000 Hz, mono), Audio(8.00 s, 16000 Hz, mono)]
         """
-        chosen = decode_settings(self.config.decode, steps, guidance, temperature, rerank)
+        chosen = decode_settings(at_speed(self.config.decode, speed), steps, guidance, temperature, rerank)
         with stage_progress(progress) as report:
             sounds = self.generate_many(
                 source,
@@ -436,8 +437,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         The file is read once, and the first sound's timings hold that. A ``MediaFile`` stays open for the
         caller, and knows its packet times afterwards. ``sound`` [S]: the audio that ``keep`` and
-        ``finish.mix`` refer to, in place of the file's own. ``seconds``: how long the sound shall be, in
-        place of the video's length; a video that ends sooner stands still.
+        ``finish.mix`` refer to, in place of the file's own. ``seconds`` as there.
         """
         report = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}

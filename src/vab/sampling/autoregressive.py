@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vab.config import DecodeConfig
+from vab.config import DecodeConfig, levers
+from vab.errors import SettingError
 from vab.models.foleygen import delay, undelay
 from vab.sampling.parallel import (
     DecodeError,
@@ -49,6 +50,8 @@ def generate(
     arguments do not fit each other.
     """
     check_arguments(tokens, known, codebook_size, config, generators)
+    if levers(config):
+        raise SettingError(f"step by step, decoding has no {', '.join(levers(config))}")
 
     # 1. Into the delay pattern: [B,K,T] -> [B,K,S], tokens and which of them to generate.
     steps = delay(tokens.masked_fill(~known, codebook_size), codebook_size)

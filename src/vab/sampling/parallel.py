@@ -1,9 +1,10 @@
 """Parallel decoding of masked tokens, with guidance, for any length (section 3.3, eq. 2, appendix D).
 
 Everything here is a pure function over ``logits_fn``: tokens [B,K,T], whose masked positions hold [MASK]
-(the id ``codebook_size``), give logits [B,Kp,T,V] of the last Kp codebooks, those that do not condition.
-Which tokens are ``known`` says what the task is. None: a new sound. The first four codebooks: coarse to
-fine. All but a span: inpainting. The beginning: continuation, and the next window of a long sound.
+(the id ``codebook_size``), and the number of the step give logits [B,Kp,T,V] of the last Kp codebooks, those
+that do not condition. Which tokens are ``known`` says what the task is. None: a new sound. The first four
+codebooks: coarse to fine. All but a span: inpainting. The beginning: continuation, and the next window of a
+long sound.
 
 Randomness is one CPU generator per clip. Every number drawn for a clip depends on that generator and on
 which of the clip's own tokens are to be generated, so that equal logits give bit-equal tokens whatever the
@@ -15,16 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vab.config import DecodeConfig, check_field
 from vab.errors import SettingError, VABError
 
-LogitsFn = Callable[[Tensor], Tensor]  # tokens [B,K,T] -> logits [B,Kp,T,V]
 ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
 StepProgress = Callable[[int, int], None]  # steps done, total
 Generators = Sequence[torch.Generator]  # on the CPU, one per clip
@@ -33,27 +34,48 @@ Fill = Callable[[int, int, Tensor, Tensor, Generators, StepProgress], Tensor]
 ROUNDING_TOLERANCE = 1e-6  # of the total: more than float32 sums of the same probabilities are off by
 
 
+class LogitsFn(Protocol):
+    """Tokens [B,K,T] and the number of the step, from 1, to logits [B,Kp,T,V]."""
+
+    def __call__(self, tokens: Tensor, step: int = ..., /) -> Tensor: ...
+
+
 class DecodeError(VABError, ValueError):
     """The model's logits cannot be sampled from; the message says which clip of the batch."""
 
 
-def classifier_free_guidance(model_fn: ModelFn, features: Tensor, scale: float) -> LogitsFn:
+def classifier_free_guidance(
+    model_fn: ModelFn, features: Tensor, scale: float, *, after: int = 0, every: int = 1
+) -> LogitsFn:
     """Classifier-free guidance, u + scale (c - u): c sees the features [B,F,dim], u does not (section 3.3).
 
     One forward does both: ``model_fn(tokens, features, drop_features)`` gets 2B rows, first the B that
     keep their features, then the same B with ``drop_features`` [2B] True. At a scale of 1 there is
     nothing to add, and it gets the B conditional rows alone. Logits come back as float32.
+
+    Two ways to do less, for a caller that says the number of its step. The first ``after`` steps go without
+    guidance. Of each ``every`` steps from there on one computes u; the others add its residual, c - u, to
+    their own c: c + (scale - 1) residual. Both need the B conditional rows alone.
     """
     batch = len(features)
-    if scale == 1:
-        keep = torch.zeros(batch, dtype=torch.bool, device=features.device)
-        return lambda tokens: model_fn(tokens, features, keep).float()
+    keep = torch.zeros(batch, dtype=torch.bool, device=features.device)
     # [B,F,dim] -> [2B,F,dim]: conditional rows first, then unconditional ones
     twice = torch.cat([features, features])
     drop = torch.arange(2 * batch, device=features.device) >= batch
+    # c - u [B,Kp,T,V] and the number of the stretch of steps that it serves. A step that is left out, because
+    # it decides nothing for this clip, has the tokens of the next: whichever computes u, it is the same.
+    residual: tuple[int, Tensor] | None = None
 
-    def logits_fn(tokens: Tensor) -> Tensor:
+    def logits_fn(tokens: Tensor, step: int = 1) -> Tensor:
+        nonlocal residual
+        stretch = (step - 1 - after) // every
+        if scale == 1 or stretch < 0:
+            return model_fn(tokens, features, keep).float()
+        if residual is not None and residual[0] == stretch:
+            return model_fn(tokens, features, keep).float() + (scale - 1) * residual[1]
         conditional, unconditional = model_fn(torch.cat([tokens, tokens]), twice, drop).float().chunk(2)
+        if every > 1:
+            residual = stretch, conditional - unconditional
         return unconditional + scale * (conditional - unconditional)
 
     return logits_fn
@@ -83,6 +105,10 @@ def generate(
     others are decided for good. With small M and many steps a step may have nothing to decide; then it
     draws nothing, and costs no forward if that is so for the whole batch.
 
+    With a ``config.order`` other than ``confidence`` it is known beforehand which places a step decides, just
+    as many: those that are next in a low-discrepancy sequence over time and codebooks (``halton``), or in an
+    order drawn for the clip (``random``). Tokens are sampled there alone, and nothing is scored.
+
     Returns new tokens [B,K,T] without any [MASK]. Raises ``DecodeError`` when logits are not finite,
     ``ValueError`` when the arguments do not fit each other.
     """
@@ -97,21 +123,32 @@ def generate(
     result = tokens.masked_fill(~known, codebook_size)
     masked = [(~clip).flatten().nonzero()[:, 0] for clip in known]  # per clip: positions in K*T, ascending
     totals = [len(positions) for positions in masked]
+    if config.order != "confidence":  # per clip: in the order they are decided
+        masked = [
+            _in_order(positions, offset, predicted[1:], config.order, generator)
+            for positions, generator in zip(masked, generators, strict=True)
+        ]
     for step in range(1, config.num_steps + 1):
         # 2. Logits for the whole batch, unless the schedule decides nothing in any clip.
         num_left = [num_masked_after(step, config.num_steps, total) for total in totals]
         active = [b for b, positions in enumerate(masked) if len(positions) > num_left[b]]
         if active:
-            logits = logits_fn(result.clone())
+            logits = logits_fn(result.clone(), step)
             if logits.shape[:3] != predicted:
                 raise ValueError(f"logits {list(logits.shape)} do not start with {list(predicted)}")
         mask_temperature = config.mask_temperature * (1 - step / config.num_steps)
         for b in active:
             # 3. A candidate for each masked token: [Kp,T,V] -> [Kp*T,V] -> [n,V] -> [n]
             positions = masked[b]
+            if config.order != "confidence":
+                positions, masked[b] = positions.tensor_split([len(positions) - num_left[b]])
             rows = logits[b].flatten(0, 1)[positions - offset].float()
             if not torch.stack(rows.aminmax()).isfinite().all():
                 raise DecodeError(f"clip {b} of the batch: logits are NaN or infinite at step {step}")
+            if config.order != "confidence":
+                uniform = torch.rand(len(positions), generator=generators[b]).to(rows.device)
+                result[b].view(-1)[positions] = draw(rows, uniform, config)[0]
+                continue
             uniform, gumbel = _noise(len(positions), generators[b], rows.device)
             sampled, log_p = draw(rows, uniform, config)
 
@@ -125,6 +162,44 @@ def generate(
             progress(step, config.num_steps)
     assert not any(len(positions) for positions in masked)  # the schedule ends at zero
     return result
+
+
+def _in_order(
+    positions: Tensor, offset: int, grid: tuple[int, int], order: str, generator: torch.Generator
+) -> Tensor:
+    """A clip's positions [n] in K*T, of which ``grid`` (Kp,T) begins at ``offset``, as they are decided."""
+    if order == "random":
+        return positions[torch.randperm(len(positions), generator=generator).to(positions.device)]
+    rank = halton_ranks(*grid).to(positions.device)[positions - offset]
+    return positions[rank.argsort()]
+
+
+@lru_cache(maxsize=8)
+def halton_ranks(num_codebooks: int, num_frames: int) -> Tensor:
+    """When each place of a grid [K,T] is visited by Halton's sequence, the whole numbers below K*T: [K*T].
+
+    Time by base 2 and codebooks by base 3 (Besnier et al., "Halton scheduler for masked generative image
+    transformer", ICLR 2025); a place counts when the sequence first comes by. Any first n places are
+    spread over time and codebooks as evenly as n places can be, nearly.
+    """
+    # Every place holds a cell of some 2^a by 3^b grid, and 2^a 3^b points of the sequence in a row fill one.
+    points = 2 ** math.ceil(math.log2(2 * num_frames)) * 3 ** math.ceil(math.log(2 * num_codebooks, 3))
+    frame, codebook = (
+        np.floor(_radical_inverse(points, base) * size).astype(np.int64)
+        for base, size in ((2, num_frames), (3, num_codebooks))
+    )
+    _, first = np.unique(codebook * num_frames + frame, return_index=True)
+    return torch.from_numpy(first.argsort().argsort())
+
+
+def _radical_inverse(count: int, base: int) -> np.ndarray:
+    """The digits of 0 to ``count - 1`` behind the point, in reverse: float64 [count] in [0, 1)."""
+    rest, value, weight = np.arange(count), np.zeros(count), 1.0
+    while rest.any():
+        rest, digit = np.divmod(rest, base)
+        weight /= base
+        value += digit * weight
+    return value
 
 
 def windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:

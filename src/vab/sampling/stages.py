@@ -53,7 +53,7 @@ class Stage:
         batch = features if features.dim() == 3 else features[None]
 
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
-            return self._logits_fn(batch, start, stop, decode.guidance_scale)
+            return self._logits_fn(batch, start, stop, decode)
 
         # FoleyGen predicts all of its codebooks, so it takes no conditioning ones.
         generate_tokens: Callable[..., Tensor] = autoregressive.generate_long
@@ -94,7 +94,7 @@ class Stage:
         known[..., : coarse.shape[-2], :] = True
         return self.fill(tokens, known, features, self.preset.decode, generators, progress=progress)
 
-    def _logits_fn(self, features: Tensor, start: int, stop: int, guidance: float) -> LogitsFn:
+    def _logits_fn(self, features: Tensor, start: int, stop: int, decode: DecodeConfig) -> LogitsFn:
         """Guided logits of the audio frames ``start`` to ``stop``; of their next step for FoleyGen."""
         network = self.network
         fps = self.preset.model.fps
@@ -102,12 +102,19 @@ class Stage:
         first = math.floor(start / FRAME_RATE * fps + 1e-6)
         window = features[:, first : first + video_frames((stop - start) / FRAME_RATE, fps)]
         if isinstance(network, FoleyGen):
-            return classifier_free_guidance(IncrementalDecoder(network, stop - start), window, guidance)
+            step_fn = IncrementalDecoder(network, stop - start)
+            return classifier_free_guidance(step_fn, window, decode.guidance_scale)
 
         def model_fn(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
             return network(tokens, features, drop_features=drop)
 
-        return classifier_free_guidance(model_fn, window, guidance)
+        return classifier_free_guidance(
+            model_fn,
+            window,
+            decode.guidance_scale,
+            after=math.ceil(round(decode.guidance_from * decode.num_steps, 6)),
+            every=decode.guidance_every,
+        )
 
 
 def load_stage(folder: Path) -> Stage:

@@ -100,7 +100,7 @@ def equal_logits(device: torch.device, small: bool) -> list[Row]:
     return rows
 
 
-def _same(logits: Tensor, tokens: Tensor) -> Tensor:
+def _same(logits: Tensor, tokens: Tensor, step: int = 1) -> Tensor:
     return logits
 
 

@@ -26,7 +26,7 @@ from vab.evaluate.metrics.retrieval import retrieval
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
 from vab.models.heads import load_finetuned
 from vab.models.hub import CONFIG, FINE, ModelError, find_model, read_config
-from vab.presets import PRESETS
+from vab.presets import PRESETS, Speed, at_speed
 from vab.sampling.stages import check_fine
 from vab.training.batches import check_fits
 from vab.training.trainer import train
@@ -46,6 +46,7 @@ class AblationSettings:
     split: str = "dev"
     clips: int = 200  # at most, to make sounds for
     seed: int = 0
+    speed: Speed | None = None  # of the model that is decoded, before a row's changes; None: its own settings
     max_steps: int | None = None  # of each training, instead of all epochs
     epochs: Mapping[str, float] = field(default_factory=dict)  # of trainings by name, instead of the rows'
     reference: Path | None = None  # real sounds named <id>; None: the store's own, through the codec
@@ -241,6 +242,7 @@ class _Run:
                 raise EvaluationError(f"{folder}: has no second stage; train one into its folder fine")
             decoded = read_config(second)
             place = place / ablation.name
+        decoded = replace(decoded, decode=at_speed(decoded.decode, self.settings.speed))
         decodes = [changed(decoded, row.changes).decode for row in ablation.rows]
         outcomes = [
             Outcome(row, made_with={"decode": asdict(decode)})
@@ -285,7 +287,11 @@ class _Run:
         settings = self.settings
         # a folder's name tells apart sounds of different decoding; candidates are not ranked here
         names = (
-            "_".join(f"{key}-{value:g}" for key, value in former_fields(each).items() if key != "candidates")
+            "_".join(
+                f"{key}-{value if isinstance(value, str) else format(value, 'g')}"
+                for key, value in former_fields(each).items()
+                if key != "candidates"
+            )
             for each in decodes
         )
         return Synthesis(

@@ -9,6 +9,7 @@ from vab.evaluate.generation.protocol import EvaluationSettings, Generation, eva
 from vab.evaluate.generation.spread import Synthesis, synthesize_on
 from vab.evaluate.generation.synthesis import GROUP
 from vab.models.hub import find_model, read_config
+from vab.presets import Speed, at_speed
 from vab.utils.processes import devices_for
 from vab.utils.progress import FileProgress
 from vab.utils.shares import ALL, Share
@@ -25,24 +26,26 @@ def evaluate_model(
     seed: int,
     reference: Path | None,
     codec_path: str | None,
+    speed: Speed | None = None,
     batch: int = GROUP,
     share: Share = ALL,
     progress: FileProgress = lambda *_: None,
 ) -> Generation | None:
-    """Make the sounds that are not there, as the model's preset decodes, and measure them.
+    """Make the sounds that are not there, as the model's preset decodes or at a ``speed``, and measure them.
 
     ``model`` is a model directory or a Hub id (None: the bundled one). It makes sounds for at most ``clips``
     clips of the store that have audio and video, spread evenly over the split (None: all), in
-    ``run/sounds/<model's name>/<id>.wav``. ``reference`` holds real sounds named <id>; None: the store's own,
-    through the codec, in ``run/true``. Measured are at most as many seconds as the model's window has. A
-    ``share`` of the sounds is made and not measured: None.
+    ``run/sounds/<model's name>/<id>.wav``; a ``speed`` stands behind the name. ``reference`` holds real
+    sounds named <id>; None: the store's own, through the codec, in ``run/true``. Measured are at most as many
+    seconds as the model's window has. A ``share`` of the sounds is made and not measured: None.
     Raises as loading does (``ModelError``, ``CodecError``, ``StoreError``), as ``synthesize_on`` and as
     ``evaluate``.
     """
     # 1. Sounds: the model's, and the true ones through the codec, unless real ones are given.
     folder = find_model(model)
     preset = read_config(folder)
-    sounds = run / "sounds" / folder.name
+    name = folder.name if speed is None else f"{folder.name}-{speed}"
+    sounds = run / "sounds" / name
     wanted = Synthesis(
         model=folder,
         store=store,
@@ -50,7 +53,7 @@ def evaluate_model(
         split=split,
         clips=clips,
         seed=seed,
-        takes=((preset.decode, sounds),),
+        takes=((at_speed(preset.decode, speed), sounds),),
         true=run if reference is None else None,
         codec_path=codec_path,
         batch=batch,
@@ -64,4 +67,4 @@ def evaluate_model(
     assert true is not None
     settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds), clips=made.names)
     result = evaluate(true, sounds, settings, progress)
-    return replace(result, reference=reference or store, generated=Path(folder.name))
+    return replace(result, reference=reference or store, generated=Path(name))

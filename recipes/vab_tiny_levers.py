@@ -1,0 +1,296 @@
+"""What each setting of decoding gains and loses on vab-tiny: the table of levers in docs/results.md.
+
+    python recipes/vab_tiny_levers.py --data ../shared/data --store runs/tiny/store --out runs/levers \
+        paper guidance_from=0.5 num_steps=8,order=halton dtype=bfloat16 [--json FILE]
+
+A setting is ``paper``, the model's own, or fields of DecodeConfig that differ from it; ``dtype`` is the
+networks' number format. Every setting makes a sound of one window for the same dev photos with the same
+seeds. Tokens and YAMNet's scores are kept in ``--out``, so that a run goes on where it was cut, and a new
+setting costs its own sounds alone. ``--make`` stops there; ``--time N`` times the settings in
+turn instead, N rounds of one sound each.
+
+Measured are the judge's share (see judge.py), and Fréchet distance and KL divergence on YAMNet from real dev
+sounds of the photo's class through the codec. Differences from the first setting are paired, and their 95 %
+intervals resample the photos. Choose on half of the photos (``--part first``), confirm on the others
+(``--part second``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from judge import Judge
+from numpy.typing import NDArray
+from vab_tiny_measure import fitted_judge, sounds_of
+
+from vab.config import DecodeConfig
+from vab.data.manifest import read_manifest
+from vab.data.store import LatentStore
+from vab.evaluate.backbones.yamnet import MIN_SCORE, Yamnet
+from vab.evaluate.metrics.distances import RESAMPLES, divergences, frechet
+from vab.evaluate.metrics.statistics import Interval, bootstrap
+from vab.inference.pipeline import VABPipeline
+from vab.training.batches import make_generator
+
+PHOTOS = 20  # of a class, at most
+SEEDS = 2  # sounds for a photo
+CHUNK = 8  # sounds of one file of results
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The N sounds that every setting makes: the first half of the photos with each seed, then the second."""
+
+    photos: list[str]  # ids in the store
+    seeds: list[int]
+    labels: list[str]
+    true: list[str]  # id of a real dev sound of the class
+    second: NDArray[np.bool_]  # True for the second half of the photos
+
+    @classmethod
+    def of(cls, manifest: Path) -> Plan:
+        """At most 20 dev photos of each class with training sounds and photos, in turn for either half."""
+        ids: dict[tuple[str, bool], dict[str, list[str]]] = {}
+        for clip in read_manifest(manifest):
+            kind = ids.setdefault((clip.split, clip.video is not None), {})
+            kind.setdefault(clip.label, []).append(clip.id)
+        paired = ids["train", True].keys() & ids["train", False].keys()
+        planned = []
+        for label in sorted(paired & ids["dev", True].keys()):
+            true = ids["dev", False][label]
+            for n, photo in enumerate(ids["dev", True][label][:PHOTOS]):
+                for seed in range(SEEDS):
+                    planned.append((n % 2, seed, photo, label, true[(SEEDS * n + seed) % len(true)]))
+        halves, seeds, photos, labels, trues = zip(*sorted(planned), strict=True)
+        return cls(list(photos), list(seeds), list(labels), list(trues), np.array(halves) == 1)
+
+
+class Setting(NamedTuple):
+    """A way to decode."""
+
+    name: str
+    decode: DecodeConfig
+    dtype: torch.dtype
+
+    @classmethod
+    def named(cls, text: str, own: DecodeConfig) -> Setting:
+        """``paper``, or ``num_steps=8,order=halton,dtype=bfloat16``."""
+        words = {} if text == "paper" else dict(part.split("=") for part in text.split(","))
+        dtype = getattr(torch, words.pop("dtype", "float32"))
+        values = {name: type(getattr(own, name))(word) for name, word in words.items()}
+        return cls(text, replace(own, **values), dtype)
+
+
+@torch.no_grad()
+def make(
+    pipeline: VABPipeline,
+    yamnet: Yamnet,
+    store: LatentStore,
+    plan: Plan,
+    setting: Setting,
+    out: Path,
+    count: int,
+) -> None:
+    """The first ``count`` sounds of a setting as far as they are not there: what YAMNet hears in them."""
+    model = pipeline.config.model
+    folder = out / setting.name
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline.to(setting.dtype)
+    rows = {name: row for row, name in enumerate(store.ids)}
+    for start in range(0, min(count, len(plan.photos)), CHUNK):
+        path = folder / f"{start:04d}.npz"
+        if path.exists():
+            continue
+        part = range(start, min(start + CHUNK, len(plan.photos)))
+        chosen = np.array([rows[plan.photos[n]] for n in part])
+        features = torch.from_numpy(store.gather("features", chosen)).float()
+        noise = [make_generator(plan.seeds[n], "sound", plan.photos[n]) for n in part]
+        empty = torch.zeros(len(part), model.num_codebooks, model.audio_length, dtype=torch.int64)
+        tokens = pipeline.first.fill(empty, empty.bool(), features, setting.decode, noise)
+        waveforms = [pipeline.codec.decode(one[None])[0].numpy() for one in tokens]
+        scores = np.stack([yamnet.scores(waveform) for waveform in waveforms])
+        temporary = folder / "unfinished"
+        with temporary.open("wb") as file:
+            np.savez(file, tokens=tokens.numpy().astype(np.int16), scores=scores)
+        os.replace(temporary, path)
+        print(f"{time.strftime('%H:%M:%S')} {setting.name}: {part.stop} of {len(plan.photos)}", flush=True)
+
+
+def true_scores(pipeline: VABPipeline, yamnet: Yamnet, store: LatentStore, plan: Plan, path: Path) -> NDArray:
+    """YAMNet's scores [N, patches, 521] of the plan's real sounds through the codec, kept in ``path``."""
+    ids = sorted(set(plan.true))
+    if not path.exists():
+        rows = {name: row for row, name in enumerate(store.ids)}
+        tokens = torch.from_numpy(
+            store.gather("tokens", np.array([rows[name] for name in ids])).astype(np.int64)
+        )
+        with torch.no_grad():
+            heard = [yamnet.scores(pipeline.codec.decode(one[None])[0].numpy()) for one in tokens]
+        np.savez(path, scores=np.stack(heard))
+    place = {name: n for n, name in enumerate(ids)}
+    return np.load(path)["scores"][[place[name] for name in plan.true]]
+
+
+class Heard(NamedTuple):
+    """What an evaluation needs of N sounds."""
+
+    right: NDArray[np.bool_]  # the judge takes it for what the photo shows, [N]
+    embeddings: NDArray  # mean over time of the log scores [N, 521]
+    logits: NDArray  # of the mean score [N, 521]
+
+    @classmethod
+    def of(cls, judge: Judge, scores: NDArray, labels: Sequence[str]) -> Heard:
+        """From scores [N, patches, 521], as ``Judge`` and ``YamnetBackbone`` have them."""
+        logs = np.log(scores + 1e-4)
+        names = judge.model.predict(np.concatenate((logs.mean(1), logs.max(1)), axis=1))
+        clipped = scores.clip(MIN_SCORE, 1 - MIN_SCORE)
+        mean = clipped.mean(1)
+        return cls(names == np.array(labels), np.log(clipped).mean(1), np.log(mean) - np.log1p(-mean))
+
+
+class Measure(NamedTuple):
+    """A number of some sounds, and of how many resamples its interval is made."""
+
+    title: str
+    of: Callable[[Heard, Rows], float]  # the sounds, and which of them
+    resamples: int
+
+    def resampled(self, heard: Heard, photos: list[NDArray]) -> NDArray:
+        """The value, then those of resamples of the photos, [1 + R]; ``photos`` are the rows of each."""
+
+        def of_draws(draws: Rows) -> NDArray:
+            return np.array([[self.of(heard, np.concatenate([photos[n] for n in draw]))] for draw in draws])
+
+        value = self.of(heard, np.concatenate(photos))
+        values = bootstrap(of_draws, len(photos), self.resamples)[:, 0]
+        # A resample holds sounds twice, which lifts a Fréchet distance: see ``frechet_interval``.
+        return np.append(value, values - values.mean() + value)
+
+
+def measures(true: Heard) -> list[Measure]:
+    """Judge's share, Fréchet distance and KL divergence from the real sounds."""
+    kl = Measure(
+        "KL", lambda heard, rows: float(divergences(true.logits[rows], heard.logits[rows]).mean()), 1000
+    )
+    return [
+        Measure("share", lambda heard, rows: float(heard.right[rows].mean()), 1000),
+        Measure("FD", lambda heard, rows: frechet(true.embeddings[rows], heard.embeddings[rows]), RESAMPLES),
+        kl,
+    ]
+
+
+def table(
+    judge: Judge, true: NDArray, plan: Plan, names: list[str], out: Path, part: str
+) -> list[dict[str, Any]]:
+    """A row for each setting: N, its measures, and their differences from those of the first setting."""
+    found: dict[str, Heard] = {}
+    for name in names:
+        files = sorted((out / name).glob("[0-9]*.npz"))
+        scores = np.concatenate([np.load(file)["scores"] for file in files])
+        found[name] = Heard.of(judge, scores, plan.labels[: len(scores)])
+    wanted = {"all": plan.second | True, "first": ~plan.second, "second": plan.second}[part]
+    real = Heard.of(judge, true, plan.labels)
+    rows = []
+    bases: dict[int, list[NDArray]] = {}  # number of sounds -> the first setting's values on these
+    for name, heard in found.items():
+        count = min(len(heard.right), len(found[names[0]].right))
+        photos: dict[str, list[int]] = {}
+        for n in np.flatnonzero(wanted[:count]):
+            photos.setdefault(plan.photos[n], []).append(int(n))
+        groups = [np.array(each) for each in photos.values()]
+        row: dict[str, Any] = {"setting": name, "N": sum(map(len, groups)), "photos": len(groups)}
+        if count not in bases:
+            bases[count] = [each.resampled(found[names[0]], groups) for each in measures(real)]
+        for measure, base in zip(measures(real), bases[count], strict=True):
+            values = measure.resampled(heard, groups)
+            row[measure.title] = Interval.of(values[0], values[1:]).document()
+            row[f"{measure.title} difference"] = Interval.of(
+                values[0] - base[0], values[1:] - base[1:]
+            ).document()
+        rows.append(row)
+        cells = [
+            f"{title} {each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]"
+            for title, each in row.items()
+            if isinstance(each, dict)
+        ]
+        print(f"{name}: N={row['N']} of {row['photos']} photos; {'; '.join(cells)}", flush=True)
+    return rows
+
+
+def timed(
+    pipeline: VABPipeline, store: LatentStore, settings: list[Setting], rounds: int
+) -> list[dict[str, Any]]:
+    """Median processor seconds of one window's tokens, the settings in turn; and of the first's."""
+    row = np.flatnonzero(store.has("features"))[:1]
+    features = torch.from_numpy(store.gather("features", row)).float()[0]
+    model = pipeline.config.model
+    empty = torch.zeros(model.num_codebooks, model.audio_length, dtype=torch.int64)
+    seconds: dict[str, list[float]] = {setting.name: [] for setting in settings}
+    for seed in range(rounds + 1):  # the first round warms up
+        for setting in settings:
+            pipeline.to(setting.dtype)
+            clock = time.process_time()
+            noise = torch.Generator().manual_seed(seed)
+            pipeline.first.fill(empty, empty.bool(), features, setting.decode, noise)
+            seconds[setting.name].append(time.process_time() - clock)
+    first = seconds[settings[0].name][1:]
+    rows = []
+    for name, each in seconds.items():
+        ratio = statistics.median(a / b for a, b in zip(each[1:], first, strict=True))
+        rows.append({"setting": name, "seconds": statistics.median(each[1:]), "ratio": ratio})
+        print(f"{name}: {rows[-1]['seconds']:.3f} s, {ratio:.2f} of {settings[0].name}", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Make, measure and print; ``--json`` keeps it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="+")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--store", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sounds", type=int, default=10_000, metavar="N", help="make only the first N")
+    parser.add_argument("--make", action="store_true", help="make the sounds, and measure nothing")
+    parser.add_argument("--part", choices=("all", "first", "second"), default="all")
+    parser.add_argument("--time", type=int, default=0, metavar="ROUNDS")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    pipeline = VABPipeline.from_pretrained(args.model, device="cpu")
+    store = LatentStore.open(args.store, whole=False)
+    settings = [Setting.named(text, pipeline.config.decode) for text in args.settings]
+    if args.time:
+        rows = timed(pipeline, store, settings, args.time)
+    else:
+        plan = Plan.of(args.store.parent / "latents.csv")
+        yamnet = Yamnet(args.data / "weights" / "yamnet" / "yamnet_spectra_in.tflite")
+        for setting in settings:
+            make(pipeline, yamnet, store, plan, setting, args.out, args.sounds)
+        if args.make:
+            return
+        manifest = args.store.parent / "codec.csv"
+        kept = args.store.parent / "judge.pickle"
+        judge = fitted_judge(args.data, kept, *(([], []) if kept.exists() else sounds_of(manifest, "train")))
+        true = true_scores(pipeline, yamnet, store, plan, args.out / "true.npz")
+        rows = table(judge, true, plan, args.settings, args.out, args.part)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
