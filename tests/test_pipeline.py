@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import time
 import wave
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -19,17 +22,21 @@ from helpers.tiny import picture_packets, write_model, write_video
 from vab import Audio, MediaError, ModelError, VABPipeline
 from vab.config import FRAME_RATE, SAMPLE_RATE
 from vab.evaluate.generation.synthesis import Synthesizer
+from vab.inference import features
 from vab.inference.batch import BatchSettings, Result, generate_files
 from vab.inference.embedder import Embedder
+from vab.inference.features import FeatureReader
 from vab.inference.pipeline import sound_length
 from vab.inference.splice import FADE, kept_samples
-from vab.media.file import MediaInfo
+from vab.inference.tokens import waveform_of
+from vab.media.file import MediaFile, MediaInfo
 from vab.media.reader import probe, read_audio
 from vab.models.heads import Finetuned
 from vab.models.hub import ASSETS, find_model, is_model, known_models
 from vab.presets import PRESETS
 from vab.sampling.parallel import windows
 from vab.sampling.stages import feature_step, padded_length, window_overlap
+from vab.vision import Recipe, crop
 
 DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 
@@ -373,9 +380,63 @@ def test_rerank_keeps_the_candidate_nearest_to_the_picture(
     monkeypatch.setattr(pipe, "_nearest", watch)
     ranked = pipe.generate(clip, seed=1, rerank=3)
     assert len(seen) == 3 and not torch.equal(seen[0], seen[1])
-    first = pipe._waveform(seen[0][:, :150], 48_000)
+    first = waveform_of(pipe.codec, seen[0][:, :150], 48_000)
     assert np.array_equal(first, alone.raw)  # the first candidate is what there is without
     assert ranked.waveform.shape == alone.waveform.shape
     pipe.finetuned = Finetuned()
     with pytest.raises(ModelError, match="vab finetune contrastive"):
         pipe.generate(clip, rerank=2)
+
+
+def test_the_picture_is_read_ahead_but_not_far_and_gives_the_same_features(
+    pipe: VABPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = write_video(tmp_path / "long.mp4", 90, 1)
+    cropped: list[str] = []
+
+    def count(frame: np.ndarray, recipe: Recipe) -> torch.Tensor:
+        cropped.append(threading.current_thread().name)
+        return crop(frame, recipe)
+
+    whole = pipe.vision.encode(MediaFile(film).frames(1.0, size=pipe.vision.decode_size))
+    monkeypatch.setattr(features, "crop", count)
+    timings: dict[str, float] = {}
+    with FeatureReader(MediaFile(film), pipe.vision, 1.0, 0, timings) as picture:
+        rows = picture.rows(0, 5)
+        time.sleep(0.3)
+        assert 8 <= len(cropped) <= 8 + features.READ_AHEAD_SECONDS + 2 * pipe.vision.default_batch_size
+        assert torch.equal(rows, whole[:5]) and torch.equal(picture.rows(3, 40), whole[3:40])
+        beyond = picture.rows(85, 93)
+        assert torch.equal(beyond, torch.cat([whole[85:], whole[-1:].expand(3, -1)]))
+        assert torch.equal(picture.all(), whole) and len(cropped) == 90
+    assert all(name.startswith("ahead") for name in cropped) and set(timings) == {"decode_video", "features"}
+
+    # a sound begins before the picture is read, and whatever ends it ends the thread
+    cropped.clear()
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "sampling":
+            raise KeyboardInterrupt(len(cropped))
+
+    with pytest.raises(KeyboardInterrupt) as ended:
+        pipe.generate(film, steps=1, progress=stop)
+    assert ended.value.args[0] < 60
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_what_goes_wrong_while_reading_ahead_is_told_as_ever(
+    pipe: VABPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # of a raw stream only the thread that decodes it finds out how long it is
+    film = tmp_path / "long.h264"
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream("libx264", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(30):
+            picture = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    assert not MediaFile(film).tells_length
+    monkeypatch.setattr(features, "MAX_VIDEO_SECONDS", 20.0)
+    with pytest.raises(MediaError, match=r"long\.h264: lasts 0\.01 hours; the longest that can be done is"):
+        pipe.generate(film, steps=1)

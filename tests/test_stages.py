@@ -15,9 +15,11 @@ from torch import Tensor
 
 from helpers.tiny import write_model, write_video
 from vab import ModelError, VABPipeline
-from vab.codecs.codec import encode_long
+from vab.codecs.codec import Codec, encode_long
+from vab.inference import pipeline
 from vab.inference.batch import BatchSettings, generate_files
 from vab.inference.splice import read_original
+from vab.inference.tokens import waveform_of
 from vab.media.file import MediaFile
 from vab.models.hub import FINE, known_models
 from vab.models.vab import VAB
@@ -47,16 +49,15 @@ def without_fine(model: Path, folder: Path) -> Path:
     return folder
 
 
-def played(pipe: VABPipeline, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+def played(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The tokens [K,T] of each sound that is made from now on."""
     seen: list[Tensor] = []
-    waveform = pipe._waveform
 
-    def watch(tokens: Tensor, length: int) -> np.ndarray:
+    def watch(codec: Codec, tokens: Tensor, length: int) -> np.ndarray:
         seen.append(tokens)
-        return waveform(tokens, length)
+        return waveform_of(codec, tokens, length)
 
-    monkeypatch.setattr(pipe, "_waveform", watch)
+    monkeypatch.setattr(pipeline, "waveform_of", watch)
     return seen
 
 
@@ -65,15 +66,16 @@ def test_the_second_stage_adds_to_the_first(
 ) -> None:
     alone = VABPipeline.from_pretrained(without_fine(model, tmp_path / "coarse"), device="cpu")
     assert pipe.fine is not None and alone.fine is None
-    both, coarse = played(pipe, monkeypatch), played(alone, monkeypatch)
+    seen = played(monkeypatch)
     sounds = [one.generate(clip, seed=2) for one in (pipe, alone)]
-    assert both[0].shape == (5, 165) and coarse[0].shape == (2, 165)
-    assert torch.equal(both[0][:2], coarse[0])  # the first stage does not know that there is a second
+    both, coarse = seen
+    assert both.shape == (5, 165) and coarse.shape == (2, 165)
+    assert torch.equal(both[:2], coarse)  # the first stage does not know that there is a second
     assert set(sounds[0].timings) - set(sounds[1].timings) == {"refining"}
     assert not np.array_equal(sounds[0].waveform, sounds[1].waveform)
     again = list(pipe.generate_many(clip, 2, seed=2))
     assert np.array_equal(again[0].waveform, sounds[0].waveform)
-    assert not torch.equal(both[2][2:], both[1][2:])
+    assert not torch.equal(seen[3][2:], seen[2][2:])
 
 
 def test_an_oracle_s_fine_tokens_are_what_is_played(
@@ -89,7 +91,7 @@ def test_an_oracle_s_fine_tokens_are_what_is_played(
         return torch.nn.functional.one_hot(answer, 32) * 1e4
 
     monkeypatch.setattr(pipe.fine.network, "forward", forward)
-    seen = played(pipe, monkeypatch)
+    seen = played(monkeypatch)
     pipe.generate(clip)
     assert known and all(known)
     for k in range(2, 5):
@@ -142,7 +144,7 @@ def test_several_clips_at_once_are_as_each_alone(pipe: VABPipeline) -> None:
 def test_what_is_kept_is_known_to_both_stages(
     pipe: VABPipeline, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = played(pipe, monkeypatch)
+    seen = played(monkeypatch)
     pipe.generate(clip, keep=[(1.0, 2.0)])
     with MediaFile(clip) as file:
         own = encode_long(pipe.codec, partial(read_original, file), 50, 100, context=50)
@@ -153,7 +155,7 @@ def test_what_is_kept_is_known_to_both_stages(
 def test_reranking_refines_the_chosen_sound_alone(
     pipe: VABPipeline, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = played(pipe, monkeypatch)
+    seen = played(monkeypatch)
     drawn: list[Tensor] = []
     nearest = pipe._nearest
 

@@ -1,9 +1,13 @@
-"""Features of a whole file, in one pass that also finds out how long it is (section 3.1)."""
+"""Features of a whole file, encoded while they are needed; a thread reads the picture ahead (section 3.1)."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice, repeat
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,38 +18,78 @@ from vab.config import video_frames as num_video_frames
 from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
-from vab.utils.progress import StageProgress
-from vab.vision import VisionEncoder
+from vab.utils.ahead import run_ahead
+from vab.vision import VisionEncoder, crop
 
 IMAGE_SECONDS = 10.0  # of sound for an image
 MAX_VIDEO_SECONDS = 2 * 3600.0
+READ_AHEAD_SECONDS = 10.0  # of the picture
 
 
-def file_features(
-    file: MediaFile,
-    vision: VisionEncoder,
-    fps: float,
-    seed: int,
-    timings: dict[str, float],
-    report: StageProgress,
-) -> Tensor:
-    """Features [F,dim] of a file at ``fps`` a second; of an image, of a crop that moves as ``seed`` says.
+class FeatureReader:
+    """Features of a file at ``fps`` a second; of an image, of a crop that moves as ``seed`` says.
 
-    Adds the seconds of ``decode_video`` and ``features`` to ``timings``.
+    A thread decodes and crops frames up to ``READ_AHEAD_SECONDS`` ahead, while its user computes. They are
+    encoded by whoever asks for features, in passes of the encoder's own size whatever is asked for. So the
+    features are those of ``vision.encode`` over all frames, bit for bit.
+
+    Adds the seconds that were waited for frames to ``timings`` as ``decode_video``, those of the encoder as
+    ``features``. The thread ends with ``close``, or a ``with`` block.
     """
-    if file.is_image:
-        expected = num_video_frames(IMAGE_SECONDS, fps)
-        frames = _moving(file, expected, seed, vision.decode_size)
-    else:
-        expected = num_video_frames(file.nominal_seconds, fps)
-        frames = _not_too_long(file, file.frames(fps, size=vision.decode_size))
-    # One pass: frames are decoded while they are encoded: what remains of the time is the encoder's.
-    begin = time.perf_counter()
-    with torch.no_grad():
-        counted = _counted(frames, timings, lambda done: report("features", done, max(done, expected)))
-        features = vision.encode(counted)
-    timings["features"] = time.perf_counter() - begin - timings["decode_video"]
-    return features
+
+    def __init__(
+        self, file: MediaFile, vision: VisionEncoder, fps: float, seed: int, timings: dict[str, float]
+    ) -> None:
+        self._vision = vision
+        self._timings = timings
+        self._rows: list[Tensor] = []  # [dim] each
+        if file.is_image:
+            frames = _moving(file, num_video_frames(IMAGE_SECONDS, fps), seed, vision.decode_size)
+        else:
+            frames = _not_too_long(file, file.frames(fps, size=vision.decode_size))
+        self._batches = _cropped_ahead(frames, vision, fps)
+        self._is_whole = False
+        timings |= {"decode_video": 0.0, "features": 0.0}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._batches.close()
+
+    @torch.no_grad()
+    def read(self, count: float, report: Callable[[int], None] = lambda done: None) -> None:
+        """Encode frames until there are features of ``count``, or of all that the file has.
+
+        ``report`` is told how many there are. ``MediaError`` for a file that cannot be read.
+        """
+        while len(self._rows) < count and not self._is_whole:
+            # What remains of the time is the encoder's.
+            begin = time.perf_counter()
+            crops = next(self._batches, None)
+            read = time.perf_counter()
+            self._timings["decode_video"] += read - begin
+            if crops is None:
+                self._is_whole = True
+                return
+            self._rows.extend(self._vision.encode_crops(crops))
+            self._timings["features"] += time.perf_counter() - read
+            report(len(self._rows))
+
+    def all(self) -> Tensor:
+        """The features [F,dim] of the whole file."""
+        self.read(math.inf)
+        return torch.stack(self._rows)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Features [last - first,dim]; beyond the end of the file the last one is repeated (section 3.1)."""
+        self.read(last)
+        end = len(self._rows) - 1
+        return torch.stack([self._rows[min(number, end)] for number in range(first, last)])
 
 
 def sound_length(info: MediaInfo) -> int:
@@ -63,10 +107,19 @@ def sound_length(info: MediaInfo) -> int:
     return length
 
 
-def fit(features: Tensor, num_video: int) -> Tensor:
-    """Features [num_video,dim]: cut, or with the last one repeated (section 3.1)."""
-    last = features[-1:].expand(max(0, num_video - len(features)), -1)
-    return torch.cat([features[:num_video], last])
+def _cropped_ahead(frames: Iterator[np.ndarray], vision: VisionEncoder, fps: float) -> Iterator[list[Tensor]]:
+    """What the encoder sees of the frames, for one pass after another; a thread is some passes ahead."""
+    size = vision.default_batch_size
+    depth = -(-round(READ_AHEAD_SECONDS * fps) // size)
+
+    def some(_: None) -> list[Tensor]:
+        return [crop(frame, vision.recipe) for frame in islice(frames, size)]
+
+    with closing(run_ahead(some, repeat(None), 1, depth)) as batches:
+        for _, crops in batches:
+            if not crops:
+                return
+            yield crops
 
 
 def _moving(file: MediaFile, num_frames: int, seed: int, size: int) -> Iterator[np.ndarray]:
@@ -79,22 +132,4 @@ def _not_too_long(file: MediaFile, frames: Iterator[np.ndarray]) -> Iterator[np.
     for frame in frames:
         if file.seconds_read > MAX_VIDEO_SECONDS:
             sound_length(file.info)
-        yield frame
-
-
-def _counted(
-    frames: Iterator[np.ndarray], timings: dict[str, float], report: Callable[[int], None]
-) -> Iterator[np.ndarray]:
-    """Pass frames through, and add up the time it takes to decode them as ``decode_video``."""
-    # A for loop could not tell the decoder's time from the consumer's.
-    timings["decode_video"] = 0.0
-    done = 0
-    while True:
-        begin = time.perf_counter()
-        frame = next(frames, None)
-        timings["decode_video"] += time.perf_counter() - begin
-        if frame is None:
-            return
-        done += 1
-        report(done)
         yield frame

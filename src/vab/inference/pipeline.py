@@ -20,10 +20,9 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from vab.codecs.codec import Codec, decode_long, encode_long, load_codec
+from vab.codecs.codec import Codec, load_codec
 from vab.config import (
     FRAME_RATE,
-    HOP_LENGTH,
     LOUDNESS,
     SAMPLE_RATE,
     DecodeConfig,
@@ -39,7 +38,7 @@ from vab.inference.audio import Audio
 from vab.inference.calls import for_each, refuse_unknown
 from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.embeddings import Kind
-from vab.inference.features import IMAGE_SECONDS, MAX_VIDEO_SECONDS, file_features, fit, sound_length
+from vab.inference.features import IMAGE_SECONDS, MAX_VIDEO_SECONDS, FeatureReader, sound_length
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.made_with import made_with
 from vab.inference.parts import check_codec, check_parts, place
@@ -55,6 +54,7 @@ from vab.inference.splice import (
     read_original,
     slice_audio,
 )
+from vab.inference.tokens import known_tokens, noise, waveform_of
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.reader import as_media_file
@@ -73,14 +73,21 @@ from vab.models.hub import (
 from vab.models.vab import VAB
 from vab.presets import Speed, at_speed
 from vab.sampling.parallel import decode_settings
-from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
+from vab.sampling.stages import (
+    FeaturesFn,
+    Stage,
+    check_fine,
+    load_fine,
+    load_stage,
+    padded_length,
+    save_stage,
+)
 from vab.utils.device import Device, DType, names_dtype, pick_device, pick_dtype
 from vab.utils.progress import StageProgress, report_part, stage_progress, timed
 from vab.utils.provenance import sha256, whole_folder
 from vab.vision import VisionEncoder, load_vision
 
 CARD = "README.md"  # of a model directory, written by huggingface_hub
-CONTEXT_FRAMES = 50  # audio frames encoded with a kept span, on either side
 
 DEFAULT_FINISH = Finish()
 
@@ -453,21 +460,29 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         if seconds is not None and not 0 < seconds <= MAX_VIDEO_SECONDS:
             raise SettingError(f"seconds must be above 0 and at most {MAX_VIDEO_SECONDS:g}, not {seconds}")
 
-        with as_media_file(source, fps) as file:
+        with (
+            as_media_file(source, fps) as file,
+            FeatureReader(file, self.vision, config.fps, seed, timings) as picture,
+        ):
             # 1. Refuse what the header shows to be unusable, before anything is decoded.
             if file.kind == "audio" or file.nominal_seconds > MAX_VIDEO_SECONDS:
                 sound_length(file.info)
 
-            # 2. Features [F,dim] of the whole clip, in a pass that also finds out how long it is.
-            features = file_features(file, self.vision, config.fps, seed, timings, report)
-            judged = self.embedder.known(features)
-            doubts = [] if judged is None or judged.is_known else [judged.note(self.name)]
+            # 2. How long the sound is. The features of a window are made when its turn comes; all of them at
+            # once only where nothing else tells how long the video is.
+            early = config.video_length if file.tells_length else math.inf
+            expected = min(early, num_video_frames(file.nominal_seconds or IMAGE_SECONDS, config.fps))
+            look = partial(picture.read, early, lambda done: report("features", done, max(done, expected)))
+            if not file.tells_length:
+                look()
             info = file.info
             length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
             if seconds is None:
                 seconds = IMAGE_SECONDS if info.kind == "image" else info.seconds
             num_frames = padded_length(samples_to_frames(length), config)  # T
-            features = fit(features, num_video_frames(num_frames / FRAME_RATE, config.fps))
+            num_video = num_video_frames(num_frames / FRAME_RATE, config.fps)
+            features = picture.rows
+            look()
 
             # 3. Tokens [K,T] of the audio that is kept, and where they are known [K,T].
             heard: AudioSource = partial(read_original, file)
@@ -480,25 +495,27 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 original = original_of(file)
             kept = kept_samples(info, spans, length)
             with timed(timings, "codec"):
-                tokens, known = self._known_tokens(heard, kept, num_frames)
+                num_codebooks = (self.fine or self.first).preset.model.num_codebooks
+                silence = torch.zeros(num_codebooks, num_frames, dtype=torch.int64, device=self.device)
+                tokens, known = known_tokens(self.codec, heard, kept, silence)
 
             for number in range(samples):
                 # 4. The first stage: one sound, or of several candidates the nearest to the video.
                 with timed(timings, "sampling"):
-                    generators = [_generator(seed, number, n) for n in range(decode.num_candidates)]
+                    generators = [noise(seed, number, n) for n in range(decode.num_candidates)]
                     part = partial(report_part, partial(report, "sampling"), number, samples)
                     result = self._coarse(tokens, known, features, decode, generators, progress=part)
 
                 # 5. The second stage, if there is one, adds the finer codebooks.
                 if self.fine is not None:
                     with timed(timings, "refining"):
-                        generator = _generator(seed, number, 0, stage=1)
+                        generator = noise(seed, number, 0, stage=1)
                         part = partial(report_part, partial(report, "refining"), number, samples)
                         result = self.fine.refine(result, tokens, known, features, generator, progress=part)
 
                 # 6. Tokens -> waveform [S], as the model has it; the kept audio goes back in as it was heard.
                 with timed(timings, "codec"):
-                    waveform = self._waveform(result[:, : samples_to_frames(length)], length)
+                    waveform = waveform_of(self.codec, result[:, : samples_to_frames(length)], length)
                     raw = waveform.copy() if kept else waveform
                     for start, stop in kept:
                         crossfade_into(raw, heard, start, stop)
@@ -508,6 +525,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     finished = finish_sound(waveform, seconds, finish, original, spans)
 
                 # 8. Each sound carries its own timings; the first those of steps 2 and 3 too.
+                if number == 0:
+                    judged = self.embedder.known(picture.all())
+                    doubts = [] if judged is None or judged.is_known else [judged.note(self.name)]
                 yield Audio(
                     finished.waveform,
                     finished.rate,
@@ -516,7 +536,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     finished.gain,
                     dict(timings),
                     result,
-                    features,
+                    features(0, num_video),
                     made_with(self.name, self.fingerprint, seed, number, decode, spans, finish)
                     | ({} if self.dtype == torch.float32 else {"dtype": str(self.dtype)[6:]})
                     | {"gain_db": finished.gain},
@@ -525,28 +545,11 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 )
                 timings.clear()
 
-    def _known_tokens(
-        self, original: AudioSource, kept: Sequence[tuple[int, int]], num_frames: int
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [K,T] of the samples to keep, and bool [K,T], True where a frame is kept whole."""
-        num_codebooks = (self.fine or self.first).preset.model.num_codebooks
-        tokens = torch.zeros(num_codebooks, num_frames, dtype=torch.int64, device=self.device)
-        known = torch.zeros_like(tokens, dtype=torch.bool)
-        for start, stop in kept:
-            # Frames inside the span: rounded up at its start, down at its end.
-            first = -(-start // HOP_LENGTH)
-            last = stop // HOP_LENGTH
-            if first < last:
-                encoded = encode_long(self.codec, original, first, last, CONTEXT_FRAMES)
-                tokens[:, first:last] = encoded[:num_codebooks]
-                known[:, first:last] = True
-        return tokens, known
-
     def _coarse(
         self,
         tokens: Tensor,
         known: Tensor,
-        features: Tensor,
+        features: FeaturesFn,
         decode: DecodeConfig,
         generators: Sequence[torch.Generator],
         *,
@@ -567,34 +570,11 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     progress=part,
                 )
             )
-        return candidates[0] if len(candidates) == 1 else self._nearest(torch.stack(candidates), features)
+        if len(candidates) == 1:
+            return candidates[0]
+        num_video = num_video_frames(tokens.shape[1] / FRAME_RATE, self.config.model.fps)
+        return self._nearest(torch.stack(candidates), features(0, num_video))
 
     def _nearest(self, candidates: Tensor, features: Tensor) -> Tensor:
         """The one [K,T] of several candidates [n,K,T] that fits the video best."""
         return candidates[audio_video_similarity(self.embedder.contrastive, candidates, features).argmax()]
-
-    def _waveform(self, tokens: Tensor, length: int) -> np.ndarray:
-        """Waveform float32 [length] of tokens [K,T]."""
-        # In pieces, each brought to the CPU at once: a long clip need not fit into the device's memory.
-        waveform = np.zeros(length, dtype=np.float32)
-        done = 0
-        with torch.no_grad():
-            for piece in decode_long(self.codec, tokens):
-                # The last frame may reach past the end of the video: cut it.
-                part = piece.float().cpu().numpy()[: length - done]
-                waveform[done : done + len(part)] = part
-                done += len(part)
-        return waveform
-
-
-def _generator(seed: int, number: int, candidate: int, stage: int = 0) -> torch.Generator:
-    """The noise of one candidate of one sample, in the first stage or the second."""
-    # The first candidate of the first stage is the sound without reranking: its parts are just these two.
-    parts: tuple[int, ...] = (seed, number)
-    if stage:
-        parts = (seed, number, candidate, stage)
-    elif candidate:
-        parts = (seed, number, candidate)
-    # 63 bits of the hash, for torch seeds are signed.
-    state = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))

@@ -166,6 +166,16 @@ class MediaFile:
         return self._times
 
     @property
+    def tells_length(self) -> bool:
+        """True if the length of the video is found out without decoding it. Reads a few packets.
+
+        Of raw streams, and of some moving images, only a pass over all frames tells.
+        """
+        if self._times is not None or self.is_image:
+            return True
+        return self._film.nominal_seconds > 0 if self._film is not None else self.video_start().timed
+
+    @property
     def seconds(self) -> float:
         """Duration by the packets of the video if there is one, else of the audio; 0 for an image."""
         if self.kind == "image":

@@ -26,6 +26,9 @@ from vab.sampling.parallel import Generators, LogitsFn, StepProgress, classifier
 
 OVERLAP_SECONDS = 1.0  # that neighbouring windows share
 
+# Features of a clip: from the one of this number up to another -> [f,dim]. Asked for window by window.
+FeaturesFn = Callable[[int, int], Tensor]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -38,7 +41,7 @@ class Stage:
         self,
         tokens: Tensor,
         known: Tensor,
-        features: Tensor,
+        features: Tensor | FeaturesFn,
         decode: DecodeConfig,
         generators: torch.Generator | Generators,
         *,
@@ -46,14 +49,14 @@ class Stage:
     ) -> Tensor:
         """``tokens`` int64 [K,T] of any length, with new ones where ``known`` bool [K,T] is False.
 
-        ``features`` [F,dim] cover the T audio frames. Windows are as long as in training. Or B clips
-        of one length: [B,K,T], [B,K,T], [B,F,dim] and a generator for each.
+        ``features`` [F,dim] cover the T audio frames; a function gives those of a window when its turn has
+        come. Windows are as long as in training. Or B clips of one length: [B,K,T], [B,K,T], [B,F,dim] and a
+        generator for each.
         """
         config = self.preset.model
-        batch = features if features.dim() == 3 else features[None]
 
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
-            return self._logits_fn(batch, start, stop, decode)
+            return self._logits_fn(self._window(features, start, stop), stop - start, decode)
 
         # FoleyGen predicts all of its codebooks, so it takes no conditioning ones.
         generate_tokens: Callable[..., Tensor] = autoregressive.generate_long
@@ -77,7 +80,7 @@ class Stage:
         coarse: Tensor,
         tokens: Tensor,
         known: Tensor,
-        features: Tensor,
+        features: Tensor | FeaturesFn,
         generators: torch.Generator | Generators,
         *,
         progress: StepProgress | None = None,
@@ -94,15 +97,21 @@ class Stage:
         known[..., : coarse.shape[-2], :] = True
         return self.fill(tokens, known, features, self.preset.decode, generators, progress=progress)
 
-    def _logits_fn(self, features: Tensor, start: int, stop: int, decode: DecodeConfig) -> LogitsFn:
-        """Guided logits of the audio frames ``start`` to ``stop``; of their next step for FoleyGen."""
-        network = self.network
+    def _window(self, features: Tensor | FeaturesFn, start: int, stop: int) -> Tensor:
+        """The features [B,f,dim] of the audio frames ``start`` to ``stop``."""
         fps = self.preset.model.fps
-        # The features of these frames: [B,F,dim] -> [B,f,dim]. 1e-6 keeps a whole number from rounding down.
+        # 1e-6 keeps a whole number from rounding down.
         first = math.floor(start / FRAME_RATE * fps + 1e-6)
-        window = features[:, first : first + video_frames((stop - start) / FRAME_RATE, fps)]
+        last = first + video_frames((stop - start) / FRAME_RATE, fps)
+        if not isinstance(features, Tensor):
+            return features(first, last)[None]
+        return (features if features.dim() == 3 else features[None])[:, first:last]
+
+    def _logits_fn(self, window: Tensor, num_frames: int, decode: DecodeConfig) -> LogitsFn:
+        """Guided logits of so many audio frames with these features [B,f,dim]; of FoleyGen's next step."""
+        network = self.network
         if isinstance(network, FoleyGen):
-            step_fn = IncrementalDecoder(network, stop - start)
+            step_fn = IncrementalDecoder(network, num_frames)
             return classifier_free_guidance(step_fn, window, decode.guidance_scale)
 
         def model_fn(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
