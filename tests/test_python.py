@@ -110,11 +110,11 @@ def test_moving_to_a_device_and_a_format(model: Path, clip: Path) -> None:
     assert np.isfinite(pipe(clip).waveform).all() and sum(pipe.classify(clip).values()) > 0
     assert pipe.to(torch.device("cpu"), torch.float32) is pipe and pipe.dtype == torch.float32
     assert pipe.to(dtype="bfloat16").dtype == pipe.to().dtype == torch.bfloat16
-    with pytest.raises(SettingError, match=r"float32, bfloat16, float16, not torch\.int8"):
+    with pytest.raises(SettingError, match=r"float32, bfloat16, float16, tf32, not torch\.int8"):
         pipe.to(torch.int8)
     with pytest.raises(SettingError, match="there is no device tpu here"):
         pipe.to("tpu")
-    with pytest.raises(SettingError, match=r"float32, bfloat16, float16, not torch\.float64"):
+    with pytest.raises(SettingError, match=r"float32, bfloat16, float16, tf32, not torch\.float64"):
         VABPipeline.from_pretrained(model, dtype=torch.float64)
     with pytest.raises(SettingError, match="one thing"):
         VABPipeline.from_pretrained(model, dtype="float16", torch_dtype="float32")
@@ -267,7 +267,7 @@ def test_settings_of_another_type_are_one_line(pipe: VABPipeline, clip: Path, wr
 
 @pytest.mark.parametrize("name", ["float64", "half", torch.int8])
 def test_a_format_that_is_not_used_is_told_as_a_format(pipe: VABPipeline, name: Any) -> None:
-    with pytest.raises(SettingError, match="dtype= is float32, bfloat16, float16"):
+    with pytest.raises(SettingError, match="a precision is auto, float32, bfloat16, float16, tf32"):
         pipe.to(name)
 
 

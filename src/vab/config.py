@@ -27,7 +27,6 @@ HOP_LENGTH = 320  # samples of one audio frame: every codec of the paper runs at
 FRAME_RATE = SAMPLE_RATE / HOP_LENGTH  # audio frames per second
 
 VisionName = Literal["eva02-clip-l", "eva02-clip-l-336", "mae-vit-l", "efficientnet-lite0"]
-Precision = Literal["float32", "tf32", "bfloat16"]  # that a network computes in, as torch names them
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ Shapes: N frames, H height, W width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vab.config import Precision, VisionName
-from vab.errors import SettingError, VABError, first_line
-from vab.utils.device import tf32
+from vab.config import VisionName
+from vab.errors import VABError, first_line
+from vab.utils.device import DTYPES, pick_precision, products
+from vab.utils.precision import Precision
 
 BATCH_SIZE = 32  # frames per forward pass on a GPU
 BATCH_SIZE_CPU = 4  # 32 would take twice the time there, most of it for memory
@@ -77,8 +78,9 @@ class VisionEncoder(Protocol):
     def encode_crops(self, crops: Iterable[Tensor], batch_size: int | None = None) -> Tensor:
         """Features float32 [N, dim] of N frames that ``crop`` has made ready, each uint8 [3, size, size].
 
-        With a ``batch_size`` every pass has that many frames, the last one filled up with copies of its last
-        frame: the features of a frame then depend neither on how many there are nor on the others.
+        With a ``batch_size``, and always in bfloat16 and float16, every pass has the same number of frames,
+        the last one filled up with copies of its last frame: the features of a frame then depend neither on
+        how many there are nor on the others.
         """
 
     def to(self, device: str | torch.device) -> Self:
@@ -135,6 +137,7 @@ class TimmEncoder:
         self.model = model.eval().requires_grad_(False)
         self.device = torch.device("cpu")
         self.precision: Precision = precision
+        self._cast: tuple[torch.dtype, nn.Module] | None = None  # a copy of the model in another format
 
     @property
     def decode_size(self) -> int:
@@ -154,20 +157,24 @@ class TimmEncoder:
     def encode_crops(self, crops: Iterable[Tensor], batch_size: int | None = None) -> Tensor:
         """Features float32 [N, dim] of N crops, each uint8 [3, size, size] of ``crop``.
 
-        With a ``batch_size`` every pass has that many frames, the last one filled up with copies of its last
-        frame: the features of a frame then depend neither on how many there are nor on the others.
+        With a ``batch_size``, and always in bfloat16 and float16, every pass has the same number of frames,
+        the last one filled up with copies of its last frame: the features of a frame then depend neither on
+        how many there are nor on the others.
         """
         remaining = iter(crops)
+        model, dtype = self._network(), DTYPES[self.precision]
+        if dtype != torch.float32:
+            batch_size = batch_size or self.default_batch_size
         # Begin with no rows, so that no frames at all give [0, dim].
         features = [torch.empty(0, self.dim, device=self.device)]
-        with self._numbers():
+        with products(self.precision):
             while batch := list(islice(remaining, batch_size or self.default_batch_size)):
                 count = len(batch)
                 if batch_size is not None:
                     batch += batch[-1:] * (batch_size - count)
                 # n x [3, size, size] -> [n, 3, size, size] -> [n, dim]
-                pixels = normalise(self._to_device(torch.stack(batch)), self.recipe)
-                features.append(self.model(pixels)[:count].float())
+                pixels = normalise(self._to_device(torch.stack(batch)), self.recipe).to(dtype)
+                features.append(model(pixels)[:count].float())
         return torch.cat(features)
 
     def _to_device(self, pixels: Tensor) -> Tensor:
@@ -176,17 +183,20 @@ class TimmEncoder:
             pixels = pixels.pin_memory()
         return pixels.to(self.device, non_blocking=True)
 
-    def _numbers(self) -> AbstractContextManager[None]:
-        """Let the network compute in its precision; the weights stay as they are."""
-        if self.precision == "tf32":
-            return tf32(True)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+    def _network(self) -> nn.Module:
+        """The network in its precision; the weights as they were loaded stay, and with them their hash."""
+        dtype = DTYPES[self.precision]
+        if dtype == torch.float32:
+            return self.model
+        if self._cast is None or self._cast[0] != dtype:
+            self._cast = dtype, copy.deepcopy(self.model).to(dtype)
+        return self._cast[1]
 
     def to(self, device: str | torch.device) -> Self:
         self.device = torch.device(device)
-        if self.precision == "tf32" and self.device.type != "cuda":
-            raise SettingError(f"TF32 is a number format of NVIDIA's GPUs, not of a device {self.device}")
+        pick_precision(self.precision, self.device)  # refuses what is not there
         self.model.to(device)
+        self._cast = None
         return self
 
 

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 import tyro
 
 from vab.cli.interrupt import check
-from vab.cli.options import Device, Devices, Shard, WeightsPath
+from vab.cli.options import Device, Devices, Precision, Shard, WeightsPath
 from vab.cli.output import log, print_result
-from vab.config import Precision, VisionName
+from vab.config import VisionName
 from vab.errors import SettingError
 from vab.presets import preset
 from vab.utils.progress import count_bar

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from vab.utils.precision import PrecisionChoice
 from vab.utils.remote import RemoteError, is_url
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
 WeightsPath = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
 Link = Annotated[str | None, tyro.conf.arg(metavar="URL")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = PrecisionChoice
 Devices = Annotated[int, tyro.conf.arg(metavar="N")]
 Shard = Annotated[str | None, tyro.conf.arg(metavar="I/N")]
 

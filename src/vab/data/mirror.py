@@ -7,7 +7,6 @@ whole. Beside such a store there is no lock.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vab.data.shard import PATTERN, Latents, Shard, StoreError, StoreMeta, read_meta, write_shard
-from vab.utils.files import atomic
+from vab.utils.files import atomic, user_cache
 from vab.utils.locks import waiting
 from vab.utils.progress import step_bar
 from vab.utils.provenance import sha256
@@ -102,8 +101,7 @@ def write_rows(folder: Path, url: str | None, meta: StoreMeta, rows: Sequence[La
 
 
 def _folder(url: str) -> Path:
-    cache = Path(os.environ.get("VAB_CACHE") or Path.home() / ".cache" / "vab")
-    return cache / "stores" / sha256(url.rstrip("/"))[:16]
+    return user_cache() / "stores" / sha256(url.rstrip("/"))[:16]
 
 
 def _fetch(url: str, path: Path, meta: StoreMeta | None) -> None:

@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from vab.config import (
     ModelConfig,
-    Precision,
     audio_frames,
     current_names,
     former_fields,
@@ -38,6 +37,7 @@ from vab.config import (
 )
 from vab.errors import VABError, first_line
 from vab.utils.files import atomic, read_json
+from vab.utils.precision import Precision
 from vab.utils.provenance import sha256
 
 PATTERN = "shard-*.arrow"

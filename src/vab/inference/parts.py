@@ -10,14 +10,24 @@ from vab.config import ModelConfig
 from vab.models.heads import check_codebooks
 from vab.models.hub import FINE, ModelError
 from vab.models.vab import VAB
+from vab.utils.device import Chosen
+from vab.utils.precision import Precision
 from vab.vision import VisionEncoder
 
 
-def place(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def place(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
     """Ready a network for inference. Its buffers, statistics and codebook vectors, stay in float32."""
     network.eval().requires_grad_(False).to(device)
     for parameter in network.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def vision_precision(chosen: Chosen, device: torch.device) -> Precision:
+    """The precision of the image encoder beside networks in ``chosen``: the same, where it is fast.
+
+    A CPU has no quick convolutions in float16.
+    """
+    return "float32" if chosen.precision == "float16" and device.type == "cpu" else chosen.precision
 
 
 def check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:

@@ -41,7 +41,7 @@ from vab.inference.embeddings import Kind
 from vab.inference.features import IMAGE_SECONDS, MAX_VIDEO_SECONDS, FeatureReader, sound_length
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.made_with import made_with
-from vab.inference.parts import check_codec, check_parts, place
+from vab.inference.parts import check_codec, check_parts, place, vision_precision
 from vab.inference.splice import (
     AudioSource,
     Original,
@@ -82,7 +82,7 @@ from vab.sampling.stages import (
     padded_length,
     save_stage,
 )
-from vab.utils.device import Device, DType, names_dtype, pick_device, pick_dtype
+from vab.utils.device import Chosen, Device, DType, names_dtype, pick_device, pick_precision, products
 from vab.utils.progress import StageProgress, report_part, stage_progress, timed
 from vab.utils.provenance import sha256, whole_folder
 from vab.vision import VisionEncoder, load_vision
@@ -125,7 +125,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.finetuned = Finetuned()
         self.name = config.name  # as it was asked for, where it was
         self._folder_fingerprint: str | None = None
-        self.to(pick_device(device), pick_dtype(dtype))
+        self.chosen = Chosen("float32")
+        self.to(device=device, dtype=dtype)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -141,11 +142,13 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     ) -> Self:
         """The bundled model (None or ``vab-tiny``), that of a directory, or that of a Hub id.
 
-        ``device``: auto, cpu, cuda, cuda:1, mps, or a ``torch.device``. ``dtype``, or ``torch_dtype``:
-        float32, bfloat16 or float16, in which the model's own networks compute; codec and image encoder stay
-        in float32. ``codec_path`` and ``vision_path``: a file, folder or Hub id to take these weights from.
-        ``hub``: revision, token, cache_dir ... of ``snapshot_download``. Raises ``ModelError``,
-        ``CodecError``, ``VisionError`` or ``SettingError``, each one line that says what to do.
+        ``device``: auto, cpu, cuda, cuda:1, mps, or a ``torch.device``. ``dtype``, or ``torch_dtype``: the
+        precision of the networks and the image encoder, float32, bfloat16, float16, on an NVIDIA GPU tf32, or
+        auto: bfloat16 where that is measured to be fast, else float32. The codec stays in float32, and so
+        does the image encoder beside float16 on a CPU. ``codec_path`` and ``vision_path``: a file, folder or
+        Hub id to take these weights from. ``hub``: revision, token, cache_dir ... of ``snapshot_download``.
+        Raises ``ModelError``, ``CodecError``, ``VisionError`` or ``SettingError``, each one line that says
+        what to do.
 
         >>> pipe = VABPipeline.from_pretrained(device="cpu")
         >>> pipe
@@ -154,12 +157,12 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         # 1. Settings first: a slip of the pen must not wait for a download.
         here = ("source", "device", "dtype", "torch_dtype", "codec_path", "vision_path")
         refuse_unknown(hub, {*here, *HUB_KEYWORDS}, {"device_map": "one device for the whole model, device="})
-        formats = [pick_dtype(choice) for choice in (dtype, torch_dtype) if choice is not None]
+        formats = [pick_precision(choice, device) for choice in (dtype, torch_dtype) if choice is not None]
         if len(set(formats)) > 1:
             raise SettingError(f"dtype= and torch_dtype= are one thing, not {dtype} and {torch_dtype}")
         chosen: dict[str, Any] = {
             "device": pick_device(device),
-            "dtype": formats[0] if formats else None,
+            "dtype": formats[0] if formats else Chosen("float32"),
             "codec_path": codec_path,
             "vision_path": vision_path,
         }
@@ -264,15 +267,15 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
     @property
     def dtype(self) -> torch.dtype:
-        """The number format that the model's own networks compute in."""
-        return next(self.network.parameters()).dtype
+        """The number format of the weights of the model's own networks."""
+        return self.chosen.dtype
 
     def to(self, *where: Device | torch.dtype, device: Device = None, dtype: DType = None) -> Self:
         """Move to a device, or change the number format, or both; returns itself.
 
-        Codec and image encoder stay in float32. The same seed gives the same sound within one format.
-        ``SettingError`` for a device that is not there, and for other formats than float32, bfloat16 and
-        float16.
+        The formats are those of :meth:`from_pretrained`. The same seed gives the same sound within one
+        format; what a narrow one has rounded stays so in a wider one. ``SettingError`` for a device or a
+        format that is not there.
 
         >>> pipe.to("cpu").to(torch.bfloat16).dtype
         torch.bfloat16
@@ -287,21 +290,26 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 device = value
         if device is not None:
             self.device = pick_device(device)
-        wanted = self.dtype if dtype is None else pick_dtype(dtype)
+        wanted = pick_precision(self.chosen if dtype is None else dtype, self.device)
+        if self.chosen.is_narrow and wanted.dtype != self.dtype:
+            self._folder_fingerprint = None  # these are not the directory's weights any more
+            self.__dict__.pop("fingerprint", None)
+        self.chosen = wanted
 
         # 2. All parts; the embedder is made anew for its networks.
         self.codec = self.codec.to(self.device)
+        self.vision.precision = vision_precision(wanted, self.device)
         self.vision = self.vision.to(self.device)
         for stage in filter(None, (self.first, self.fine)):
-            place(stage.network, self.device, wanted)
+            place(stage.network, self.device, wanted.dtype)
         self.__dict__.pop("embedder", None)
         return self
 
     def __repr__(self) -> str:
         networks = [stage.network for stage in (self.first, self.fine) if stage is not None]
         count = sum(parameter.numel() for network in networks for parameter in network.parameters())
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"VABPipeline({self.config.name}, {count / 1e6:.1f} M parameters, {self.device}, {dtype})"
+        shown = f"{count / 1e6:.1f} M parameters, {self.device}, {self.chosen.precision}"
+        return f"VABPipeline({self.config.name}, {shown})"
 
     @for_each
     def embed(
@@ -501,14 +509,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
             for number in range(samples):
                 # 4. The first stage: one sound, or of several candidates the nearest to the video.
-                with timed(timings, "sampling"):
+                with timed(timings, "sampling"), products(self.chosen.precision):
                     generators = [noise(seed, number, n) for n in range(decode.num_candidates)]
                     part = partial(report_part, partial(report, "sampling"), number, samples)
                     result = self._coarse(tokens, known, features, decode, generators, progress=part)
 
                 # 5. The second stage, if there is one, adds the finer codebooks.
                 if self.fine is not None:
-                    with timed(timings, "refining"):
+                    with timed(timings, "refining"), products(self.chosen.precision):
                         generator = noise(seed, number, 0, stage=1)
                         part = partial(report_part, partial(report, "refining"), number, samples)
                         result = self.fine.refine(result, tokens, known, features, generator, progress=part)
@@ -538,7 +546,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     result,
                     features(0, num_video),
                     made_with(self.name, self.fingerprint, seed, number, decode, spans, finish)
-                    | ({} if self.dtype == torch.float32 else {"dtype": str(self.dtype)[6:]})
+                    | self.chosen.document()
                     | {"gain_db": finished.gain},
                     (*doubts, *finished.notes),
                     judged,

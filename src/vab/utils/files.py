@@ -175,6 +175,14 @@ def json_object(content: str | bytes) -> dict[str, Any]:
     return values
 
 
+def user_cache() -> Path:
+    """The folder of what is kept for this user on this machine: ``$VAB_CACHE``, by default ``~/.cache/vab``.
+
+    It may not be there. ``RuntimeError`` where a user has no home.
+    """
+    return Path(os.environ.get("VAB_CACHE") or Path.home() / ".cache" / "vab")
+
+
 def move(file: Path, path: Path) -> None:
     """Rename a file on the same disk, never over an existing one: ``FileExistsError``."""
     # A link fails if the name is taken; a rename would replace it.

@@ -15,10 +15,11 @@ from vab.bench.gpu.runs import apart
 from vab.bench.gpu.sizes import codec_of, vision_of
 from vab.bench.gpu.speed import SIDE, SMALL_SIDE, Row, flops_of, kinds, numbers
 from vab.bench.timing import matmul_rate, median, timed
-from vab.config import SAMPLE_RATE, Precision
+from vab.config import SAMPLE_RATE
 from vab.data.extraction.encoding import Decoded, encode, latents_meta
 from vab.data.manifest import Clip
 from vab.utils.device import pick_device
+from vab.utils.precision import Precision
 
 FRAMES, CLIPS = (32, 128, 512), (1, 8, 32)  # at once: the product takes 32 frames, and one clip
 NUM_CLIPS = 4  # whose latents are compared
@@ -40,7 +41,7 @@ def extraction(device: str, small: bool, folder: Path) -> dict[str, Any]:
     pixels = torch.randint(256, (frames[-1], 3, vision.size, vision.size), dtype=torch.uint8)
     wanted: list[torch.Tensor] = []  # tokens, features in float32
     for precision in get_args(Precision):
-        if precision == "tf32" and where.type != "cuda":
+        if precision in ("tf32", "float16") and where.type != "cuda":
             continue
         vision.precision = precision
         meta = latents_meta(codec, vision, seconds, fps=1)

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 
 from vab.codecs.codec import load_codec
-from vab.config import Precision, VisionName
+from vab.config import VisionName
 from vab.data.extraction.encoding import Fill
 from vab.data.extraction.run import Extraction, extract
 from vab.data.extraction.stored import StoredFeatures
 from vab.data.extraction.threads import Engine
 from vab.data.manifest import read_manifest
+from vab.utils.precision import Precision
 from vab.utils.processes import Worker, available_cores, run_processes
 from vab.utils.shares import Share
 from vab.vision import RECIPES, VisionEncoder, VisionError, load_vision
