@@ -23,6 +23,14 @@ settings.register_profile("vab", deadline=None)
 settings.load_profile("vab")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept for a user, such as how fast bfloat16 is here, is not read, and not written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real sounds, photos and clips: ``$VAB_DATA``, or ``shared/data`` beside the checkout."""

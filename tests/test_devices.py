@@ -35,6 +35,7 @@ from vab.inference.batch import BatchSettings, generate_files
 from vab.media.reader import write_wav
 from vab.models.hub import read_config
 from vab.training.batches import ClipBatches
+from vab.utils.device import Chosen
 from vab.utils.processes import Worker, devices_for
 from vab.utils.shares import Share
 
@@ -99,6 +100,7 @@ def test_files_on_two_devices(
     for devices in (1, 2):
         out = tmp_path / f"on {devices}"
         call = ("generate", media, "-o", out, "--model", model, "--device", "cpu", "--steps", 1)
+        call = (*call, "--precision", "bfloat16")  # which each process has to be told
         code, text, err = vab(capsys, *call, "--devices", devices, "--json")
         document = json.loads(text.replace(str(out), "OUT"))
         assert document["settings"].pop("devices") == devices
@@ -135,7 +137,7 @@ def test_each_process_of_a_machine_generates_on_a_gpu_of_its_own(
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
         monkeypatch.setenv(name, value)
 
-    def load(settings: BatchSettings, device: str) -> NoReturn:
+    def load(settings: BatchSettings, device: str, precision: Chosen) -> NoReturn:
         raise SettingError(f"loads on {device}")
 
     monkeypatch.setattr(inference_batch, "_load", load)

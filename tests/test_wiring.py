@@ -221,9 +221,12 @@ def test_every_option_of_generate_reaches_the_sound(
 ) -> None:
     """From the words of the command line to the samples: what the pipeline makes with the same setting."""
     model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 12, 10)
-    pipeline = VABPipeline.from_pretrained(model, device="cpu")
+    pipelines = {
+        name: VABPipeline.from_pretrained(model, device="cpu", dtype=name) for name in ("auto", "float16")
+    }
     options: dict[str, dict[str, Any]] = {
         "": {},
+        "--precision float16": {},  # which auto never is
         "--seed 7": {"seed": 7},
         "--steps 2": {"steps": 2},
         "--guidance 1": {"guidance": 1.0},
@@ -242,6 +245,7 @@ def test_every_option_of_generate_reaches_the_sound(
             capsys, "generate", clip, "-o", out, "--model", model, "--device", "cpu", *words.split()
         )
         assert code == 0, err
+        pipeline = pipelines["float16" if "float16" in words else "auto"]
         pipeline.generate(clip, **setting).save(tmp_path / "wanted.wav")
         sounds[words] = samples(out / "clip.wav")
         assert sounds[words] == samples(tmp_path / "wanted.wav"), words

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.options import Device, Devices, WeightsPath
+from vab.cli.options import Device, Devices, Precision, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.evaluate.ablation.tables import ABLATIONS
@@ -33,6 +33,7 @@ def ablation(
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     resamples: int = 200,
     codec_path: WeightsPath = None,
+    precision: Precision = "float32",
     device: Device = "auto",
     devices: Devices = 1,
     json: bool = False,
@@ -69,6 +70,8 @@ def ablation(
         cache: folder for the extracted features. Default: in the folders of the sounds.
         resamples: bootstrap resamples for the 95 % intervals of whole-set metrics.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        precision: what the networks compute in when they are measured; how they are trained, the preset says.
+            auto is bfloat16 where that is measured to be fast, tf32 needs an NVIDIA GPU.
         device: the device to train and generate on.
         devices: number of GPUs to train and generate on, or of processes on a CPU.
         json: print one JSON document to standard output.
@@ -91,6 +94,7 @@ def ablation(
         weights=weights,
         resamples=resamples,
         codec_path=codec_path,
+        precision=precision,
         device=device,
         devices=devices,
         pretraining=pretraining,

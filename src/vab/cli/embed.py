@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from vab.cli.options import Device, Devices, Files, Model, WeightsPath
+from vab.cli.options import Device, Devices, Files, Model, Precision, WeightsPath
 from vab.cli.output import log, print_result, table
 from vab.errors import SettingError
 
 if TYPE_CHECKING:
     from vab.inference.embedder import Embedder
     from vab.inference.embeddings import Embedded
+    from vab.utils.device import Chosen
     from vab.utils.processes import Worker
 
 R = TypeVar("R")
@@ -28,6 +29,7 @@ class _Source:
     """The model of a call, for each of its processes to load."""
 
     model: str | None
+    precision: Chosen
     codec_path: str | None
     vision_path: str | None
 
@@ -35,13 +37,14 @@ class _Source:
         from vab.inference.embedder import Embedder
 
         paths = {"codec_path": self.codec_path, "vision_path": self.vision_path}
-        return Embedder.from_pretrained(self.model, device=worker.device, **paths)
+        return Embedder.from_pretrained(self.model, device=worker.device, dtype=self.precision, **paths)
 
 
 def embed(
     inputs: Files,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE")],
     model: Model = None,
+    precision: Precision = "float32",
     device: Device = "auto",
     devices: Devices = 1,
     codec_path: WeightsPath = None,
@@ -58,6 +61,8 @@ def embed(
         inputs: sounds, videos, images, folders (searched recursively), quoted glob patterns, or CSV files.
         out: the file to write, .npz or .parquet.
         model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
+        precision: what the networks and the image encoder compute in; auto is bfloat16 where that is measured
+            to be fast, tf32 needs an NVIDIA GPU. Results in different ones are close, not equal.
         device: the device to compute on.
         devices: number of GPUs to share the inputs out to, or of processes on a CPU.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
@@ -70,10 +75,12 @@ def embed(
         raise SettingError(f"{out}: there is no folder {out.parent}")
     files, failed = _files(inputs)
     from vab.inference.embeddings import collect, write_embeddings
+    from vab.utils.device import pick_precision
     from vab.utils.processes import devices_for, in_order
 
-    source = _Source(model, codec_path, vision_path)
-    found = in_order(_embed, source, files, devices_for(devices, device))
+    places = devices_for(devices, device)
+    chosen = pick_precision(precision, places[0])  # once, for all processes
+    found = in_order(_embed, _Source(model, chosen, codec_path, vision_path), files, places)
     done: list[Path] = []
     embeddings: list[Embedded] = []
     dim = 0
@@ -88,10 +95,12 @@ def embed(
     if not done:
         raise SettingError("none of the inputs could be embedded")
     labels = [path.absolute().parent.name for path in done]
-    write_embeddings(out, collect([str(path) for path in done], embeddings, labels, dim))
+    collected = collect([str(path) for path in done], embeddings, labels, dim)
+    write_embeddings(out, replace(collected, precision=chosen.precision))
     document = {
         "embeddings": str(out),
         "dim": dim,
+        **chosen.document(),
         "files": [
             {
                 "id": str(path),
@@ -112,6 +121,7 @@ def classify(
     by: Annotated[Kind | None, tyro.conf.arg(metavar="audio|video|both")] = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], metavar="N")] = 5,
     model: Model = None,
+    precision: Precision = "float32",
     device: Device = "auto",
     devices: Devices = 1,
     codec_path: WeightsPath = None,
@@ -125,6 +135,8 @@ def classify(
         by: classify by the audio, the video or both. Default: every stream a file has.
         k: the number of most probable labels to show.
         model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
+        precision: what the networks and the image encoder compute in; auto is bfloat16 where that is measured
+            to be fast, tf32 needs an NVIDIA GPU. Results in different ones are close, not equal.
         device: the device to compute on.
         devices: number of GPUs to share the inputs out to, or of processes on a CPU.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
@@ -135,10 +147,13 @@ def classify(
         raise SettingError("-k must be 1 or more")
     files, failed = _files(inputs)
 
+    from vab.utils.device import pick_precision
     from vab.utils.processes import devices_for, in_order
 
-    source = _Source(model, codec_path, vision_path)
-    found = in_order(_classify, (source, by), files, devices_for(devices, device))
+    places = devices_for(devices, device)
+    chosen = pick_precision(precision, places[0])
+    source = _Source(model, chosen, codec_path, vision_path)
+    found = in_order(_classify, (source, by), files, places)
     done: list[dict] = []
     for path, result in _watched(files, found, "classify"):
         if isinstance(result, str):
@@ -154,7 +169,8 @@ def classify(
         if one["known"] and not one["known"]["is_known"]:
             text += " (may be none of these: unlike all that was learned)"
         rows.append((one["file"], one["by"], text))
-    print_result({"files": done, "failed": failed}, table(("file", "by", "labels"), rows), json)
+    document = {"files": done, "failed": failed, **chosen.document()}
+    print_result(document, table(("file", "by", "labels"), rows), json)
     return 1 if failed else 0
 
 

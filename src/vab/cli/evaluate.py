@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vab.cli.options import Device, Devices, Model
+from vab.cli.options import Device, Devices, Model, Precision
 from vab.cli.output import log, print_result
 from vab.errors import SettingError
 from vab.evaluate.paper import (
@@ -32,6 +33,7 @@ InputsOption = Annotated[
 SHORT_INPUTS: dict[Literal["audio", "video", "both"], Inputs] = {"audio": "a", "video": "v", "both": "av"}
 Ids = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 MAX_IDS_NAMED = 10  # in one log line
+NOT_COMPUTED: Mapping[str, Any] = MappingProxyType({})  # here: what is measured came in a file
 
 
 def retrieval(
@@ -42,6 +44,7 @@ def retrieval(
     benchmark: RetrievalBenchmark | None = None,
     ids: Ids = None,
     block: int = 256,
+    precision: Precision = "float32",
     device: Device = "auto",
     devices: Devices = 1,
     json: bool = False,
@@ -63,6 +66,8 @@ def retrieval(
         benchmark: the column of the paper's Table 3 to print beside the results.
         ids: evaluate only these ids: a file with one per line, a JSON list, or a list from CAV-MAE.
         block: the number of queries compared at once; it does not change the result.
+        precision: what the model computes in; auto is bfloat16 where that is measured to be fast, tf32 needs
+            an NVIDIA GPU.
         device: the device the model runs on.
         devices: number of GPUs to share the clips out to, or of processes on a CPU.
         json: print one JSON document to standard output.
@@ -78,11 +83,14 @@ def retrieval(
         raise SettingError("what to measure: --embeddings FILE, or --store STORE with --model DIR")
     from vab.evaluate.embedding import Measured, embed_store_on
     from vab.models.hub import find_model
+    from vab.utils.device import pick_precision
     from vab.utils.processes import devices_for
 
     folder = find_model(model)
-    found = embed_store_on(devices_for(devices, device), Measured(folder, store, split))
-    return _retrieval(found, Path(folder.name), benchmark, ids, block, json)
+    places = devices_for(devices, device)
+    chosen = pick_precision(precision, places[0])
+    found = embed_store_on(places, Measured(folder, store, split, chosen))
+    return _retrieval(found, Path(folder.name), benchmark, ids, block, json, chosen.document())
 
 
 def classification(
@@ -93,6 +101,7 @@ def classification(
     benchmark: ClassificationBenchmark | None = None,
     inputs: InputsOption = None,
     ids: Ids = None,
+    precision: Precision = "float32",
     device: Device = "auto",
     devices: Devices = 1,
     json: bool = False,
@@ -113,6 +122,8 @@ def classification(
             paper. Default: those the classifier was trained on; for --predictions both (audio for esc50 and
             spc1).
         ids: evaluate only these ids: a file with one per line, a JSON list, or a list from CAV-MAE.
+        precision: what the model computes in; auto is bfloat16 where that is measured to be fast, tf32 needs
+            an NVIDIA GPU.
         device: the device the model runs on.
         devices: number of GPUs to share the clips out to, or of processes on a CPU.
         json: print one JSON document to standard output.
@@ -133,6 +144,7 @@ def classification(
     from vab.evaluate.predictions import Predictions
     from vab.models.heads import finetuned_folders
     from vab.models.hub import ModelError, find_model, read_config
+    from vab.utils.device import pick_precision
     from vab.utils.processes import devices_for
 
     folder = find_model(model)
@@ -141,10 +153,13 @@ def classification(
         raise ModelError(f"{folder}: knows no classes; teach it some with `vab finetune classify`")
     learned = read_config(learned_in)
     chosen = next((kind for kind in SHORT_INPUTS if SHORT_INPUTS[kind] == short), learned.train.inputs[-1])
-    measured = Measured(folder, store, split)
-    names, scores = classify_store_on(devices_for(devices, device), measured, chosen)
+    places = devices_for(devices, device)
+    computed = pick_precision(precision, places[0])
+    measured = Measured(folder, store, split, computed)
+    names, scores = classify_store_on(places, measured, chosen)
     found = Predictions(names, scores, measured.clips().labels(), list(learned.classes))
-    return _classification(found, Path(folder.name), benchmark, SHORT_INPUTS[chosen], ids, json)
+    wanted = (benchmark, SHORT_INPUTS[chosen], ids, json)
+    return _classification(found, Path(folder.name), *wanted, computed.document())
 
 
 def _retrieval(
@@ -154,8 +169,12 @@ def _retrieval(
     ids: Path | None,
     block: int,
     json: bool,
+    computed: Mapping[str, Any] = NOT_COMPUTED,
 ) -> int:
-    """Evaluate embeddings, wherever they come from, and print; ``source`` names them."""
+    """Evaluate embeddings, wherever they come from, and print; ``source`` names them.
+
+    ``computed``: the precision they were computed in, where it is known.
+    """
     from vab.evaluate.metrics.retrieval import retrieval as measure
     from vab.evaluate.metrics.statistics import EvaluationError, choose
     from vab.evaluate.metrics.tables import retrieval_beside_paper
@@ -178,7 +197,7 @@ def _retrieval(
     if benchmark:
         recall = {way: list(direction.recall.values()) for way, direction in result.directions.items()}
         parts.append(retrieval_beside_paper(benchmark, source.stem, len(result.kept), recall))
-    document = {"benchmark": benchmark, **result.document()}
+    document = {"benchmark": benchmark, **computed, **result.document()}
     kept = [names[row] for row in result.kept]
     return _report("Retrieval", source, (kept, left_out, missing), parts, document, json)
 
@@ -190,8 +209,12 @@ def _classification(
     inputs: Inputs | None,
     ids: Path | None,
     json: bool,
+    computed: Mapping[str, Any] = NOT_COMPUTED,
 ) -> int:
-    """Evaluate predictions, wherever they come from, and print; ``source`` names them."""
+    """Evaluate predictions, wherever they come from, and print; ``source`` names them.
+
+    ``computed``: the precision they were computed in, where it is known.
+    """
     from vab.evaluate.metrics.classification import classification as measure
     from vab.evaluate.metrics.classification import targets_of
     from vab.evaluate.metrics.statistics import EvaluationError, choose
@@ -214,7 +237,7 @@ def _classification(
         inputs = inputs or ("a" if benchmark in AUDIO_ONLY else "av")
         ours = result.accuracy[1] if result.accuracy else result.mean_average_precision
         parts.append(classification_beside_paper(benchmark, inputs, source.stem, len(result.kept), ours))
-    document = {"benchmark": benchmark, "inputs": inputs, **result.document()}
+    document = {"benchmark": benchmark, "inputs": inputs, **computed, **result.document()}
     kept = [found.ids[row] for row in result.kept]
     clips = (kept, left_out, missing)
     return _report("Classification", source, clips, parts, document, json, unknown_labels=unknown)

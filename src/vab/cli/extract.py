@@ -63,7 +63,9 @@ def extract(
         vision: the image encoder, instead of the preset's (the paper's ablation C.6).
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
-        precision: what the image encoder computes in; tf32 needs an NVIDIA GPU. The codec stays in float32.
+        precision: what the image encoder computes in: a setting of the store, so auto, bfloat16 where that is
+            measured to be fast, may find another one elsewhere. tf32 needs an NVIDIA GPU. The codec stays in
+            float32.
         features_from: a store whose image features, made with the same settings, to take for the clips that
             it has. The image encoder's weights are only needed for other clips.
         device: the device to compute on.
@@ -102,6 +104,7 @@ def extract(
     from vab.data.extraction.job import Job, extract_on
     from vab.data.extraction.ray import on_ray
     from vab.data.manifest import read_manifest
+    from vab.utils.device import pick_precision
     from vab.utils.processes import devices_for
 
     read_manifest(manifest)  # before anything large is loaded
@@ -120,7 +123,8 @@ def extract(
         seconds=window,
         fps=rate,
         fill=fill,
-        precision=precision,
+        # Other words are for the devices that encode, which a Ray cluster has elsewhere.
+        precision=pick_precision(precision, on[0]).precision if precision == "auto" else precision,
         codec_path=codec_path,
         vision_path=vision_path,
         share=share,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vab.cli.options import Device, Devices, Model, Shard, WeightsPath
+from vab.cli.options import Device, Devices, Model, Precision, Shard, WeightsPath
 from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.errors import SettingError
@@ -36,6 +36,7 @@ def generation(
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
     allow_missing: bool = False,
     resamples: int = 200,
+    precision: Precision = "float32",
     device: Device = "auto",
     devices: Devices = 1,
     batch: Annotated[int, tyro.conf.arg(metavar="N")] = 8,
@@ -77,6 +78,8 @@ def generation(
         cache: folder for the extracted features. Default: inside the two folders.
         allow_missing: leave out clips that cannot be measured, and report how many.
         resamples: bootstrap resamples for the 95 % intervals of FD and IS; 0 computes none.
+        precision: what the model's networks compute in, for --store; auto is bfloat16 where that is measured
+            to be fast, tf32 needs an NVIDIA GPU.
         device: the device to compute on.
         devices: number of GPUs to share the clips out to, or of processes on a CPU.
         batch: number of clips that a GPU makes at once; a CPU makes one after another.
@@ -123,6 +126,7 @@ def generation(
                     reference=reference,
                     codec_path=codec_path,
                     speed=speed,
+                    precision=precision,
                     batch=batch,
                     share=share,
                     progress=progress,
@@ -131,8 +135,10 @@ def generation(
                     print_result({"run": str(run), "share": str(share)}, f"{run}: made share {share}", json)
                     return 0
             elif store is None and reference is not None and generated is not None:
-                if (model, clips, run, codec_path, speed) != (None,) * 5:
-                    raise SettingError("--model, --clips, --speed, --run and --codec-path are for --store")
+                if (model, clips, run, codec_path, speed, precision) != (*(None,) * 5, "float32"):
+                    raise SettingError(
+                        "--model, --clips, --speed, --run, --codec-path and --precision are for --store"
+                    )
                 settings = replace(settings, clips=of_split(reference, split))
                 found = evaluate(reference, generated, settings, progress)
             else:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vab.cli.options import Device, Files, Model, WeightsPath, load_embedder
+from vab.cli.options import Device, Files, Model, Precision, WeightsPath, load_embedder
 from vab.cli.output import log, print_result, printable, table
 from vab.errors import SettingError
 
 if TYPE_CHECKING:
     from vab.inference.embeddings import Embedded, Kind
     from vab.library.library import Hit, Library
+    from vab.utils.device import Chosen
 
 Database = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DB")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
@@ -25,6 +26,7 @@ def add(
     db: Database,
     inputs: Files,
     model: Model = None,
+    precision: Precision | None = None,
     device: Device = "auto",
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
@@ -42,6 +44,8 @@ def add(
             with a column "video".
         model: a name (see vab models), a model directory or a Hub id. Default: the library's own; the
             bundled vab-tiny for a new one.
+        precision: what the network and the image encoder compute in; auto is bfloat16 where that is measured
+            to be fast. Default: the library's own; float32 for a new one. A library holds one alone.
         device: the device to compute on.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
@@ -54,13 +58,17 @@ def add(
     found = expand(inputs, leave_out=db, kinds=AUDIO + VIDEOS + IMAGES)
     library = Library.create(db)
     source = _source(library, model)
-    network = load_embedder(source or None, device, codec_path, vision_path)
+    chosen = _precision(library, precision, device)
+    network = load_embedder(source or None, device, chosen, codec_path, vision_path)
     failed = found.faults
     counts = {"added": 0, "replaced": 0, "unchanged": 0, "failed": len(failed)}
     for line in (*found.notes, *failed.values()):
         log(line)
     with file_progress() as watch:
-        for result in library.add(found.paths, network.embed_files, network.fingerprint(), source, watch):
+        results = library.add(
+            found.paths, network.embed_files, network.fingerprint(), source, watch, chosen.precision
+        )
+        for result in results:
             counts[result.status] += 1
             if result.error is not None:
                 failed[result.path] = result.error
@@ -118,6 +126,7 @@ def search(
     shorter_than: Seconds = None,
     windows: bool = False,
     model: Model = None,
+    precision: Precision | None = None,
     device: Device = "auto",
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
@@ -142,6 +151,7 @@ def search(
         shorter_than: only files that last less than this.
         windows: list every matching window, not only the best one of each file.
         model: the model that made the library, if it is no longer where it was.
+        precision: what the query is computed in. Default: what the library was.
         device: the device to compute on.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
@@ -167,7 +177,8 @@ def search(
     vector: Any = None
     stream = kind
     if file is not None:
-        network = load_embedder(_source(library, model) or None, device, codec_path, vision_path)
+        chosen = _precision(library, precision, device)
+        network = load_embedder(_source(library, model) or None, device, chosen, codec_path, vision_path)
         library.check(network.fingerprint())
         vector = _query(network.embed_file(file), file, "video" if video else "audio")
         stream = kind or "audio"
@@ -192,6 +203,15 @@ def _source(library: Library, model: str | None) -> str:
     if model is None:
         return library.meta.source if library.meta is not None else ""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def _precision(library: Library, precision: Precision | None, device: Device) -> Chosen:
+    """The precision: as given, else the library's own; of a new one float32."""
+    from vab.utils.device import pick_precision
+
+    if precision is None and library.meta is not None:
+        return pick_precision(library.meta.precision, device)
+    return pick_precision(precision, device)
 
 
 def _state(library: Library) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from vab.utils.precision import PrecisionChoice
+from vab.utils import PrecisionChoice
 from vab.utils.remote import RemoteError, is_url
 
 if TYPE_CHECKING:
     from vab.inference.embedder import Embedder
+    from vab.utils.device import Chosen
 
 Files = Annotated[
     tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...", help_behavior_hint="(required)")
@@ -43,9 +44,10 @@ def _path(words: list[str]) -> Path:
 
 
 def load_embedder(
-    model: str | None, device: Device, codec_path: str | None, vision_path: str | None
+    model: str | None, device: Device, precision: Chosen, codec_path: str | None, vision_path: str | None
 ) -> Embedder:
     """Load the embedder, which also classifies."""
     from vab.inference.embedder import Embedder
 
-    return Embedder.from_pretrained(model, device=device, codec_path=codec_path, vision_path=vision_path)
+    paths = {"codec_path": codec_path, "vision_path": vision_path}
+    return Embedder.from_pretrained(model, device=device, dtype=precision, **paths)

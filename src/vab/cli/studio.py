@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from vab.cli.options import Device, Link, Model, WeightsPath
+from vab.cli.options import Device, Link, Model, Precision, WeightsPath
 from vab.cli.output import log, print_result
 from vab.presets import Speed, at_speed
 
@@ -22,6 +22,7 @@ def studio(
     link: Link = None,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
+    precision: Precision = "auto",
     device: Device = "auto",
     json: bool = False,
 ) -> int:
@@ -41,6 +42,9 @@ def studio(
         link: the public address of the page, such as https://studio.example.org.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
+        precision: what the networks and the image encoder compute in; the codec stays in float32. auto is
+            bfloat16 where a product of matrices is measured to be at least 1.5 times as fast in it, else
+            float32.
         device: the device to compute on.
         json: print the address as one JSON document to standard output.
     """
@@ -58,7 +62,7 @@ def studio(
     check_link(link)
     socket = listen(host, port)
     pipeline = VABPipeline.from_pretrained(
-        model, device=device, codec_path=codec_path, vision_path=vision_path
+        model, device=device, dtype=precision, codec_path=codec_path, vision_path=vision_path
     )
     pipeline.config = replace(pipeline.config, decode=at_speed(pipeline.config.decode, speed))
     view = None
@@ -68,6 +72,6 @@ def studio(
         view = LibraryView(opened)
     url = address(host, socket, link)
     print_result({"link": url}, url, json)
-    log("serving until Ctrl-C")
+    log(f"serving until Ctrl-C, in {pipeline.chosen.precision}")
     serve(make_app(StudioService(TakeMaker(pipeline), view), model or BUNDLED, host in LOCAL, link), socket)
     return 0

@@ -36,8 +36,8 @@ from vab.config import (
     video_frames,
 )
 from vab.errors import VABError, first_line
+from vab.utils import Precision
 from vab.utils.files import atomic, read_json
-from vab.utils.precision import Precision
 from vab.utils.provenance import sha256
 
 PATTERN = "shard-*.arrow"

@@ -15,9 +15,11 @@ from vab.data.shard import StoreError
 from vab.data.store import LatentStore
 from vab.inference.embedder import WINDOWS_PER_PASS, Scores, class_probabilities
 from vab.inference.embeddings import Embeddings
+from vab.inference.parts import place, rows_at_once
 from vab.models.heads import Classifier, Contrastive, Inputs, check_codebooks, load_finetuned
 from vab.models.hub import ModelError, read_config
 from vab.training.batches import Batch, ClipBatches
+from vab.utils.device import FLOAT32, Chosen, products
 from vab.utils.processes import Worker, in_order
 
 
@@ -36,6 +38,7 @@ class Measured:
     model: Path  # a model directory
     store: Path
     split: str
+    precision: Chosen = FLOAT32
 
     def clips(self) -> ClipBatches:
         """As :func:`clips_with_sound`."""
@@ -67,7 +70,9 @@ def _embed_part(
     if found is None:
         reason = "gives no embeddings; make them with `vab finetune contrastive`"
         raise ModelError(f"{measured.model}: {reason}")
-    return _embed(found[0].to(worker.device), measured.clips(), starts)
+    place(found[0], worker.device, measured.precision.dtype)
+    with products(measured.precision.precision):
+        yield from _embed(found[0], measured.clips(), starts)
 
 
 @torch.no_grad()
@@ -112,7 +117,9 @@ def _classify_part(
     found = load_finetuned(measured.model).classifier
     assert found is not None  # whoever chose the inputs knows
     network, preset = found
-    return _classify(network.to(worker.device), measured.clips(), inputs, preset.train.loss, starts)
+    place(network, worker.device, measured.precision.dtype)
+    with products(measured.precision.precision):
+        yield from _classify(network, measured.clips(), inputs, preset.train.loss, starts)
 
 
 @torch.no_grad()
@@ -145,4 +152,5 @@ def _batches(clips: ClipBatches, network: torch.nn.Module, starts: Sequence[int]
     )
     device = next(network.parameters()).device
     for start in starts:
-        yield clips.dev_batch(clips.rows[start : start + WINDOWS_PER_PASS]).to(device)
+        batch = clips.dev_batch(clips.rows[start : start + WINDOWS_PER_PASS]).to(device)
+        yield from batch.split(-(-len(batch.ids) // rows_at_once(network, WINDOWS_PER_PASS)))

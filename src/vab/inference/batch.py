@@ -21,6 +21,8 @@ from vab.media.inputs import expand
 from vab.media.naming import Sources, result_stems
 from vab.models.hub import find_model, folder_fingerprint, read_config
 from vab.presets import Speed, at_speed
+from vab.utils import PrecisionChoice
+from vab.utils.device import Chosen, pick_precision
 from vab.utils.processes import Worker, devices_for, in_order
 from vab.utils.progress import FileProgress
 from vab.utils.shares import Share
@@ -32,7 +34,10 @@ MAX_SAMPLES = 1000  # of one input, in one call
 
 Status = Literal["done", "skipped", "failed"]
 LOSSLESS = ("wav", "flac")
-EFFECTIVE = ("generated", "version", "fingerprint", "steps", "guidance", "temperature", "top_k", *LEVERS)
+EFFECTIVE = (
+    *("generated", "version", "fingerprint", "steps", "guidance", "temperature", "top_k", *LEVERS),
+    *("precision", "bfloat16_gain"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class BatchSettings:
     container: str = "auto"  # of the film: mp4, mov, mkv, webm, or the one that holds the picture as it is
     length: Literal["video", "container"] = "video"  # how long a sound is, as in ``MediaFile``
     skip_existing: bool = False
+    precision: PrecisionChoice = "float32"  # auto: bfloat16 where that is measured to be fast
     device: str = "auto"
     devices: int = 1  # number of GPUs, or of processes on a CPU
     shard: str | None = None  # the share I/N of the inputs; None: all, or what SLURM or torchrun says
@@ -110,6 +116,7 @@ def generate_files(
     out = Path(out)
     check(settings)
     devices = devices_for(settings.devices, settings.device)
+    precision = pick_precision(settings.precision, devices[0])  # once, for all processes
     share = Share.chosen(settings.shard)
     folder = find_model(settings.model)
     inputs = expand(names, leave_out=out)
@@ -130,7 +137,7 @@ def generate_files(
         for index, (path, stem) in enumerate(named)
     ]
     wanted = _wanted(settings, folder) if settings.skip_existing else []
-    job = _Job(out, settings, Sources(inputs.files), wanted, len(tasks))
+    job = _Job(out, settings, precision, Sources(inputs.files), wanted, len(tasks))
 
     # 3. Here, or in a process for each device.
     if min(len(devices), len(tasks)) <= 1:
@@ -158,6 +165,7 @@ class _Job:
 
     out: Path
     settings: BatchSettings
+    precision: Chosen
     sources: Sources
     wanted: Sequence[dict[str, Any]]  # what the sounds of a file would be made with now, to skip others
     total: int
@@ -197,7 +205,7 @@ def _generate(
             if pipe is None:
                 show(task.index, job.total, path, "load", 0, 1)
                 begin = time.perf_counter()
-                pipe = _load(settings, device)
+                pipe = _load(settings, device, job.precision)
                 load_seconds = time.perf_counter() - begin
 
             # 3. Generate and write.
@@ -257,7 +265,7 @@ def _wanted(settings: BatchSettings, folder: Path) -> list[dict[str, Any]]:
     fingerprint = folder_fingerprint(folder, settings.codec_path, settings.vision_path)
     common = (str(folder), fingerprint, settings.seed)
     return [
-        made_with(*common, number, decode, settings.keep, settings.finish)
+        made_with(*common, number, decode, settings.keep, settings.finish) | {"precision": settings.precision}
         for number in range(settings.samples)
     ]
 
@@ -300,12 +308,13 @@ def _written(path: Path, settings: BatchSettings) -> dict[str, Any]:
     }
 
 
-def _load(settings: BatchSettings, device: str) -> VABPipeline:
+def _load(settings: BatchSettings, device: str, precision: Chosen) -> VABPipeline:
     from vab.inference.pipeline import VABPipeline
 
     pipe = VABPipeline.from_pretrained(
         settings.model,
         device=device,
+        dtype=precision,
         codec_path=settings.codec_path,
         vision_path=settings.vision_path,
     )

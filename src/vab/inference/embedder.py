@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from vab.codecs.codec import Codec, load_codec
 from vab.config import FRAME_RATE, ModelConfig, Preset
@@ -21,14 +21,14 @@ from vab.data.manifest import Clip
 from vab.data.shard import Latents, StoreMeta
 from vab.errors import failure
 from vab.inference.embeddings import Embedded
-from vab.inference.parts import check_codec
+from vab.inference.parts import check_codec, place, rows_at_once, vision_precision
 from vab.media.container import MediaError
 from vab.media.reader import probe
 from vab.media.sources.given import InMemory
 from vab.models.heads import Classifier, Contrastive, Finetuned, Inputs, load_finetuned
 from vab.models.hub import ModelError, codec_source, find_model, read_config
 from vab.models.known import Known
-from vab.utils.device import Device, pick_device
+from vab.utils.device import Device, DType, pick_device, pick_precision, products
 from vab.utils.provenance import sha256
 from vab.utils.remote import RemoteFile
 from vab.vision import VisionEncoder, load_vision
@@ -60,22 +60,26 @@ class Embedder:
         vision: VisionEncoder,
         finetuned: Finetuned,
         device: Device = "cpu",
+        dtype: DType = None,
     ) -> None:
         self.config = config
         self.device = pick_device(device)
+        self.chosen = pick_precision(dtype, self.device)
         self.codec = codec.to(self.device)
+        vision.precision = vision_precision(self.chosen, vision, self.device)
         self.vision = vision.to(self.device)
         self.finetuned = finetuned
-        for pair in (finetuned.contrastive, finetuned.classifier):
-            if pair is not None:
-                pair[0].eval().requires_grad_(False).to(self.device)
+        self._fingerprint: str | None = None
+        if finetuned.classifier is not None:
+            place(finetuned.classifier[0], self.device, self.chosen.dtype)
 
     def known(self, features: Tensor) -> Known | None:
         """Whether the model knows what a clip of image features [F,dim] shows, on this device.
 
         None for a model that cannot tell: one without a classifier of pictures and its statistics.
         """
-        return judge_picture(self.finetuned, features)
+        with products(self.chosen.precision):
+            return judge_picture(self.finetuned, features)
 
     @classmethod
     def from_pretrained(
@@ -83,12 +87,14 @@ class Embedder:
         source: str | Path | None = None,
         *,
         device: Device = "auto",
+        dtype: DType = None,
         codec_path: str | Path | None = None,
         vision_path: str | Path | None = None,
         **hub: Any,
     ) -> Self:
         """The bundled model (None or ``vab-tiny``), that of a directory, or that of a Hub id.
 
+        ``dtype`` is the precision, as for ``VABPipeline.from_pretrained``.
         The directory is one that ``vab finetune`` made, or a model with such ones in its folders
         ``contrastive`` and ``classes``. Raises ``ModelError``, ``CodecError`` or ``VisionError``.
         """
@@ -100,19 +106,23 @@ class Embedder:
             if pair is not None:
                 check_codec(pair[0], codec)
         vision = load_vision(model.vision, vision_path)
-        return cls(model, codec, vision, finetuned, device=pick_device(device))
+        return cls(model, codec, vision, finetuned, pick_device(device), dtype)
 
     def check_contrastive(self) -> None:
         """``ModelError`` if this model gives no embeddings."""
         if self.finetuned.contrastive is None:
             raise ModelError("this model gives no embeddings; make them with `vab finetune contrastive`")
 
-    @property
+    @cached_property
     def contrastive(self) -> Contrastive:
-        """The network that embeds; ``ModelError`` if this model has none."""
+        """The network that embeds, ready for it; ``ModelError`` if this model has none."""
         self.check_contrastive()
         assert self.finetuned.contrastive is not None
-        return self.finetuned.contrastive[0]
+        if self.chosen.is_narrow:
+            self.fingerprint()  # of the weights as they were loaded
+        network = self.finetuned.contrastive[0]
+        place(network, self.device, self.chosen.dtype)
+        return network
 
     @property
     def classifier(self) -> tuple[Classifier, Preset]:
@@ -122,9 +132,19 @@ class Embedder:
         return self.finetuned.classifier
 
     def fingerprint(self) -> str:
-        """Hash of everything that embeddings depend on: codec, image encoder, contrastive network."""
-        weights = (tensor.cpu().numpy().tobytes() for tensor in self.contrastive.state_dict().values())
-        return sha256(weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights)
+        """Hash of all weights that embeddings depend on: codec, image encoder, contrastive network.
+
+        It is the same in each precision. ``ModelError`` if this model gives no embeddings.
+        """
+        if self._fingerprint is None:
+            self.check_contrastive()
+            assert self.finetuned.contrastive is not None
+            state = self.finetuned.contrastive[0].state_dict().values()
+            weights = (tensor.float().cpu().numpy().tobytes() for tensor in state)
+            self._fingerprint = sha256(
+                weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights
+            )
+        return self._fingerprint
 
     def embed_file(self, source: str | Path | RemoteFile | InMemory) -> Embedded:
         """A vector for each window of each stream; ``MediaError`` if the file cannot be read."""
@@ -143,7 +163,8 @@ class Embedder:
                 yield path, rows
                 continue
             try:
-                audio, video = embed_latents(network, rows, self.device)
+                with products(self.chosen.precision):
+                    audio, video = embed_latents(network, rows, self.device)
             except Exception as error:  # as below: one bad file must not end the others
                 yield path, failure(path, error)
                 continue
@@ -175,7 +196,8 @@ class Embedder:
             if chosen is None:
                 yield path, f"{path}: has no {' and no '.join(missing)}, which the classes are told from"
                 continue
-            scores = classify_latents(network, rows, chosen, preset.train.loss, self.device)
+            with products(self.chosen.precision):
+                scores = classify_latents(network, rows, chosen, preset.train.loss, self.device)
             # A sound alone is not judged: the statistics are of pictures.
             known = None
             if chosen != "audio":
@@ -282,21 +304,24 @@ def embed_latents(
     config = network.trunk.config
     audio = np.full((len(rows), config.hidden_dim), np.nan, np.float32)
     video = audio.copy()
-    for part in _passes(rows, has_audio):
+    for part in _passes(network, rows, has_audio):
         tokens, _, padding, _ = _tensors(config, [rows[n] for n in part], device)
         audio[part] = network.embed(tokens, None, padding).cpu().numpy()
-    for part in _passes(rows, has_video):
+    for part in _passes(network, rows, has_video):
         _, features, _, padding = _tensors(config, [rows[n] for n in part], device)
         video[part] = network.embed(None, features, padding).cpu().numpy()
     return audio, video
 
 
-def _passes(rows: Sequence[Latents], *present: Callable[[Latents], bool]) -> Iterator[list[int]]:
+def _passes(
+    network: nn.Module, rows: Sequence[Latents], *present: Callable[[Latents], bool]
+) -> Iterator[list[int]]:
     """The numbers of the rows that have all of ``present``, as many at a time as go through the network."""
     # Absent streams never reach the network: the result would be a vector of nothing.
     numbers = [n for n, row in enumerate(rows) if all(is_present(row) for is_present in present)]
-    for start in range(0, len(numbers), WINDOWS_PER_PASS):
-        yield numbers[start : start + WINDOWS_PER_PASS]
+    size = rows_at_once(network, WINDOWS_PER_PASS)
+    for start in range(0, len(numbers), size):
+        yield numbers[start : start + size]
 
 
 @torch.no_grad()
@@ -331,7 +356,9 @@ def audio_video_similarity(network: Contrastive, tokens: Tensor, features: Tenso
         if not video_window.shape[1]:
             break
         # [n,D] @ [D] -> [n]
-        similarities.append(network.embed(audio_window, None) @ network.embed(None, video_window)[0])
+        parts = audio_window.split(rows_at_once(network, len(tokens)))
+        vectors = torch.cat([network.embed(part, None) for part in parts])
+        similarities.append(vectors @ network.embed(None, video_window)[0])
     return torch.stack(similarities).mean(0)
 
 
@@ -342,7 +369,7 @@ def classify_latents(
     """Probabilities [n,N] of the classes; NaN rows where what ``inputs`` asks for is absent."""
     scores = np.full((len(rows), network.head.out_features), np.nan, np.float32)
     needed = {"audio": (has_audio,), "video": (has_video,), "both": (has_audio, has_video)}[inputs]
-    for part in _passes(rows, *needed):
+    for part in _passes(network, rows, *needed):
         logits = network(*_tensors(network.trunk.config, [rows[n] for n in part], device), inputs=inputs)
         scores[part] = class_probabilities(logits, loss).cpu().numpy()
     return scores

@@ -53,6 +53,7 @@ class Embeddings:
     video: NDArray[np.float32]  # [N, D]
     labels: list[str]  # "" where nothing is known; several are joined by ";"
     windows: list[Embedded] | None = None  # of each file, if they are wanted
+    precision: str = "float32"  # that they were computed in
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,7 +82,8 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
 
     Both hold ``id``, ``label``, ``audio`` and ``video`` (NaN rows where a stream is absent). Windows, if any,
     stand in parquet as lists ``window_start``, ``window_end``, ``window_audio``, ``window_video`` per row;
-    in npz side by side, with ``window_row`` saying whose each is. Pickled objects are never written.
+    in npz side by side, with ``window_row`` saying whose each is. ``precision`` is an array of npz, and in
+    the metadata of a parquet file. Pickled objects are never written.
     """
     # 1. Columns of windows, one entry a file; a stream a file lacks is NaN in each of its windows.
     path = Path(path)
@@ -103,6 +105,7 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
             "label": np.array(embeddings.labels, dtype=str),
             "audio": embeddings.audio,
             "video": embeddings.video,
+            "precision": np.array(embeddings.precision),
         }
         if windows:
             arrays["window_row"] = np.repeat(np.arange(len(windows)), [len(w.starts) for w in windows])
@@ -117,7 +120,8 @@ def write_embeddings(path: str | Path, embeddings: Embeddings) -> None:
         }
         if windows:
             table |= {name: [part.tolist() for part in parts] for name, parts in columns.items()}
-        pq.write_table(pa.table(table), buffer)
+        about = {"precision": embeddings.precision}
+        pq.write_table(pa.table(table).replace_schema_metadata(about), buffer)
     else:
         raise EmbeddingsError(f"{path}: embeddings are written as .npz or .parquet")
     write_whole(path, buffer.getvalue())

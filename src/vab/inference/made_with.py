@@ -15,7 +15,7 @@ from vab.media.file import MediaFile
 from vab.utils.provenance import version
 
 # Said in the tag, and no reason to make a sound anew: the model counts by its fingerprint, not by its name.
-_TOLD_ONLY = ("generated", "version", "model", "gain_db")
+_TOLD_ONLY = ("generated", "version", "model", "gain_db", "bfloat16_gain")
 _WORDS = {
     "fingerprint": "model",
     "source_bytes": "input",
@@ -73,10 +73,19 @@ def tag_of(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def _precisely(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with its precision: version 0.1 said it only where it was not float32, as ``dtype``."""
+    values = dict(made)
+    return {"precision": values.pop("dtype", "float32")} | values
+
+
 def difference(found: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str | None:
     """Why a file whose tag is ``found`` cannot stand for one made with ``wanted``; None if it can."""
     if found is None:
         return "made anew: nothing in the file says what it was made with"
+    found, wanted = _precisely(found), _precisely(wanted)
+    if wanted["precision"] == "auto":  # whatever is fast: no sound is made anew on a machine of another kind
+        wanted["precision"] = found["precision"]
     names = [*wanted, *(name for name in found if name not in wanted)]
     other = [
         _WORDS.get(name, name)

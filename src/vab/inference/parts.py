@@ -10,8 +10,8 @@ from vab.config import ModelConfig
 from vab.models.heads import check_codebooks
 from vab.models.hub import FINE, ModelError
 from vab.models.vab import VAB
+from vab.utils import Precision
 from vab.utils.device import Chosen
-from vab.utils.precision import Precision
 from vab.vision import VisionEncoder
 
 
@@ -22,12 +22,23 @@ def place(network: nn.Module, device: torch.device, dtype: torch.dtype = torch.f
         parameter.data = parameter.data.to(dtype)
 
 
-def vision_precision(chosen: Chosen, device: torch.device) -> Precision:
-    """The precision of the image encoder beside networks in ``chosen``: the same, where it is fast.
+def rows_at_once(network: nn.Module, most: int) -> int:
+    """How many rows go through a network together: ``most``, or one in a narrow format on a CPU.
 
-    A CPU has no quick convolutions in float16.
+    There the kernels for bfloat16 and float16 differ by the number of rows, and with them the bits of a row.
     """
-    return "float32" if chosen.precision == "float16" and device.type == "cpu" else chosen.precision
+    weight = next(network.parameters())
+    return 1 if weight.is_cpu and weight.dtype != torch.float32 else most
+
+
+def vision_precision(chosen: Chosen, vision: VisionEncoder, device: torch.device) -> Precision:
+    """The precision of an image encoder beside networks in ``chosen``: the same, or float32.
+
+    That is where its features would be too far off, or where a CPU has no quick convolutions (float16).
+    """
+    far_off = chosen.precision == "bfloat16" and not vision.recipe.stands_bfloat16
+    slow = chosen.precision == "float16" and device.type == "cpu"
+    return "float32" if far_off or slow else chosen.precision
 
 
 def check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:

@@ -82,7 +82,15 @@ from vab.sampling.stages import (
     padded_length,
     save_stage,
 )
-from vab.utils.device import Chosen, Device, DType, names_dtype, pick_device, pick_precision, products
+from vab.utils.device import (
+    FLOAT32,
+    Device,
+    DType,
+    names_dtype,
+    pick_device,
+    pick_precision,
+    products,
+)
 from vab.utils.progress import StageProgress, report_part, stage_progress, timed
 from vab.utils.provenance import sha256, whole_folder
 from vab.vision import VisionEncoder, load_vision
@@ -125,7 +133,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.finetuned = Finetuned()
         self.name = config.name  # as it was asked for, where it was
         self._folder_fingerprint: str | None = None
-        self.chosen = Chosen("float32")
+        self.chosen = FLOAT32
         self.to(device=device, dtype=dtype)
 
     @classmethod
@@ -144,11 +152,11 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         ``device``: auto, cpu, cuda, cuda:1, mps, or a ``torch.device``. ``dtype``, or ``torch_dtype``: the
         precision of the networks and the image encoder, float32, bfloat16, float16, on an NVIDIA GPU tf32, or
-        auto: bfloat16 where that is measured to be fast, else float32. The codec stays in float32, and so
-        does the image encoder beside float16 on a CPU. ``codec_path`` and ``vision_path``: a file, folder or
-        Hub id to take these weights from. ``hub``: revision, token, cache_dir ... of ``snapshot_download``.
-        Raises ``ModelError``, ``CodecError``, ``VisionError`` or ``SettingError``, each one line that says
-        what to do.
+        auto: bfloat16 where that is measured to be fast, else float32. In float32 stay the codec, and an
+        image encoder that would suffer. ``codec_path`` and ``vision_path``: a file, folder or Hub id to take
+        these weights from. ``hub``: revision, token, cache_dir ... of ``snapshot_download``. Raises
+        ``ModelError``, ``CodecError``, ``VisionError`` or ``SettingError``, each one line that says what to
+        do.
 
         >>> pipe = VABPipeline.from_pretrained(device="cpu")
         >>> pipe
@@ -162,7 +170,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             raise SettingError(f"dtype= and torch_dtype= are one thing, not {dtype} and {torch_dtype}")
         chosen: dict[str, Any] = {
             "device": pick_device(device),
-            "dtype": formats[0] if formats else Chosen("float32"),
+            "dtype": formats[0] if formats else FLOAT32,
             "codec_path": codec_path,
             "vision_path": vision_path,
         }
@@ -261,9 +269,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
     @cached_property
     def embedder(self) -> Embedder:
         """The embedder and classifier of this model, with this pipeline's codec and image encoder."""
-        for pair in filter(None, (self.finetuned.contrastive, self.finetuned.classifier)):
-            place(pair[0], self.device, self.dtype)
-        return Embedder(self.config.model, self.codec, self.vision, self.finetuned, self.device)
+        parts = (self.codec, self.vision, self.finetuned)
+        return Embedder(self.config.model, *parts, self.device, self.chosen)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -298,7 +305,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         # 2. All parts; the embedder is made anew for its networks.
         self.codec = self.codec.to(self.device)
-        self.vision.precision = vision_precision(wanted, self.device)
+        self.vision.precision = vision_precision(wanted, self.vision, self.device)
         self.vision = self.vision.to(self.device)
         for stage in filter(None, (self.first, self.fine)):
             place(stage.network, self.device, wanted.dtype)

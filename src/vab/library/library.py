@@ -34,6 +34,7 @@ from vab.library.table import (
     dim_of,
     rows_of,
 )
+from vab.utils import Precision
 from vab.utils.files import read_json, write_json
 from vab.utils.locks import exclusive
 from vab.utils.progress import FileProgress
@@ -69,6 +70,7 @@ class Meta:
     dim: int
     source: str = ""  # how that model was named; "" is the bundled one
     indexes: dict[str, Index] = field(default_factory=dict)  # by stream
+    precision: Precision = "float32"  # that the vectors were computed in; neither do these mix
 
 
 @dataclass(frozen=True)
@@ -129,18 +131,25 @@ class Library:
         model: str,
         source: str = "",
         show: FileProgress = lambda *_: None,
+        precision: Precision = "float32",
     ) -> Iterator[Added]:
         """Embed new and changed files (by path, size, time) and write them; yields one result for each file.
 
-        ``embed`` may take files ahead of its answers. ``model``: fingerprint of what it does;
-        ``source``: its name for people. A file that cannot be embedded fails, and keeps the rows it had. At
-        the end, indexes are built or brought up to date.
-        ``LockedError`` if another process writes, ``LibraryError`` if the vectors here are of another model.
+        ``embed`` may take files ahead of its answers. ``model``: fingerprint of what it does; ``source``: its
+        name for people; ``precision``: what it computes in. A file that cannot be embedded fails, and keeps
+        the rows it had. At the end, indexes are built or brought up to date.
+        ``LockedError`` if another process writes, ``LibraryError`` if the vectors here are of another model
+        or in another precision.
         """
         # Each file once, whatever it is called.
         paths = list({os.path.abspath(path): Path(path) for path in files}.values())
         with self._writing():
             self.check(model)
+            if self.meta is not None and self.table and self.meta.precision != precision:
+                raise LibraryError(
+                    f"{self.directory} was made in {self.meta.precision}, not in {precision}; "
+                    f"leave --precision out, or use another folder"
+                )
             known = self._known([os.path.abspath(path) for path in paths])
             tidied = False
             waiting: list[File] = []
@@ -152,7 +161,7 @@ class Library:
                         continue
                     # The first vectors decide the library's model and their length.
                     if self.meta is None:
-                        self.meta = Meta(model, dim_of(result.embedded), source)
+                        self.meta = Meta(model, dim_of(result.embedded), source, precision=precision)
                     if not waiting:
                         since = time.monotonic()
                     waiting.append(result)
@@ -389,7 +398,10 @@ class Library:
             raise LibraryError(f"{path} is damaged ({type(error).__name__}: {error})") from None
 
     def _write_meta(self, meta: Meta) -> None:
-        write_json(self.directory / "library.json", {"format": FORMAT, **asdict(meta)})
+        values = {"format": FORMAT, **asdict(meta)}
+        if meta.precision == "float32":  # the only one that version 0.1 knew
+            del values["precision"]
+        write_json(self.directory / "library.json", values)
         self.meta = meta
 
 

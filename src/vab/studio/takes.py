@@ -32,6 +32,7 @@ from vab.studio.uploads import MAX_VIDEO_SECONDS, PHOTO_FPS, Clip, write_picture
 from vab.utils.progress import StageProgress
 
 MAX_NEW_TAKES = 4  # of one request
+SAID_OF_EDITS = ("generated", "version", "model", "fingerprint", "precision", "bfloat16_gain")  # in their tag
 WHOLE: Span = (0.0, math.inf)
 
 
@@ -176,7 +177,7 @@ class TakeMaker:
         audio = self._generate_keeping(source, take.raw, keep, seconds, seed, decode, progress)
         heard = original_in_memory(take.waveform)
         waveform = finish_sound(audio.raw, seconds, Finish(), heard, keep, take.gain).waveform
-        made_with = {name: audio.made_with[name] for name in ("generated", "version", "model", "fingerprint")}
+        made_with = {name: audio.made_with[name] for name in SAID_OF_EDITS if name in audio.made_with}
         return replace(
             audio,
             waveform=waveform,

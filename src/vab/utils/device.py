@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard, get_args
 import torch
 
 from vab.errors import SettingError
+from vab.utils import Precision
 from vab.utils.files import read_json, user_cache, write_json
-from vab.utils.precision import Precision
 
 Device: TypeAlias = str | int | torch.device | None
 
@@ -55,6 +55,7 @@ class Chosen(NamedTuple):
 
 
 DType: TypeAlias = str | torch.dtype | Chosen | None
+FLOAT32 = Chosen("float32")
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -173,9 +174,10 @@ def _processor(device: torch.device) -> str:
     name, features = platform.processor() or platform.machine(), platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        about = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+        pairs = [line.partition(":") for line in lines]
+        about = {key.strip(): value.strip() for key, _, value in pairs}
         name = about.get("model name", name)
-        features = about.get("flags", about.get("Features", features))
+        features = about.get("flags") or about.get("Features") or features
     # Machines that share a home may call processors of other features by the same name.
     return f"{name} {hashlib.sha256(features.encode()).hexdigest()[:8]}"
 

@@ -18,8 +18,8 @@ from vab.bench.timing import matmul_rate, median, timed
 from vab.config import SAMPLE_RATE
 from vab.data.extraction.encoding import Decoded, encode, latents_meta
 from vab.data.manifest import Clip
+from vab.utils import Precision
 from vab.utils.device import pick_device
-from vab.utils.precision import Precision
 
 FRAMES, CLIPS = (32, 128, 512), (1, 8, 32)  # at once: the product takes 32 frames, and one clip
 NUM_CLIPS = 4  # whose latents are compared

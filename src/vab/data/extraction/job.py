@@ -16,7 +16,7 @@ from vab.data.extraction.run import Extraction, extract
 from vab.data.extraction.stored import StoredFeatures
 from vab.data.extraction.threads import Engine
 from vab.data.manifest import read_manifest
-from vab.utils.precision import Precision
+from vab.utils import Precision
 from vab.utils.processes import Worker, available_cores, run_processes
 from vab.utils.shares import Share
 from vab.vision import RECIPES, VisionEncoder, VisionError, load_vision

@@ -24,12 +24,15 @@ from vab.evaluate.generation.spread import Synthesis, synthesize_on
 from vab.evaluate.metrics.classification import classification, targets_of
 from vab.evaluate.metrics.retrieval import retrieval
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
+from vab.inference.parts import place
 from vab.models.heads import load_finetuned
 from vab.models.hub import CONFIG, FINE, ModelError, find_model, read_config
 from vab.presets import PRESETS, Speed, at_speed
 from vab.sampling.stages import check_fine
 from vab.training.batches import check_fits
 from vab.training.trainer import train
+from vab.utils import PrecisionChoice
+from vab.utils.device import FLOAT32, Chosen, pick_precision, products
 from vab.utils.processes import devices_for
 from vab.utils.progress import FileProgress
 from vab.utils.provenance import code_version
@@ -58,6 +61,7 @@ class AblationSettings:
     pretraining: tuple[Path, ...] = ()  # of masked prediction and contrast, all that fit; none: ``stores``
     fine: tuple[Path, ...] = ()  # second stages for what is trained; each row takes the first that fits
     cache: Path | None = None  # of the features; None: beside the sounds
+    precision: PrecisionChoice = "float32"  # of what is measured, not of training
 
 
 @dataclass
@@ -84,6 +88,7 @@ class Result:
     base: str  # the model, or the preset
     settings: AblationSettings
     outcomes: list[Outcome]
+    precision: Chosen = FLOAT32
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,6 +100,7 @@ class Result:
             # paths as text, tuples as lists
             "settings": json.loads(json.dumps(asdict(self.settings), default=str)),
             "code": code_version(),
+            "measured_in": self.precision.document(),
             "rows": [
                 {
                     "name": each.row.name,
@@ -155,7 +161,7 @@ def ablate(
             options = replace(options, clips=(options.clips or frozenset()) - lacking)
             outcome.evaluated = (reference, sounds, options)
             run.compare(outcome)
-    return Result(ablation, base, settings, outcomes)
+    return Result(ablation, base, settings, outcomes, run.precision)
 
 
 class _Run:
@@ -166,6 +172,7 @@ class _Run:
     ) -> None:
         self.settings, self.log, self.progress = settings, log, progress
         self.devices = devices_for(settings.devices, settings.device)
+        self.precision = pick_precision(settings.precision, self.devices[0])
         self.compute = Compute(device=settings.device, devices=settings.devices)
         self.stores = [LatentStore.open(path) for path in settings.stores]
         self.pretraining = [LatentStore.open(path) for path in settings.pretraining]
@@ -305,6 +312,7 @@ class _Run:
             true=settings.run if settings.reference is None else None,
             codec_path=settings.codec_path,
             fine=self.fine_for(preset),
+            precision=self.precision,
         )
 
     def measure_sounds(self, outcomes: Sequence[Outcome], wanted: Synthesis) -> None:
@@ -347,7 +355,10 @@ class _Run:
         shares: dict[str, Interval] = {}
         if finetuned.contrastive is not None:
             # R@k both ways, and with labels the share of first results of the query's class
-            vectors = embed_store(finetuned.contrastive[0].to(device), clips)
+            network = finetuned.contrastive[0]
+            place(network, device, self.precision.dtype)
+            with products(self.precision.precision):
+                vectors = embed_store(network, clips)
             result = retrieval(vectors.audio, vectors.video, vectors.labels)
             for way, direction in result.directions.items():
                 shares |= {f"R@{k} {ARROWS[way]} %": share for k, share in direction.recall.items()}
@@ -357,10 +368,12 @@ class _Run:
         else:
             assert finetuned.classifier is not None
             # accuracy or mAP by each of the classifier's inputs
-            network = finetuned.classifier[0].to(device)
+            classifier = finetuned.classifier[0]
+            place(classifier, device, self.precision.dtype)
             targets, _ = targets_of(clips.labels(), preset.classes)
             for kind in preset.train.inputs:
-                _, scores = classify_store(network, clips, kind, preset.train.loss)
+                with products(self.precision.precision):
+                    _, scores = classify_store(classifier, clips, kind, preset.train.loss)
                 measured = classification(scores, targets, preset.classes)
                 # clips of several labels have no accuracy
                 name, share = "mAP", measured.mean_average_precision

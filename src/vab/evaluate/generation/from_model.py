@@ -10,6 +10,8 @@ from vab.evaluate.generation.spread import Synthesis, synthesize_on
 from vab.evaluate.generation.synthesis import GROUP
 from vab.models.hub import find_model, read_config
 from vab.presets import Speed, at_speed
+from vab.utils import PrecisionChoice
+from vab.utils.device import pick_precision
 from vab.utils.processes import devices_for
 from vab.utils.progress import FileProgress
 from vab.utils.shares import ALL, Share
@@ -27,6 +29,7 @@ def evaluate_model(
     reference: Path | None,
     codec_path: str | None,
     speed: Speed | None = None,
+    precision: PrecisionChoice = "float32",
     batch: int = GROUP,
     share: Share = ALL,
     progress: FileProgress = lambda *_: None,
@@ -36,8 +39,9 @@ def evaluate_model(
     ``model`` is a model directory or a Hub id (None: the bundled one). It makes sounds for at most ``clips``
     clips of the store that have audio and video, spread evenly over the split (None: all), in
     ``run/sounds/<model's name>/<id>.wav``; a ``speed`` stands behind the name. ``reference`` holds real
-    sounds named <id>; None: the store's own, through the codec, in ``run/true``. Measured are at most as many
-    seconds as the model's window has. A ``share`` of the sounds is made and not measured: None.
+    sounds named <id>; None: the store's own, through the codec, in ``run/true``. ``precision`` is that of the
+    model's networks. Measured are at most as many seconds as the model's window has. A ``share`` of the
+    sounds is made and not measured: None.
     Raises as loading does (``ModelError``, ``CodecError``, ``StoreError``), as ``synthesize_on`` and as
     ``evaluate``.
     """
@@ -46,6 +50,8 @@ def evaluate_model(
     preset = read_config(folder)
     name = folder.name if speed is None else f"{folder.name}-{speed}"
     sounds = run / "sounds" / name
+    devices = devices_for(settings.devices, settings.device)
+    chosen = pick_precision(precision, devices[0])
     wanted = Synthesis(
         model=folder,
         store=store,
@@ -58,8 +64,9 @@ def evaluate_model(
         codec_path=codec_path,
         batch=batch,
         share=share,
+        precision=chosen,
     )
-    made = synthesize_on(devices_for(settings.devices, settings.device), wanted, progress)
+    made = synthesize_on(devices, wanted, progress)
     if share.count > 1:
         return None
     # 2. Compare, over no more seconds than the model makes.
@@ -67,4 +74,5 @@ def evaluate_model(
     assert true is not None
     settings = replace(settings, seconds=min(settings.seconds, preset.model.seconds), clips=made.names)
     result = evaluate(true, sounds, settings, progress)
-    return replace(result, reference=reference or store, generated=Path(name))
+    source = reference or store
+    return replace(result, reference=source, generated=Path(name), made_in=chosen.document())

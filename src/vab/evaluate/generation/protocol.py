@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Generation:
     external: list[str]  # backbones with features that somebody else made
     levels: dict[str, dict[str, float | None]]  # of the two sides; none if features were all there was
     unwritten: str = ""  # why av-benchmark's results could not be written
+    made_in: Mapping[str, Any] = field(default_factory=dict)  # the precision of sounds that were made for it
 
     def get(self, key: str) -> Metric | None:
         """The metric of that key; None if it was not measured."""
@@ -87,6 +88,7 @@ class Generation:
             "seconds": self.seconds,
             "clips": len(self.ids),
             "ids_sha256": list_hash(self.ids),
+            **self.made_in,
             "levels": self.levels,
             "measures": {
                 each.key: each.value.document() | {"clips": each.clips, "better": each.better}

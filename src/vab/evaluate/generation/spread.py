@@ -18,6 +18,7 @@ from vab.evaluate.generation.synthesis import (
     synthesize,
 )
 from vab.training.batches import ClipBatches
+from vab.utils.device import FLOAT32, Chosen
 from vab.utils.processes import Worker, run_processes
 from vab.utils.progress import FileProgress
 from vab.utils.shares import ALL, Share
@@ -40,6 +41,7 @@ class Synthesis:
     true_coarse: bool = False  # as in ``Synthesizer``
     batch: int = GROUP  # clips at once, on a GPU
     share: Share = ALL  # of the sounds; the others are made elsewhere
+    precision: Chosen = FLOAT32
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def _synthesize(worker: Worker, wanted: Synthesis) -> Synthesized:
     rows = chosen_rows(clips, wanted.clips)
 
     # 2. The model.
-    maker = Synthesizer.load(wanted.model, wanted.codec_path, worker.device, wanted.fine)
+    maker = Synthesizer.load(wanted.model, wanted.codec_path, worker.device, wanted.fine, wanted.precision)
     maker = replace(maker, true_coarse=wanted.true_coarse, batch=wanted.batch)
 
     # 3. Its share of the sounds: the true ones, and those of each take.

@@ -24,12 +24,13 @@ from vab.data.store import LatentStore, spread
 from vab.errors import first_line
 from vab.evaluate.generation.clips import file_name
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
-from vab.inference.parts import check_codec
+from vab.inference.parts import check_codec, place
 from vab.media.reader import write_wav
 from vab.models.hub import codec_source
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage
 from vab.training.batches import Batch, ClipBatches, make_generator
-from vab.utils.device import Device, pick_device
+from vab.utils import Precision
+from vab.utils.device import Device, DType, pick_device, pick_precision, products
 from vab.utils.files import atomic, read_json
 from vab.utils.progress import FileProgress
 from vab.utils.provenance import sha256
@@ -54,6 +55,7 @@ class Synthesizer:
     # run the second stage alone, on the clips' own coarse tokens; with no steps, these are the result
     true_coarse: bool = False
     batch: int = GROUP  # clips at once, where the device gains by it
+    precision: Precision = "float32"  # of the stages; the codec computes in float32
 
     @classmethod
     def load(
@@ -62,26 +64,26 @@ class Synthesizer:
         codec_path: str | Path | None = None,
         device: Device = "auto",
         fine: Path | None = None,
+        dtype: DType = None,
     ) -> Synthesizer:
         """A model directory, with the second stage of another one if ``fine`` names it.
 
-        Raises ``ModelError`` or ``CodecError``.
+        ``dtype`` is the precision, as for ``VABPipeline.from_pretrained``. Raises ``ModelError``,
+        ``CodecError`` or ``SettingError``.
         """
-        # 1. The networks, in evaluation mode on the device.
-        place = pick_device(device)
+        # 1. The networks.
+        where = pick_device(device)
+        chosen = pick_precision(dtype, where)
         first = load_stage(folder)
         second = load_fine(folder) if fine is None else load_stage(fine)
         if second is not None:
             check_fine(second.preset.model, first.preset.model)
-        for stage in (first, second):
-            if stage is not None:
-                stage.network.eval().requires_grad_(False).to(place)
         # 2. The codec: the model's own, if it has one beside its weights.
-        codec = load_codec(first.preset.model.codec, codec_source(folder, codec_path), place)
+        codec = load_codec(first.preset.model.codec, codec_source(folder, codec_path), where)
         for stage in (first, second):
             if stage is not None:
                 check_codec(stage.network, codec)
-        # 3. One hash of all that decides what is made.
+        # 3. One hash of all weights that decide what is made, as they were loaded.
         network: Any = codec
         decoder = _digest(getattr(network, "model", network))
         parts = [_digest(first.network), decoder]
@@ -89,7 +91,11 @@ class Synthesizer:
             settings = former_fields(second.preset.decode).items()
             settings_text = ", ".join(f"{name}={value!r}" for name, value in settings)
             parts += [_digest(second.network), f"DecodeConfig({settings_text})"]
-        return cls(first, second, codec, sha256(*parts), decoder, place)
+        # 4. In evaluation mode on the device.
+        for stage in (first, second):
+            if stage is not None:
+                place(stage.network, where, chosen.dtype)
+        return cls(first, second, codec, sha256(*parts), decoder, where, precision=chosen.precision)
 
     @property
     def at_once(self) -> int:
@@ -109,7 +115,8 @@ class Synthesizer:
     def tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
         """Tokens [B,K,T] of one window for a batch's features; each clip's noise depends on its id."""
         parts = batch.split(-(-len(batch.ids) // self.at_once))
-        return torch.cat([self._tokens(part, decode, seed) for part in parts])
+        with products(self.precision):
+            return torch.cat([self._tokens(part, decode, seed) for part in parts])
 
     def _tokens(self, batch: Batch, decode: DecodeConfig, seed: int) -> Tensor:
         """Tokens of all clips of a batch in one go."""
@@ -205,6 +212,8 @@ def synthesize(
         "store": clips.store.fingerprint(),
         "clips": list_hash(ids),
     }
+    if maker.precision != "float32":  # which was the only one
+        record["precision"] = maker.precision
     for paths, part in _missing(folder, record, ids, rows, progress, maker.batch, share):
         groups = [clips.dev_batch(part[n : n + GROUP]) for n in range(0, len(part), GROUP)]
         tokens = maker.tokens(Batch.join(groups), decode, seed)

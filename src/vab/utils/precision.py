@@ -1,8 +1,0 @@
-"""The words for a precision, without torch: what each does, :mod:`vab.utils.device` says."""
-
-from __future__ import annotations
-
-from typing import Literal
-
-Precision = Literal["float32", "tf32", "bfloat16", "float16"]  # that a network computes in
-PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16", "tf32"]  # auto: what is fast here
