@@ -5,9 +5,9 @@
 
 A setting is ``paper``, the model's own, or fields of DecodeConfig that differ from it; ``dtype`` is the
 networks' number format. Every setting makes a sound of one window for the same dev photos with the same
-seeds. Tokens and YAMNet's scores are kept in ``--out``, so that a run goes on where it was cut, and a new
-setting costs its own sounds alone. ``--make`` stops there; ``--time N`` times the settings in
-turn instead, N rounds of one sound each.
+seeds; with ``--after SETTING``, a sixth second of the sounds of that setting. Tokens and YAMNet's scores are
+kept in ``--out``, so that a run goes on where it was cut, and a new setting costs its own sounds alone.
+``--make`` stops there; ``--time N`` times the settings in turn instead, N rounds of one sound each.
 
 Measured are the judge's share (see judge.py), and Fréchet distance and KL divergence on YAMNet from real dev
 sounds of the photo's class through the codec. Differences from the first setting are paired, and their 95 %
@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from judge import Judge
+from judge import RATE, Judge
 from numpy.typing import NDArray
+from torch.nn import functional
 from vab_tiny_measure import fitted_judge, sounds_of
 
-from vab.config import DecodeConfig
+from vab.config import FRAME_RATE, DecodeConfig
 from vab.data.manifest import read_manifest
 from vab.data.store import LatentStore
 from vab.evaluate.backbones.yamnet import MIN_SCORE, Yamnet
@@ -45,6 +46,7 @@ from vab.training.batches import make_generator
 PHOTOS = 20  # of a class, at most
 SEEDS = 2  # sounds for a photo
 CHUNK = 8  # sounds of one file of results
+SECOND = round(FRAME_RATE)  # audio frames
 
 Rows = NDArray[np.int64]
 
@@ -102,8 +104,12 @@ def make(
     setting: Setting,
     out: Path,
     count: int,
+    after: Path | None = None,
 ) -> None:
-    """The first ``count`` sounds of a setting as far as they are not there: what YAMNet hears in them."""
+    """The first ``count`` sounds of a setting as far as they are not there: what YAMNet hears in them.
+
+    ``after`` holds sounds of one window: each is made a second longer, and its last two seconds are heard.
+    """
     model = pipeline.config.model
     folder = out / setting.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +123,18 @@ def make(
         chosen = np.array([rows[plan.photos[n]] for n in part])
         features = torch.from_numpy(store.gather("features", chosen)).float()
         noise = [make_generator(plan.seeds[n], "sound", plan.photos[n]) for n in part]
-        empty = torch.zeros(len(part), model.num_codebooks, model.audio_length, dtype=torch.int64)
-        tokens = pipeline.first.fill(empty, empty.bool(), features, setting.decode, noise)
+        tokens = torch.zeros(len(part), model.num_codebooks, model.audio_length, dtype=torch.int64)
+        known = torch.zeros_like(tokens, dtype=torch.bool)
+        if after is not None:
+            with np.load(after / path.name) as file:
+                tokens = torch.from_numpy(file["tokens"].astype(np.int64))
+            tokens = functional.pad(tokens, (0, SECOND))
+            known = functional.pad(~known, (0, SECOND))
+            features = torch.cat([features, features[:, -1:]], dim=1)
+        tokens = pipeline.first.fill(tokens, known, features, setting.decode, noise)
         waveforms = [pipeline.codec.decode(one[None])[0].numpy() for one in tokens]
+        if after is not None:
+            waveforms = [waveform[-2 * RATE :] for waveform in waveforms]
         scores = np.stack([yamnet.scores(waveform) for waveform in waveforms])
         temporary = folder / "unfinished"
         with temporary.open("wb") as file:
@@ -128,17 +143,18 @@ def make(
         print(f"{time.strftime('%H:%M:%S')} {setting.name}: {part.stop} of {len(plan.photos)}", flush=True)
 
 
-def true_scores(pipeline: VABPipeline, yamnet: Yamnet, store: LatentStore, plan: Plan, path: Path) -> NDArray:
+def true_scores(
+    pipeline: VABPipeline, yamnet: Yamnet, store: LatentStore, plan: Plan, path: Path, seconds: float
+) -> NDArray:
     """YAMNet's scores [N, patches, 521] of the plan's real sounds through the codec, kept in ``path``."""
     ids = sorted(set(plan.true))
     if not path.exists():
         rows = {name: row for row, name in enumerate(store.ids)}
-        tokens = torch.from_numpy(
-            store.gather("tokens", np.array([rows[name] for name in ids])).astype(np.int64)
-        )
+        stored = store.gather("tokens", np.array([rows[name] for name in ids]))
+        tokens = torch.from_numpy(stored[..., : round(seconds * FRAME_RATE)].astype(np.int64))
         with torch.no_grad():
-            heard = [yamnet.scores(pipeline.codec.decode(one[None])[0].numpy()) for one in tokens]
-        np.savez(path, scores=np.stack(heard))
+            waveforms = [pipeline.codec.decode(one[None])[0].numpy() for one in tokens]
+        np.savez(path, scores=np.stack([yamnet.scores(waveform) for waveform in waveforms]))
     place = {name: n for n, name in enumerate(ids)}
     return np.load(path)["scores"][[place[name] for name in plan.true]]
 
@@ -266,6 +282,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sounds", type=int, default=10_000, metavar="N", help="make only the first N")
     parser.add_argument("--make", action="store_true", help="make the sounds, and measure nothing")
+    parser.add_argument("--after", metavar="SETTING", help="make sounds of that setting a second longer")
     parser.add_argument("--part", choices=("all", "first", "second"), default="all")
     parser.add_argument("--time", type=int, default=0, metavar="ROUNDS")
     parser.add_argument("--json", type=Path)
@@ -279,15 +296,18 @@ def main() -> None:
     else:
         plan = Plan.of(args.store.parent / "latents.csv")
         yamnet = Yamnet(args.data / "weights" / "yamnet" / "yamnet_spectra_in.tflite")
+        after = None if args.after is None else args.out / args.after
+        out = args.out if after is None else args.out / f"after {after.name}"
         for setting in settings:
-            make(pipeline, yamnet, store, plan, setting, args.out, args.sounds)
+            make(pipeline, yamnet, store, plan, setting, out, args.sounds, after)
         if args.make:
             return
         manifest = args.store.parent / "codec.csv"
         kept = args.store.parent / "judge.pickle"
         judge = fitted_judge(args.data, kept, *(([], []) if kept.exists() else sounds_of(manifest, "train")))
-        true = true_scores(pipeline, yamnet, store, plan, args.out / "true.npz")
-        rows = table(judge, true, plan, args.settings, args.out, args.part)
+        seconds = pipeline.config.model.seconds if after is None else 2.0
+        true = true_scores(pipeline, yamnet, store, plan, out / "true.npz", seconds)
+        rows = table(judge, true, plan, args.settings, out, args.part)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

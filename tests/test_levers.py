@@ -32,7 +32,9 @@ from vab.sampling.parallel import (
     decode_settings,
     generate,
     generate_long,
+    guided_steps,
     halton_ranks,
+    windows,
 )
 from vab.sampling.stages import load_stage
 
@@ -42,7 +44,7 @@ OTHERS: list[dict[str, object]] = [
     {"guidance_every": 3},
     {"order": "halton"},
     {"order": "random", "top_k": 3},
-    {"guidance_from": 0.3, "guidance_every": 2, "order": "halton"},
+    {"guidance_from": 0.3, "guidance_every": 2, "order": "halton", "last_window": "short"},
 ]
 
 
@@ -58,9 +60,8 @@ def network(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
 
 def guided(batch: int, config: DecodeConfig) -> LogitsFn:
     """The network with guidance as a stage makes it."""
-    after = math.ceil(round(config.guidance_from * config.num_steps, 6))
     features = 1.0 + torch.arange(batch)[:, None, None]
-    return classifier_free_guidance(network, features, 3.0, after=after, every=config.guidance_every)
+    return classifier_free_guidance(network, features, 3.0, guided_steps(config), config.guidance_every)
 
 
 def test_guidance_is_computed_from_its_step_on_and_used_again_in_between() -> None:
@@ -71,16 +72,16 @@ def test_guidance_is_computed_from_its_step_on_and_used_again_in_between() -> No
         return network(tokens, features, drop)
 
     features = torch.tensor([[[1.0]], [[2.0]]])
-    logits_fn = classifier_free_guidance(watched, features, 5.0, after=2, every=3)
+    logits_fn = classifier_free_guidance(watched, features, 5.0, range(3, 9), every=3)
     kept, dropped = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
-    for step in range(1, 9):
+    for step in range(1, 11):
         tokens = torch.randint(V + 1, (2, 3, 4), generator=torch.Generator().manual_seed(step))
         seen, unseen = (network(tokens, features, drop) for drop in (kept, dropped))
         if step in (3, 6):
             residual = seen - unseen
-        expected = seen if step <= 2 else seen + 4 * residual
+        expected = seen + 4 * residual if 3 <= step <= 8 else seen
         assert torch.allclose(logits_fn(tokens, step), expected, atol=1e-5)
-    assert rows == [2, 2, 4, 2, 2, 4, 2, 2]
+    assert rows == [2, 2, 4, 2, 2, 4, 2, 2, 2, 2]
 
 
 def test_a_step_that_is_left_out_does_not_lose_its_residual() -> None:
@@ -106,6 +107,7 @@ def tasks(draw: Callable) -> tuple[Tensor, Tensor, DecodeConfig, int]:
         mask_temperature=4.5,
         top_k=draw(st.sampled_from([0, 3])),
         guidance_from=draw(st.floats(0, 1)),
+        guidance_until=draw(st.floats(0, 1)),
         guidance_every=draw(st.integers(1, 5)),
         order=draw(st.sampled_from(["confidence", "halton", "random"])),
     )
@@ -126,15 +128,13 @@ def test_a_clip_is_the_same_alone_and_among_others(task: tuple[Tensor, Tensor, D
     assert int(together.min()) >= 0
     assert int(together.max()) < V
     features = 1.0 + torch.arange(batch)[:, None, None]
-    after = math.ceil(round(chosen.guidance_from * chosen.num_steps, 6))
     for n in range(batch):
-        logits_fn = classifier_free_guidance(
-            network, features[n : n + 1], 3.0, after=after, every=chosen.guidance_every
-        )
         one = slice(n, n + 1)
-        assert torch.equal(
-            generate(logits_fn, tokens[one], known[one], V, chosen, seeds(seed + n)), together[one]
+        logits_fn = classifier_free_guidance(
+            network, features[one], 3.0, guided_steps(chosen), chosen.guidance_every
         )
+        alone = generate(logits_fn, tokens[one], known[one], V, chosen, seeds(seed + n))
+        assert torch.equal(alone, together[one])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (4, 250), (3, 7), (12, 50), (5, 1)])
@@ -217,9 +217,35 @@ def test_windows_of_a_long_clip_go_on_from_each_other(changes: dict[str, object]
     assert torch.equal(result, made(tokens.where(known, 0)))  # the other tokens do not count
 
 
+@settings(max_examples=60, deadline=None)
+@examples(st.integers(1, 300), st.integers(2, 60), st.data())
+def test_a_short_last_window_has_what_it_shares_and_what_is_new(
+    total: int, window: int, data: st.DataObject
+) -> None:
+    overlap = data.draw(st.integers(0, window - 1))
+    short, full = windows(total, window, overlap, "short"), windows(total, window, overlap)
+    assert len(short) == len(full) and short[:-1] == full[:-1] and short[-1][1] == full[-1][1] == total
+    for (_, stop), (start, after) in pairwise(short):
+        assert start == stop - overlap and after > stop
+    if len(full) == 1:
+        assert short == full
+
+
+def test_the_last_window_is_as_short_as_it_is_told() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def logits_fn_for(start: int, stop: int) -> LogitsFn:
+        seen.append((start, stop))
+        return guided(1, DecodeConfig())
+
+    tokens, chosen = torch.zeros(2, 25).long(), DecodeConfig(num_steps=2, last_window="short")
+    generate_long(logits_fn_for, tokens, tokens.bool(), V, chosen, *seeds(1), window=10, overlap=4)
+    assert seen == [(0, 10), (6, 16), (12, 22), (18, 25)]
+
+
 def test_the_defaults_are_the_paper_s_and_leave_no_trace() -> None:
     own = DecodeConfig()
-    assert (own.guidance_from, own.guidance_every, own.order) == (0, 1, "confidence")
+    assert [getattr(own, name) for name in LEVERS] == [0, 1, 1, "confidence", "full"]
     assert not set(former_fields(own)) & set(LEVERS)
     changed = replace(own, guidance_from=0.5, order="halton")
     assert former_fields(changed) == former_fields(own) | {"guidance_from": 0.5, "order": "halton"}
@@ -248,6 +274,7 @@ def test_a_stage_computes_what_its_settings_say(tmp_path: Path, monkeypatch: pyt
     assert made(guidance_from=0.3)[0] == [1, 1, 1] + [2] * 5  # 2.4 steps must have passed
     assert made(guidance_every=2)[0] == [2, 1] * 4
     assert made(guidance_from=0.5, guidance_every=3)[0] == [1, 1, 1, 1, 2, 1, 1, 2]
+    assert made(guidance_until=0.5, guidance_every=2)[0] == [2, 1, 2, 1, 1, 1, 1, 1]
     never, without = made(guidance_from=1.0), made(guidance_scale=1.0)
     assert never[0] == without[0] == [1] * 8 and torch.equal(never[1], without[1])
 

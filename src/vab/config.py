@@ -135,14 +135,17 @@ class DecodeConfig:
     sampling_temperature: float = 1.0  # the logits are divided by it; 0 takes the likeliest token
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
     num_candidates: int = 1  # drawn for each sound; the one most similar to the video (section 3.4) is kept
-    # The defaults of the next three are the paper's; they are for parallel decoding alone.
+    # The defaults of the next five are the paper's; they are for parallel decoding alone.
     guidance_from: float = 0.0  # share of the steps that pass before guidance begins
+    guidance_until: float = 1.0  # share of the steps after which it ends
     guidance_every: int = 1  # steps from one unconditional pass to the next; its residual serves in between
     # places that are decided first: the most confident; or, known beforehand, evenly spread; or any
     order: Literal["confidence", "halton", "random"] = "confidence"
+    # of a clip of several windows: as long as the others, or as long as it must be
+    last_window: Literal["full", "short"] = "full"
 
 
-LEVERS: tuple[str, ...] = ("guidance_from", "guidance_every", "order")
+LEVERS: tuple[str, ...] = ("guidance_from", "guidance_until", "guidance_every", "order", "last_window")
 
 
 def levers(decode: DecodeConfig) -> dict[str, Any]:
@@ -233,7 +236,7 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
     "DecodeConfig": {
         (0, 10_000): "num_steps",
         (1, 1000): "num_candidates",
-        (0, 1): "guidance_from",
+        (0, 1): "guidance_from guidance_until",
         (1, 10_000): "guidance_every",
         (0, _LARGEST): "guidance_scale mask_temperature sampling_temperature",
         (0, math.inf): "top_k",

@@ -23,7 +23,9 @@ _WORDS = {
     "keep_original": "second track",
     "top_k": "top-k",
     "guidance_from": "start of guidance",
+    "guidance_until": "end of guidance",
     "guidance_every": "reuse of guidance",
+    "last_window": "length of the last window",
     **{name: f"number of {name}" for name in ("steps", "candidates", "channels", "bits", "codebooks")},
 }
 

@@ -14,10 +14,11 @@ batch, the order of the clips, the padding (padded positions count as known) and
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ StepProgress = Callable[[int, int], None]  # steps done, total
 Generators = Sequence[torch.Generator]  # on the CPU, one per clip
 # first frame, one after the last, tokens and known [B,K,n], B generators, progress of this window -> tokens
 Fill = Callable[[int, int, Tensor, Tensor, Generators, StepProgress], Tensor]
+ALL_STEPS = range(1, sys.maxsize)
 ROUNDING_TOLERANCE = 1e-6  # of the total: more than float32 sums of the same probabilities are off by
 
 
@@ -45,7 +47,7 @@ class DecodeError(VABError, ValueError):
 
 
 def classifier_free_guidance(
-    model_fn: ModelFn, features: Tensor, scale: float, *, after: int = 0, every: int = 1
+    model_fn: ModelFn, features: Tensor, scale: float, guided: range = ALL_STEPS, every: int = 1
 ) -> LogitsFn:
     """Classifier-free guidance, u + scale (c - u): c sees the features [B,F,dim], u does not (section 3.3).
 
@@ -53,8 +55,8 @@ def classifier_free_guidance(
     keep their features, then the same B with ``drop_features`` [2B] True. At a scale of 1 there is
     nothing to add, and it gets the B conditional rows alone. Logits come back as float32.
 
-    Two ways to do less, for a caller that says the number of its step. The first ``after`` steps go without
-    guidance. Of each ``every`` steps from there on one computes u; the others add its residual, c - u, to
+    Two ways to do less, for a caller that says the number of its step. Steps that are not ``guided`` go
+    without guidance. Of each ``every`` guided steps one computes u; the others add its residual, c - u, to
     their own c: c + (scale - 1) residual. Both need the B conditional rows alone.
     """
     batch = len(features)
@@ -68,8 +70,8 @@ def classifier_free_guidance(
 
     def logits_fn(tokens: Tensor, step: int = 1) -> Tensor:
         nonlocal residual
-        stretch = (step - 1 - after) // every
-        if scale == 1 or stretch < 0:
+        stretch = (step - guided.start) // every
+        if scale == 1 or step not in guided:
             return model_fn(tokens, features, keep).float()
         if residual is not None and residual[0] == stretch:
             return model_fn(tokens, features, keep).float() + (scale - 1) * residual[1]
@@ -79,6 +81,16 @@ def classifier_free_guidance(
         return unconditional + scale * (conditional - unconditional)
 
     return logits_fn
+
+
+def guided_steps(config: DecodeConfig) -> range:
+    """The numbers of the steps, from 1, that go with guidance."""
+    # Step n begins when n - 1 have passed. Rounded: 0.55 of 20 steps are 11.000000000000002 as a float.
+    begin, end = (
+        1 + math.ceil(round(share * config.num_steps, 6))
+        for share in (config.guidance_from, config.guidance_until)
+    )
+    return range(begin, end)
 
 
 @torch.no_grad()
@@ -202,16 +214,21 @@ def _radical_inverse(count: int, base: int) -> np.ndarray:
     return value
 
 
-def windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:
+def windows(
+    total: int, window: int, overlap: int, last: Literal["full", "short"] = "full"
+) -> list[tuple[int, int]]:
     """Spans (start, stop) that cover ``total`` frames, each ``window`` long, or one span if that is enough.
 
-    Neighbours share ``overlap`` frames; the last two may share more, because the last span ends at
-    ``total``. All starts but the last are multiples of ``window - overlap``.
+    Neighbours share ``overlap`` frames. The last span ends at ``total``: if it is ``full``, it may share more
+    with the one before, if ``short``, it may be shorter. All other starts are multiples of
+    ``window - overlap``.
     """
     if total < 1 or not 0 <= overlap < window:
         raise ValueError(f"no windows of {window} frames that share {overlap} cover {total} frames")
     if total <= window:
         return [(0, total)]
+    if last == "short":
+        return [(start, min(start + window, total)) for start in range(0, total - overlap, window - overlap)]
     # Even strides, then one window that ends exactly at the end.
     starts = [*range(0, total - window, window - overlap), total - window]
     return [(start, start + window) for start in starts]
@@ -255,7 +272,15 @@ def generate_long(
         )
 
     return in_windows(
-        fill, tokens, known, generators, config.num_steps, window=window, overlap=overlap, progress=progress
+        fill,
+        tokens,
+        known,
+        generators,
+        config.num_steps,
+        window=window,
+        overlap=overlap,
+        last=config.last_window,
+        progress=progress,
     )
 
 
@@ -268,6 +293,7 @@ def in_windows(
     *,
     window: int,
     overlap: int,
+    last: Literal["full", "short"] = "full",
     progress: StepProgress | None = None,
 ) -> Tensor:
     """``fill`` one window after another: each keeps the tokens it shares with the one before.
@@ -278,8 +304,8 @@ def in_windows(
     if isinstance(generators, torch.Generator):
         # [K,T] -> [1,K,T]: one clip is a batch of one
         batch = (fill, tokens[None], known[None], [generators], num_steps)
-        return in_windows(*batch, window=window, overlap=overlap, progress=progress)[0]
-    spans = windows(tokens.shape[2], window, overlap)
+        return in_windows(*batch, window=window, overlap=overlap, last=last, progress=progress)[0]
+    spans = windows(tokens.shape[2], window, overlap, last)
     result = tokens.clone()
     known = known.clone()
     for index, (start, stop) in enumerate(spans):

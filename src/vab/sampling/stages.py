@@ -22,7 +22,13 @@ from vab.models.heads import load_network, save_network
 from vab.models.hub import FINE, FOLDERS, MODEL, ModelError, read_config
 from vab.models.vab import VAB
 from vab.sampling import autoregressive, parallel
-from vab.sampling.parallel import Generators, LogitsFn, StepProgress, classifier_free_guidance
+from vab.sampling.parallel import (
+    Generators,
+    LogitsFn,
+    StepProgress,
+    classifier_free_guidance,
+    guided_steps,
+)
 
 OVERLAP_SECONDS = 1.0  # that neighbouring windows share
 
@@ -117,12 +123,9 @@ class Stage:
         def model_fn(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
             return network(tokens, features, drop_features=drop)
 
+        guided = guided_steps(decode)
         return classifier_free_guidance(
-            model_fn,
-            window,
-            decode.guidance_scale,
-            after=math.ceil(round(decode.guidance_from * decode.num_steps, 6)),
-            every=decode.guidance_every,
+            model_fn, window, decode.guidance_scale, guided, decode.guidance_every
         )
 
 
