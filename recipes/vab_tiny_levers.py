@@ -22,7 +22,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -173,38 +173,34 @@ class Heard(NamedTuple):
         names = judge.model.predict(np.concatenate((logs.mean(1), logs.max(1)), axis=1))
         clipped = scores.clip(MIN_SCORE, 1 - MIN_SCORE)
         mean = clipped.mean(1)
-        return cls(names == np.array(labels), np.log(clipped).mean(1), np.log(mean) - np.log1p(-mean))
+        return cls(
+            names == np.array(labels[: len(scores)]), np.log(clipped).mean(1), np.log(mean) - np.log1p(-mean)
+        )
 
 
-class Measure(NamedTuple):
-    """A number of some sounds, and of how many resamples its interval is made."""
+def resampled(real: Heard, heard: Heard, photos: list[Rows]) -> dict[str, NDArray]:
+    """Each measure, then those of resamples of the photos, [1 + R]; ``photos`` are the rows of each.
 
-    title: str
-    of: Callable[[Heard, Rows], float]  # the sounds, and which of them
-    resamples: int
+    Judge's share, KL divergence and Fréchet distance from the real sounds; the same draws for each setting.
+    """
+    # 1. Means over sounds: sums and counts of each photo are all that a resample needs.
+    counts = np.array([len(rows) for rows in photos])
 
-    def resampled(self, heard: Heard, photos: list[NDArray]) -> NDArray:
-        """The value, then those of resamples of the photos, [1 + R]; ``photos`` are the rows of each."""
+    def mean(values: NDArray) -> NDArray:
+        sums = np.array([values[rows].sum() for rows in photos])
+        means = bootstrap(lambda draws: (sums[draws].sum(1) / counts[draws].sum(1))[:, None], len(photos))
+        return np.append(sums.sum() / counts.sum(), means[:, 0])
 
-        def of_draws(draws: Rows) -> NDArray:
-            return np.array([[self.of(heard, np.concatenate([photos[n] for n in draw]))] for draw in draws])
+    found = {"share": mean(heard.right), "KL": mean(divergences(real.logits, heard.logits))}
 
-        value = self.of(heard, np.concatenate(photos))
-        values = bootstrap(of_draws, len(photos), self.resamples)[:, 0]
-        # A resample holds sounds twice, which lifts a Fréchet distance: see ``frechet_interval``.
-        return np.append(value, values - values.mean() + value)
+    # 2. The distance of two sets. A resample holds sounds twice, which lifts it: see ``frechet_interval``.
+    def fd(draw: Sequence[int]) -> float:
+        rows = np.concatenate([photos[n] for n in draw])
+        return frechet(real.embeddings[rows], heard.embeddings[rows])
 
-
-def measures(true: Heard) -> list[Measure]:
-    """Judge's share, Fréchet distance and KL divergence from the real sounds."""
-    kl = Measure(
-        "KL", lambda heard, rows: float(divergences(true.logits[rows], heard.logits[rows]).mean()), 1000
-    )
-    return [
-        Measure("share", lambda heard, rows: float(heard.right[rows].mean()), 1000),
-        Measure("FD", lambda heard, rows: frechet(true.embeddings[rows], heard.embeddings[rows]), RESAMPLES),
-        kl,
-    ]
+    draws = bootstrap(lambda draws: np.array([[fd(draw)] for draw in draws]), len(photos), RESAMPLES)[:, 0]
+    value = fd(range(len(photos)))
+    return found | {"FD": np.append(value, draws - draws.mean() + value)}
 
 
 def table(
@@ -213,28 +209,27 @@ def table(
     """A row for each setting: N, its measures, and their differences from those of the first setting."""
     found: dict[str, Heard] = {}
     for name in names:
-        files = sorted((out / name).glob("[0-9]*.npz"))
-        scores = np.concatenate([np.load(file)["scores"] for file in files])
-        found[name] = Heard.of(judge, scores, plan.labels[: len(scores)])
+        scores = [np.load(file)["scores"] for file in sorted((out / name).glob("[0-9]*.npz"))]
+        found[name] = Heard.of(judge, np.concatenate(scores), plan.labels)
     wanted = {"all": plan.second | True, "first": ~plan.second, "second": plan.second}[part]
     real = Heard.of(judge, true, plan.labels)
     rows = []
-    bases: dict[int, list[NDArray]] = {}  # number of sounds -> the first setting's values on these
+    bases: dict[int, dict[str, NDArray]] = {}  # number of sounds -> the first setting's measures on these
     for name, heard in found.items():
         count = min(len(heard.right), len(found[names[0]].right))
         photos: dict[str, list[int]] = {}
         for n in np.flatnonzero(wanted[:count]):
             photos.setdefault(plan.photos[n], []).append(int(n))
         groups = [np.array(each) for each in photos.values()]
-        row: dict[str, Any] = {"setting": name, "N": sum(map(len, groups)), "photos": len(groups)}
+        first, own = (Heard(*(values[:count] for values in each)) for each in (found[names[0]], heard))
+        so_far = Heard(*(values[:count] for values in real))
         if count not in bases:
-            bases[count] = [each.resampled(found[names[0]], groups) for each in measures(real)]
-        for measure, base in zip(measures(real), bases[count], strict=True):
-            values = measure.resampled(heard, groups)
-            row[measure.title] = Interval.of(values[0], values[1:]).document()
-            row[f"{measure.title} difference"] = Interval.of(
-                values[0] - base[0], values[1:] - base[1:]
-            ).document()
+            bases[count] = resampled(so_far, first, groups)
+        row: dict[str, Any] = {"setting": name, "N": sum(map(len, groups)), "photos": len(groups)}
+        for title, values in resampled(so_far, own, groups).items():
+            apart = values - bases[count][title]
+            row[title] = Interval.of(values[0], values[1:]).document()
+            row[f"{title} difference"] = Interval.of(apart[0], apart[1:]).document()
         rows.append(row)
         cells = [
             f"{title} {each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]"
