@@ -3,8 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +12,8 @@ import torch
 from PIL import Image
 
 from helpers.encoders import VIT_TINY, random_network, save
-from helpers.extraction import FPS, SECONDS, run, small_codec
+from helpers.extraction import FPS, SECONDS, run, run_slowly, small_codec
+from helpers.forked import Forked
 from vab.cli import main
 from vab.codecs.codec import Codec
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig
@@ -261,24 +260,6 @@ def test_a_folders_copies_and_still_clips(
     assert (told["clips"], told["copies"], told["still_frames"]) == (2, {"b.mp4": "a.mp4"}, ["still.mp4"])
 
 
-SCRIPT = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from helpers import extraction as tests
-from vab.vision import load_vision
-import vab.data.extraction.run
-write = vab.data.extraction.run.write_failures
-def slow(*arguments):
-    write(*arguments)
-    time.sleep(0.2)
-vab.data.extraction.run.write_failures = slow  # time between shards to be killed in
-tests.run(Path(sys.argv[2]), Path(sys.argv[3]), tests.small_codec(), load_vision("efficientnet-lite0"))
-"""
-
-
 @pytest.mark.slow
 def test_killed_extraction_goes_on_to_the_same_store(
     tmp_path: Path, codec: Codec, vision: VisionEncoder
@@ -291,17 +272,15 @@ def test_killed_extraction_goes_on_to_the_same_store(
     torch.set_num_threads(1)
     run(manifest, tmp_path / "whole", codec, vision)
     torch.set_num_threads(threads)
-    (tmp_path / "run.py").write_text(SCRIPT)
     store = tmp_path / "killed"
-    call = [sys.executable, str(tmp_path / "run.py"), str(Path(__file__).parent), str(manifest), str(store)]
     for shards in (1, 2):
-        process = subprocess.Popen(call)
+        process = Forked(tmp_path, run_slowly, manifest, store)
         while process.poll() is None and len(list(store.glob("shard-*"))) < shards:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert len(LatentStore.open(store)) in range(3 * shards, 11, 3)  # whole shards, several in a burst
-    subprocess.run(call, check=True)
+    assert Forked(tmp_path, run_slowly, manifest, store).wait() == 0
     for file in sorted((tmp_path / "whole").iterdir()):
         if file.name != ".lock":
             assert (store / file.name).read_bytes() == file.read_bytes(), file.name

@@ -20,8 +20,10 @@ from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
 from helpers.cli import vab
+from helpers.forked import Forked
 from helpers.steps import gradients, steps_of_two, training
 from helpers.training import PRESET, fill, metrics, preset
+from vab.cli import main
 from vab.config import Compute
 from vab.errors import SettingError, TrainError
 from vab.models.memory import training_memory
@@ -64,23 +66,14 @@ def environment(**variables: object) -> dict[str, str]:
     return kept | alone | {name: str(value) for name, value in variables.items()}
 
 
-def slurm(call: list[str], **pipes: int) -> list[subprocess.Popen[str]]:
+def slurm(folder: Path, call: list[str]) -> list[Forked]:
     """Two processes with the variables that two tasks of srun have."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     step = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NUM_NODES": 1, "SLURM_JOB_ID": 7, "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            call,
-            env=environment(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NTASKS=2, **step),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    tasks = [{"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NTASKS": 2, **step} for rank in range(2)]
+    return [Forked(folder, main, call, environment=environment(**task)) for task in tasks]
 
 
 def pretrain(store: Path, out: Path, *options: object) -> list[str]:
@@ -105,7 +98,7 @@ def test_one_process_and_two_by_every_launcher_train_the_same(
     )
     assert done.returncode == 0, done.stderr
     said["torchrun"] = [done.stdout, done.stderr]
-    tasks = slurm([sys.executable, "-m", "vab", *pretrain(latents, tmp_path / "slurm", *steps)])
+    tasks = slurm(tmp_path, pretrain(latents, tmp_path / "slurm", *steps))
     texts = [task.communicate(timeout=200) for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0] and texts[1] == ("", ""), texts
     said["slurm"] = list(texts[0])
@@ -131,7 +124,7 @@ def test_the_death_of_one_process_ends_all(
     """Two tasks hold their folder together; when one is killed, the other says so in a line and ends."""
     run = tmp_path / "run"
     call = pretrain(latents, run, "--max-steps", 100_000)
-    tasks = slurm([sys.executable, "-m", "vab", *call])
+    tasks = slurm(tmp_path, call)
     try:
         end = time.monotonic() + 100
         while not checkpoints(run / "checkpoints") and time.monotonic() < end:

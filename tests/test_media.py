@@ -76,7 +76,7 @@ def make(
             stream.set_display_rotation(rotation, hflip=mirror)
         sound = None
         if tone:
-            kind = {".webm": "libopus", ".mpg": "mp2"}.get(path.suffix, "aac")
+            kind = {".webm": "libopus", ".mpg": "mp2", ".mov": "pcm_s16le"}.get(path.suffix, "aac")
             sound = file.add_stream(kind, rate=48_000 if kind == "libopus" else tone_rate, layout="stereo")
         for i, time in enumerate(times):
             image = picture(values[i] if values else 5 * i, width, height)
@@ -620,7 +620,12 @@ print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 def test_memory_does_not_follow_the_length(tmp_path: Path) -> None:
     """20 minutes: 77 MB of samples, 22 MB of pixels; neither may be held."""
     path = make(
-        tmp_path / "long.mp4", fps=2, frames=2400, values=[i % 250 for i in range(2400)], tone=(0, 1200)
+        tmp_path / "long.mov",
+        fps=2,
+        frames=2400,
+        values=[i % 250 for i in range(2400)],
+        tone=(0, 1200),
+        tone_rate=RATE,
     )
     for what, count, most in (("audio", 1200 * RATE, 12), ("frames", 2400, 12)):
         run = [sys.executable, "-c", _MEMORY, str(path), what]

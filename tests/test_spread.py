@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from transformers import EncodecConfig, EncodecModel
 from helpers.cli import vab
 from helpers.encoders import VIT_TINY, random_network, save
 from helpers.extraction import run, small_codec
+from helpers.forked import Forked
 from helpers.training import META
 from vab.cli import main
 from vab.cli.extract import most_failed
@@ -65,13 +63,13 @@ def whole(balls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(manifest: Path, store: Path, *options: str) -> list[str]:
     words = ["extract", str(manifest), "-o", str(store), "--device", "cpu", "--seconds", "1", "--fps", "4"]
-    return [sys.executable, "-m", "vab", *words, "--shard-clips", "2", *options]
+    return [*words, "--shard-clips", "2", *options]
 
 
 def here(*call: object) -> int | str | None:
     """The exit code of such a command in this process."""
     with pytest.raises(SystemExit) as left:
-        main(command(*call)[3:])  # type: ignore[arg-type]
+        main(command(*call))  # type: ignore[arg-type]
     return left.value.code
 
 
@@ -175,7 +173,7 @@ def test_killed_in_one_sharing_and_resumed_in_another(balls: Path, whole: Path, 
     store = tmp_path / "store"
     # 1. Two shares and a run on two devices, all at once in one folder, killed at some moment.
     calls = [("--shard", "1/2"), ("--shard", "2/2"), ("--devices", "2", "--shard", "2/3")]
-    started = [subprocess.Popen(command(balls, store, *call)) for call in calls]
+    started = [Forked(tmp_path, main, command(balls, store, *call)) for call in calls]
     wanted = dice.randint(1, 3)
     while len(list(store.glob("shard-*"))) < wanted and any(p.poll() is None for p in started):
         time.sleep(0.02)
@@ -193,15 +191,21 @@ def test_killed_in_one_sharing_and_resumed_in_another(balls: Path, whole: Path, 
 
 
 @pytest.mark.slow
-def test_several_devices_are_one_run(balls: Path, whole: Path, tmp_path: Path) -> None:
+def test_several_devices_are_one_run(
+    balls: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     call = command(balls, tmp_path / "s", "--devices", "2", "--json", "--allow-failed", "10%")
     # more threads for torch, by whose number kernels on the CPU round: the latents must not tell
-    environment = {**os.environ, "OMP_NUM_THREADS": "6"}
-    done = subprocess.run(call, capture_output=True, text=True, env=environment)
-    told = json.loads(done.stdout)
-    assert done.returncode == 0, done.stderr
+    threads = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        code, out, err = vab(capsys, *call)
+    finally:
+        torch.set_num_threads(threads)
+    told = json.loads(out)
+    assert code == 0, err
     assert (told["done"], told["present"], list(told["failed"]), told["share"]) == (10, 0, ["missing"], "1/1")
-    assert done.stderr.count("none.mp4") == 1 and content(tmp_path / "s") == content(whole)
+    assert err.count("none.mp4") == 1 and content(tmp_path / "s") == content(whole)
 
 
 # --- what failed

@@ -15,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.forked import Forked
 from helpers.training import (
     META,
     MODEL,
     PRESET,
     TRAIN,
-    command,
     fill,
     metrics,
     same_weights,
+    train_alone,
     with_train,
 )
 from vab.config import Preset, from_dict
@@ -86,7 +87,7 @@ def test_another_run_in_the_folder_is_refused(latents: Path, tmp_path: Path) -> 
 def test_a_second_run_in_the_folder_is_refused(latents: Path, tmp_path: Path) -> None:
     """Of two processes in one folder the second is refused, and the first is not disturbed."""
     preset, run = with_train(epochs=15.0), tmp_path / "run"  # 40 steps
-    first = subprocess.Popen(command(tmp_path / "run.py", preset, latents, run), stdout=subprocess.DEVNULL)
+    first = Forked(tmp_path, train_alone, preset, latents, run)
     try:
         end = time.monotonic() + 60
         while not checkpoints(run / "checkpoints") and time.monotonic() < end:
@@ -294,10 +295,9 @@ def test_killed_again_and_again_ends_the_same(latents: Path, tmp_path: Path) -> 
     whole = train(preset, latents, tmp_path / "whole")
     torch.set_num_threads(torch_threads)
     rng, kills, run = random.Random(0), 0, tmp_path / "killed"
-    call = command(tmp_path / "run.py", preset, latents, run)
     for _ in range(8):
         start = checkpoints(run / "checkpoints")[:1]
-        process = subprocess.Popen(call, stdout=subprocess.DEVNULL)
+        process = Forked(tmp_path, train_alone, preset, latents, run)
         while process.poll() is None and checkpoints(run / "checkpoints")[:1] == start:
             time.sleep(0.01)
         try:
@@ -306,7 +306,7 @@ def test_killed_again_and_again_ends_the_same(latents: Path, tmp_path: Path) -> 
             process.send_signal(signal.SIGKILL)
             kills += process.wait() == -signal.SIGKILL
         if kills == 2:
-            subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+            assert Forked(tmp_path, train_alone, preset, latents, run).wait() == 0
             break
     assert kills == 2 and same_weights(whole, run)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 
 from vab.config import ModelConfig, Preset, TrainConfig
 from vab.data.store import Latents, LatentStore, StoreMeta
+from vab.training.trainer import train
 
 MODEL = ModelConfig(
     codec="tiny",
@@ -84,23 +84,10 @@ def with_train(**changes: object) -> Preset:
     return replace(PRESET, train=replace(TRAIN, **changes))
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from vab.config import Compute, Preset, from_dict
-from vab.training.trainer import train
-if __name__ == "__main__":
-    preset, store, run, devices = sys.argv[1:]
-    compute = Compute(devices=int(devices) if devices != "0" else None)
-    train(from_dict(Preset, json.loads(preset)), store, run, compute=compute)
-"""
-
-
-def command(script: Path, preset: Preset, store: Path, run: Path, devices: int = 1) -> list[str]:
-    script.write_text(SCRIPT)
-    return [sys.executable, str(script), json.dumps(asdict(preset)), str(store), str(run), str(devices)]
+def train_alone(preset: Preset, store: Path, run: Path) -> None:
+    """Train with one thread, as a process of its own does for a test."""
+    torch.set_num_threads(1)
+    train(preset, store, run)
 
 
 QUIET = {"mixup_prob": 0.0, "roll_prob": 0.0, "cond_drop_prob": 0.0}
