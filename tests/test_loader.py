@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,9 +93,9 @@ def test_a_share_is_as_much_work_whatever_the_batch(latents: Path, monkeypatch: 
     read: list[int] = []
     gather = LatentStore.gather
 
-    def counted(store: LatentStore, name: str, rows: np.ndarray, *frames: np.ndarray) -> np.ndarray:
+    def counted(store: LatentStore, name: str, rows: np.ndarray, *frames: Any, **where: Any) -> np.ndarray:
         read.append(len(rows))
-        return gather(store, name, rows, *frames)
+        return gather(store, name, rows, *frames, **where)
 
     monkeypatch.setattr(LatentStore, "gather", counted)
     for n in (1, 4, 16):

@@ -102,11 +102,11 @@ class Mixture:
 
         Zeros and padding where a row has none. ``StoreError`` names a shard that is damaged.
         """
-        values = np.empty((len(rows), *self.stores[0].meta.token_shape), np.uint16)
-        valid = np.empty((len(rows), values.shape[2]), bool)
+        shape = self.stores[0].meta.token_shape
+        values, valid = np.empty((len(rows), *shape), np.uint16), np.empty((len(rows), shape[1]), bool)
         for store, at, own in self._by_store(rows):
-            values[at] = store.gather("tokens", own)
-            valid[at] = np.arange(values.shape[2]) < store.num_valid("tokens", own)[:, None]
+            store.gather("tokens", own, out=values, at=at)
+            valid[at] = np.arange(shape[1]) < store.num_valid("tokens", own)[:, None]
         return values, valid
 
     def strides(self, fps: float) -> list[int]:
@@ -130,7 +130,7 @@ class Mixture:
             offsets = np.full((len(at), steps), stride // 2) if draws is None else draws[at] % stride
             positions = np.arange(steps) * stride + offsets  # [n, F], of the stored features
             positions = positions.clip(max=store.meta.feature_shape[0] - 1)
-            values[at] = store.gather("features", own, None if stride == 1 else positions)
+            store.gather("features", own, None if stride == 1 else positions, out=values, at=at)
             valid[at] = positions < store.num_valid("features", own)[:, None]
         return values, valid
 

@@ -321,19 +321,28 @@ class LatentStore:
         return np.where(self._has[name][rows], self._real[name][rows], 0)
 
     def gather(
-        self, name: str, rows: Sequence[int] | NDArray[np.int64], frames: NDArray[np.int64] | None = None
+        self,
+        name: str,
+        rows: Sequence[int] | NDArray[np.int64],
+        frames: NDArray[np.int64] | None = None,
+        out: NDArray | None = None,
+        at: NDArray[np.int64] | None = None,
     ) -> NDArray:
         """``tokens`` [n, K, T] or ``features`` [n, F, dim] of those rows; zeros where a row has none.
 
-        With ``frames`` [n, m], of each row's features those alone: [n, m, dim].
+        With ``frames`` [n, m], of each row's features those alone: [n, m, dim]. They go to the places
+        ``at`` [n] of ``out``, if it is given.
         Each is verified when it is first read: ``StoreError`` names a shard that is damaged.
         """
         # [n, K, T] or [n, F, dim], row by row: each is verified by its shard
         first, last = self.meta.shape(name)
-        out = np.empty((len(rows), first if frames is None else frames.shape[1], last), KINDS[name][0])
-        for i, (shard, position) in enumerate(self.order[np.asarray(rows, np.int64)].tolist()):
+        if out is None or at is None:
+            out = np.empty((len(rows), first if frames is None else frames.shape[1], last), KINDS[name][0])
+            at = np.arange(len(rows))
+        places = self.order[np.asarray(rows, np.int64)].tolist()
+        for i, (place, (shard, position)) in enumerate(zip(at.tolist(), places, strict=True)):
             values = self._shards[shard].read(name, position)
-            out[i] = values if frames is None else values[frames[i]]
+            out[place] = values if frames is None else values[frames[i]]
         return out
 
     def verify(self, limit: int = MAX_VERIFIED_BYTES) -> None:

@@ -48,9 +48,12 @@ class Stream:
 Streams = tuple[Stream, Stream | None]  # audio, video
 
 
-def places(owners: Tensor, time_dim: int) -> Stream:
-    """A stream that holds of each frame of ``owners`` [B, T] its place among all B * T, from 0."""
-    return Stream(torch.arange(owners.numel()).view(owners.shape).unsqueeze(3 - time_dim), owners, time_dim)
+def places(owners: Tensor, time_dim: int, step: int | None = None) -> Stream:
+    """A stream that holds the place of each frame of ``owners`` [B, T], from 0, where the clips begin
+    ``step`` places apart (default: T)."""
+    clips, frames = owners.shape
+    values = torch.arange(clips)[:, None] * (frames if step is None else step) + torch.arange(frames)
+    return Stream(values.unsqueeze(3 - time_dim), owners, time_dim)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ class Augmentation:
     def of(self, own: Tensor) -> tuple[Tensor, Augmentation]:
         """The clips whose latents the clips ``own`` [n] need, own first [m]; and what happens to these n."""
         others = self.partner[own]
-        clips = torch.cat([own, others[~torch.isin(others, own)].unique()])
+        needed = torch.zeros(len(self.partner), dtype=torch.bool)
+        needed[others] = True
+        needed[own] = False
+        clips = torch.cat([own, needed.nonzero()[:, 0]])
         place = torch.empty_like(self.partner)
         place[clips] = torch.arange(len(clips))
         return clips, replace(
@@ -191,6 +197,14 @@ def _audio_frame(video_frame: Tensor, fps: float) -> Tensor:
 
 def _roll(stream: Stream, shift: Tensor, length: Tensor) -> Stream:
     """The first ``length`` [B] frames of each clip rolled by its own ``shift`` [B]; the rest stays."""
+    rows = shift.nonzero()[:, 0]  # few clips roll; the others are left as they are
+    part = replace(stream, values=stream.values[rows], owners=stream.owners[rows])
+    shift, length = shift[rows], length[rows]
     positions = torch.arange(stream.owners.shape[1], device=shift.device).expand(len(shift), -1)
     rolled = (positions - shift[:, None]) % length[:, None].clamp(min=1)
-    return stream.take(torch.where(positions < length[:, None], rolled, positions))
+    part = part.take(torch.where(positions < length[:, None], rolled, positions))
+    return replace(
+        stream,
+        values=stream.values.index_copy(0, rows, part.values),
+        owners=stream.owners.index_copy(0, rows, part.owners),
+    )

@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -157,6 +157,7 @@ class ClipBatches:
         self.video_rows = self._group_video(rows) if preset.train.pair_by_label else {}
         self.classes = {name: n for n, name in enumerate(preset.classes or classes_of(self.mixture))}
         self._order = lru_cache(maxsize=2)(self._draw_order)
+        self._numbers = cache(self._class_numbers)
 
     @property
     def store(self) -> LatentStore:
@@ -234,13 +235,14 @@ class ClipBatches:
         # 3. Augmentation. What moves are the places of frames; tokens and features are then taken once. A
         # classifier of audio alone needs no video, which then stays as it is.
         only = config.inputs[0] if config.objective == "classification" and len(config.inputs) == 1 else ""
-        audio, video = places(heard, 2), places(seen, 1)
+        codebooks, length = tokens.shape[1:]
+        audio, video = places(heard, 2, codebooks * length), places(seen, 1)
         audio, moved = augment(
             audio, None if only == "audio" else video, drawn, model.fps, config.roll_padding
         )
         video = video.first(len(own)) if moved is None else moved
-        by_codebook = np.stack([codebook.ravel() for codebook in tokens.swapaxes(0, 1)])  # [K, m * T]
-        tokens = by_codebook.take(audio.values[:, 0].numpy(), axis=1).swapaxes(0, 1)  # [n, K, T]
+        index = audio.values + length * torch.arange(codebooks)[:, None]  # [n, 1, T] + [K, 1]: [n, K, T]
+        tokens = tokens.reshape(-1).take(index.numpy())
         features = features.reshape(-1, features.shape[2]).take(video.values[:, :, 0].numpy(), axis=0)
 
         # 4. Targets: the classes of each clip's owners, weighted by how many frames are theirs: [n, m].
@@ -253,7 +255,7 @@ class ClipBatches:
         mask = self._mask(own, ratio, tokens.shape[2], generator, config.seed, "step", step)
         return Batch(
             [self.mixture.ids[row] for row in rows[: len(own)]],
-            torch.from_numpy(tokens.astype(np.int64, order="C")),
+            torch.from_numpy(tokens.astype(np.int64)),
             torch.from_numpy(features).float(),
             _if_any(audio.owners == 0),
             _if_any(video.owners == 0),
@@ -360,10 +362,14 @@ class ClipBatches:
     def _targets(self, rows: NDArray[np.int64]) -> Tensor:
         """float32 [n, N]: 1 for each class of a clip."""
         targets = torch.zeros(len(rows), len(self.classes))
-        labels = ((i, label) for i, row in enumerate(rows) for label in labels_of(self.mixture.labels[row]))
-        found = [(i, self.classes[label]) for i, label in labels if label in self.classes]
+        texts = (self.mixture.labels[row] for row in rows.tolist())
+        found = [(i, number) for i, text in enumerate(texts) for number in self._numbers(text)]
         targets[tuple(torch.tensor(found, dtype=torch.int64).view(-1, 2).T)] = 1.0
         return targets
+
+    def _class_numbers(self, text: str) -> list[int]:
+        """The classes of a clip with these labels."""
+        return [self.classes[label] for label in labels_of(text) if label in self.classes]
 
     def _mask(
         self,
@@ -378,16 +384,17 @@ class ClipBatches:
         They are too many to be drawn for clips of other processes, so each block of clips has a generator of
         its own. That of the first is the batch's own, which drew all masks up to version 0.1.
         """
+        # The share's clips are neighbours: of each block with some of them, those up to the last are drawn.
         model = self.preset.model
-        blocks = range(own[0] // MASK_BLOCK, own[-1] // MASK_BLOCK + 1) if len(own) else range(1)
+        start, stop = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
         masks = []
-        for block in blocks:
+        for begin in range(start - start % MASK_BLOCK, max(stop, 1), MASK_BLOCK):
+            block = begin // MASK_BLOCK
             source = generator if block == 0 else make_generator(*seed, "mask", block)
-            part = ratio[block * MASK_BLOCK : (block + 1) * MASK_BLOCK]
-            masks.append(
-                sample_token_mask(part, model.num_codebooks, frames, source, model.num_conditioning_codebooks)
-            )
-        return torch.cat(masks)[own - blocks[0] * MASK_BLOCK]
+            part = ratio[begin : min(stop, begin + MASK_BLOCK)]
+            codebooks = (model.num_codebooks, frames, source, model.num_conditioning_codebooks)
+            masks.append(sample_token_mask(part, *codebooks, first=max(start - begin, 0)))
+        return torch.cat(masks)
 
 
 def _if_any(padding: Tensor) -> Tensor | None:

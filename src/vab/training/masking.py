@@ -37,22 +37,24 @@ def sample_token_mask(
     frames: int,
     generator: torch.Generator,
     num_conditioning_codebooks: int = 0,
+    first: int = 0,
 ) -> Tensor:
     """True where a token is masked, bool [B,K,T]: each with probability ``ratio`` [B], independently.
 
-    The first ``num_conditioning_codebooks`` are never masked (eq. 3); one token of each clip always is.
+    The first ``num_conditioning_codebooks`` are never masked (eq. 3); one token of each clip always is. The
+    ``first`` clips are drawn, for the generator's sake, and left out: [B - first,K,T].
     """
     shape = (len(ratio), num_codebooks - num_conditioning_codebooks, frames)
-    uniform = torch.rand(shape, generator=generator, device=generator.device)
+    uniform = torch.rand(shape, generator=generator, device=generator.device)[first:]
 
     draws = uniform.flatten(1)
-    ratio = ratio.to(uniform.device)
+    ratio = ratio[first:].to(uniform.device)
     mask = draws < ratio[:, None]
 
     # A clip without masks has no loss: there the token with the lowest draw is masked.
     none = (draws.amin(1) >= ratio).nonzero()[:, 0]
     mask[none, draws[none].argmin(1)] = True
-    mask = mask.view(shape)
+    mask = mask.view(uniform.shape)
 
     # Put the conditioning codebooks in front: [B, K - n, T] -> [B, K, T]
     return torch.nn.functional.pad(mask, (0, 0, num_conditioning_codebooks, 0), value=False)
