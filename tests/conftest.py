@@ -41,6 +41,22 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def codec() -> Any:
+    """A real codec, tiny and with random weights; no test changes it."""
+    from helpers.extraction import small_codec
+
+    return small_codec()
+
+
+@pytest.fixture(scope="session")
+def vision() -> Any:
+    """The image encoder that ships with vab-tiny; no test changes it."""
+    from vab.vision import load_vision
+
+    return load_vision("efficientnet-lite0")
+
+
+@pytest.fixture(scope="session")
 def chromium_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A command that starts Chromium so that it hangs nothing but itself; its process id is in a file beside.
 

@@ -35,16 +35,6 @@ from vab.vision import RECIPES, VisionEncoder, load_vision
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return small_codec()
-
-
-@pytest.fixture(scope="module")
-def vision() -> VisionEncoder:
-    return load_vision("efficientnet-lite0")
-
-
-@pytest.fixture(scope="module")
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_synthetic(tmp_path_factory.mktemp("balls"), clips=6, seconds=SECONDS)
 

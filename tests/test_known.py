@@ -127,6 +127,18 @@ def test_fine_tuning_leaves_the_statistics(run: Path, latents: Path, tmp_path: P
     assert not (tmp_path / "model" / KNOWN).exists()
 
 
+def test_an_exported_classifier_has_them_once_its_run_has_ended(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    _, err = vab(capsys, "export", run, "-o", out)
+    assert err == "" and (out / KNOWN).read_bytes() == (run / KNOWN).read_bytes()
+    going = shutil.copytree(run, tmp_path / "going")
+    (going / KNOWN).unlink()  # not made yet
+    _, err = vab(capsys, "export", going, "-o", out)
+    assert "without known.safetensors" in err and not (out / KNOWN).exists()
+
+
 def test_a_clip_is_judged_by_all_of_its_windows(run: Path) -> None:
     finetuned = load_finetuned(run)
     one, other = torch.full((2, 8), 0.0), torch.full((2, 8), 4.0)

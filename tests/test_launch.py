@@ -179,6 +179,25 @@ def test_devices_that_contradict_the_launcher_are_refused(
         assert (code, out, err) == (2, "", message if rank == "0" else "")
 
 
+@pytest.mark.parametrize(
+    "verb",
+    ["embed IN -o OUT.npz", "classify IN", "evaluate ablation steps --store IN --run OUT"]
+    + [f"evaluate {kind} --store IN" for kind in ("retrieval", "classification")],
+)
+def test_what_is_not_shared_out_to_a_launchers_processes_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    variables = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    for rank in "01":
+        for name, value in (variables | {"RANK": rank, "LOCAL_RANK": rank}).items():
+            monkeypatch.setenv(name, value)
+        code, out, err = vab(capsys, *verb.split())
+        message = (
+            "vab: torchrun has started 2 processes, and each of them would do all of this: start one, with"
+        )
+        assert (code, out, err) == (2, "", f"{message} --devices 2\n" if rank == "0" else "")
+
+
 # --- how a step is computed
 
 

@@ -34,16 +34,6 @@ from vab.vision import RECIPES, TimmEncoder, VisionEncoder, load_vision
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return small_codec()
-
-
-@pytest.fixture(scope="module")
-def vision() -> VisionEncoder:
-    return load_vision("efficientnet-lite0")
-
-
-@pytest.fixture(scope="module")
 def balls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine short clips, one that is missing, and a sound alone."""
     manifest = write_synthetic(tmp_path_factory.mktemp("balls"), clips=9, seconds=1.0)

@@ -91,8 +91,12 @@ VERBS = {  # words: module, function, what it does
     "doctor": ("info", "doctor", "check the installation and say how to fix what is missing"),
 }
 ALIASES = {"index": "library"}  # the first word of verbs that were called otherwise up to version 0.1
-# Verbs that train: what torchrun or srun starts does one call together. Of others each process is a call.
-TOGETHER = ("pretrain", "finetune", "evaluate folds", "evaluate ablation")
+# Of what torchrun or srun starts one process speaks: verbs that train do one call together, and those that
+# would do all of it in each are refused (vab.utils.world.check_alone). Of others each process is a call.
+TOGETHER = (
+    *("pretrain", "finetune", "evaluate folds"),
+    *("embed", "classify", "evaluate retrieval", "evaluate classification", "evaluate ablation"),
+)
 INTERRUPTED = 130
 
 

@@ -12,6 +12,7 @@ from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.evaluate.ablation.tables import ABLATIONS
 from vab.presets import Speed
+from vab.utils.world import check_alone
 
 
 def ablation(
@@ -76,6 +77,7 @@ def ablation(
         devices: number of GPUs to train and generate on, or of processes on a CPU.
         json: print one JSON document to standard output.
     """
+    check_alone()
     from vab.evaluate.ablation import report
     from vab.evaluate.ablation.run import AblationSettings, ablate
 
@@ -106,7 +108,7 @@ def ablation(
     written = report.write(result, run, log)
     for path in written:
         log(str(path))
-    print_result(result.document(), report.as_markdown(result), json, together=True)
+    print_result(result.document(), report.as_markdown(result), json)
     absent = {name: reason for each in result.outcomes for name, reason in each.absent.items()}
     for name, reason in absent.items():
         log(f"not measured with {name}: {reason}")

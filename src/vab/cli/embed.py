@@ -13,6 +13,7 @@ import tyro
 from vab.cli.options import Device, Devices, Files, Model, Precision, WeightsPath
 from vab.cli.output import log, print_result, table
 from vab.errors import SettingError
+from vab.utils.world import check_alone
 
 if TYPE_CHECKING:
     from vab.inference.embedder import Embedder
@@ -69,6 +70,7 @@ def embed(
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output.
     """
+    check_alone()
     if out.suffix not in (".npz", ".parquet"):
         raise SettingError(f"{out}: embeddings are written as .npz or .parquet")
     if not out.parent.is_dir():
@@ -143,6 +145,7 @@ def classify(
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output, with every label.
     """
+    check_alone()
     if k < 1:
         raise SettingError("-k must be 1 or more")
     files, failed = _files(inputs)

@@ -20,6 +20,7 @@ from vab.evaluate.paper import (
     Inputs,
     RetrievalBenchmark,
 )
+from vab.utils.world import check_alone
 
 if TYPE_CHECKING:
     from vab.evaluate.predictions import Predictions
@@ -81,6 +82,7 @@ def retrieval(
         return _retrieval(found, embeddings, benchmark, ids, block, json)
     if store is None or embeddings is not None:
         raise SettingError("what to measure: --embeddings FILE, or --store STORE with --model DIR")
+    check_alone()
     from vab.evaluate.embedding import Measured, embed_store_on
     from vab.models.hub import find_model
     from vab.utils.device import pick_precision
@@ -140,6 +142,7 @@ def classification(
         return _classification(found, predictions, benchmark, short, ids, json)
     if store is None or predictions is not None:
         raise SettingError("what to measure: --predictions FILE, or --store STORE with --model DIR")
+    check_alone()
     from vab.evaluate.embedding import Measured, classify_store_on
     from vab.evaluate.predictions import Predictions
     from vab.models.heads import finetuned_folders

@@ -209,7 +209,8 @@ def export(
     """Write the model of one of a run's checkpoints, also while the run goes on.
 
     The folder is a model directory, with averaged weights if the run has them: for vab generate --model,
-    vab finetune --init, vab evaluate. Its record.json says which step it is.
+    vab finetune --init, vab evaluate. Its record.json says which step it is. A classifier of pictures gets
+    its known.safetensors when the run ends, not before.
 
     Args:
         run: the folder of the run.
@@ -217,10 +218,14 @@ def export(
         out: the folder to write. Default: RUN/exported/STEP.
         json: print one JSON document to standard output.
     """
+    from vab.models.hub import KNOWN, read_config
     from vab.training.checkpoint import export_checkpoint
 
     if step not in ("best", "last") and not step.isdecimal():
         raise SettingError(f"--step is a number, best or last, not {step!r}")
     folder, number = export_checkpoint(run, int(step) if step.isdecimal() else step, out)
+    learned = read_config(folder).train
+    if learned.objective == "classification" and "video" in learned.inputs and not (folder / KNOWN).is_file():
+        log(f"{folder}: without {KNOWN}, by which it tells what it does not know: made when the run ends")
     print_result({"model": str(folder), "step": number}, f"{folder}: the model of step {number}", json)
     return 0

@@ -269,6 +269,9 @@ def export_checkpoint(run: Path, step: int | str, out: Path | None = None) -> tu
     save_tensors(folder / MODEL, weights)
     write_json(folder / CONFIG, asdict(preset))
     write_json(folder / "record.json", record)
+    (folder / KNOWN).unlink(missing_ok=True)  # of another classifier
+    if not record["goes_on"] and (run / KNOWN).is_file():  # made from the store, at the run's end
+        write_whole(folder / KNOWN, (run / KNOWN).read_bytes())
     return folder, number
 
 

@@ -58,6 +58,16 @@ class World:
         return self
 
 
+def check_alone() -> None:
+    """``SettingError`` where torchrun or srun has started several processes that would all do the same."""
+    world = World.from_environment()
+    if world.size > 1:
+        started = f"{world.launcher or 'the environment'} has started {world.size} processes"
+        raise SettingError(
+            f"{started}, and each of them would do all of this: start one, with --devices {world.local_size}"
+        )
+
+
 def _numbers(environment: Mapping[str, str], *names: str) -> list[int]:
     """The whole numbers that variables hold; the rank 0, or the number 1, of one that is not there."""
     texts = [environment.get(name, "0" if name.endswith("RANK") else "1") for name in names]
