@@ -21,8 +21,8 @@ from vab.inference.splice import original_of
 from vab.media import tags
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
-from vab.media.filters import resampled
-from vab.media.loudness import Level, limited, measure, to_loudness
+from vab.media.filters import filter_frames, resampled
+from vab.media.loudness import Level, interpolated_peak, limited, measure, to_loudness
 from vab.media.reader import read_audio, write_wav
 from vab.media.write import FORMATS, write_audio
 
@@ -88,6 +88,26 @@ def test_loudness_is_reached_and_peaks_are_not_passed(kind: str, target: float |
         assert found.loudness < target - 1
     else:
         assert found.loudness == pytest.approx(target, abs=0.2)
+
+
+def test_the_true_peak_has_all_decimals_of_the_meter() -> None:
+    rng = np.random.default_rng(0)
+    asked = 0
+    for rate in (8000, 16_000, 48_000, 96_000, 44_100):
+        for n in range(40):
+            wave = rng.standard_normal((1 + n % 2, int(rng.integers(1, 4000)))).astype(np.float32)
+            wave *= np.exp(-np.arange(wave.shape[1]) / rng.uniform(1, 4000)).astype(np.float32)[:: (-1) ** n]
+            peak = float(np.abs(wave).max())
+            chain = (("volume", f"{1 / peak:.9g}"), ("apad", f"pad_len={rate // 5}"))
+            told = [
+                x.metadata for x in filter_frames(wave, rate, *chain, ("ebur128", "metadata=1:peak=true"))
+            ]
+            meter = float([values for values in told if values][-1]["lavfi.r128.true_peak"])
+            found = interpolated_peak(wave / np.float32(peak), rate)
+            asked += found is None
+            assert found in (None, meter)
+            assert measure(wave, rate).true_peak == 20 * float(np.log10(meter)) + 20 * float(np.log10(peak))
+    assert 40 < asked < 60  # each of the rate that does not divide the meter's, and few others
 
 
 def test_silence_stays_silence_and_short_sounds_go_by_their_peak() -> None:
