@@ -37,7 +37,7 @@ from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.loudness import measure
 from vab.media.reader import probe, read_audio, write_wav
-from vab.studio import uploads
+from vab.studio import takes, uploads
 from vab.studio.library_view import LibraryView
 from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, UserError
 from vab.studio.service import StudioService
@@ -159,6 +159,25 @@ def test_a_take_is_the_sound_that_generate_makes(maker: TakeMaker, clip: Clip, t
     assert len({take.id for take in two}) == 2
     take.remove()
     assert not [path for path in (take.video, take.sound, take.mel) if path.exists()]
+
+
+def test_a_clip_is_looked_at_once(
+    clip: Clip, take: Take, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = TakeMaker(VABPipeline.from_pretrained(model, device="cpu"))
+    maker.warm_up()
+    known = maker.look(clip)
+    assert known is None  # this model cannot tell
+    settings = maker.pipeline.config.decode
+    monkeypatch.setattr(maker.pipeline, "vision", None)  # to look again would fail
+    monkeypatch.setattr(takes, "MAX_LOOKED_AT", 1)
+    made = next(maker.new(clip, 1, 0, settings))
+    assert np.array_equal(made.waveform, take.waveform) and made.score == take.score
+    assert made.timings["decode_video"] == made.timings["features"] == 0
+    again = maker.redo(clip, made, (0.0, 1.0), True, 5, settings)
+    assert np.array_equal(again.waveform[16000:], made.waveform[16000:])
+    longer = maker.extend(clip, made, 1.0, 5, settings)
+    assert longer.seconds == 4.0
 
 
 @pytest.mark.parametrize("span", [(1.0, 2.0), (0.0, 0.517), (2.4999, 9.0)])
@@ -545,7 +564,7 @@ def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -
     assert me.post("/do/close", json=good).status_code == 404
     assert me.post("/do/own").json()["error"] == "This clip came without sound."
     assert me.post("/do/place", json={"row": 3, "start": 0}).status_code == 409
-    assert me.get("/state").json()["jobs"] == {}
+    assert set(me.get("/state").json()["jobs"]) == {"look"}
 
 
 def test_a_disk_without_room_for_an_upload_is_a_sentence(

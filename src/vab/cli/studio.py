@@ -73,5 +73,7 @@ def studio(
     url = address(host, socket, link)
     print_result({"link": url}, url, json)
     log(f"serving until Ctrl-C, in {pipeline.chosen.precision}")
-    serve(make_app(StudioService(TakeMaker(pipeline), view), model or BUNDLED, host in LOCAL, link), socket)
+    service = StudioService(TakeMaker(pipeline), view)
+    service.warm_up()
+    serve(make_app(service, model or BUNDLED, host in LOCAL, link), socket)
     return 0

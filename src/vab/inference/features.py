@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from itertools import islice, repeat
 from typing import Self
@@ -34,21 +34,26 @@ class FeatureReader:
     features are those of ``vision.encode`` over all frames, bit for bit.
 
     Adds the seconds that were waited for frames to ``timings`` as ``decode_video``, those of the encoder as
-    ``features``. The thread ends with ``close``, or a ``with`` block.
+    ``features``. The thread ends with ``close``, or a ``with`` block. If ``features`` [F,dim] of the file are
+    given, nothing is read.
     """
 
     def __init__(
-        self, file: MediaFile, vision: VisionEncoder, fps: float, seed: int, timings: dict[str, float]
+        self,
+        file: MediaFile,
+        vision: VisionEncoder,
+        fps: float,
+        seed: int,
+        timings: dict[str, float],
+        features: Tensor | None = None,
     ) -> None:
+        self._file = file
         self._vision = vision
+        self._fps = fps
         self._timings = timings
-        self._rows: list[Tensor] = []  # [dim] each
-        if file.is_image:
-            frames = _moving(file, num_video_frames(IMAGE_SECONDS, fps), seed, vision.decode_size)
-        else:
-            frames = _not_too_long(file, file.frames(fps, size=vision.decode_size))
-        self._batches = _cropped_ahead(frames, vision, fps)
-        self._is_whole = False
+        self._rows: list[Tensor] = [] if features is None else list(features)  # [dim] each
+        self._batches = _cropped_ahead(file, vision, fps, seed)
+        self._is_whole = features is not None
         timings |= {"decode_video": 0.0, "features": 0.0}
 
     def __enter__(self) -> Self:
@@ -60,6 +65,20 @@ class FeatureReader:
     def close(self) -> None:
         """End the thread."""
         self._batches.close()
+
+    def begin(self, window: int, report: Callable[[int, int], None]) -> MediaInfo:
+        """Encode the first ``window`` frames of a long video, all of any other; the facts of the file.
+
+        To know how long a video is before it was decoded takes another pass over its packets. That pays where
+        sound can be made meanwhile; of a raw stream only decoding tells. ``report`` is told how many frames
+        are encoded, and of how many. ``MediaError`` for a file that cannot be read.
+        """
+        is_long = self._file.nominal_seconds > READ_AHEAD_SECONDS and self._file.tells_length
+        info = self._file.info if is_long else None
+        count = window if is_long else math.inf
+        expected = min(count, num_video_frames(self._file.nominal_seconds or IMAGE_SECONDS, self._fps))
+        self.read(count, lambda done: report(done, max(done, round(expected))))
+        return info or self._file.info
 
     @torch.no_grad()
     def read(self, count: float, report: Callable[[int], None] = lambda done: None) -> None:
@@ -107,8 +126,14 @@ def sound_length(info: MediaInfo) -> int:
     return length
 
 
-def _cropped_ahead(frames: Iterator[np.ndarray], vision: VisionEncoder, fps: float) -> Iterator[list[Tensor]]:
+def _cropped_ahead(
+    file: MediaFile, vision: VisionEncoder, fps: float, seed: int
+) -> Generator[list[Tensor], None, None]:
     """What the encoder sees of the frames, for one pass after another; a thread is some passes ahead."""
+    if file.is_image:
+        frames = _moving(file, num_video_frames(IMAGE_SECONDS, fps), seed, vision.decode_size)
+    else:
+        frames = _not_too_long(file, file.frames(fps, size=vision.decode_size))
     size = vision.default_batch_size
     depth = -(-round(READ_AHEAD_SECONDS * fps) // size)
 

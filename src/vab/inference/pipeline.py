@@ -451,6 +451,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         decode: DecodeConfig | None = None,
         keep: Sequence[float] | Sequence[Span] = (),
         sound: np.ndarray | None = None,
+        features: Tensor | None = None,
         seconds: float | None = None,
         finish: Finish = DEFAULT_FINISH,
         progress: StageProgress | None = None,
@@ -459,7 +460,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         The file is read once, and the first sound's timings hold that. A ``MediaFile`` stays open for the
         caller, and knows its packet times afterwards. ``sound`` [S]: the audio that ``keep`` and
-        ``finish.mix`` refer to, in place of the file's own. ``seconds`` as there.
+        ``finish.mix`` refer to, in place of the file's own. ``features``: those of :meth:`look_at`, where the
+        file was looked at before. ``seconds`` as there.
         """
         report = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}
@@ -477,27 +479,19 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         with (
             as_media_file(source, fps) as file,
-            FeatureReader(file, self.vision, config.fps, seed, timings) as picture,
+            FeatureReader(file, self.vision, config.fps, seed, timings, features) as picture,
         ):
             # 1. Refuse what the header shows to be unusable, before anything is decoded.
             if file.kind == "audio" or file.nominal_seconds > MAX_VIDEO_SECONDS:
                 sound_length(file.info)
 
-            # 2. How long the sound is. The features of a window are made when its turn comes; all of them at
-            # once only where nothing else tells how long the video is.
-            early = config.video_length if file.tells_length else math.inf
-            expected = min(early, num_video_frames(file.nominal_seconds or IMAGE_SECONDS, config.fps))
-            look = partial(picture.read, early, lambda done: report("features", done, max(done, expected)))
-            if not file.tells_length:
-                look()
-            info = file.info
+            # 2. How long the sound is, and what the first window needs of the picture.
+            info = picture.begin(config.video_length, partial(report, "features"))
             length = sound_length(info) if seconds is None else max(1, round(seconds * SAMPLE_RATE))
             if seconds is None:
                 seconds = IMAGE_SECONDS if info.kind == "image" else info.seconds
             num_frames = padded_length(samples_to_frames(length), config)  # T
             num_video = num_video_frames(num_frames / FRAME_RATE, config.fps)
-            features = picture.rows
-            look()
 
             # 3. Tokens [K,T] of the audio that is kept, and where they are known [K,T].
             heard: AudioSource = partial(read_original, file)
@@ -519,14 +513,16 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 with timed(timings, "sampling"), products(self.chosen.precision):
                     generators = [noise(seed, number, n) for n in range(decode.num_candidates)]
                     part = partial(report_part, partial(report, "sampling"), number, samples)
-                    result = self._coarse(tokens, known, features, decode, generators, progress=part)
+                    result = self._coarse(tokens, known, picture.rows, decode, generators, progress=part)
 
                 # 5. The second stage, if there is one, adds the finer codebooks.
                 if self.fine is not None:
                     with timed(timings, "refining"), products(self.chosen.precision):
                         generator = noise(seed, number, 0, stage=1)
                         part = partial(report_part, partial(report, "refining"), number, samples)
-                        result = self.fine.refine(result, tokens, known, features, generator, progress=part)
+                        result = self.fine.refine(
+                            result, tokens, known, picture.rows, generator, progress=part
+                        )
 
                 # 6. Tokens -> waveform [S], as the model has it; the kept audio goes back in as it was heard.
                 with timed(timings, "codec"):
@@ -551,7 +547,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     finished.gain,
                     dict(timings),
                     result,
-                    features(0, num_video),
+                    picture.rows(0, num_video),
                     made_with(self.name, self.fingerprint, seed, number, decode, spans, finish)
                     | self.chosen.document()
                     | {"gain_db": finished.gain},
@@ -559,6 +555,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     judged,
                 )
                 timings.clear()
+
+    def look_at(self, source: Source | MediaFile, *, seed: int = 0) -> Tensor:
+        """The image features [F,dim] of a file, for :meth:`generate_many`; of an image those of one seed."""
+        with (
+            as_media_file(source) as file,
+            FeatureReader(file, self.vision, self.config.model.fps, seed, {}) as picture,
+        ):
+            return picture.all()
 
     def _coarse(
         self,

@@ -69,25 +69,26 @@ class StudioService:
             "clear": self.clear,
         }
 
+    def warm_up(self) -> None:
+        """Let the first thing that is done be a take that nobody sees."""
+        self.queue.add(Job("warm", lambda _: self.maker.warm_up()))
+
     def close(self) -> None:
         """End the work and remove all files."""
         self.queue.close()
         self.sessions.close()
 
     def look(self, session: Session, clip: Clip) -> None:
-        """Find out whether the model knows what a new clip shows; ``answers["known"]`` holds it then.
+        """Look at a new clip before a take is asked for.
 
-        Does nothing with a model that cannot tell.
+        ``answers["known"]`` then says whether the model knows what it shows, if the model can tell.
         """
-        pipeline = self.maker.pipeline
-        if pipeline.finetuned.known is None:
-            return
 
         def work(progress: StageProgress) -> None:
             progress("looking", 0, 1)
-            _, result = next(pipeline.embedder.classify_files([clip.source], "video"))
-            if not isinstance(result, str) and result.known is not None:
-                _set_answer(session, clip, "known", result.known.document(), progress)
+            known = self.maker.look(clip)
+            if known is not None:
+                _set_answer(session, clip, "known", known.document(), progress)
 
         with suppress(UserError):  # another clip has come meanwhile, which is looked at in its turn
             self._start(session, clip, "look", work)

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vab.config import SAMPLE_RATE, DecodeConfig
 from vab.errors import SettingError
@@ -28,11 +30,13 @@ from vab.inference.splice import Span, original_in_memory
 from vab.media.file import MediaFile
 from vab.media.reader import as_media_file
 from vab.models.hub import ModelError
+from vab.models.known import Known
 from vab.studio.uploads import MAX_VIDEO_SECONDS, PHOTO_FPS, Clip, write_picture
 from vab.utils.progress import StageProgress
 
 MAX_NEW_TAKES = 4  # of one request
 SAID_OF_EDITS = ("generated", "version", "model", "fingerprint", "precision", "bfloat16_gain")  # in their tag
+MAX_LOOKED_AT = 50  # videos whose features are kept, at most 60 s of each
 WHOLE: Span = (0.0, math.inf)
 
 
@@ -87,13 +91,47 @@ class TakeMaker:
 
     def __init__(self, pipeline: VABPipeline) -> None:
         self.pipeline = pipeline
+        self._features: dict[Path, Tensor] = {}  # [F,dim] of the videos that were looked at last
+
+    def warm_up(self) -> None:
+        """Make a take of nothing, so that the first visitor does not wait for what is loaded on first use."""
+        once = self._one_step()
+        if not once.num_steps:  # FoleyGen has no steps to leave out
+            return
+        with TemporaryDirectory(prefix="vab-warm-") as name:
+            clip = Clip(Path(name), "video", 1.0, 64, 64, False)
+            write_picture(MediaFile(np.zeros((2, 64, 64, 3), np.uint8), fps=2), clip.picture, 1.0, 2.0)
+            next(self.new(clip, 1, 0, once))
+
+    def look(self, clip: Clip) -> Known | None:
+        """Look at a clip before a take is asked for; whether the model knows what it shows.
+
+        None if the model cannot tell. The features of a video are kept for its takes, as long as few others
+        have come since. A photo's depend on the seed of a take.
+        """
+        features = self.pipeline.look_at(clip.source)
+        if clip.kind == "video":
+            self._features[clip.source] = features
+            while len(self._features) > MAX_LOOKED_AT:
+                del self._features[next(iter(self._features))]
+        return self.pipeline.embedder.known(features)
+
+    def _one_step(self) -> DecodeConfig:
+        return DecodeConfig(num_steps=min(1, self.pipeline.config.decode.num_steps))
 
     def new(
         self, clip: Clip, count: int, seed: int, decode: DecodeConfig, progress: StageProgress | None = None
     ) -> Iterator[Take]:
         """Yield ``count`` takes for a clip, the same sounds that ``vab generate`` makes for its video."""
         with MediaFile(clip.source) as source:
-            sounds = self.pipeline.generate_many(source, count, seed=seed, decode=decode, progress=progress)
+            sounds = self.pipeline.generate_many(
+                source,
+                count,
+                seed=seed,
+                decode=decode,
+                features=self._features.get(clip.source),
+                progress=progress,
+            )
             for number, audio in enumerate(sounds):
                 title = f"Seed {seed}" + (f", sound {number + 1}" if number else "")
                 yield self._take(clip, source, audio, title, progress)
@@ -157,8 +195,8 @@ class TakeMaker:
 
         Its level stays as it is.
         """
-        once = DecodeConfig(num_steps=min(1, self.pipeline.config.decode.num_steps))  # every token is known
         with MediaFile(clip.source) as source:
+            once = self._one_step()  # every token is known
             audio = self._generate_keeping(source, sound, [WHOLE], clip.seconds, 0, once, progress)
             audio = replace(audio, waveform=audio.raw, gain_db=0.0, made_with={})
             return self._take(clip, source, audio, title, progress, own=True)
@@ -205,6 +243,7 @@ class TakeMaker:
                 decode=decode,
                 keep=keep,
                 sound=sound,
+                features=self._features.get(source.path),
                 seconds=seconds,
                 finish=Finish(loudness=None),
                 progress=progress,
