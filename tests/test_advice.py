@@ -29,7 +29,7 @@ NEVER_SHOWN = [
     ("vab.media.muxing.mux", set(VERBS) - {"generate"}, "only vab generate shows the notes on a film"),
     (
         "vab.evaluate.backbones.weights",
-        {"doctor", "pretrain", "finetune contrastive", "finetune classify"},
+        {"doctor", "pretrain", "finetune contrastive", "finetune classify", "finetune distill"},
         "what is not there is not measured",
     ),
     ("vab.utils.shares", {"evaluate ablation"}, "it takes all, and only its devices share"),

@@ -71,6 +71,7 @@ def test_every_verb_explains_itself_and_knows_json(capsys: pytest.CaptureFixture
     presets = {
         "pretrain": ["vab-tiny"],
         "finetune contrastive": ["vab-tiny-contrastive"],
+        "finetune distill": ["vab-tiny-student"],
         "finetune classify": ["vab-tiny-classes"],
         "evaluate folds": ["vab-tiny-classes"],
     }

@@ -103,8 +103,8 @@ class TrainConfig:
     cond_drop_prob: float = 0.1  # chance that all video features are dropped, for guidance (B.3)
     pair_by_label: bool = False  # draw the video from any clip of the same label
     class_balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
-    # eq. 1, FoleyGen (appendix E), eq. 4, section 3.5
-    objective: Literal["masked", "causal", "contrastive", "classification"] = "masked"
+    # eq. 1, FoleyGen (appendix E), eq. 4, section 3.5, vab.sampling.student
+    objective: Literal["masked", "causal", "contrastive", "classification", "distillation"] = "masked"
     inputs: tuple[Literal["audio", "video", "both"], ...] = ("both",)  # what a classifier is trained on
     loss: Literal["bce", "ce"] = "bce"  # of a classifier
     freeze_trunk: bool = False  # only the classifier's head learns (linear probe, Table 6)

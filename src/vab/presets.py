@@ -81,10 +81,36 @@ _TINY_CONTRASTIVE = TrainConfig(
     ema=0.99,
     save_every=250,
 )
+# A student: whole windows of nothing but masks, as it generates. The teacher's weights are a good start.
+_STUDENT = TrainConfig(
+    objective="distillation",
+    learning_rate=5e-5,
+    warmup_steps=1000,
+    epochs=1.0,
+    mask_min=1.0,
+    mixup_prob=0.0,
+    roll_prob=0.0,
+    cond_drop_prob=0.0,
+    ema=0.999,
+)
+_TINY_STUDENT = replace(
+    _STUDENT,
+    optimizer="muon",
+    learning_rate=1e-3,
+    warmup_steps=20,
+    batch_size=16,
+    crop_seconds=2.0,
+    pair_by_label=True,
+    class_balanced=True,
+    ema=0.99,
+    max_steps=1200,
+    save_every=100,
+)
 
 # Decoding (appendices D and E). That of EnCodec is the default.
 _DAC_DECODE = DecodeConfig(mask_temperature=10.5)
 _TINY_DECODE = DecodeConfig(guidance_scale=4.0, mask_temperature=4.5)
+_STUDENT_S = {"num_steps": 4, "guidance_scale": 1.0}  # which it has learned to do with
 _FOLEYGEN_DECODE = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
 
 # The paper's words for each column of Table 8; a pair is VAB-EnCodec / VAB-DAC.
@@ -212,8 +238,27 @@ _OTHERS = (
         replace(_TINY_CONTRASTIVE, objective="classification", inputs=("audio", "video", "both"), loss="ce"),
     ),
 )
+_STUDENTS = (
+    *(
+        Preset(
+            f"{base.name}-student",
+            f"{base.name} in a few steps without guidance",
+            base.model,
+            _STUDENT,
+            replace(base.decode, **_STUDENT_S),
+        )
+        for base in _PRETRAINED[:2]
+    ),
+    Preset(
+        "vab-tiny-student",
+        "vab-tiny in a few steps without guidance",
+        _TINY,
+        _TINY_STUDENT,
+        replace(_TINY_DECODE, **_STUDENT_S),
+    ),
+)
 
-PRESETS: dict[str, Preset] = {one.name: one for one in (*_PRETRAINED, *_finetuned(), *_OTHERS)}
+PRESETS: dict[str, Preset] = {one.name: one for one in (*_PRETRAINED, *_finetuned(), *_OTHERS, *_STUDENTS)}
 
 
 def table_8(name: str) -> dict[str, str]:
@@ -320,7 +365,7 @@ def paper_says(name: str) -> dict[str, str]:
 
 
 def _is_paper_s(name: str) -> bool:
-    return name.startswith(("vab-encodec", "vab-dac"))
+    return name.startswith(("vab-encodec", "vab-dac")) and not name.endswith("-student")
 
 
 Speed = Literal["paper", "fast"]

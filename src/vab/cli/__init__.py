@@ -47,6 +47,7 @@ VERBS = {  # words: module, function, what it does
     "store merge": ("store", "merge", "bring the clips of several stores into one"),
     "pretrain": ("train", "pretrain", "train by masked audio token prediction"),
     "finetune contrastive": ("train", "contrastive", "align audio and video in one embedding space"),
+    "finetune distill": ("train", "distill", "make a student that generates in few steps"),
     "finetune classify": (
         "train",
         "classify",

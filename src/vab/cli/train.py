@@ -79,6 +79,7 @@ VERB_OF = {
     "causal": "pretrain",
     "contrastive": "finetune contrastive",
     "classification": "finetune classify",
+    "distillation": "finetune distill",
 }
 
 
@@ -128,10 +129,12 @@ if TYPE_CHECKING:
     Pretraining = Run
     Contrasting = Run
     Classifying = Run
+    Distilling = Run
 else:
     Pretraining = _runs("masked", "causal")
     Contrasting = _runs("contrastive")
     Classifying = _runs("classification")
+    Distilling = _runs("distillation")
 
 
 def pretrain(chosen: Annotated[Pretraining, tyro.conf.arg(name="")]) -> int:
@@ -161,6 +164,19 @@ def classify(chosen: Annotated[Classifying, tyro.conf.arg(name="")]) -> int:
     gets known.safetensors, from the pictures of the splits train and dev: by it the model says of a picture
     that it may not know it.
     """
+    return _train(chosen)
+
+
+def distill(chosen: Annotated[Distilling, tyro.conf.arg(name="")]) -> int:
+    """Train a student that generates in few steps, without guidance, what its teacher makes in many.
+
+    vab finetune distill PRESET --store STORE --out DIR --init MODEL: MODEL, a VAB of the preset's size, is
+    the teacher, with its own guidance, and the student's first weights; it stays as it is. --decode.num-steps
+    says for how many steps the student is made: 4, or 2, or 1. The run's folder is a model like any other,
+    for vab generate --model. A run that goes on needs the same --init.
+    """
+    if chosen.init is None:
+        raise SettingError("a student needs a teacher: name a model with --init")
     return _train(chosen)
 
 

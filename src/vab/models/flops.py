@@ -49,6 +49,10 @@ def training_flops(preset: Preset, num_video: int, num_audio: int) -> float:
     if train.objective == "causal":
         return 3 * pass_flops(config, num_video, num_audio + config.num_codebooks - 1)
 
+    # A student, and both halves of its teacher's guidance.
+    if train.objective == "distillation":
+        return (3 + 2) * pass_flops(config, num_video, num_audio)
+
     # 2. Fine-tuning: the first layers, once for each way in.
     ways = {"audio": (0, num_audio), "video": (num_video, 0), "both": (num_video, num_audio)}
     inputs = ("audio", "video") if train.objective == "contrastive" else train.inputs

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vab.config import Compute, Preset
+from vab.models.hub import FOLDERS
 from vab.models.vab import parameter_counts
 
 CARDS = (24, 40, 80)  # GB of common GPUs
@@ -43,7 +44,7 @@ def training_memory(preset: Preset, compute: Compute) -> Memory:
     counts = parameter_counts(model)
 
     # 1. The network. Fine-tuning has the first layers only; a frozen trunk has no gradient.
-    generates = train.objective in ("masked", "causal")
+    generates = train.objective not in FOLDERS
     head = model.hidden_dim * len(preset.classes)
     size = counts["total_parameters"] if generates else counts["expert_parameters"] + head
     learned = head if train.freeze_trunk else size
@@ -71,8 +72,9 @@ def training_memory(preset: Preset, compute: Compute) -> Memory:
     if generates:
         share = 1.0 if train.objective == "causal" else (train.mask_min + train.mask_max) / 2
         activations += clips * model.num_predicted_codebooks * audio * model.codebook_size * (4 + 12 * share)
+    teacher = size if train.objective == "distillation" else 0
     return Memory(
-        weights=4 * size + (2 * size * passes if half else 0),
+        weights=4 * (size + teacher) + (2 * size * passes if half else 0),
         gradients=(8 if devices > 1 else 4) * learned,  # DDP sends copies of them
         optimizer=8 * learned,
         ema=4 * learned if train.ema else 0,

@@ -48,6 +48,7 @@ class Batch:
     targets: Tensor  # float32 [B, N]: share of each class in the clip's own frames (after mixup)
     drop_features: Tensor  # bool [B]: train this clip without video
     mask: Tensor  # bool [B, K, T]: the tokens to predict
+    seeds: Tensor  # int64 [B]: of each clip's own noise, for an objective that draws more
 
     @property
     def has_video(self) -> Tensor:
@@ -262,6 +263,7 @@ class ClipBatches:
             targets,
             drop[own],
             mask,
+            self._seeds(config.seed, "step", step)[own],
         )
 
     def dev_batches(self, limit: int = MAX_DEV_CLIPS) -> list[NDArray[np.int64]]:
@@ -291,6 +293,7 @@ class ClipBatches:
             self._targets(rows[own]),
             torch.zeros(len(own), dtype=torch.bool),
             self._mask(own, ratio, tokens.shape[2], generator, *seed),
+            self._seeds(*seed)[own],
         )
 
     @cached_property
@@ -370,6 +373,11 @@ class ClipBatches:
     def _class_numbers(self, text: str) -> list[int]:
         """The classes of a clip with these labels."""
         return [self.classes[label] for label in labels_of(text) if label in self.classes]
+
+    def _seeds(self, *seed: int | str) -> Tensor:
+        """int64 [B]: a number for each clip of a batch, by a generator of its own."""
+        size = (self.preset.train.batch_size,)
+        return torch.randint(1 << 62, size, generator=make_generator(*seed, "noise"))
 
     def _mask(
         self,

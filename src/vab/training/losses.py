@@ -1,4 +1,4 @@
-"""Losses as pure functions: masked prediction, contrastive, classification (eq. 1, 3, 4, section 3.5)."""
+"""Losses as pure functions: masked prediction, distillation, contrast, classes (eq. 1, 3, 4, section 3.5)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,20 @@ def masked_prediction(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: 
     chosen = logits[mask].float()
     loss = functional.cross_entropy(chosen, targets[mask], label_smoothing=smoothing, reduction="sum")
     return loss / max(1, len(chosen))
+
+
+def divergence(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Half of KL(p||q) + KL(q||p) at each place, of q = softmax(logits) and p = softmax(target) (Jeffreys).
+
+    logits and target [B,Kp,T,V], mask bool [B,Kp,T] -> [B]: the mean over a clip's places where ``mask`` is
+    True, 0 if there are none. No gradient goes to the target.
+    """
+    clip = mask.nonzero()[:, 0]  # [n]
+    log_q = logits[mask].float().log_softmax(-1)
+    log_p = target[mask].detach().float().log_softmax(-1)
+    each = ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1) / 2
+    sums = each.new_zeros(len(mask)).index_add(0, clip, each)
+    return sums / mask.flatten(1).sum(1).clamp(min=1)
 
 
 def contrastive(

@@ -1,4 +1,7 @@
-"""The objectives of training: for each its network and one step of its loss (eq. 1, 4, section 3.5)."""
+"""The objectives of training: for each its network and one step of its loss (eq. 1, 4, section 3.5).
+
+That of a student that needs few steps is in ``vab.sampling.student``.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from torch import Tensor, nn
 from vab.config import Preset
 from vab.models.foleygen import build_network
 from vab.models.heads import Classifier, Contrastive
+from vab.sampling.student import Student, states
 from vab.training.batches import Batch
-from vab.training.losses import classification, contrastive, masked_prediction
+from vab.training.losses import classification, contrastive, divergence, masked_prediction
 from vab.training.masking import apply_mask
 
 
@@ -35,6 +39,8 @@ def build(preset: Preset, codebook_vectors: Tensor | None = None) -> nn.Module:
         return build_network(preset, codebook_vectors)
     if preset.train.objective == "contrastive":
         return Contrastive(preset.model, codebook_vectors)
+    if preset.train.objective == "distillation":
+        return Student(preset.model, codebook_vectors)
     network = Classifier(preset.model, len(preset.classes), codebook_vectors)
 
     # A classifier of one modality leaves the other one's experts without a gradient, which DDP refuses.
@@ -128,11 +134,40 @@ def classification_step(network: nn.Module, batch: Batch, preset: Preset) -> Los
     return LossOutput(loss / weight.clamp(min=1), weight, lambda: metrics)
 
 
+def distillation_step(network: nn.Module, batch: Batch, preset: Preset) -> LossOutput:
+    """A student's steps corrected by its teacher (``vab.sampling.student``). Every clip counts alike.
+
+    q, the student's distribution before one of its steps, is to be p, the teacher's guided distribution for
+    the same tokens once it is shown some of what that step decides. Metric: their overlap, the sum over all
+    tokens of min(p, q).
+    """
+    student = next(module for module in network.modules() if isinstance(module, Student))
+    # 1. The clips at one of the steps, and the teacher's distribution with more of them.
+    noise = [torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()]
+    model = preset.model
+    before, shown = states(batch.tokens, ~batch.mask, model.codebook_size, preset.decode.num_steps, noise)
+    target = student.teacher_logits(shown, batch.features, batch.drop_features)
+
+    # 2. The student's, with less: [B,Kp,T,V]. What the teacher is shown has no target.
+    logits = network(before, batch.features, drop_features=batch.drop_features)
+    mask = (shown == model.codebook_size)[:, model.num_conditioning_codebooks :]
+    each = divergence(logits, target, mask)  # [B]
+    weight = mask.flatten(1).any(1).sum().float()
+
+    @torch.no_grad()
+    def metrics() -> dict[str, Tensor]:
+        overlap = torch.minimum(logits[mask].float().softmax(-1), target[mask].softmax(-1)).sum()
+        return {"overlap": torch.stack([overlap, mask.sum().float()])}
+
+    return LossOutput(each.sum() / weight.clamp(min=1), weight, metrics)
+
+
 OBJECTIVES: dict[str, Objective] = {
     "masked": masked_prediction_step,
     "causal": next_token_step,
     "contrastive": contrastive_step,
     "classification": classification_step,
+    "distillation": distillation_step,
 }
 
 

@@ -25,6 +25,7 @@ from vab.models.flops import training_flops
 from vab.models.heads import Classifier, start_from
 from vab.models.hub import CONFIG, KNOWN, MODEL
 from vab.models.vab import VAB
+from vab.sampling.student import Student
 from vab.training.batches import Batch, ClipBatches
 from vab.training.checkpoint import BEST, KEPT, resume, save_checkpoint
 from vab.training.known import class_statistics
@@ -37,7 +38,7 @@ from vab.training.monitor.validation import Validation, means
 from vab.training.objectives import OBJECTIVES, build
 from vab.training.optimizer import learning_rate, optimizers
 from vab.training.step import backward, prepare
-from vab.utils.files import save_tensors, write_json
+from vab.utils.files import save_tensors, tensors_checksum, write_json
 from vab.utils.progress import step_bar
 from vab.utils.provenance import code_version
 
@@ -113,7 +114,15 @@ class TrainingRun:
         return json.loads(json.dumps(identity))
 
     def start(self, init: Path | None) -> None:
-        """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder."""
+        """Fresh weights, those of ``init``, or the newest checkpoint of the run's folder.
+
+        A student's teacher is ``init``, at every start.
+        """
+        if isinstance(self.model, Student):
+            if init is None:
+                raise TrainError("a student needs a teacher: init, the model that it learns from")
+            self.model.learn_from(init, self.preset, self.fabric.autocast)
+            self.identity["teacher"] = tensors_checksum(init / MODEL)
         optimizers = self._optimizers()
         saved = resume(
             self.folder,

@@ -13,6 +13,7 @@ from torch import Tensor
 from vab.codecs.codec import Codec, CodecError, has_codebooks, load_codec
 from vab.config import Preset
 from vab.data.store import spread
+from vab.models.hub import FOLDERS
 from vab.models.vab import VAB
 from vab.sampling.stages import Stage
 from vab.training.batches import ClipBatches, make_generator
@@ -51,7 +52,7 @@ class Samples:
         log: Callable[[str], None],
     ) -> Samples | None:
         """The samples of a run; None, and a line that says why, if there can be none."""
-        if preset.train.objective not in ("masked", "causal"):
+        if preset.train.objective in FOLDERS:
             log("no samples: this objective makes no sound")
         elif not len(dev.rows_with_video()):
             log("no samples: no clip in the split dev has sound and picture")
