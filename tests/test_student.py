@@ -20,7 +20,7 @@ from vab.sampling import stages
 from vab.sampling.parallel import num_masked_after
 from vab.sampling.student import Student, states
 from vab.training.batches import Batch, ClipBatches
-from vab.training.losses import divergence
+from vab.training.losses import distillation
 from vab.training.objectives import build, distillation_step
 from vab.training.trainer import train
 
@@ -57,25 +57,25 @@ def fresh(latents: Path, teacher: Path, preset: Preset = STUDENT) -> tuple[Stude
 # --- the loss ---
 
 
-def test_divergence_against_sums_in_float64() -> None:
+def test_the_loss_against_sums_in_float64() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, target = 3 * torch.randn(2, 3, 2, 5, 7, generator=generator)
     mask = torch.rand(3, 2, 5, generator=generator) < 0.5
-    mask[2] = False  # a clip without a place counts nothing
+    mask[2] = False  # a clip without a masked token counts nothing
     q, p = (np.exp(x.double().numpy()) for x in (logits, target))
     q, p = q / q.sum(-1, keepdims=True), p / p.sum(-1, keepdims=True)
-    each = ((p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1)) / 2
+    each = (p * np.log(p / q)).sum(-1)
     expected = [each[b][mask[b].numpy()].mean() for b in range(2)] + [0.0]
-    assert divergence(logits, target, mask).tolist() == pytest.approx(expected, rel=1e-5)
-    # Softmax does not see what is added to all logits of a place.
-    assert divergence(target + 5, target, mask).abs().max() < 1e-6
+    assert distillation(logits, target, mask).tolist() == pytest.approx(expected, rel=1e-5)
+    # Softmax does not see what is added to all logits of a token.
+    assert distillation(target + 5, target, mask).abs().max() < 1e-6
 
 
 def test_only_the_student_gets_a_gradient_and_only_at_masks() -> None:
     logits, target = torch.randn(2, 1, 1, 4, 6).requires_grad_().unbind()
     mask = torch.tensor([[[True, False, True, False]]])
     logits.retain_grad(), target.retain_grad()
-    divergence(logits, target, mask).sum().backward()
+    distillation(logits, target, mask).sum().backward()
     assert target.grad is None and logits.grad is not None
     assert torch.equal(logits.grad.abs().sum(-1) > 0, mask)
 
@@ -217,8 +217,11 @@ def test_parts_and_a_second_start_change_nothing(latents: Path, teacher: Path, t
         late.unlink()
     with pytest.raises(TrainError, match="a student needs a teacher: init"):
         train(STUDENT, latents, cut, max_steps=7)
-    with pytest.raises(TrainError, match="holds another run: teacher was"):
+    with pytest.raises(TrainError, match=r"holds another run: .*teacher\.weights was"):
         train(STUDENT, latents, cut, init=whole, max_steps=7)
+    two = replace(STUDENT, decode=replace(STUDENT.decode, num_steps=2))
+    with pytest.raises(TrainError, match=r"holds another run: decode\.num_steps was 4, is 2"):
+        train(two, latents, cut, init=teacher, max_steps=7)
     assert same_weights(train(STUDENT, latents, cut, init=teacher, max_steps=7), whole)
 
 

@@ -3,10 +3,10 @@
 The tokens that one step decides are drawn independently of each other: each fits what was there before the
 step, but not the others that are drawn with it. With few steps these are many. And a guided step costs two
 forward passes. So at each of its N steps the student learns the distribution that the teacher has with
-guidance, once the teacher is shown some of what this step decides. What goes with any of these tokens gains
-by it, what goes with few of them loses. A step thus agrees with the state after it, as in masked consistency
-(MCD, arXiv 2602.00792); the teacher's one step that corrects it is that of fixed-point distillation (FPD,
-arXiv 2605.21484), but it corrects clips of the store, not the student's own drafts.
+guidance once it is shown some of what this step decides, on average over what that may be. A step thus
+agrees with the state after it, as in masked consistency (MCD, arXiv 2602.00792). The teacher's one step that
+corrects it is that of fixed-point distillation (FPD, arXiv 2605.21484), but what it corrects are clips of
+the store, not the student's own drafts.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Student(VAB):
 
     def learn_from(
         self, folder: Path, preset: Preset, autocast: Callable[[], AbstractContextManager] = nullcontext
-    ) -> None:
-        """Take the model in ``folder`` for the teacher of a student with these settings.
+    ) -> Stage:
+        """Take the model in ``folder`` for the teacher of a student with these settings, and return it.
 
         ``TrainError`` if it cannot teach one, ``SettingError`` if the student is to have guidance.
         """
@@ -51,6 +51,7 @@ class Student(VAB):
             raise TrainError(f"{folder}: is of other settings than {preset.name}'s: {', '.join(other)}")
         teacher.network.eval().requires_grad_(False).to(self.heads.weight.device)
         self.taught_by, self.autocast = (teacher,), autocast
+        return teacher
 
     @torch.no_grad()
     def teacher_logits(self, tokens: Tensor, features: Tensor, drop_features: Tensor) -> Tensor:

@@ -21,17 +21,16 @@ def masked_prediction(logits: Tensor, targets: Tensor, mask: Tensor, smoothing: 
     return loss / max(1, len(chosen))
 
 
-def divergence(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Half of KL(p||q) + KL(q||p) at each place, of q = softmax(logits) and p = softmax(target) (Jeffreys).
+def distillation(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """KL(p||q) of q = softmax(logits) from p = softmax(target), the mean over each clip's masked tokens.
 
-    logits and target [B,Kp,T,V], mask bool [B,Kp,T] -> [B]: the mean over a clip's places where ``mask`` is
-    True, 0 if there are none. No gradient goes to the target.
+    logits and target [B,Kp,T,V], mask bool [B,Kp,T] (True = masked) -> [B], 0 for a clip without any. No
+    gradient goes to the target.
     """
-    clip = mask.nonzero()[:, 0]  # [n]
     log_q = logits[mask].float().log_softmax(-1)
     log_p = target[mask].detach().float().log_softmax(-1)
-    each = ((log_q.exp() - log_p.exp()) * (log_q - log_p)).sum(-1) / 2
-    sums = each.new_zeros(len(mask)).index_add(0, clip, each)
+    each = (log_p.exp() * (log_p - log_q)).sum(-1)
+    sums = each.new_zeros(len(mask)).index_add(0, mask.nonzero()[:, 0], each)
     return sums / mask.flatten(1).sum(1).clamp(min=1)
 
 

@@ -17,7 +17,7 @@ from vab.models.foleygen import build_network
 from vab.models.heads import Classifier, Contrastive
 from vab.sampling.student import Student, states
 from vab.training.batches import Batch
-from vab.training.losses import classification, contrastive, divergence, masked_prediction
+from vab.training.losses import classification, contrastive, distillation, masked_prediction
 from vab.training.masking import apply_mask
 
 
@@ -151,7 +151,7 @@ def distillation_step(network: nn.Module, batch: Batch, preset: Preset) -> LossO
     # 2. The student's, with less: [B,Kp,T,V]. What the teacher is shown has no target.
     logits = network(before, batch.features, drop_features=batch.drop_features)
     mask = (shown == model.codebook_size)[:, model.num_conditioning_codebooks :]
-    each = divergence(logits, target, mask)  # [B]
+    each = distillation(logits, target, mask)  # [B]
     weight = mask.flatten(1).any(1).sum().float()
 
     @torch.no_grad()

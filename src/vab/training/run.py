@@ -121,8 +121,14 @@ class TrainingRun:
         if isinstance(self.model, Student):
             if init is None:
                 raise TrainError("a student needs a teacher: init, the model that it learns from")
-            self.model.learn_from(init, self.preset, self.fabric.autocast)
-            self.identity["teacher"] = tensors_checksum(init / MODEL)
+            teacher = self.model.learn_from(init, self.preset, self.fabric.autocast)
+            self.identity |= {
+                "teacher": {
+                    "weights": tensors_checksum(init / MODEL),
+                    "guidance_scale": teacher.preset.decode.guidance_scale,
+                },
+                "decode": {"num_steps": self.preset.decode.num_steps},  # what the student is made for
+            }
         optimizers = self._optimizers()
         saved = resume(
             self.folder,
