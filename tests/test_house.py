@@ -134,7 +134,8 @@ def test_evaluation_goes_from_arithmetic_to_experiments() -> None:
 
 def test_the_network_knows_nothing_of_sampling_and_config_nothing_at_all() -> None:
     assert imports("vab.errors") == set()
-    assert imports("vab.models.vab") <= {"vab.config", "vab.errors"}
+    assert imports("vab.models.linear") == set()
+    assert imports("vab.models.vab") <= {"vab.config", "vab.errors", "vab.models.linear"}
     assert imports("vab.models.foleygen") <= {"vab.config", "vab.errors", "vab.models.vab"}
     assert imports("vab.config") <= {"vab.errors"}
     assert imports("vab.sampling.parallel") <= {"vab.config", "vab.errors"}

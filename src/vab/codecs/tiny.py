@@ -247,21 +247,22 @@ class TinyCodec(nn.Module):
         """
         c = self.config
         length = c.hop_length * tone.shape[1]
-        magnitude = F.pad((tone + noise).abs().transpose(1, 2), (0, 1))  # and the frame at the very end
+        # With the frame at the very end, and in memory frame after frame, as ``stft`` has it.
+        magnitude = F.pad((tone + noise).abs(), (0, 0, 0, 1)).transpose(1, 2)
 
         # Bin k turns by k * hop / window between two frames; whole turns are dropped while still integers.
         turns = torch.arange(c.bins)[:, None] * torch.arange(tone.shape[1]) * c.hop_length % c.window
         running = torch.polar(tone, (turns.T * (2.0 * math.pi / c.window)).to(tone).expand_as(tone))
-        spectrum = F.pad((running + noise).transpose(1, 2), (0, 1))  # [B, bins, 2 T + 1]
+        spectrum = F.pad(running + noise, (0, 0, 0, 1)).transpose(1, 2)  # [B, bins, 2 T + 1]
 
         # Keep the magnitudes, take the phases of a signal that exists, and go a little beyond: momentum.
         waveform = torch.empty(0)
         previous = torch.zeros_like(spectrum)
         for _ in range(c.iterations + 1):
-            spectrum = magnitude * spectrum / (spectrum.abs() + 1e-9)
+            spectrum = (magnitude * spectrum).div_(spectrum.abs().add_(1e-9))
             waveform = torch.istft(spectrum, c.window, c.hop_length, window=self.hann, length=length)
             rebuilt = self._stft(waveform)
-            spectrum = rebuilt - 0.5 * previous
+            spectrum = torch.sub(rebuilt, previous, alpha=0.5)
             previous = rebuilt
         return waveform
 

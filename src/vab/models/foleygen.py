@@ -99,8 +99,10 @@ class IncrementalDecoder:
         # 1. Embed: the first call brings the video prefix, later ones new steps alone.
         if self.bias is None:
             x, num_video = network._embed(steps, features, drop_features=drop_features)
-            self.bias = _causal(alibi_bias(config, num_video, self.num_steps, x.device, x.dtype))
-            self.caches = [_Cache(num_video + self.num_steps) for _ in network.blocks]
+            # A CPU attends from one position three times faster in float32 than in bfloat16.
+            dtype = torch.float32 if x.is_cpu else x.dtype
+            self.bias = _causal(alibi_bias(config, num_video, self.num_steps, x.device, dtype))
+            self.caches = [_Cache(num_video + self.num_steps, dtype) for _ in network.blocks]
         else:
             x, num_video = network._embed(steps, None)
 
@@ -120,8 +122,9 @@ class IncrementalDecoder:
 class _Cache:
     """Keys and values of one attention layer at all positions so far; room for ``num_positions``."""
 
-    def __init__(self, num_positions: int) -> None:
+    def __init__(self, num_positions: int, dtype: torch.dtype) -> None:
         self.num_positions = num_positions
+        self.dtype = dtype
         self.done = 0  # positions so far
         self.buffers: tuple[Tensor, Tensor] | None = None  # keys and values [B,H,num_positions,D/H]
 
@@ -130,7 +133,7 @@ class _Cache:
         if self.buffers is None:
             batch, num_heads, _, size = keys.shape
             shape = (batch, num_heads, self.num_positions, size)
-            self.buffers = keys.new_empty(shape), values.new_empty(shape)
+            self.buffers = keys.new_empty(shape, dtype=self.dtype), values.new_empty(shape, dtype=self.dtype)
         all_keys, all_values = self.buffers
         start, stop = self.done, self.done + keys.shape[2]
         all_keys[:, :, start:stop] = keys

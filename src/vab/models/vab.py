@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vab.config import FRAME_RATE, ModelConfig, video_frames
 from vab.errors import SettingError
+from vab.models.linear import Kept, Linear
 
 INIT_STD = 0.02  # of every weight matrix and learned vector
 
@@ -79,6 +80,20 @@ def aligned(bias: Tensor) -> Tensor:
     return bias if length % 8 == 0 else functional.pad(bias, (0, -length % 8))[..., :length]
 
 
+def lengthened(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """x [B,L,D] and its bias [1 or B,H,L,L] with places at the end that no other place sees: L % 32 == 0.
+
+    Attention in bfloat16 works on tiles of 32 on a CPU with AMX, and without it likes even lengths too.
+    """
+    length = x.shape[1]
+    extra = -length % 32
+    if not extra:
+        return x, bias
+    longer = functional.pad(bias, (0, extra, 0, extra))
+    longer[..., length:] = -torch.inf
+    return functional.pad(x, (0, 0, 0, extra)), longer
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with its norm before it; shared by both modalities."""
 
@@ -86,23 +101,25 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(hidden_dim)
-        self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
-        self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.qkv = Linear(hidden_dim, 3 * hidden_dim)
+        self.out = Linear(hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor, bias: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         """x [B,L,D], bias [1 or B,H,L,L] -> [B,L,D].
 
-        ``kv_cache`` takes keys and values [B,H,L,D/H] and gives those of all positions to attend to; then
-        the bias is that of the L positions to all of these.
+        ``kv_cache`` takes keys and values [B,H,L,D/H] and gives those of all positions to attend to, in the
+        dtype to attend in; then the bias, of that dtype too, is that of the L positions to all of these.
         """
         # [B,L,3D] -> [B,L,3,H,D/H] -> three of [B,H,L,D/H]
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         if kv_cache is not None:
             key, value = kv_cache(key, value)
+            query = query.to(key.dtype)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         # [B,H,L,D/H] -> [B,L,H,D/H] -> [B,L,D]
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.out(mixed if kv_cache is None else mixed.to(x.dtype))
 
 
 class FeedForward(nn.Module):
@@ -111,12 +128,12 @@ class FeedForward(nn.Module):
     def __init__(self, hidden_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_dim)
-        self.up = nn.Linear(hidden_dim, 4 * hidden_dim)
-        self.out = nn.Linear(4 * hidden_dim, hidden_dim)
+        self.up = Linear(hidden_dim, 4 * hidden_dim)
+        self.out = Linear(4 * hidden_dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,N,D] -> [B,N,D]."""
-        return self.out(functional.gelu(self.up(self.norm(x))))
+        return self.out(self.up.gelu(self.norm(x)))
 
 
 class Experts(nn.Module):
@@ -179,17 +196,25 @@ class AudioEmbedding(nn.Module):
         self.register_buffer("vectors", vectors.detach().clone().float())
         self.mask = nn.Parameter(torch.zeros(config.num_codebooks, config.codebook_dim))
         inputs = config.codebook_dim * (config.num_codebooks if self.concatenate else 1)
-        self.projection = nn.Linear(inputs, config.hidden_dim)
+        self.projection = Linear(inputs, config.hidden_dim)
+        self._tables = Kept()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # [MASK] is row V of each table: [K,V,C] and [K,1,C] -> [K,V+1,C]
-        tables = torch.cat([self.vectors.to(self.mask.dtype), self.mask[:, None]], dim=1)
+        # Made anew where [MASK] may be learning, else once: FoleyGen comes here for every single step.
+        learns = torch.is_grad_enabled() and self.mask.requires_grad
+        make = _tables if learns else partial(self._tables, _tables)
+        tables = make(self.vectors, self.mask)
         # One look-up per codebook: an id out of range is an error, not a row of the next codebook.
         vectors = [functional.embedding(tokens[:, k], table) for k, table in enumerate(tables)]
         # K of [B,T,C] -> [B,T,K*C] or their sum [B,T,C] -> [B,T,D]
         if self.concatenate:
             return self.projection(torch.cat(vectors, dim=-1))
         return self.projection(torch.stack(vectors).sum(0))
+
+
+def _tables(vectors: Tensor, mask: Tensor) -> Tensor:
+    """Vectors to look tokens up in; [MASK] is row V of each: [K,V,C] and [K,C] -> [K,V+1,C]."""
+    return torch.cat([vectors.to(mask.dtype), mask[:, None]], dim=1)
 
 
 class Trunk(nn.Module):
@@ -214,7 +239,7 @@ class Trunk(nn.Module):
         self.audio_embedding = AudioEmbedding(config, codebook_vectors)
         self.register_buffer("feature_mean", torch.zeros(config.vision_dim))
         self.register_buffer("feature_std", torch.ones(config.vision_dim))
-        self.video_projection = nn.Linear(config.vision_dim, config.hidden_dim)
+        self.video_projection = Linear(config.vision_dim, config.hidden_dim)
         self.modality = nn.Parameter(torch.zeros(2, config.hidden_dim))  # video, audio
         self.blocks = nn.ModuleList(Block(config, config.experts) for _ in range(config.num_expert_layers))
         initialise(self)
@@ -293,13 +318,17 @@ class Trunk(nn.Module):
 
     def _layers(self, blocks: Iterable[nn.Module], x: Tensor, num_video: int, bias: Tensor) -> Tensor:
         """x [B,L,D] through these layers."""
-        bias = bias if bias.is_cpu else aligned(bias)
+        length = x.shape[1]
+        if not bias.is_cpu:
+            bias = aligned(bias)
+        elif x.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+            x, bias = lengthened(x, bias)
         for block in blocks:
             if self.checkpoint_activations and torch.is_grad_enabled():
                 x = checkpoint(block, x, num_video, bias, use_reentrant=False)
             else:
                 x = block(x, num_video, bias)
-        return x
+        return x[:, :length]
 
     def _bias(self, x: Tensor, num_video: int, padding: Tensor | None) -> Tensor:
         """ALiBi and, at padded keys, minus infinity: [1 or B,H,L,L] in the dtype attention runs in."""
@@ -326,7 +355,7 @@ class VAB(Trunk):
         above = config.num_layers - config.num_expert_layers
         self.blocks.extend(Block(config, experts=False) for _ in range(above))
         self.norm = nn.LayerNorm(config.hidden_dim)
-        self.heads = nn.Linear(config.hidden_dim, config.num_predicted_codebooks * config.codebook_size)
+        self.heads = Linear(config.hidden_dim, config.num_predicted_codebooks * config.codebook_size)
         initialise(self)
 
     def forward(
