@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.tiny import write_model, write_video
-from vab.bench import report, speed
+from vab.bench import report, speed, timing
 from vab.bench.costs import token_cost
 from vab.bench.speed import STAGES, BenchSettings, bench
 from vab.bench.systems import fill, load_system, random_codec, random_stage, write_clip
@@ -26,7 +26,7 @@ from vab.media.reader import probe
 from vab.models.flops import pass_flops
 from vab.models.foleygen import FoleyGen
 from vab.models.vab import VAB
-from vab.presets import PRESETS
+from vab.presets import PRESETS, at_speed
 from vab.sampling.stages import Stage, padded_length
 
 CPU = torch.device("cpu")
@@ -101,6 +101,29 @@ def test_some_passes_are_so_many(name: str) -> None:
     assert len(passes) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "passes", "guided"),
+    [
+        ({}, 8, 8),
+        ({"guidance_from": 0.5}, 8, 4),
+        ({"guidance_every": 3}, 8, 3),
+        ({"guidance_from": 0.25, "guidance_every": 2}, 8, 3),
+        ({"guidance_scale": 1.0}, 8, 0),
+    ],
+)
+def test_passes_without_guidance_are_counted_and_cost_half(
+    changes: dict[str, float], passes: int, guided: int
+) -> None:
+    stage = stage_of(small("vab-encodec"))
+    decode = replace(stage.preset.decode, num_steps=8, **changes)  # type: ignore[arg-type]
+    cost = token_cost(stage.preset, 100, decode)
+    assert (cost.passes, cost.guided) == (passes, guided)
+    tokens, given, features = blank_inputs(stage, 1, 100)
+    with passes_of(stage) as seen, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        fill_in(stage, tokens, given, features, decode)
+    assert len(seen) == passes and cost.flops == counter.get_total_flops()
+
+
 def test_some_steps_of_foleygen_are_in_the_middle_of_the_clip() -> None:
     stage = stage_of(small("foleygen-encodec"))
     reads: list[int] = []
@@ -154,33 +177,78 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict:
     models = [write_model(folder / "one"), write_model(folder / "two", fine=True)]
     clip = write_video(folder / "clip.mp4", 75, 25)
     threads = torch.get_num_threads()
-    found = bench(BenchSettings(tuple(map(str, models)), clip, repeats=2, largest_batch=2))
+    settings = BenchSettings(tuple(map(str, models)), clip, repeats=2, largest_batch=2, precision="bfloat16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "SIDES", (64, 128))
+        found = bench(settings)
     assert torch.get_num_threads() == threads
     return found
 
 
 def test_every_stage_of_every_system_is_timed(document: dict) -> None:
-    one, two = document["systems"]
-    for system, stages in ((one, set(STAGES) - {"refining"}), (two, set(STAGES))):
+    runs = [("float32", "paper"), ("bfloat16", "paper"), ("bfloat16", "fast")]
+    assert [(each["precision"], each["speed"]) for each in document["systems"]] == 2 * runs
+    assert set(document["matmul_flops"]) == {"float32", "bfloat16"}
+    assert document["precision"] == {"precision": "bfloat16"}
+    ones, twos = document["systems"][:3], document["systems"][3:]
+    for system in document["systems"]:
         for batch in system["batches"]:
-            assert set(batch["seconds"]) == stages and min(batch["seconds"].values()) > 0
+            assert set(batch["seconds"]) == set(STAGES) - (set() if system in twos else {"refining"})
+            assert min(batch["seconds"].values()) > 0
             assert batch["total"] == pytest.approx(sum(batch["seconds"].values()))
             assert batch["times_real_time"] == pytest.approx(3.0 / batch["total"], rel=1e-3)
             assert batch["passes_timed"] == system["passes"]  # so small that all are done
             for name, share in batch["share_of_matmul_rate"].items():
                 rate = system["flops"][name] / batch["seconds"][name]
-                assert share == pytest.approx(rate / document["matmul_flops"])
-    assert two["passes"] == {"sampling": 4 * 2, "refining": 3 * 2}
-    assert two["best_batch"] in (1, 2)
+                assert share == pytest.approx(rate / document["matmul_flops"][system["precision"]])
+        assert system["best_batch"] in (1, 2)
+    # What no speed changes is timed once in each precision, and file by file once.
+    for name in ("features", "codec"):
+        assert len({system["batches"][0]["seconds"][name] for system in ones}) == 2
+    assert len({system["batches"][0]["seconds"]["mux"] for system in ones}) == 1
+    paper = PRESETS["vab-encodec"].decode.num_steps
+    assert ones[0]["passes"] == ones[1]["passes"] == {"sampling": 2 * paper}  # of two windows
+    assert ones[2]["passes"] == {"sampling": 2 * at_speed(DecodeConfig(), "fast").num_steps}
+    work = [system["flops"]["sampling"] for system in ones]
+    assert work[0] == work[1] > work[2]
+    assert twos[0]["passes"]["refining"] == twos[2]["passes"]["refining"] == 3 * 2
 
 
 def test_a_long_run_is_timed_in_part_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MAX_FULL_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "SIDES", (64,))
     model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
-    found = bench(BenchSettings((str(model),), clip, repeats=1, largest_batch=1))
-    system = found["systems"][0]
-    assert system["batches"][0]["passes_timed"] == {"sampling": 1} and system["passes"] == {"sampling": 4}
-    assert "| 4 |" in report.as_markdown(found)
+    settings = BenchSettings((str(model),), clip, repeats=1, largest_batch=1, precision="float32")
+    found = bench(settings)
+    paper, fast = found["systems"]  # in one precision, which is compared with itself
+    assert {paper["precision"], fast["precision"]} == {"float32"}
+    assert paper["batches"][0]["passes_timed"] == {"sampling": 1} and paper["passes"] == {"sampling": 16}
+    guided = fast["guided_passes"]["sampling"]
+    kinds = bool(guided) + (fast["passes"]["sampling"] > guided)  # a pass of each kind is timed
+    assert fast["batches"][0]["passes_timed"] == {"sampling": kinds}
+    assert "| 16 |" in report.as_markdown(found)
+
+
+def test_the_page_says_who_wins_alone_and_with_many() -> None:
+    def system(name: str, precision: str, speed: str | None, *totals: float) -> dict:
+        return {
+            "name": name,
+            "precision": precision,
+            "speed": speed,
+            "batches": [{"batch": 2**n, "total": total} for n, total in enumerate(totals)],
+        }
+
+    systems = [
+        system("vab-encodec", "float32", "paper", 80.0),
+        system("vab-encodec", "bfloat16", "paper", 40.0, 39.0),
+        system("foleygen-encodec", "float32", None, 120.0, 60.0),
+        system("foleygen-encodec", "bfloat16", None, 60.0, 30.0, 13.0),
+    ]
+    text = report._beside({"systems": systems})
+    assert "40 s against 60 s, vab-encodec is 1.5 times as fast (17 times in the paper)" in text
+    assert "39 s against 13 s, foleygen-encodec is 3 times as fast" in text
+    assert "| vab-encodec | bfloat16 | paper | 0.4 | 40 |" in text
+    assert report._beside({"systems": [system("other", "float32", "paper", 1.0)]}) == ""
 
 
 def test_the_report_is_written_whole_and_says_when_others_were_busy(document: dict, tmp_path: Path) -> None:
@@ -193,12 +261,17 @@ def test_the_report_is_written_whole_and_says_when_others_were_busy(document: di
     assert json.loads(paths[1].read_text()) == calm
     text = paths[0].read_text()
     assert all(stage in text for stage in STAGES) and "busy" not in text
+    assert "Features of the processor: " in text and " in bfloat16" in text
     assert "The machine was busy" in report.as_markdown(loud)
 
 
-def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verb(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "SIDES", (64,))
     model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
     call = ["bench", str(model), "--clip", str(clip), "--repeats", "1", "--largest-batch", "1"]
+    call += ["--precision", "float32"]
     with pytest.raises(SystemExit) as done:
         main([*call, "-o", str(tmp_path / "out"), "--json"])
     assert done.value.code == 0

@@ -5,9 +5,10 @@ What is counted, and the letters, are those of ``vab.models.flops``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from vab.config import FRAME_RATE, ModelConfig, Preset, video_frames
+from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
 from vab.models.flops import head_flops, layer_flops, pass_flops
 from vab.sampling.parallel import windows
 from vab.sampling.stages import padded_length, window_overlap
@@ -17,20 +18,21 @@ from vab.sampling.stages import padded_length, window_overlap
 class Cost:
     """Cost of the tokens of one clip."""
 
-    passes: int  # forward passes of the network; one does both halves of guidance
+    passes: int  # forward passes of the network
+    guided: int  # of these, the ones that do both halves of guidance
     flops: float
 
 
-def token_cost(preset: Preset, frames: int) -> Cost:
+def token_cost(preset: Preset, frames: int, decode: DecodeConfig | None = None) -> Cost:
     """Cost of ``vab.sampling.stages.Stage.fill`` for ``frames`` audio frames, none of them known.
 
     For VAB a pass goes over a whole window, ``decode.num_steps`` times (section 3.3). For FoleyGen it goes
-    over one step, with the keys and values of all before it kept (appendix E).
+    over one step, with the keys and values of all before it kept (appendix E). ``decode``: other settings
+    than the preset's own.
     """
     config = preset.model
-    # Guidance doubles the batch: each clip with its features and without.
-    rows = 1 if preset.decode.guidance_scale == 1 else 2
-    passes = 0
+    decode = decode or preset.decode
+    passes = guided = 0
     flops = 0.0
     known = 0  # audio frames done by the windows before
     for start, stop in windows(padded_length(frames, config), config.audio_length, window_overlap(config)):
@@ -38,13 +40,25 @@ def token_cost(preset: Preset, frames: int) -> Cost:
         overlap = max(0, known - start)
         if preset.train.objective == "causal":
             steps = stop - start + config.num_codebooks - 1
+            # Guidance doubles the batch: each clip with its features and without.
+            both = 0 if decode.guidance_scale == 1 else steps - overlap
             passes += steps - overlap
-            flops += _stepwise(config, num_video, steps, num_video + 1 + overlap)
+            flops += (2 if both else 1) * _stepwise(config, num_video, steps, num_video + 1 + overlap)
         else:
-            passes += preset.decode.num_steps
-            flops += preset.decode.num_steps * pass_flops(config, num_video, stop - start)
+            both = guided_steps(decode)
+            passes += decode.num_steps
+            flops += (decode.num_steps + both) * pass_flops(config, num_video, stop - start)
+        guided += both
         known = stop
-    return Cost(passes, rows * flops)
+    return Cost(passes, guided, flops)
+
+
+def guided_steps(decode: DecodeConfig) -> int:
+    """Steps of a window whose pass does both halves of guidance."""
+    if decode.guidance_scale == 1:
+        return 0
+    after = math.ceil(round(decode.guidance_from * decode.num_steps, 6))
+    return len(range(after, decode.num_steps, decode.guidance_every))
 
 
 def _stepwise(config: ModelConfig, num_video: int, steps: int, first: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import GENERATION
 from vab.utils.files import write_whole
 
+SYSTEM = ("system", "precision", "speed")
 MAX_IDLE_LOAD = 0.3  # per core before the start; above, the numbers are not to be trusted
 
 
@@ -44,12 +46,18 @@ def as_markdown(document: dict[str, Any]) -> str:
     about = document["machine"]
     clip = document["clip"]
     where = f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, {about['device']}"
+    features = ", ".join(about["features"]) or "none that is known to matter"
     film = "one given" if clip["own"] else "H.264, 1280 x 720 pixels, 25 frames a second"
-    rate = document["matmul_flops"]
+    rates = " and ".join(f"{rate / 1e9:.1f} in {name}" for name, rate in document["matmul_flops"].items())
+    gain = document["precision"].get("bfloat16_gain")
+    chosen = "" if gain is None else f" A product in bfloat16 was measured {gain:.2g} times as fast"
+    chosen += f": {document['precision']['precision']} is what auto takes here." if chosen else ""
     parts = [
         f"# Seconds to give {clip['seconds']:.3g} s of video their sound",
-        f"Machine: {where}; PyTorch {about['torch']}, Python {about['python']}, {about['dtype']}.\n"
-        f"A product of two matrices runs at {rate / 1e9:.1f} GFLOP/s. Video: {film}.\n"
+        f"Machine: {where}; PyTorch {about['torch']}, Python {about['python']}.\n"
+        f"Features of the processor: {features}.\n"
+        f"GFLOP/s of a product of two matrices, of the size that is fastest: {rates}.{chosen}\n"
+        f"Video: {film}.\n"
         f"Code: {document['code']['commit'] or document['code']['version']}, {document['date']}. "
         f"Medians of {document['repeats']}, or one timing where it took more than "
         f"{MAX_REPEATED_SECONDS:g} s; seconds of one clip, also where several are done at once.",
@@ -59,24 +67,25 @@ def as_markdown(document: dict[str, Any]) -> str:
     parts.append(_seconds(document))
     parts.append(
         "Where the weights are random the architecture is the preset's at full size: network, codec, image "
-        "encoder. Time does not depend on the weights. With several at once, sampling, features and codec "
+        "encoder. Time does not depend on the weights. The speed `paper` is the paper's decoding, `fast` "
+        "does less (docs/decisions). With several at once, sampling, features and codec "
         "run on all of them together; decoding the video and mux go file by file."
     )
     parts += ["## What making the tokens costs", _costs(document)]
     parts.append(
-        "A pass does both halves of guidance. FLOP are matrix products, counted from the sizes. A number of "
-        "passes timed that is less than all means that the seconds above are those passes multiplied; "
-        "FoleyGen's are in the middle of the clip, where its cache is half full."
+        "Of the passes, those with guidance do both its halves. FLOP are matrix products, counted from the "
+        "sizes. A number of passes timed that is less than all means that the seconds above are those passes "
+        "multiplied; FoleyGen's are in the middle of the clip, where its cache is half full."
     )
     parts += ["## Beside the paper", _beside(document)]
     return "\n\n".join(parts)
 
 
 def _seconds(document: dict[str, Any]) -> str:
-    header = ("system", "weights", "at once", *STAGES, "in all", "times real time")
+    header = (*SYSTEM, "weights", "at once", *STAGES, "in all", "times real time")
     rows = [
         [
-            system["name"],
+            *_system(system),
             system["weights"],
             str(batch["batch"]),
             *(_number(batch["seconds"].get(stage)) for stage in STAGES),
@@ -90,18 +99,19 @@ def _seconds(document: dict[str, Any]) -> str:
 
 def _costs(document: dict[str, Any]) -> str:
     header = (
-        *("system", "stage", "parameters", "passes", "TFLOP", "at once", "passes timed", "GFLOP/s"),
-        "of the matrix product's rate",
+        *(*SYSTEM, "stage", "parameters", "passes", "with guidance", "TFLOP", "at once", "passes timed"),
+        *("GFLOP/s", "of the matrix product's rate"),
     )
     rows = []
     for system, batch in rows_of(document):
         for stage, passes in system["passes"].items():
             rows.append(
                 [
-                    system["name"],
+                    *_system(system),
                     stage,
                     f"{system['parameters'] / 1e6:.1f} M",
                     str(passes),
+                    str(system["guided_passes"][stage]),
                     _number(system["flops"][stage] / 1e12),
                     str(batch["batch"]),
                     str(batch["passes_timed"][stage]),
@@ -113,18 +123,54 @@ def _costs(document: dict[str, Any]) -> str:
 
 
 def _beside(document: dict[str, Any]) -> str:
-    """Table 1's seconds, on one A6000, and ours; how much slower FoleyGen is than VAB on the same codec."""
-    ours = {system["name"]: system["batches"][0]["total"] for system in document["systems"]}
+    """Table 1's seconds, on one A6000, and ours; then who wins of VAB and FoleyGen on the same codec."""
     names = {"foleygen-encodec": "FoleyGen", "vab-dac": "VAB-DAC", "vab-encodec": "VAB-Encodec"}
     paper = {row.system: row.seconds for row in GENERATION if row.seconds is not None}
-    rows = [[name, f"{paper[title]:g}", _number(ours.get(name))] for name, title in names.items()]
-    # how much slower FoleyGen is than VAB on the same codec
-    text = markdown(("system", "paper, one A6000", "here, one clip"), rows)
-    for fast, slow in (("vab-encodec", "foleygen-encodec"), ("vab-tiny", "foleygen-tiny")):
-        if fast in ours and slow in ours:
-            text += f"\n\n{slow} takes {ours[slow] / ours[fast]:.2g} times as long as {fast}"
-            text += " (17 times in the paper)." if fast == "vab-encodec" else "."
-    return text
+    rows = [
+        [*_system(system), f"{paper[names[system['name']]]:g}", _number(system["batches"][0]["total"])]
+        for system in document["systems"]
+        if system["name"] in names
+    ]
+    parts = [markdown((*SYSTEM, "paper, one A6000", "here, one clip"), rows)] if rows else []
+    # At each side's best precision, one clip alone and at the batch that is best for it.
+    for vab, foleygen in (("vab-encodec", "foleygen-encodec"), ("vab-tiny", "foleygen-tiny")):
+        for speed in ("paper", "fast"):
+            fields = [(vab, speed), (foleygen, None)]
+            sides = [
+                [each for each in document["systems"] if (each["name"], each["speed"]) == side]
+                for side in fields
+            ]
+            if all(sides):
+                alone, many = ([min(map(total, side)) for side in sides] for total in (_alone, _at_best))
+                factor = " (17 times in the paper)" if (vab, speed) == ("vab-encodec", "paper") else ""
+                parts.append(
+                    f"{vab} at speed {speed} against {foleygen}, each in its better precision: "
+                    f"one clip alone, {_race(vab, foleygen, alone)}{factor}; "
+                    f"many clips, each in its best batch, {_race(vab, foleygen, many)}."
+                )
+    return "\n\n".join(parts)
+
+
+def _alone(system: dict[str, Any]) -> float:
+    """Seconds of a clip that is done alone."""
+    return system["batches"][0]["total"]
+
+
+def _at_best(system: dict[str, Any]) -> float:
+    """Seconds of a clip in the best batch."""
+    return min(batch["total"] for batch in system["batches"])
+
+
+def _race(first: str, second: str, seconds: Sequence[float]) -> str:
+    """Who wins, by what factor: ``seconds`` of the first and of the second."""
+    winner = first if seconds[0] <= seconds[1] else second
+    factor = max(seconds) / min(seconds)
+    return f"{_number(seconds[0])} s against {_number(seconds[1])} s, {winner} is {factor:.2g} times as fast"
+
+
+def _system(system: dict[str, Any]) -> list[str]:
+    """What was timed, as the columns of SYSTEM."""
+    return [system["name"], system["precision"], system["speed"] or ""]
 
 
 def _number(value: float | None) -> str:

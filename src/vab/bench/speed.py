@@ -1,4 +1,4 @@
-"""Time of each stage of generation, for one clip alone and for batches (Table 1).
+"""Time of each stage of generation, by precision and speed, for one clip and for batches (Table 1).
 
 The stages are those of ``vab.inference.pipeline``: decode the video, features, sampling, refining (a second
 stage), codec, and mux. Each is run once to warm up and then timed several times; the median counts. Long
@@ -13,27 +13,34 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vab.bench.costs import token_cost
+from vab.bench.costs import Cost, token_cost
 from vab.bench.systems import System, load_system, write_clip
-from vab.bench.timing import MAX_REPEATED_SECONDS, blank_inputs, fill_in, matmul_rate, median, some_passes
-from vab.config import SAMPLE_RATE, samples_to_frames
+from vab.bench.timing import MAX_REPEATED_SECONDS, blank_inputs, fill_in, median, peak_rate, some_passes
+from vab.config import SAMPLE_RATE, DecodeConfig, samples_to_frames
 from vab.errors import SettingError
+from vab.inference.pipeline import VABPipeline
 from vab.media.reader import mux, probe, read_frames, write_wav
 from vab.models.foleygen import FoleyGen
+from vab.presets import Speed, at_speed
 from vab.sampling.stages import Stage, padded_length
-from vab.utils.device import pick_device
+from vab.utils.device import Chosen, pick_device, pick_precision, products
 from vab.utils.files import temporary_folder
 from vab.utils.provenance import code_version
 
-NAMES = ("vab-tiny", "vab-tiny-coarse", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
+NAMES = ("vab-tiny", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
+BRIEF = ("vab-dac",)  # of these, the ones that are timed at their fastest alone
 STAGES = ("decode video", "features", "sampling", "refining", "codec", "mux")
+FEATURES = (  # of processors, that products of matrices are fast by: Linux's names on x86, then on ARM
+    *("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8"),
+    *("asimd", "bf16", "i8mm", "sve", "sme"),
+)
 MAX_FULL_SECONDS = 20.0  # of all passes of a clip; beyond, a few are timed and scaled up
 NUM_TIMED_PASSES = 1  # of VAB, then
 NUM_TIMED_STEPS = 16  # of FoleyGen, then
@@ -46,12 +53,13 @@ Show = Callable[[int, int, str, str], None]  # system n, of, its name, what is t
 class BenchSettings:
     """Systems, clip and effort of a benchmark."""
 
-    names: tuple[str, ...] = NAMES
+    names: tuple[str, ...] = ()  # none: NAMES
     clip: Path | None = None  # None: 10 s of 1280 x 720 pixels, made on the spot
     repeats: int = 3
     largest_batch: int = 8
     threads: int | None = None  # None: as PyTorch chooses
     device: str = "auto"
+    precision: str = "auto"  # to be compared with float32
 
 
 def bench(settings: BenchSettings, show: Show = lambda *_: None) -> dict[str, Any]:
@@ -63,33 +71,51 @@ def bench(settings: BenchSettings, show: Show = lambda *_: None) -> dict[str, An
     threads = 1 if settings.threads is None else settings.threads
     if min(settings.repeats, settings.largest_batch, threads) < 1:
         raise SettingError("repeats, the largest batch and threads must be 1 or more")
-    if not settings.names:
-        raise SettingError("nothing to time")
     device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    other = pick_precision(settings.precision, device)
+    precisions = [pick_precision("float32", device)] + ([] if other.precision == "float32" else [other])
+    names = settings.names or NAMES
     systems = []
     with temporary_folder(Path(tempfile.gettempdir(), "bench")) as folder:
         clip = settings.clip or write_clip(folder)
         seconds = probe(clip).seconds
-        show(0, len(settings.names), settings.names[0], "matrix product")
-        rate = matmul_rate(device)
-        for n, name in enumerate(settings.names):
-            show(n, len(settings.names), name, "build")
+        show(0, len(names), names[0], "matrix product")
+        rates = {}
+        for chosen in precisions:
+            with products(chosen.precision):
+                rates[chosen.precision] = peak_rate(device, chosen.dtype)
+        for n, name in enumerate(names):
+            show(n, len(names), name, "build")
             system = load_system(name, device)
-            report_stage = partial(show, n, len(settings.names), name)
-            systems.append(measure(system, clip, folder, settings, device, rate, report_stage))
+            runs = runs_of(system, precisions)
+            if not settings.names and name in BRIEF:
+                runs = runs[-1:]
+            report_stage = partial(show, n, len(names), name)
+            systems += measure(system, clip, folder, settings, device, rates, runs, report_stage)
             del system
     return {
         "machine": machine(device) | {"load_before": load},
-        "matmul_flops": rate,
+        "matmul_flops": rates,
+        "precision": other.document(),
         "code": code_version(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "repeats": settings.repeats,
         "clip": {"seconds": seconds, "own": settings.clip is not None},
         "systems": systems,
     }
+
+
+def runs_of(system: System, precisions: Sequence[Chosen]) -> list[tuple[Chosen, Speed | None]]:
+    """How a system is timed: float32 as in the paper, then the other precision, last the other speed too.
+
+    FoleyGen has no speeds: it makes one step after another.
+    """
+    if isinstance(system.first.network, FoleyGen):
+        return [(chosen, None) for chosen in precisions]
+    return [*((chosen, "paper") for chosen in precisions), (precisions[-1], "fast")]
 
 
 @torch.inference_mode()
@@ -99,14 +125,17 @@ def measure(
     folder: Path,
     settings: BenchSettings,
     device: torch.device,
-    rate: float,
+    rates: dict[str, float],
+    runs: Sequence[tuple[Chosen, Speed | None]],
     report_stage: Callable[[str], None],
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Time one system with batches of 1, 2, 4, 8, ... clips, until the time per clip grows: for JSON.
 
-    ``rate``: operations per second of the product of matrices, beside which its own are set.
+    ``runs`` are precisions and speeds; one dictionary for each. ``rates``: operations per second of the
+    product of matrices in each precision, beside which its own are set.
     """
     # 1. What is made: as many audio frames as the clip has, by one or two networks.
+    pipe = as_pipeline(system, device)
     stages = {"sampling": system.first}
     if system.fine is not None:
         stages["refining"] = system.fine
@@ -115,7 +144,6 @@ def measure(
     frames = samples_to_frames(samples)
     model = system.first.preset.model
     num_codebooks = (system.fine or system.first).preset.model.num_codebooks
-    costs = {name: token_cost(stage.preset, frames) for name, stage in stages.items()}
 
     def decode_video() -> list[Any]:
         frames = read_frames(clip, model.fps, seconds=samples / SAMPLE_RATE, size=system.vision.decode_size)
@@ -125,104 +153,146 @@ def measure(
         write_wav(folder / "sound.wav", silence, SAMPLE_RATE)
         mux(clip, silence, SAMPLE_RATE, folder / "sound.mp4")
 
-    # 2. Stages that go file by file.
+    # 2. Stages that go file by file, in any precision.
     silence = torch.zeros(samples).numpy()
     report_stage("decode video")
     images = decode_video()
     alone = {"decode video": median(decode_video, settings.repeats, device)}
     alone["mux"] = median(write, settings.repeats, device)
-    batches: list[dict[str, Any]] = []
-    for batch in (2**n for n in range(settings.largest_batch.bit_length())):
-        # 3. Tokens: sampling, and refining with a second network.
-        seconds = dict(alone)  # of one clip
-        timed: dict[str, int] = {}  # passes
-        longest = 0.0  # seconds of one timing
-        for name, stage in stages.items():
-            report_stage(f"{name}, {batch} at once")
-            passes = costs[name].passes
-            whole, timed[name], once = _time_tokens(stage, batch, frames, passes, settings.repeats, device)
-            seconds[name] = whole / batch
-            longest = max(longest, once)
 
-        # 4. Image features and codec, for the whole batch.
-        report_stage(f"features and codec, {batch} at once")
-        encode = partial(system.vision.encode, images * batch)
-        tokens = torch.randint(model.codebook_size, (batch, num_codebooks, frames), device=device)
-        decode = partial(system.codec.decode, tokens)
-        if batches and batches[0]["seconds"]["features"] > MAX_REPEATED_SECONDS:
+    # 3. Image features and codec, for a whole batch: once in each precision, at whatever speed.
+    ends: dict[tuple[str, int], dict[str, float]] = {}
+
+    def encode_and_decode(precision: str, batch: int) -> dict[str, float]:
+        if (precision, batch) not in ends:
+            report_stage(f"features and codec in {precision}, {batch} at once")
+            encode = partial(system.vision.encode, images * batch)
+            tokens = torch.randint(model.codebook_size, (batch, num_codebooks, frames), device=device)
+            decode = partial(system.codec.decode, tokens)
+            features = ends.get((precision, 1), {}).get("features", 0.0)
             # Too slow to time again, and the frames of one clip are a batch already.
-            seconds["features"] = batches[0]["seconds"]["features"]
-        else:
-            seconds["features"] = median(encode, settings.repeats, device) / batch
-        seconds["codec"] = median(decode, settings.repeats, device) / batch
+            if features <= MAX_REPEATED_SECONDS:
+                features = median(encode, settings.repeats, device) / batch
+            codec = median(decode, settings.repeats, device) / batch
+            ends[precision, batch] = {"features": features, "codec": codec}
+        return ends[precision, batch]
 
-        # 5. Seconds per clip by stage, in order, and rates from the counted operations.
-        seconds = {name: seconds[name] for name in STAGES if name in seconds}
-        total = sum(seconds.values())
-        speeds = {name: cost.flops / seconds[name] for name, cost in costs.items()}
-        batches.append(
+    results = []
+    for chosen, speed in runs:
+        pipe.to(dtype=chosen)
+        decodes = {name: stage.preset.decode for name, stage in stages.items()}
+        decodes["sampling"] = at_speed(decodes["sampling"], speed)
+        costs = {name: token_cost(stage.preset, frames, decodes[name]) for name, stage in stages.items()}
+        batches: list[dict[str, Any]] = []
+        for batch in (2**n for n in range(settings.largest_batch.bit_length())):
+            # 4. Tokens: sampling, and refining with a second network.
+            seconds = alone | encode_and_decode(chosen.precision, batch)  # of one clip
+            timed: dict[str, int] = {}  # passes
+            longest = 0.0  # seconds of one timing
+            for name, stage in stages.items():
+                report_stage(" ".join(filter(None, (name, chosen.precision, speed, f"{batch} at once"))))
+                with products(chosen.precision):
+                    whole, timed[name], once = _time_tokens(
+                        stage, batch, frames, decodes[name], costs[name], settings.repeats, device
+                    )
+                seconds[name] = whole / batch
+                longest = max(longest, once)
+
+            # 5. Seconds per clip by stage, in order, and rates from the counted operations.
+            seconds = {name: seconds[name] for name in STAGES if name in seconds}
+            total = sum(seconds.values())
+            speeds = {name: cost.flops / seconds[name] for name, cost in costs.items()}
+            rate = rates[chosen.precision]
+            batches.append(
+                {
+                    "batch": batch,
+                    "seconds": seconds,
+                    "total": total,
+                    "times_real_time": duration / total,
+                    "times_real_time_by_stage": {name: duration / each for name, each in seconds.items()},
+                    "passes_timed": timed,
+                    "flops_per_second": speeds,
+                    "share_of_matmul_rate": {name: speed / rate for name, speed in speeds.items()},
+                }
+            )
+            # 6. Stop when larger batches are slower per clip, or take too long.
+            if longest > MAX_BATCH_SECONDS or (len(batches) > 1 and total > batches[-2]["total"]):
+                break
+        results.append(
             {
-                "batch": batch,
-                "seconds": seconds,
-                "total": total,
-                "times_real_time": duration / total,
-                "times_real_time_by_stage": {name: duration / each for name, each in seconds.items()},
-                "passes_timed": timed,
-                "flops_per_second": speeds,
-                "share_of_matmul_rate": {name: speed / rate for name, speed in speeds.items()},
+                "name": system.name,
+                "weights": system.weights,
+                "precision": chosen.precision,
+                "speed": speed,
+                # learned numbers of all networks that make tokens
+                "parameters": sum(s.network.parameter_counts()["parameters"] for s in stages.values()),
+                "passes": {name: cost.passes for name, cost in costs.items()},
+                "guided_passes": {name: cost.guided for name, cost in costs.items()},
+                "flops": {name: cost.flops for name, cost in costs.items()},
+                "best_batch": min(batches, key=lambda each: each["total"])["batch"],
+                "batches": batches,
             }
         )
-        # 6. Stop when larger batches are slower per clip, or take too long.
-        if longest > MAX_BATCH_SECONDS or (len(batches) > 1 and total > batches[-2]["total"]):
-            break
-    return {
-        "name": system.name,
-        "weights": system.weights,
-        # learned numbers of all networks that make tokens
-        "parameters": sum(stage.network.parameter_counts()["parameters"] for stage in stages.values()),
-        "passes": {name: cost.passes for name, cost in costs.items()},
-        "flops": {name: cost.flops for name, cost in costs.items()},
-        "best_batch": min(batches, key=lambda each: each["total"])["batch"],
-        "batches": batches,
-    }
+    return results
+
+
+def as_pipeline(system: System, device: torch.device) -> VABPipeline:
+    """The pipeline of a system: it knows which part computes in what, whatever the precision."""
+    first = system.first
+    return VABPipeline(first.preset, first.network, system.codec, system.vision, device, system.fine)
 
 
 def _time_tokens(
-    stage: Stage, batch: int, frames: int, passes: int, repeats: int, device: torch.device
+    stage: Stage,
+    batch: int,
+    frames: int,
+    decode: DecodeConfig,
+    cost: Cost,
+    repeats: int,
+    device: torch.device,
 ) -> tuple[float, int, float]:
     """Time sampling or refining of a batch: all passes, or a few if all would take too long.
 
     Seconds of all passes, how many were timed, and seconds of one timing.
     """
     few = NUM_TIMED_STEPS if isinstance(stage.network, FoleyGen) else NUM_TIMED_PASSES
-    few = min(few, passes)
+    few = min(few, cost.passes)
+    # Passes with both halves of guidance, and with one: how many there are, and how they are asked for.
+    whole = replace(decode, guidance_from=0.0, guidance_every=1)
+    kinds = [(cost.guided, whole), (cost.passes - cost.guided, replace(whole, guidance_scale=1.0))]
+    kinds = [kind for kind in kinds if kind[0]]
+
+    def once() -> float:
+        return sum(count * some_passes(stage, batch, frames, few, each) for count, each in kinds)
+
     begin = time.perf_counter()
-    one = some_passes(stage, batch, frames, few)
-    once = time.perf_counter() - begin
-    if one * passes > MAX_FULL_SECONDS:
-        if once < MAX_REPEATED_SECONDS:
-            one = statistics.median(some_passes(stage, batch, frames, few) for _ in range(repeats))
-        return one * passes, few, once
+    estimate = once()
+    longest = time.perf_counter() - begin
+    if estimate > MAX_FULL_SECONDS:
+        if longest < MAX_REPEATED_SECONDS:
+            estimate = statistics.median(once() for _ in range(repeats))
+        return estimate, few * len(kinds), longest
     inputs = blank_inputs(stage, batch, padded_length(frames, stage.preset.model))
-    whole = median(partial(fill_in, stage, *inputs), repeats, device)
-    return whole, passes, whole
+    seconds = median(partial(fill_in, stage, *inputs, decode), repeats, device)
+    return seconds, cost.passes, seconds
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Describe this machine."""
-    processor = platform.processor() or platform.machine()
+    processor, flags = platform.processor() or platform.machine(), ""
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        processor = next(iter(names), processor)
+        about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        processor = about.get("model name", processor)
+        flags = about.get("flags", about.get("Features", ""))  # of x86, of ARM
     return {
         "processor": processor,
+        "features": [name for name in FEATURES if name in flags.split()],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "dtype": "float32",
     }
 
 

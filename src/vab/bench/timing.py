@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vab.config import FRAME_RATE, video_frames
+from vab.config import FRAME_RATE, DecodeConfig, video_frames
 from vab.models.foleygen import FoleyGen
 from vab.sampling.stages import Stage, padded_length
 
 MAX_REPEATED_SECONDS = 5.0  # a longer timing is not repeated
 SIDE = 2048  # of the matrices whose product gives the machine's rate
+SIDES = (512, 1024, SIDE)  # among which the fastest is sought
 
 
 def matmul_rate(device: torch.device, side: int = SIDE, dtype: torch.dtype = torch.float32) -> float:
@@ -24,6 +25,11 @@ def matmul_rate(device: torch.device, side: int = SIDE, dtype: torch.dtype = tor
     a = torch.rand(side, side, device=device).to(dtype)
     b = torch.rand(side, side, device=device).to(dtype)
     return 2 * side**3 / median(lambda: a @ b, 5, device)
+
+
+def peak_rate(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
+    """Operations per second of the product of two square matrices of the size that is fastest here."""
+    return max(matmul_rate(device, side, dtype) for side in SIDES)
 
 
 def median(work: Callable[[], Any], repeats: int, device: torch.device) -> float:
@@ -50,18 +56,21 @@ def finish(device: torch.device) -> None:
         torch.accelerator.synchronize()
 
 
-def some_passes(stage: Stage, batch: int, frames: int, some: int) -> float:
+def some_passes(
+    stage: Stage, batch: int, frames: int, some: int, decode: DecodeConfig | None = None
+) -> float:
     """Seconds per pass, from ``some`` passes over one window for a batch of clips.
 
-    Every pass of VAB costs the same. Those of FoleyGen cost more the later they are, so it does ``some``
-    steps in the middle of the window, with all tokens before them known.
+    Every pass of VAB costs the same that has guidance, and every one that has none. Those of FoleyGen cost
+    more the later they are, so it does ``some`` steps in the middle of the window, with all tokens before
+    them known.
     """
     config = stage.preset.model
     length = min(padded_length(frames, config), config.audio_length)
     tokens, known, features = blank_inputs(stage, batch, length)
     if not isinstance(stage.network, FoleyGen):
         begin = time.perf_counter()
-        fill_in(stage, tokens, known, features, steps=some)
+        fill_in(stage, tokens, known, features, one_step(stage, decode, some))
         finish(tokens.device)
         return (time.perf_counter() - begin) / some
     # All but `some` steps in the middle are known, so only those are drawn.
@@ -74,7 +83,7 @@ def some_passes(stage: Stage, batch: int, frames: int, some: int) -> float:
         finish(tokens.device)
         marks.append(time.perf_counter())
 
-    fill_in(stage, tokens, known, features, progress=mark)
+    fill_in(stage, tokens, known, features, decode, progress=mark)
     return (marks[some] - marks[0]) / some
 
 
@@ -93,15 +102,20 @@ def blank_inputs(stage: Stage, batch: int, length: int) -> tuple[Tensor, Tensor,
     return tokens, known, torch.randn(batch, num_video, config.vision_dim, device=device)
 
 
+def one_step(stage: Stage, decode: DecodeConfig | None = None, steps: int = 1) -> DecodeConfig:
+    """The settings of a stage, or others, for a single step or a few."""
+    return replace(decode or stage.preset.decode, num_steps=steps)
+
+
 def fill_in(
     stage: Stage,
     tokens: Tensor,
     known: Tensor,
     features: Tensor,
-    steps: int | None = None,
+    decode: DecodeConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Sample tokens [B,K,T] for the inputs of :func:`blank_inputs`, with one seed for each clip."""
-    decode = stage.preset.decode if steps is None else replace(stage.preset.decode, num_steps=steps)
+    decode = decode or stage.preset.decode
     generators = [torch.Generator().manual_seed(n) for n in range(len(tokens))]
     return stage.fill(tokens, known, features, decode, generators, progress=progress)

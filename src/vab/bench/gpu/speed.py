@@ -18,7 +18,7 @@ from vab.bench.costs import token_cost
 from vab.bench.gpu.runner import report
 from vab.bench.gpu.sizes import system_of
 from vab.bench.systems import System
-from vab.bench.timing import blank_inputs, fill_in, finish, matmul_rate, median, timed
+from vab.bench.timing import blank_inputs, fill_in, finish, matmul_rate, median, one_step, timed
 from vab.models.foleygen import FoleyGen
 from vab.sampling.stages import Stage, padded_length
 from vab.utils.device import pick_device, tf32
@@ -144,7 +144,7 @@ def _row(system: System, kind: str, batch: int, rate: float, device: torch.devic
         jobs[name] = partial(fill_in, stage, tokens, known, features)
         flops[name] = batch * token_cost(stage.preset, frames).flops
         # a pass to warm up: every pass of VAB has the same shapes, FoleyGen's first ones do for it
-        fill_in(stage, tokens, _but_some(known), features, steps=1)
+        fill_in(stage, tokens, _but_some(known), features, one_step(stage))
     jobs["codec"] = partial(system.codec.decode, codes)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -186,7 +186,7 @@ def profile(stage: Stage, device: torch.device) -> list[str]:
     if isinstance(stage.network, FoleyGen):
         known = _but_some(known)
     # once unseen, so that nothing is set up while the profiler looks
-    work = partial(fill_in, stage, tokens, known, features, steps=1)
+    work = partial(fill_in, stage, tokens, known, features, one_step(stage))
     work()
     finish(device)
     with record(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])) as recorded:
