@@ -8,16 +8,19 @@ Shapes: B batch, K codebooks, T audio frames, V codebook size, C codebook vector
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from vab.codecs.audiocraft import AUDIOCRAFT_FILE, ENCODEC_SOURCE, read_audiocraft
 from vab.config import HOP_LENGTH, SAMPLE_RATE, samples_to_frames
@@ -77,6 +80,7 @@ class EnCodec:
         if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
             raise CodecError("this EnCodec works on stereo, loudness or chunks; VAB needs the plain mono one")
         self.model = model.eval()
+        self._folded: tuple[EncodecModel] | None = None
         self.num_codebooks: int = config.num_quantizers
         self.codebook_size: int = config.codebook_size
         self.dim: int = config.codebook_dim or config.hidden_size
@@ -89,7 +93,7 @@ class EnCodec:
         # Without a bandwidth transformers takes the smallest, which may be fewer codebooks.
         bandwidth = self.model.config.target_bandwidths[-1]
         # [B, S] -> [B, 1, S] -> codes [chunks, B, K, T], of which there is one chunk
-        return self.model.encode(waveform[:, None], bandwidth=bandwidth).audio_codes[0]
+        return self._network().encode(waveform[:, None], bandwidth=bandwidth).audio_codes[0]
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -98,7 +102,25 @@ class EnCodec:
         if tokens.shape[-1] == 0:
             return torch.zeros(len(tokens), 0, device=tokens.device)
         # [1 chunk, B, k, T], and no scale for it -> [B, 1, S]
-        return self.model.decode(tokens[None], [None]).audio_values[:, 0]
+        return self._network().decode(tokens[None], [None]).audio_values[:, 0]
+
+    def _network(self) -> EncodecModel:
+        """The model with its weight norm folded into the weights: the same bits, and less to compute.
+
+        ``model`` stays as it was loaded, to be saved and to be told by its weights; what has no weight norm
+        is shared with it.
+        """
+        if self._folded is None:
+            shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
+            folded = copy.deepcopy(self.model, shared)
+            for module in [each for each in folded.modules() if is_parametrized(each, "weight")]:
+                # By hand: remove_parametrizations would change the class, which is also that of ``model``'s.
+                weight = module.weight.detach()
+                module.__class__ = type_before_parametrizations(module)
+                del module.parametrizations
+                module.weight = nn.Parameter(weight, requires_grad=False)
+            self._folded = (folded,)  # in a tuple, as it has no weights of its own to be told by
+        return self._folded[0]
 
     def codebook_vectors(self) -> Tensor:
         """[K, V, C]."""
@@ -106,6 +128,7 @@ class EnCodec:
 
     def to(self, device: str | torch.device) -> Self:
         self.model.to(device)
+        self._folded = None
         return self
 
 
