@@ -32,18 +32,16 @@ RUNS = 3
 @torch.inference_mode()
 def main(threads: int) -> None:
     torch.set_num_threads(threads)
+    # 1. Operations, by PyTorch's own count, of networks without memory; then the networks.
     networks: list[Any] = []
-    for _, architecture, *_ in SYSTEMS:
+    flops = []
+    for _, architecture, pixels, *_ in SYSTEMS:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            timm.create_model(architecture, pretrained=False)(torch.empty(FRAMES, 3, pixels, pixels))
+        flops.append(counter.get_total_flops())
         network = fill(lambda name=architecture: timm.create_model(name, pretrained=False))
         networks.append(network.eval().bfloat16())
     images = [torch.randn(FRAMES, 3, pixels, pixels).bfloat16() for *_, pixels, _, _ in SYSTEMS]
-
-    # 1. Operations, by PyTorch's own count: a run that does not count as one.
-    flops = []
-    for network, image in zip(networks, images, strict=True):
-        with FlopCounterMode(display=False) as counter:
-            network(image)
-        flops.append(counter.get_total_flops())
 
     # 2. By turns.
     seconds: list[list[float]] = [[] for _ in SYSTEMS]
