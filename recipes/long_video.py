@@ -50,7 +50,9 @@ def generate(clip: Path, out: Path, options: Sequence[str], source: Path | None)
     """
     words = [sys.executable, "-m", "vab", "generate", str(clip), "-o", str(out), "--json", *options]
     environment = os.environ | ({} if source is None else {"PYTHONPATH": str(source)})
-    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    run = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
+    )
     assert run.stdout is not None
     text = run.stdout.read()
     _, status, usage = os.wait4(run.pid, 0)
