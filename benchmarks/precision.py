@@ -148,8 +148,8 @@ def close(paths: list[Path]) -> None:
         wide, rough = (torch.cat(each) for each in parts)
         cosines += functional.cosine_similarity(wide, rough).tolist()
         # A film that is too short for the window stands still at its end.
-        rows = torch.arange(num_video).clamp(max=len(wide) - 1)
-        wide, rough = wide[rows], rough[rows]
+        shown = torch.arange(num_video).clamp(max=len(wide) - 1)
+        wide, rough = wide[shown], rough[shown]
         # 2. The network: tokens of its own, of which as many are masked as at each step of decoding.
         generator = torch.Generator().manual_seed(0)
         empty = torch.zeros(config.num_codebooks, length, dtype=torch.int64)
