@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vab.data.store import LatentStore
 from vab.evaluate.metrics.tables import markdown
-from vab.inference.features import file_features
 from vab.inference.pipeline import VABPipeline
 from vab.media.file import MediaFile
 from vab.training.known import FALSE_ALARMS
@@ -93,9 +92,7 @@ def main(data: Path, store_dir: Path, model: Path | None) -> None:
         for row in csv.DictReader(file):
             if row["source_id"] not in UNSURE:
                 with MediaFile(data / row["file"]) as clip:
-                    features = file_features(
-                        clip, pipeline.vision, pipeline.config.model.fps, 0, {}, lambda *_: None
-                    )
+                    features = pipeline.look_at(clip)
                 parts = features.split(network.trunk.config.video_length)
                 clips.append([network.picture_vectors(part[None]) for part in parts])
                 shown.append(KNOWN.get(row["source_id"], ""))
