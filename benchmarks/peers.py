@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import timm
@@ -39,7 +40,7 @@ def main(threads: int) -> None:
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             timm.create_model(architecture, pretrained=False)(torch.empty(FRAMES, 3, pixels, pixels))
         flops.append(counter.get_total_flops())
-        network = fill(lambda name=architecture: timm.create_model(name, pretrained=False))
+        network = fill(partial(timm.create_model, architecture, pretrained=False))
         networks.append(network.eval().bfloat16())
     images = [torch.randn(FRAMES, 3, pixels, pixels).bfloat16() for *_, pixels, _, _ in SYSTEMS]
 

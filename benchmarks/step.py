@@ -15,7 +15,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -46,7 +49,7 @@ def by_turns(works: dict[str, Callable[[], Any]], turns: int = TURNS) -> dict[st
 def product(dtype: torch.dtype) -> float:
     """FLOP per CPU second of the fastest of some products of square matrices."""
     matrices = {side: torch.rand(side, side).to(dtype) for side in SIDES}
-    found = by_turns({str(side): lambda m=m: m @ m for side, m in matrices.items()}, 7)
+    found = by_turns({str(side): partial(torch.matmul, m, m) for side, m in matrices.items()}, 7)
     return max(2 * side**3 / found[str(side)] for side in SIDES)
 
 
@@ -68,15 +71,12 @@ def with_levers(step: Callable[[], Tensor], packed: bool, tiles: bool) -> Callab
     """The step with these levers alone."""
 
     def work() -> Tensor:
-        before = linear.can_pack, vab.lengthened
-        if not packed:
-            linear.can_pack = lambda: False  # type: ignore[assignment]
-        if not tiles:
-            vab.lengthened = lambda x, bias: (x, bias)
-        try:
+        with ExitStack() as stack:
+            if not packed:
+                stack.enter_context(patch.object(linear, "can_pack", lambda: False))
+            if not tiles:
+                stack.enter_context(patch.object(vab, "lengthened", lambda x, bias: (x, bias)))
             return step()
-        finally:
-            linear.can_pack, vab.lengthened = before  # type: ignore[assignment]
 
     return work
 

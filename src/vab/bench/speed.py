@@ -83,7 +83,7 @@ def bench(settings: BenchSettings, show: Show = lambda *_: None) -> dict[str, An
         clip = settings.clip or write_clip(folder)
         seconds = probe(clip).seconds
         show(0, len(names), names[0], "matrix product")
-        rates = {}
+        rates: dict[str, float] = {}
         for chosen in precisions:
             with products(chosen.precision):
                 rates[chosen.precision] = peak_rate(device, chosen.dtype)
@@ -115,7 +115,8 @@ def runs_of(system: System, precisions: Sequence[Chosen]) -> list[tuple[Chosen, 
     """
     if isinstance(system.first.network, FoleyGen):
         return [(chosen, None) for chosen in precisions]
-    return [*((chosen, "paper") for chosen in precisions), (precisions[-1], "fast")]
+    runs: list[tuple[Chosen, Speed | None]] = [(chosen, "paper") for chosen in precisions]
+    return [*runs, (precisions[-1], "fast")]
 
 
 @torch.inference_mode()

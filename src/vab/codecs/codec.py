@@ -113,7 +113,8 @@ class EnCodec:
         if self._folded is None:
             shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
             folded = copy.deepcopy(self.model, shared)
-            for module in [each for each in folded.modules() if is_parametrized(each, "weight")]:
+            modules: list[Any] = [each for each in folded.modules() if is_parametrized(each, "weight")]
+            for module in modules:
                 # By hand: remove_parametrizations would change the class, which is also that of ``model``'s.
                 weight = module.weight.detach()
                 module.__class__ = type_before_parametrizations(module)
