@@ -48,10 +48,8 @@ def one_thread() -> object:
 
 
 def assert_same_weights(found: dict[str, Tensor], wanted: dict[str, Tensor], off: float) -> None:
-    """Equal bit for bit on the kind of machine that made them, elsewhere up to ``off``."""
+    """Equal up to ``off``: two machines with the same processor ended 1.2e-4 apart after these steps."""
     assert found.keys() == wanted.keys()
-    if generated.machine() == next(iter(EXPECTED)):
-        assert [name for name, value in found.items() if not torch.equal(value, wanted[name])] == []
     for name, value in found.items():
         assert torch.allclose(value.float(), wanted[name].float(), rtol=0, atol=off), name
 
