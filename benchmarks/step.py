@@ -108,9 +108,9 @@ def main(name: str, threads: int) -> None:
         print(f"  {work}: {1e3 * spent:.1f} ms{'' if isinstance(network, FoleyGen) else share}")
 
     # 2. Where it goes: operations by their own time, which here is the clock's.
-    for word, work in (("float32", step), ("bfloat16", narrow_step)):
+    for word, once in (("float32", step), ("bfloat16", narrow_step)):
         with profile(activities=[ProfilerActivity.CPU]) as found:
-            work()
+            once()
         events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
         total = sum(event.self_cpu_time_total for event in events)
         parts = [

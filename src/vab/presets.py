@@ -110,7 +110,7 @@ _TINY_STUDENT = replace(
 # Decoding (appendices D and E). That of EnCodec is the default.
 _DAC_DECODE = DecodeConfig(mask_temperature=10.5)
 _TINY_DECODE = DecodeConfig(guidance_scale=4.0, mask_temperature=4.5)
-_STUDENT_S = {"num_steps": 4, "guidance_scale": 1.0}  # which it has learned to do with
+_STUDENT_S: dict[str, Any] = {"num_steps": 4, "guidance_scale": 1.0}  # which it has learned to do with
 _FOLEYGEN_DECODE = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
 
 # The paper's words for each column of Table 8; a pair is VAB-EnCodec / VAB-DAC.

@@ -104,7 +104,7 @@ class EnCodec:
         # [1 chunk, B, k, T], and no scale for it -> [B, 1, S]
         return self._network().decode(tokens[None], [None]).audio_values[:, 0]
 
-    def _network(self) -> EncodecModel:
+    def _network(self) -> Any:
         """The model with its weight norm folded into the weights: the same bits, and less to compute.
 
         ``model`` stays as it was loaded, to be saved and to be told by its weights; what has no weight norm

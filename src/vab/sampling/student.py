@@ -87,8 +87,8 @@ def states(
         positions = (~known[b]).flatten().nonzero()[:, 0].cpu()
         step = int(torch.randint(num_steps, (), generator=generator))
         share = float(torch.rand((), generator=generator))
-        before, after = (num_masked_after(step + k, num_steps, len(positions)) for k in (0, 1))
-        counts = before, max(1, round(after + share * (before - after)))
+        most, least = (num_masked_after(step + k, num_steps, len(positions)) for k in (0, 1))
+        counts = most, max(1, round(least + share * (most - least)))
 
         # 2. The order: the first so many.
         order = positions[torch.randperm(len(positions), generator=generator)]
