@@ -15,18 +15,20 @@ from torch import Tensor
 
 from helpers.tiny import write_model
 from vab.cli import main
-from vab.config import DecodeConfig, TrainConfig
+from vab.config import DecodeConfig, TrainConfig, former_fields
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.errors import TrainError, VABError
 from vab.evaluate.ablation import report
 from vab.evaluate.ablation.run import AblationSettings, Outcome, Result, ablate
 from vab.evaluate.ablation.tables import ABLATIONS, FAD, Ablation, Row, changed
+from vab.evaluate.generation.from_model import evaluate_model
+from vab.evaluate.generation.protocol import EvaluationSettings
 from vab.evaluate.generation.synthesis import MADE, Synthesizer, reconstruct_true
 from vab.evaluate.metrics.statistics import EvaluationError, Interval
 from vab.media.reader import read_audio, write_wav
 from vab.models.hub import FINE, ModelError, read_config
-from vab.presets import PRESETS
+from vab.presets import PRESETS, Speed, at_speed
 from vab.training.batches import Batch
 
 META = StoreMeta("tiny", "efficientnet-lite0", 2, 32, 8, 1280, seconds=2.0, fps=1.0)
@@ -131,6 +133,24 @@ def test_a_sweep_over_decoding_goes_on_where_it_was(
     made.write_text(json.dumps(json.loads(made.read_text()) | {"weights": "others"}))
     with pytest.raises(EvaluationError, match="other weights"):
         ablate("steps", chosen, silent)
+
+
+def test_a_model_is_decoded_at_a_speed(store: Path, model: Path, tmp_path: Path) -> None:
+    """In a sweep all but what a row changes, in an evaluation all; the sounds lie apart from the others."""
+    fast = at_speed(read_config(model).decode, "fast")
+    chosen = replace(settings(store, tmp_path / "run", model), clips=2, speed="fast")
+    for outcome in ablate("guidance", chosen, silent).outcomes:
+        scale = outcome.made_with["decode"]["guidance_scale"]
+        assert outcome.made_with["decode"] == vars(replace(fast, guidance_scale=scale))
+    options = EvaluationSettings(backbones=(), resamples=0, device="cpu")
+    alike: dict[str, Any] = {"split": "dev", "clips": 2, "seed": 0, "reference": None, "codec_path": None}
+    speeds: dict[Speed | None, DecodeConfig] = {None: read_config(model).decode, "fast": fast}
+    for speed, decode in speeds.items():
+        found = evaluate_model(str(model), store, tmp_path / "run", options, speed=speed, **alike)
+        name = "-".join(filter(None, (model.name, speed)))
+        assert found is not None and str(found.generated) == name
+        made = json.loads((tmp_path / "run" / "sounds" / name / MADE).read_text())
+        assert made["decode"] == former_fields(decode)
 
 
 def test_the_second_stage_refines_the_true_coarse_tokens(

@@ -373,7 +373,7 @@ Speed = Literal["paper", "fast"]
 # What decides how much is computed for a sound: all that the paper does; and less, as far as vab-tiny was not
 # heard to be worse by it (docs/decisions/decoding.md).
 _PAPER: dict[str, Any] = {name: getattr(DecodeConfig, name) for name in ("num_steps", *LEVERS)}
-_FAST: dict[str, Any] = {"guidance_from": 0.5}
+_FAST: dict[str, Any] = {"num_steps": 12, "guidance_until": 0.25}
 
 
 def at_speed(decode: DecodeConfig, speed: Speed | None) -> DecodeConfig:
