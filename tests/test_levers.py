@@ -288,8 +288,9 @@ def test_a_speed_is_a_set_of_fields_and_others_go_over_it() -> None:
     for each in (paper, fast):  # what a model sounds like stays its own
         assert (each.guidance_scale, each.mask_temperature) == (own.guidance_scale, own.mask_temperature)
     assert decode_settings(fast, steps=3) == replace(fast, num_steps=3)
+    assert at_speed(replace(own, num_steps=2), "fast") == replace(fast, num_steps=2)
     for name, preset in PRESETS.items():
-        if name.startswith(("vab-encodec", "vab-dac")) and not name.endswith("coarse2fine"):
+        if name.startswith(("vab-encodec", "vab-dac")) and not name.endswith(("coarse2fine", "student")):
             assert at_speed(preset.decode, "paper") == preset.decode
     with pytest.raises(SettingError, match="speed must be paper or fast or None, not 'quick'"):
         at_speed(own, "quick")  # type: ignore[arg-type]

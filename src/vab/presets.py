@@ -387,7 +387,10 @@ def at_speed(decode: DecodeConfig, speed: Speed | None) -> DecodeConfig:
     check_value("speed", speed, Speed | None)
     if speed is None or decode.num_steps == 0:
         return decode
-    return replace(decode, **(_PAPER | (_FAST if speed == "fast" else {})))
+    if speed == "paper":
+        return replace(decode, **_PAPER)
+    # a student's steps are few as they are
+    return replace(decode, **_PAPER | _FAST | {"num_steps": min(decode.num_steps, _FAST["num_steps"])})
 
 
 def preset(name: str) -> Preset:
