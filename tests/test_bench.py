@@ -106,6 +106,7 @@ def test_some_passes_are_so_many(name: str) -> None:
     [
         ({}, 8, 8),
         ({"guidance_from": 0.5}, 8, 4),
+        ({"guidance_until": 0.25}, 8, 2),
         ({"guidance_every": 3}, 8, 3),
         ({"guidance_from": 0.25, "guidance_every": 2}, 8, 3),
         ({"guidance_scale": 1.0}, 8, 0),

@@ -5,12 +5,11 @@ What is counted, and the letters, are those of ``vab.models.flops``.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
 from vab.models.flops import head_flops, layer_flops, pass_flops
-from vab.sampling.parallel import windows
+from vab.sampling.parallel import guided_steps, windows
 from vab.sampling.stages import padded_length, window_overlap
 
 
@@ -35,7 +34,8 @@ def token_cost(preset: Preset, frames: int, decode: DecodeConfig | None = None) 
     passes = guided = 0
     flops = 0.0
     known = 0  # audio frames done by the windows before
-    for start, stop in windows(padded_length(frames, config), config.audio_length, window_overlap(config)):
+    lengths = padded_length(frames, config), config.audio_length, window_overlap(config)
+    for start, stop in windows(*lengths, decode.last_window):
         num_video = video_frames((stop - start) / FRAME_RATE, config.fps)
         overlap = max(0, known - start)
         if preset.train.objective == "causal":
@@ -45,20 +45,14 @@ def token_cost(preset: Preset, frames: int, decode: DecodeConfig | None = None) 
             passes += steps - overlap
             flops += (2 if both else 1) * _stepwise(config, num_video, steps, num_video + 1 + overlap)
         else:
-            both = guided_steps(decode)
+            both = 0
+            if decode.guidance_scale != 1:
+                both = len(guided_steps(decode)[:: decode.guidance_every])
             passes += decode.num_steps
             flops += (decode.num_steps + both) * pass_flops(config, num_video, stop - start)
         guided += both
         known = stop
     return Cost(passes, guided, flops)
-
-
-def guided_steps(decode: DecodeConfig) -> int:
-    """Steps of a window whose pass does both halves of guidance."""
-    if decode.guidance_scale == 1:
-        return 0
-    after = math.ceil(round(decode.guidance_from * decode.num_steps, 6))
-    return len(range(after, decode.num_steps, decode.guidance_every))
 
 
 def _stepwise(config: ModelConfig, num_video: int, steps: int, first: int) -> float:

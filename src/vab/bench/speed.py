@@ -259,7 +259,7 @@ def _time_tokens(
     few = NUM_TIMED_STEPS if isinstance(stage.network, FoleyGen) else NUM_TIMED_PASSES
     few = min(few, cost.passes)
     # Passes with both halves of guidance, and with one: how many there are, and how they are asked for.
-    whole = replace(decode, guidance_from=0.0, guidance_every=1)
+    whole = replace(decode, guidance_from=0.0, guidance_until=1.0, guidance_every=1)
     kinds = [(cost.guided, whole), (cost.passes - cost.guided, replace(whole, guidance_scale=1.0))]
     kinds = [kind for kind in kinds if kind[0]]
 
