@@ -170,6 +170,7 @@ def test_a_run_ends_in_a_model_of_four_steps(latents: Path, teacher: Path, tmp_p
         "--max-steps=40",
     ]
     options += [
+        "--decode.num-steps=4",
         "--train.warmup-steps=3",
         "--train.learning-rate=4e-3",
         "--train.validate-every=1",

@@ -97,20 +97,20 @@ _TINY_STUDENT = replace(
     _STUDENT,
     optimizer="muon",
     learning_rate=1e-3,
-    warmup_steps=20,
+    warmup_steps=10,
     batch_size=16,
     crop_seconds=2.0,
     pair_by_label=True,
     class_balanced=True,
-    ema=0.99,
-    max_steps=1200,
-    save_every=100,
+    ema=0.97,
+    max_steps=450,
+    save_every=50,
 )
 
 # Decoding (appendices D and E). That of EnCodec is the default.
 _DAC_DECODE = DecodeConfig(mask_temperature=10.5)
 _TINY_DECODE = DecodeConfig(guidance_scale=4.0, mask_temperature=4.5)
-_STUDENT_S: dict[str, Any] = {"num_steps": 4, "guidance_scale": 1.0}  # which it has learned to do with
+_STUDENT_S: dict[str, Any] = {"num_steps": 8, "guidance_scale": 1.0}  # with which it has learned to do
 _FOLEYGEN_DECODE = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
 
 # The paper's words for each column of Table 8; a pair is VAB-EnCodec / VAB-DAC.

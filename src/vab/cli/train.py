@@ -172,7 +172,7 @@ def distill(chosen: Annotated[Distilling, tyro.conf.arg(name="")]) -> int:
 
     vab finetune distill PRESET --store STORE --out DIR --init MODEL: MODEL, a VAB of the preset's size, is
     the teacher, with its own guidance, and the student's first weights; it stays as it is. --decode.num-steps
-    says for how many steps the student is made: 4, or 2, or 1. The run's folder is a model like any other,
+    says for how many steps the student is made: 8, 4, 2 or 1. The run's folder is a model like any other,
     for vab generate --model. A run that goes on needs the same --init.
     """
     if chosen.init is None:
