@@ -110,7 +110,6 @@ _TINY_STUDENT = replace(
 # Decoding (appendices D and E). That of EnCodec is the default.
 _DAC_DECODE = DecodeConfig(mask_temperature=10.5)
 _TINY_DECODE = DecodeConfig(guidance_scale=4.0, mask_temperature=4.5)
-_STUDENT_S: dict[str, Any] = {"num_steps": 8, "guidance_scale": 1.0}  # with which it has learned to do
 _FOLEYGEN_DECODE = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
 
 # The paper's words for each column of Table 8; a pair is VAB-EnCodec / VAB-DAC.
@@ -238,24 +237,19 @@ _OTHERS = (
         replace(_TINY_CONTRASTIVE, objective="classification", inputs=("audio", "video", "both"), loss="ce"),
     ),
 )
+
+
+def _student(base: Preset, train: TrainConfig) -> Preset:
+    """A student of ``base``: half as many steps, without guidance."""
+    decode = replace(base.decode, num_steps=8, guidance_scale=1.0)
+    return Preset(
+        f"{base.name}-student", f"{base.name} in few steps without guidance", base.model, train, decode
+    )
+
+
 _STUDENTS = (
-    *(
-        Preset(
-            f"{base.name}-student",
-            f"{base.name} in a few steps without guidance",
-            base.model,
-            _STUDENT,
-            replace(base.decode, **_STUDENT_S),
-        )
-        for base in _PRETRAINED[:2]
-    ),
-    Preset(
-        "vab-tiny-student",
-        "vab-tiny in a few steps without guidance",
-        _TINY,
-        _TINY_STUDENT,
-        replace(_TINY_DECODE, **_STUDENT_S),
-    ),
+    *(_student(base, _STUDENT) for base in _PRETRAINED[:2]),
+    *(_student(base, _TINY_STUDENT) for base in _OTHERS if base.name == "vab-tiny"),
 )
 
 PRESETS: dict[str, Preset] = {one.name: one for one in (*_PRETRAINED, *_finetuned(), *_OTHERS, *_STUDENTS)}
