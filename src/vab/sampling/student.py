@@ -94,5 +94,5 @@ def states(
         order = positions[torch.randperm(len(positions), generator=generator)]
         for clip, count in zip(hidden[:, b], counts, strict=True):
             clip.view(-1)[order[:count]] = True
-    before, shown = (tokens.masked_fill(each, mask_id) for each in hidden.to(tokens.device))
-    return before, shown
+    not_yet, not_shown = hidden.to(tokens.device)
+    return tokens.masked_fill(not_yet, mask_id), tokens.masked_fill(not_shown, mask_id)
