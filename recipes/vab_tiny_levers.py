@@ -4,10 +4,11 @@
         paper guidance_from=0.5 num_steps=8,order=halton dtype=bfloat16 [--json FILE]
 
 A setting is ``paper``, the model's own, or fields of DecodeConfig that differ from it; ``dtype`` is the
-networks' number format. Every setting makes a sound of one window for the same dev photos with the same
-seeds; with ``--after SETTING``, a sixth second of the sounds of that setting. Tokens and YAMNet's scores are
-kept in ``--out``, so that a run goes on where it was cut, and a new setting costs its own sounds alone.
-``--make`` stops there; ``--time N`` times the settings in turn instead, N rounds of one sound each.
+networks' number format, and ``model=DIR`` another model, such as a student. Every setting makes a sound of
+one window for the same dev photos with the same seeds; with ``--after SETTING``, a sixth second of the sounds
+of that setting. Tokens and YAMNet's scores are kept in ``--out``, so that a run goes on where it was cut, and
+a new setting costs its own sounds alone. ``--make`` stops there; ``--time N`` times the settings in turn
+instead, N rounds of one sound each.
 
 Measured are the judge's share (see judge.py), and Fréchet distance and KL divergence on YAMNet from real dev
 sounds of the photo's class through the codec. Differences from the first setting are paired, and their 95 %
@@ -83,21 +84,23 @@ class Setting(NamedTuple):
     """A way to decode."""
 
     name: str
+    pipeline: VABPipeline
     decode: DecodeConfig
     dtype: torch.dtype
 
     @classmethod
-    def named(cls, text: str, own: DecodeConfig) -> Setting:
-        """``paper``, or ``num_steps=8,order=halton,dtype=bfloat16``."""
+    def named(cls, text: str, model: Path | None) -> Setting:
+        """``paper``, or ``num_steps=8,order=halton,dtype=bfloat16``; ``model=DIR`` in place of ``model``."""
         words = {} if text == "paper" else dict(part.split("=") for part in text.split(","))
+        pipeline = VABPipeline.from_pretrained(words.pop("model", model), device="cpu")
+        own = pipeline.config.decode
         dtype = getattr(torch, words.pop("dtype", "float32"))
         values = {name: type(getattr(own, name))(word) for name, word in words.items()}
-        return cls(text, replace(own, **values), dtype)
+        return cls(text, pipeline, replace(own, **values), dtype)
 
 
 @torch.no_grad()
 def make(
-    pipeline: VABPipeline,
     yamnet: Yamnet,
     store: LatentStore,
     plan: Plan,
@@ -110,6 +113,7 @@ def make(
 
     ``after`` holds sounds of one window: each is made a second longer, and its last two seconds are heard.
     """
+    pipeline = setting.pipeline
     model = pipeline.config.model
     folder = out / setting.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,18 +244,16 @@ def table(
     return rows
 
 
-def timed(
-    pipeline: VABPipeline, store: LatentStore, settings: list[Setting], rounds: int
-) -> list[dict[str, Any]]:
+def timed(store: LatentStore, settings: list[Setting], rounds: int) -> list[dict[str, Any]]:
     """Median processor seconds of one window's tokens, the settings in turn; and of the first's."""
     row = np.flatnonzero(store.has("features"))[:1]
     features = torch.from_numpy(store.gather("features", row)).float()[0]
-    model = pipeline.config.model
+    model = settings[0].pipeline.config.model
     empty = torch.zeros(model.num_codebooks, model.audio_length, dtype=torch.int64)
     seconds: dict[str, list[float]] = {setting.name: [] for setting in settings}
     for seed in range(rounds + 1):  # the first round warms up
         for setting in settings:
-            pipeline.to(setting.dtype)
+            pipeline = setting.pipeline.to(setting.dtype)
             clock = time.process_time()
             noise = torch.Generator().manual_seed(seed)
             pipeline.first.fill(empty, empty.bool(), features, setting.decode, noise)
@@ -283,18 +285,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipeline = VABPipeline.from_pretrained(args.model, device="cpu")
     store = LatentStore.open(args.store, whole=False)
-    settings = [Setting.named(text, pipeline.config.decode) for text in args.settings]
+    settings = [Setting.named(text, args.model) for text in args.settings]
+    pipeline = settings[0].pipeline
     if args.time:
-        rows = timed(pipeline, store, settings, args.time)
+        rows = timed(store, settings, args.time)
     else:
         plan = Plan.of(args.store.parent / "latents.csv")
         yamnet = Yamnet(args.data / "weights" / "yamnet" / "yamnet_spectra_in.tflite")
         after = None if args.after is None else args.out / args.after
         out = args.out if after is None else args.out / f"after {after.name}"
         for setting in settings:
-            make(pipeline, yamnet, store, plan, setting, out, args.sounds, after)
+            make(yamnet, store, plan, setting, out, args.sounds, after)
         if args.make:
             return
         manifest = args.store.parent / "codec.csv"
