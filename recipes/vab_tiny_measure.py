@@ -1,7 +1,7 @@
 """The numbers of vab-tiny's model card, on the dev split: codec, tokens, and generated sound.
 
     python recipes/vab_tiny_measure.py --data ../shared/data --store runs/tiny/store [--model DIR]
-        [--guidance 1 3 5] [--temperature 4.5 10.5] [--json FILE]
+        [--speed paper] [--guidance 1 3 5] [--temperature 4.5 10.5] [--json FILE]
 
 Several values of guidance or temperature make a sweep over generated sound. The outside judge is fitted
 on real training sounds (see judge.py) and kept beside the store.
@@ -30,6 +30,7 @@ from vab.data.store import LatentStore
 from vab.evaluate.metrics.distances import frechet
 from vab.inference.pipeline import VABPipeline
 from vab.media.reader import read_audio
+from vab.presets import at_speed
 from vab.sampling.stages import Stage
 from vab.training.batches import ClipBatches
 from vab.training.objectives import OBJECTIVES
@@ -171,6 +172,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--speed", choices=("paper", "fast"))
     parser.add_argument("--guidance", type=float, nargs="*")
     parser.add_argument("--temperature", type=float, nargs="*")
     parser.add_argument("--steps", type=int, nargs="*")
@@ -183,6 +185,7 @@ def main() -> None:
     judge = fitted_judge(args.data, args.store.parent / "judge.pickle", train_sounds, train_labels)
     pipeline, store = VABPipeline.from_pretrained(args.model, device="cpu"), LatentStore.open(args.store)
     codec = pipeline.codec
+    own = at_speed(pipeline.config.decode, args.speed)
     assert isinstance(codec, TinyCodec)
     features, wanted = pictures(store)
     random = np.random.default_rng(0)
@@ -197,9 +200,9 @@ def main() -> None:
 
     sweep = list(
         product(
-            args.guidance or [pipeline.config.decode.guidance_scale],
-            args.temperature or [pipeline.config.decode.mask_temperature],
-            args.steps or [pipeline.config.decode.num_steps],
+            args.guidance or [own.guidance_scale],
+            args.temperature or [own.mask_temperature],
+            args.steps or [own.num_steps],
         )
     )
     if len(sweep) == 1:
@@ -223,12 +226,10 @@ def main() -> None:
         paired = [s for s, label in zip(train_sounds, train_labels, strict=True) if label in set(wanted)]
         others = [paired[i] for i in random.integers(len(paired), size=len(wanted))]
         note("a random training sound", share(others, wanted))
-        alone = list(generated(pipeline, features, pipeline.config.decode, seen=False))
+        alone = list(generated(pipeline, features, own, seen=False))
         note("generated without the picture", share(alone, wanted))
     for guidance, temperature, steps in sweep:
-        decode = replace(
-            pipeline.config.decode, guidance_scale=guidance, mask_temperature=temperature, num_steps=steps
-        )
+        decode = replace(own, guidance_scale=guidance, mask_temperature=temperature, num_steps=steps)
         clock = time.perf_counter()
         heard = list(generated(pipeline, features, decode, seen=True))
         clock = (time.perf_counter() - clock) / len(heard)

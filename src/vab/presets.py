@@ -112,6 +112,12 @@ _DAC_DECODE = DecodeConfig(mask_temperature=10.5)
 _TINY_DECODE = DecodeConfig(guidance_scale=4.0, mask_temperature=4.5)
 _FOLEYGEN_DECODE = DecodeConfig(num_steps=0, guidance_scale=3.0, mask_temperature=0.0, top_k=256)
 
+Speed = Literal["paper", "fast"]
+# What decides how much is computed for a sound: all that the paper does; and less, as far as vab-tiny was not
+# heard to be worse by it (docs/decisions/decoding.md).
+_PAPER: dict[str, Any] = {name: getattr(DecodeConfig, name) for name in ("num_steps", *LEVERS)}
+_FAST: dict[str, Any] = {"num_steps": 12, "guidance_until": 0.25, "last_window": "short"}
+
 # The paper's words for each column of Table 8; a pair is VAB-EnCodec / VAB-DAC.
 _TABLE_8_FIELDS = (
     "learning_rate",
@@ -199,7 +205,7 @@ _OTHERS = (
         "the model inside the package: small enough to ship and for a laptop",
         _TINY,
         _TINY_TRAIN,
-        _TINY_DECODE,
+        replace(_TINY_DECODE, **_FAST),
     ),
     Preset(
         "vab-tiny-coarse",
@@ -360,14 +366,6 @@ def paper_says(name: str) -> dict[str, str]:
 
 def _is_paper_s(name: str) -> bool:
     return name.startswith(("vab-encodec", "vab-dac")) and not name.endswith("-student")
-
-
-Speed = Literal["paper", "fast"]
-
-# What decides how much is computed for a sound: all that the paper does; and less, as far as vab-tiny was not
-# heard to be worse by it (docs/decisions/decoding.md).
-_PAPER: dict[str, Any] = {name: getattr(DecodeConfig, name) for name in ("num_steps", *LEVERS)}
-_FAST: dict[str, Any] = {"num_steps": 12, "guidance_until": 0.25}
 
 
 def at_speed(decode: DecodeConfig, speed: Speed | None) -> DecodeConfig:
