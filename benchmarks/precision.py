@@ -28,7 +28,7 @@ from vab.inference.parts import place
 from vab.inference.pipeline import VABPipeline
 from vab.models.foleygen import FoleyGen, IncrementalDecoder
 from vab.models.vab import VAB
-from vab.presets import preset
+from vab.presets import at_speed, preset
 from vab.sampling.parallel import num_masked_after, sample
 from vab.sampling.stages import Stage
 from vab.vision import TimmEncoder, normalise
@@ -128,7 +128,8 @@ def speed(names: list[str]) -> None:
 def close(paths: list[Path]) -> None:
     """Print how near the bundled model in bfloat16 is to itself in float32, on these films."""
     pipe = VABPipeline.from_pretrained(device="cpu")
-    config, decode, vision = pipe.config.model, pipe.config.decode, pipe.vision
+    config, vision = pipe.config.model, pipe.vision
+    decode = at_speed(pipe.config.decode, "paper")
     other = half(pipe.network)
     assert isinstance(vision, TimmEncoder)
     narrow = copy.deepcopy(vision.model).bfloat16()

@@ -3,7 +3,7 @@
     python recipes/vab_tiny_levers.py --data ../shared/data --store runs/tiny/store --out runs/levers \
         paper guidance_from=0.5 num_steps=8,order=halton dtype=bfloat16 [--json FILE]
 
-A setting is ``paper``, the model's own, or fields of DecodeConfig that differ from it; ``dtype`` is the
+A setting is ``paper``, or fields of DecodeConfig that differ from the paper's; ``dtype`` is the
 networks' number format, and ``model=DIR`` another model, such as a student. Every setting makes a sound of
 one window for the same dev photos with the same seeds; with ``--after SETTING``, a sixth second of the sounds
 of that setting. Tokens and YAMNet's scores are kept in ``--out``, so that a run goes on where it was cut, and
@@ -42,6 +42,7 @@ from vab.evaluate.backbones.yamnet import MIN_SCORE, Yamnet
 from vab.evaluate.metrics.distances import RESAMPLES, divergences, frechet
 from vab.evaluate.metrics.statistics import Interval, bootstrap
 from vab.inference.pipeline import VABPipeline
+from vab.presets import at_speed
 from vab.training.batches import make_generator
 
 PHOTOS = 20  # of a class, at most
@@ -92,8 +93,10 @@ class Setting(NamedTuple):
     def named(cls, text: str, model: Path | None) -> Setting:
         """``paper``, or ``num_steps=8,order=halton,dtype=bfloat16``; ``model=DIR`` in place of ``model``."""
         words = {} if text == "paper" else dict(part.split("=") for part in text.split(","))
-        pipeline = VABPipeline.from_pretrained(words.pop("model", model), device="cpu")
-        own = pipeline.config.decode
+        other = words.pop("model", None)
+        pipeline = VABPipeline.from_pretrained(other or model, device="cpu")
+        # One that is named here, a student, goes by its own settings; the model by the paper's.
+        own = pipeline.config.decode if other else at_speed(pipeline.config.decode, "paper")
         dtype = getattr(torch, words.pop("dtype", "float32"))
         values = {name: type(getattr(own, name))(word) for name, word in words.items()}
         return cls(text, pipeline, replace(own, **values), dtype)

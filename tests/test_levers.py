@@ -102,12 +102,13 @@ def test_a_step_that_is_left_out_does_not_lose_its_residual() -> None:
 def tasks(draw: Callable) -> tuple[Tensor, Tensor, DecodeConfig, int]:
     batch, num_codebooks, frames = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 9))
     seed = draw(st.integers(0, 2**31))
+    begin, end = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
     chosen = DecodeConfig(
         num_steps=draw(st.integers(1, 12)),
         mask_temperature=4.5,
         top_k=draw(st.sampled_from([0, 3])),
-        guidance_from=draw(st.floats(0, 1)),
-        guidance_until=draw(st.floats(0, 1)),
+        guidance_from=begin,
+        guidance_until=end,
         guidance_every=draw(st.integers(1, 5)),
         order=draw(st.sampled_from(["confidence", "halton", "random"])),
     )
@@ -283,7 +284,7 @@ def test_a_speed_is_a_set_of_fields_and_others_go_over_it() -> None:
     own = replace(PRESETS["vab-tiny"].decode, num_steps=24, order="random")
     assert at_speed(own, None) == own
     paper, fast = at_speed(own, "paper"), at_speed(own, "fast")
-    assert paper == replace(own, num_steps=16, order="confidence")
+    assert paper == replace(DecodeConfig(), guidance_scale=4.0, mask_temperature=4.5)
     assert fast != paper
     for each in (paper, fast):  # what a model sounds like stays its own
         assert (each.guidance_scale, each.mask_temperature) == (own.guidance_scale, own.mask_temperature)
@@ -294,6 +295,13 @@ def test_a_speed_is_a_set_of_fields_and_others_go_over_it() -> None:
             assert at_speed(preset.decode, "paper") == preset.decode
     with pytest.raises(SettingError, match="speed must be paper or fast or None, not 'quick'"):
         at_speed(own, "quick")  # type: ignore[arg-type]
+
+
+def test_guidance_that_ends_before_it_begins_is_refused() -> None:
+    config = DecodeConfig(num_steps=2, guidance_from=0.5, guidance_until=0.25)
+    tokens = torch.zeros(1, 2, 3).long()
+    with pytest.raises(SettingError, match="must not end before it begins"):
+        generate(lambda tokens, step=1: torch.zeros(1, 2, 3, V), tokens, tokens.bool(), V, config, seeds(0))
 
 
 def test_foleygen_has_no_levers() -> None:

@@ -190,3 +190,15 @@ def test_a_mask_vector_that_learns_is_looked_up_anew() -> None:
     with torch.no_grad():
         model.audio_embedding.mask.add_(1)
         assert not torch.equal(model(masked, features), before)
+
+
+def test_what_learns_is_never_kept() -> None:
+    """A fused optimizer changes weights without a trace in their version, between two validations."""
+    model, (tokens, features) = built(), inputs()
+    model.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        model(tokens, features).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            assert torch.equal(model(tokens, features), copy.deepcopy(model)(tokens, features))

@@ -60,8 +60,8 @@ def ablation(
         split: the split of the store to measure on.
         clips: the largest number of sounds to generate for each row.
         seed: the random seed of generation.
-        speed: how much is computed for a sound of a finished model, as in vab generate, but for what a row
-            changes. Default: the model's own settings.
+        speed: how much is computed for a sound, as in vab generate, but for what a row changes. Default: the
+            settings of the model, or of the preset that is trained.
         epochs: epochs of trainings, each named after those up to it: contrastive 20 masked_contrastive 10.
             Default: the paper's (order: 29 for contrastive learning that comes first), else the presets'.
         max_steps: training steps of each run, instead of all epochs.

@@ -106,6 +106,7 @@ def extract(
     from vab.data.manifest import read_manifest
     from vab.utils.device import pick_precision
     from vab.utils.processes import devices_for
+    from vab.vision import RECIPES
 
     read_manifest(manifest)  # before anything large is loaded
     on = devices_for(devices, "auto" if engine == "ray" else device)
@@ -115,6 +116,10 @@ def extract(
         names = [name if is_url(name) or not name else os.path.abspath(name) for name in names]
         manifest, out, features_from = names[0], names[1], names[2] or None
         on = on if device == "auto" else [torch.device(device)]
+    if precision == "auto":
+        # Generation keeps an encoder that bfloat16 does not suit in float32 too.
+        stands = RECIPES[vision or model.vision].stands_bfloat16
+        precision = pick_precision("auto" if stands else "float32", on[0]).precision
     job = Job(
         manifest=manifest,
         out=out,
@@ -123,8 +128,8 @@ def extract(
         seconds=window,
         fps=rate,
         fill=fill,
-        # Other words are for the devices that encode, which a Ray cluster has elsewhere.
-        precision=pick_precision(precision, on[0]).precision if precision == "auto" else precision,
+        # Its words other than auto are for the devices that encode, which a Ray cluster has elsewhere.
+        precision=precision,
         codec_path=codec_path,
         vision_path=vision_path,
         share=share,

@@ -80,7 +80,7 @@ class EnCodec:
         if config.audio_channels != 1 or config.normalize or config.chunk_length_s is not None:
             raise CodecError("this EnCodec works on stereo, loudness or chunks; VAB needs the plain mono one")
         self.model = model.eval()
-        self._folded: tuple[EncodecModel] | None = None
+        self._folded: tuple[EncodecModel, tuple[torch.dtype, torch.device]] | None = None
         self.num_codebooks: int = config.num_quantizers
         self.codebook_size: int = config.codebook_size
         self.dim: int = config.codebook_dim or config.hidden_size
@@ -110,17 +110,19 @@ class EnCodec:
         ``model`` stays as it was loaded, to be saved and to be told by its weights; what has no weight norm
         is shared with it.
         """
-        if self._folded is None:
+        weight = next(self.model.parameters())
+        made_for = weight.dtype, weight.device
+        if self._folded is None or self._folded[1] != made_for:
             shared = {id(tensor): tensor for tensor in chain(self.model.parameters(), self.model.buffers())}
             folded = copy.deepcopy(self.model, shared)
             modules: list[Any] = [each for each in folded.modules() if is_parametrized(each, "weight")]
             for module in modules:
                 # By hand: remove_parametrizations would change the class, which is also that of ``model``'s.
-                weight = module.weight.detach()
+                product = module.weight.detach()
                 module.__class__ = type_before_parametrizations(module)
                 del module.parametrizations
-                module.weight = nn.Parameter(weight, requires_grad=False)
-            self._folded = (folded,)  # in a tuple, as it has no weights of its own to be told by
+                module.weight = nn.Parameter(product, requires_grad=False)
+            self._folded = folded, made_for  # in a tuple: it has no weights of its own to be told by
         return self._folded[0]
 
     def codebook_vectors(self) -> Tensor:
@@ -129,7 +131,6 @@ class EnCodec:
 
     def to(self, device: str | torch.device) -> Self:
         self.model.to(device)
-        self._folded = None
         return self
 
 

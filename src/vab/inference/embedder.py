@@ -28,7 +28,7 @@ from vab.media.sources.given import InMemory
 from vab.models.heads import Classifier, Contrastive, Finetuned, Inputs, load_finetuned
 from vab.models.hub import ModelError, codec_source, find_model, read_config
 from vab.models.known import Known
-from vab.utils.device import Device, DType, pick_device, pick_precision, products
+from vab.utils.device import Chosen, Device, DType, pick_device, pick_precision, products
 from vab.utils.provenance import sha256
 from vab.utils.remote import RemoteFile
 from vab.vision import VisionEncoder, load_vision
@@ -72,6 +72,12 @@ class Embedder:
         self._fingerprint: str | None = None
         if finetuned.classifier is not None:
             place(finetuned.classifier[0], self.device, self.chosen.dtype)
+
+    def moved(self, device: torch.device, chosen: Chosen) -> Embedder:
+        """The same on another device or in another precision, with the fingerprint that it had."""
+        other = Embedder(self.config, self.codec, self.vision, self.finetuned, device, chosen)
+        other._fingerprint = self._fingerprint
+        return other
 
     def known(self, features: Tensor) -> Known | None:
         """Whether the model knows what a clip of image features [F,dim] shows, on this device.

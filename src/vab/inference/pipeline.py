@@ -295,9 +295,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 dtype = value
             else:
                 device = value
-        if device is not None:
-            self.device = pick_device(device)
-        wanted = pick_precision(self.chosen if dtype is None else dtype, self.device)
+        place_on = self.device if device is None else pick_device(device)
+        wanted = pick_precision(self.chosen if dtype is None else dtype, place_on)
+        self.device: torch.device = place_on
         if self.chosen.is_narrow and wanted.dtype != self.dtype:
             self._folder_fingerprint = None  # these are not the directory's weights any more
             self.__dict__.pop("fingerprint", None)
@@ -309,7 +309,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.vision = self.vision.to(self.device)
         for stage in filter(None, (self.first, self.fine)):
             place(stage.network, self.device, wanted.dtype)
-        self.__dict__.pop("embedder", None)
+        if "embedder" in self.__dict__:
+            self.embedder = self.embedder.moved(self.device, wanted)
         return self
 
     def __repr__(self) -> str:

@@ -148,7 +148,7 @@ class Library:
             if self.meta is not None and self.table and self.meta.precision != precision:
                 raise LibraryError(
                     f"{self.directory} was made in {self.meta.precision}, not in {precision}; "
-                    f"leave --precision out, or use another folder"
+                    "add to it in its own precision, or use another folder"
                 )
             known = self._known([os.path.abspath(path) for path in paths])
             tidied = False

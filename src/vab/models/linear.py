@@ -18,7 +18,10 @@ from torch.nn import functional
 
 
 class Kept:
-    """Something made from tensors, kept until it is asked for with others or they have changed."""
+    """Something made from tensors that do not learn, kept until it is asked for with others.
+
+    A change in place is seen by the tensor's version, which a fused optimizer and ``.data`` leave as it was.
+    """
 
     def __init__(self) -> None:
         self._made_from: list[tuple[Tensor, int]] = []
@@ -59,6 +62,7 @@ class Linear(nn.Linear):
             x.dtype == self.weight.dtype == torch.bfloat16
             and x.is_cpu
             and not torch.is_grad_enabled()
+            and not self.weight.requires_grad
             and can_pack()
         )
 

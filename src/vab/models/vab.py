@@ -200,9 +200,9 @@ class AudioEmbedding(nn.Module):
         self._tables = Kept()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # Made anew where [MASK] may be learning, else once: FoleyGen comes here for every single step.
-        learns = torch.is_grad_enabled() and self.mask.requires_grad
-        make = _tables if learns else partial(self._tables, _tables)
+        # Made once where [MASK] does not learn: FoleyGen comes here for every single step. Where it learns,
+        # not even in a validation: its values there may be those of averaged weights, put in its place.
+        make = _tables if self.mask.requires_grad else partial(self._tables, _tables)
         tables = make(self.vectors, self.mask)
         # One look-up per codebook: an id out of range is an error, not a row of the next codebook.
         vectors = [functional.embedding(tokens[:, k], table) for k, table in enumerate(tables)]

@@ -345,6 +345,11 @@ def check_arguments(
         raise ValueError("generators must be on the CPU, so that every device draws the same noise")
     if config.top_k < 0 or config.mask_temperature < 0 or config.sampling_temperature < 0:
         raise SettingError(f"decoding needs top_k >= 0 and temperatures >= 0, not {config}")
+    if config.guidance_from > config.guidance_until:
+        raise SettingError(
+            f"guidance must not end before it begins, at {config.guidance_until:g} and "
+            f"{config.guidance_from:g} of the steps; a guidance scale of 1 is none"
+        )
     if not known[:, :num_conditioning_codebooks].all():
         raise ValueError(
             f"the first {num_conditioning_codebooks} codebooks are not predicted, so they must be given"

@@ -263,7 +263,7 @@ class ClipBatches:
             targets,
             drop[own],
             mask,
-            self._seeds(config.seed, "step", step)[own],
+            self._seeds(size, config.seed, "step", step)[own],
         )
 
     def dev_batches(self, limit: int = MAX_DEV_CLIPS) -> list[NDArray[np.int64]]:
@@ -293,7 +293,7 @@ class ClipBatches:
             self._targets(rows[own]),
             torch.zeros(len(own), dtype=torch.bool),
             self._mask(own, ratio, tokens.shape[2], generator, *seed),
-            self._seeds(*seed)[own],
+            self._seeds(len(rows), *seed)[own],
         )
 
     @cached_property
@@ -374,10 +374,9 @@ class ClipBatches:
         """The classes of a clip with these labels."""
         return [self.classes[label] for label in labels_of(text) if label in self.classes]
 
-    def _seeds(self, *seed: int | str) -> Tensor:
-        """int64 [B]: a number for each clip of a batch, by a generator of its own."""
-        size = (self.preset.train.batch_size,)
-        return torch.randint(1 << 62, size, generator=make_generator(*seed, "noise"))
+    def _seeds(self, count: int, *seed: int | str) -> Tensor:
+        """int64 [count]: a number for each clip of a batch, by a generator of its own."""
+        return torch.randint(1 << 62, (count,), generator=make_generator(*seed, "noise"))
 
     def _mask(
         self,

@@ -145,10 +145,11 @@ def measure_gain(device: torch.device) -> float:
         # A small one first: where bfloat16 is emulated, the large one would take seconds.
         sizes = [(ROWS // 16, SIDE // 4), (ROWS, SIDE)]
     gain = 0.0
+    random = torch.Generator(device)  # of its own: whoever asks keeps the numbers of the seed that is set
     with tf32(False):
         for rows, side in sizes:
             pairs = [
-                tuple(torch.rand(n, side, device=device).to(kind) for n in (rows, side))
+                tuple(torch.rand(n, side, device=device, generator=random).to(kind) for n in (rows, side))
                 for kind in (torch.float32, torch.bfloat16)
             ]
             seconds: list[list[float]] = [[], []]

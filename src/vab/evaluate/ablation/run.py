@@ -226,7 +226,9 @@ class _Run:
                 outcome.made_with[stem + part] = str(place)
                 # evaluate it, if the table does
                 if objective in measured and objective == "masked":
-                    wanted = self.sounds(place, trained, [trained.decode], store, place)
+                    wanted = self.sounds(
+                        place, trained, [at_speed(trained.decode, self.settings.speed)], store, place
+                    )
                     self.measure_sounds([outcome], wanted)
                 elif objective in measured:
                     self.measure_network(outcome, place, store)
