@@ -85,8 +85,19 @@ def test_imports_point_one_way() -> None:
 
 
 # The rooms of the house: packages, and the files beside them. A room imports only from those before it.
-ROOMS = ["errors", "utils", "config", "presets", "media", "codecs", "vision", "models", "sampling", "data"]
-ROOMS += ["training", "inference", "library", "evaluate", "web", "listening", "studio", "bench", "cli"]
+ROOMS = ["errors", "utils", "config", "presets", "media", "codecs", "vision", "timing", "models", "sampling"]
+ROOMS += [
+    "data",
+    "training",
+    "inference",
+    "library",
+    "evaluate",
+    "web",
+    "listening",
+    "studio",
+    "bench",
+    "cli",
+]
 # The packages of evaluation, in their order; its other modules may stand anywhere between.
 EVALUATION = ["metrics", "backbones", "generation", "ablation"]
 

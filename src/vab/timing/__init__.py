@@ -1,0 +1,1 @@
+"""When things happen: the timing curve, and where one comes from."""
