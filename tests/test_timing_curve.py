@@ -152,6 +152,7 @@ def test_levels_of_known_gains() -> None:
         assert np.median(level[50 * n + 5 : 50 * n + 45]) == pytest.approx(wanted, abs=1.5)
     assert level.max() == 0.0
     assert np.allclose(level_db(0.01 * sound), level, atol=1e-3)
+    assert np.array_equal(level_db(np.zeros(RATE)), np.full(50, -45.0))
     # at the ends too: a mean over what is there alone
     assert np.abs(level_db(np.full(RATE + 7, 0.3))).max() < 1e-3
 

@@ -17,7 +17,7 @@ MEL_RANGE = 1e-3  # of the loudest band's magnitude: what is 60 dB below it coun
 LAG = 2  # mel frames, 20 ms, over which a rise is measured
 PEAK_RADIUS = 3  # mel frames, 30 ms, within which an onset is the highest
 MEAN_RADIUS = 10  # mel frames, 100 ms: the surroundings that it must stand above
-MIN_RISE = 0.5  # nats, mean over the bands: by how much it must do so
+MIN_RISE = 0.4  # nats, mean over the bands: by how much it must do so
 FULL_RISE = 2.5  # nats: the rise of an event of strength 1
 SILENCE = -120.0  # dB re full scale: a level that no sound of 16 bits is below
 
@@ -37,7 +37,7 @@ def onset_strength(waveform: NDArray[np.floating], rate: int = SAMPLE_RATE) -> N
 def onset_times(waveform: NDArray[np.floating]) -> NDArray[np.float64]:
     """Onset times of a waveform [S] at 16 kHz: seconds, ascending [n], to 10 ms.
 
-    An onset is the highest flux within 30 ms and 0.5 nats above the mean of that within 100 ms. A sound that
+    An onset is the highest flux within 30 ms and 0.4 nats above the mean of that within 100 ms. A sound that
     starts amid something has none there: a cut is no event.
     """
     return _onsets(_flux(waveform))[0] / (2 * FRAME_RATE)
@@ -46,10 +46,17 @@ def onset_times(waveform: NDArray[np.floating]) -> NDArray[np.float64]:
 def level_db(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
     """Level [T] of a waveform [S] at 16 kHz: dB relative to its loudest part, -45 at least.
 
-    It is the mean power within 40 ms around the middle of each frame.
+    It is the mean power within 40 ms around the middle of each frame. Silence is at -45 dB throughout.
     """
     absolute = _absolute_level(waveform)
-    return (absolute - absolute.max(initial=SILENCE)).clip(LEVEL_FLOOR, 0.0).astype(np.float32)
+    return relative(absolute, absolute.max(initial=SILENCE))
+
+
+def relative(level: NDArray[np.floating], loudest: float) -> NDArray[np.float32]:
+    """Levels [T] in dB relative to full scale -> relative to the ``loudest``, -45 at least."""
+    if loudest <= SILENCE:
+        return np.full(level.shape, LEVEL_FLOOR, np.float32)
+    return (level - loudest).clip(LEVEL_FLOOR, 0.0).astype(np.float32)
 
 
 def curve_of(waveform: NDArray[np.floating]) -> TimingCurve:
