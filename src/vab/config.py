@@ -15,7 +15,7 @@ import numbers
 import os
 import reprlib
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -53,6 +53,7 @@ class ModelConfig:
     # are summed first, those of the others, whose codebooks have spaces of their own, are projected first
     code_projection: Literal["by-codec", "shared", "separate"] = "by-codec"
     standardise_features: bool = True  # by mean and deviation of the training images; False: as extracted
+    timing: bool = False  # is told when something happens: a timing curve (vab.timing) is one of its inputs
 
     @property
     def audio_length(self) -> int:
@@ -101,6 +102,8 @@ class TrainConfig:
     roll_prob: float = 0.1  # chance of temporal rolling (B.3)
     roll_padding: bool = False  # a short sound without video rolls together with the padding after it
     cond_drop_prob: float = 0.1  # chance that all video features are dropped, for guidance (B.3)
+    timing_drop_prob: float = 0.15  # of a model with timing: chance that the curve is dropped, by itself
+    splice_prob: float = 0.0  # chance that a clip is made anew of 2 to 5 pieces of clips of its label
     pair_by_label: bool = False  # draw the video from any clip of the same label
     class_balanced: bool = False  # draw clips of rare labels as often as others (Table 8)
     # eq. 1, FoleyGen (appendix E), eq. 4, section 3.5, vab.sampling.student
@@ -133,6 +136,7 @@ class DecodeConfig:
     guidance_scale: float = 5.0  # s of u + s (c - u); 1 is none
     mask_temperature: float = 25.5  # tau of VAB: Gumbel noise of the confidence at the first step (eq. 2)
     sampling_temperature: float = 1.0  # the logits are divided by it; 0 takes the likeliest token
+    timing_scale: float | None = None  # of the timing curve alone; None: guidance_scale goes for it too
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
     num_candidates: int = 1  # drawn for each sound; the one most similar to the video (section 3.4) is kept
     # The defaults of the next five are the paper's; they are for parallel decoding alone.
@@ -146,6 +150,26 @@ class DecodeConfig:
 
 
 LEVERS: tuple[str, ...] = ("guidance_from", "guidance_until", "guidance_every", "order", "last_window")
+
+
+# Fields that came after version 0.1, by class. Files that a model or a run writes hold these only if they are
+# not at their defaults: what is without them stays as it was, byte for byte.
+LATER_FIELDS: dict[str, tuple[str, ...]] = {
+    "ModelConfig": ("timing",),
+    "TrainConfig": ("timing_drop_prob", "splice_prob"),
+    "DecodeConfig": ("timing_scale",),
+}
+
+
+def written(config: Any) -> dict[str, Any]:
+    """The fields of a configuration, and of those inside it, as they are written into files."""
+    values: dict[str, Any] = {}
+    for field_ in fields(config):
+        value = getattr(config, field_.name)
+        later = field_.name in LATER_FIELDS.get(type(config).__name__, ())
+        if not later or value != field_.default:
+            values[field_.name] = written(value) if is_dataclass(value) else value
+    return values
 
 
 def levers(decode: DecodeConfig) -> dict[str, Any]:
@@ -228,7 +252,8 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (
             0,
             1,
-        ): "label_smoothing contrast_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema",
+        ): "label_smoothing contrast_smoothing mask_min mask_max mixup_prob roll_prob cond_drop_prob ema "
+        "timing_drop_prob splice_prob",
         (_MIN_POSITIVE, math.inf): "epochs mask_std",
         (-_LARGEST, _LARGEST): "mask_mean",
     },
@@ -238,7 +263,7 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (1, 1000): "num_candidates",
         (0, 1): "guidance_from guidance_until",
         (1, 10_000): "guidance_every",
-        (0, _LARGEST): "guidance_scale mask_temperature sampling_temperature",
+        (0, _LARGEST): "guidance_scale timing_scale mask_temperature sampling_temperature",
         (0, math.inf): "top_k",
     },
     "StoreMeta": {
@@ -407,7 +432,7 @@ def current_names(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def former_fields(config: Any) -> dict[str, Any]:
     """The fields of a configuration by their names of version 0.1, for what must not change."""
     former = {new: old for old, new in FORMER_NAMES.get(type(config).__name__, {}).items()}
-    values = asdict(config)
+    values = written(config)
     if isinstance(config, DecodeConfig):
         sampling = values.pop("sampling_temperature")
         if config.num_steps == 0 and config.mask_temperature == 0:  # FoleyGen

@@ -31,6 +31,7 @@ def extract(
     seconds: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
     fps: Annotated[float | None, tyro.conf.arg(metavar="X")] = None,
     vision: VisionName | None = None,
+    timing: bool = False,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     precision: Precision = "float32",
@@ -61,6 +62,7 @@ def extract(
         seconds: the length of the window, instead of the preset's.
         fps: image features per second, instead of the preset's.
         vision: the image encoder, instead of the preset's (the paper's ablation C.6).
+        timing: also store the timing curve of each sound, as for a preset whose model is told one.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         precision: what the image encoder computes in: a setting of the store, so auto, bfloat16 where that is
@@ -128,6 +130,7 @@ def extract(
         seconds=window,
         fps=rate,
         fill=fill,
+        timing=timing or model.timing,
         # Its words other than auto are for the devices that encode, which a Ray cluster has elsewhere.
         precision=precision,
         codec_path=codec_path,

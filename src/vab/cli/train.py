@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from vab.cli.output import log, print_result
-from vab.config import Compute, DecodeConfig, ModelConfig, Preset, TrainConfig
+from vab.config import Compute, DecodeConfig, ModelConfig, Preset, TrainConfig, written
 from vab.errors import SettingError
 from vab.models.hub import ASSETS, BUNDLED, CONFIG, read_preset
 from vab.presets import PRESETS
@@ -211,7 +211,7 @@ def _train(chosen: Run) -> int:
         codec_path=chosen.codec_path,
         examine=examine,
     )
-    document = {"run": str(chosen.out), "settings": asdict(chosen.settings)}
+    document = {"run": str(chosen.out), "settings": written(chosen.settings)}
     print_result(document, f"{chosen.out}: done", chosen.json, together=True)
     return 0
 

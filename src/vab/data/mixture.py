@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cached_property
 from itertools import chain, combinations
 from pathlib import Path
@@ -109,6 +109,13 @@ class Mixture:
             valid[at] = np.arange(shape[1]) < store.num_valid("tokens", own)[:, None]
         return values, valid
 
+    def timing(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+        """What ``vab.timing.sound.stored_curve`` says of those rows, [n, T, 2], which all have sound."""
+        values = np.empty((len(rows), self.stores[0].meta.token_shape[1], 2), np.float16)
+        for store, at, own in self._by_store(rows):
+            store.gather("timing", own, out=values, at=at)
+        return values
+
     def strides(self, fps: float) -> list[int]:
         """For each store the number of stored features in a step of a model with ``fps`` steps a second."""
         return [round(store.meta.fps / fps) for store in self.stores]
@@ -182,7 +189,7 @@ class Mixture:
 
     def record(self) -> dict[str, Any] | list[dict[str, Any]]:
         """What a model's record says of its data: fingerprint and settings of the store, or of each."""
-        each = [{"fingerprint": store.fingerprint(), **asdict(store.meta)} for store in self.stores]
+        each = [{"fingerprint": store.fingerprint(), **store.meta.document()} for store in self.stores]
         if self.weights == [1.0]:
             return each[0]
         return [{**about, "weight": weight} for about, weight in zip(each, self.weights, strict=True)]
@@ -193,11 +200,12 @@ def _trained(store: LatentStore) -> NDArray[np.bool_]:
 
 
 def _check_alike(first: LatentStore, other: LatentStore) -> None:
-    """``StoreError`` that lists every difference between two stores, but for their frame rates."""
+    """``StoreError`` that lists what differs between two stores, but for frame rates and timing curves."""
     wrong = [
         f"{each.name} is {getattr(other.meta, each.name)!r}, there {getattr(first.meta, each.name)!r}"
         for each in fields(first.meta)
-        if each.name != "fps" and getattr(other.meta, each.name) != getattr(first.meta, each.name)
+        if each.name not in ("fps", "timing")
+        and getattr(other.meta, each.name) != getattr(first.meta, each.name)
     ]
     if not wrong and not np.array_equal(first.codebook_vectors(), other.codebook_vectors()):
         wrong = ["the vectors of its codebooks are others"]

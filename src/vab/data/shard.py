@@ -64,6 +64,7 @@ class StoreMeta:
     codec_fingerprint: str = ""
     vision_fingerprint: str = ""
     precision: Precision = "float32"  # that the image encoder computed in; a codec computes in float32
+    timing: bool = False  # whether each sound's timing curve is stored too, as vab.timing.sound has it
 
     @classmethod
     def for_model(cls, model: ModelConfig) -> StoreMeta:
@@ -72,8 +73,12 @@ class StoreMeta:
         return cls(**{each.name: getattr(model, each.name) for each in fields(cls) if each.name in taken})
 
     def written(self) -> dict[str, Any]:
-        """The settings as they are written: float32 goes without saying, as it did in version 0.1."""
+        """The settings as they are written: what version 0.1 did not have is left out where it is so."""
         return self._without_default(asdict(self))
+
+    def document(self) -> dict[str, Any]:
+        """The settings for a record: all of them, but for timing curves where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "timing" or value}
 
     def hashed(self) -> str:
         """The settings as they go into hashes: under the names of version 0.1, so that no hash changes."""
@@ -81,7 +86,9 @@ class StoreMeta:
 
     @staticmethod
     def _without_default(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in values.items() if (k, v) != ("precision", "float32")}
+        return {
+            k: v for k, v in values.items() if (k, v) not in (("precision", "float32"), ("timing", False))
+        }
 
     def differences(self, other: StoreMeta, names: Iterable[str] | None = None) -> list[str]:
         """Every setting that ``other`` has otherwise, as "fps is 1.0, now 2.0"; of all, or of these names."""
@@ -98,8 +105,15 @@ class StoreMeta:
         """F, dim."""
         return video_frames(self.seconds, self.fps), self.vision_dim
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What is stored of a clip: ``tokens``, ``features`` and, with ``timing``, that."""
+        return (*STREAMS, "timing") if self.timing else STREAMS
+
     def shape(self, stream: str) -> tuple[int, int]:
-        """Shape of one clip's ``tokens`` or ``features``."""
+        """Shape of one clip's ``tokens``, ``features`` or ``timing``, which is [T, 2]."""
+        if stream == "timing":
+            return self.token_shape[1], 2
         return self.token_shape if stream == "tokens" else self.feature_shape
 
 
@@ -114,6 +128,12 @@ class Latents:
     features: NDArray[np.float16] | None  # [F, dim]
     real_tokens: int | None = None  # number of the T frames that are not padding; None is all
     real_features: int | None = None  # and of the F
+    timing: NDArray[np.float16] | None = None  # [T, 2]: vab.timing.sound.stored_curve
+
+    @property
+    def real_timing(self) -> int | None:
+        """That of the tokens."""
+        return self.real_tokens
 
 
 def read_meta(directory: str | Path, url: str | None = None) -> StoreMeta:
@@ -124,8 +144,8 @@ def read_meta(directory: str | Path, url: str | None = None) -> StoreMeta:
     path = Path(directory) / "store.json"
     try:
         values = current_names("StoreMeta", read_json(path))
-        # version 0.1 knew no precision but float32
-        unknown = (set(values) ^ {field.name for field in fields(StoreMeta)}) - {"precision"}
+        # version 0.1 knew no precision but float32, and no timing
+        unknown = (set(values) ^ {field.name for field in fields(StoreMeta)}) - {"precision", "timing"}
         meta = None if unknown else from_dict(StoreMeta, values)
     except FileNotFoundError:
         reason = "holds no store (no store.json); make one with `vab extract`"
@@ -140,15 +160,16 @@ def read_meta(directory: str | Path, url: str | None = None) -> StoreMeta:
 KINDS: dict[str, tuple[Any, pa.DataType]] = {
     "tokens": (np.uint16, pa.uint16()),
     "features": (np.float16, pa.float16()),
+    "timing": (np.float16, pa.float16()),
 }
 
 
 def _schema(meta: StoreMeta, hashes: bool) -> pa.Schema:
     """The columns of a shard, with those of the rows' hashes or, as up to version 0.1, without."""
     columns = [(name, pa.string()) for name in ("id", "label", "split")]
-    columns += [(name, pa.list_(KINDS[name][1], math.prod(meta.shape(name)))) for name in STREAMS]
-    columns += [(f"real_{name}", pa.int32()) for name in STREAMS]
-    columns += [(f"{name}_sha256", pa.binary(32)) for name in STREAMS if hashes]
+    columns += [(name, pa.list_(KINDS[name][1], math.prod(meta.shape(name)))) for name in meta.streams]
+    columns += [(f"real_{name}", pa.int32()) for name in meta.streams]
+    columns += [(f"{name}_sha256", pa.binary(32)) for name in meta.streams if hashes]
     return pa.schema(columns)
 
 
@@ -189,8 +210,8 @@ class Shard:
         self.values: dict[str, NDArray] = {}  # [n, *shape]
         self.real: dict[str, NDArray[np.int32]] = {}
         self._hashes: dict[str, NDArray[np.uint8]] = {}  # [n, 32]
-        self._checked = {name: np.zeros(len(self.ids), bool) for name in STREAMS}
-        for name in STREAMS:
+        self._checked = {name: np.zeros(len(self.ids), bool) for name in self.meta.streams}
+        for name in self.meta.streams:
             column = batch[name]
             self.has[name] = column.is_valid().to_numpy(zero_copy_only=False)
             self.values[name] = column.values.to_numpy().reshape(-1, *self.meta.shape(name))
@@ -220,9 +241,9 @@ class Shard:
         return root_hash(
             self.meta,
             [self.ids, self.labels, self.splits],
-            [self.has[name] for name in STREAMS],
-            [self.real[name] for name in STREAMS],
-            [self._hashes[name] for name in STREAMS],
+            [self.has[name] for name in self.meta.streams],
+            [self.real[name] for name in self.meta.streams],
+            [self._hashes[name] for name in self.meta.streams],
         )
 
     def hashes(self, name: str) -> NDArray[np.uint8]:
@@ -234,9 +255,11 @@ class Shard:
 
     def row(self, row: int) -> Latents:
         """One clip, its latents verified at the first reading; ``StoreError`` if they are damaged."""
-        tokens, features = (self.read(name, row) if self.has[name][row] else None for name in STREAMS)
-        real = (int(self.real[name][row]) for name in STREAMS)
-        return Latents(self.ids[row], self.labels[row], self.splits[row], tokens, features, *real)
+        values: dict[str, Any] = {
+            name: self.read(name, row) if self.has[name][row] else None for name in self.meta.streams
+        }
+        values |= {f"real_{name}": int(self.real[name][row]) for name in STREAMS}
+        return Latents(self.ids[row], self.labels[row], self.splits[row], **values)
 
     def same(self, row: int, other: Shard, other_row: int) -> bool:
         """True if a clip here is what it is in the other shard: text, number of real frames and latents."""
@@ -246,7 +269,7 @@ class Shard:
             self.has[name][row] == other.has[name][other_row]
             and self.real[name][row] == other.real[name][other_row]
             and np.array_equal(self.hashes(name)[row], other.hashes(name)[other_row])
-            for name in STREAMS
+            for name in self.meta.streams
         )
 
     def read(self, name: str, row: int) -> NDArray:
@@ -257,7 +280,7 @@ class Shard:
 
     def check(self) -> None:
         """Verify all latents that nobody has read yet; ``StoreError`` if they are damaged."""
-        for name in STREAMS:
+        for name in self.meta.streams:
             for row in np.flatnonzero(~self._checked[name]):
                 if not self._checked[name][row]:
                     self._check(name, int(row))
@@ -272,16 +295,16 @@ class Shard:
 
     def _check_whole(self) -> None:
         texts = [self.ids, self.labels, self.splits]
-        real = [self.real[name].tolist() for name in STREAMS]
+        real = [self.real[name].tolist() for name in self.meta.streams]
         content = sha256(json.dumps([texts, real]), *map(_flat, self.values.values()))
         if content != self.whole:
             raise self._damaged("its content is not what was written")
 
         # Which streams are absent is not in that hash. A flipped bit that says that none is makes the reader
         # skip the list of them, whose bytes in the file are then used by no column.
-        if any(self.has[name].all() for name in STREAMS) and self._spare():
+        if any(self.has[name].all() for name in self.meta.streams) and self._spare():
             raise self._damaged("it does not say which clips have no sound or no picture")
-        for name in STREAMS:
+        for name in self.meta.streams:
             self._checked[name][:] = True
 
     def _spare(self) -> bool:
@@ -330,11 +353,11 @@ def write_shard(directory: Path, meta: StoreMeta, rows: Sequence[Latents]) -> Pa
     """Write one shard of clips, all of it or nothing; returns its path. ``StoreError`` on wrong shapes."""
     # 1. The columns, and how many frames of each row are not padding.
     texts = [[row.id for row in rows], [row.label for row in rows], [row.split for row in rows]]
-    columns = [_column(rows, name, meta.shape(name)) for name in STREAMS]
+    columns = [_column(rows, name, meta.shape(name)) for name in meta.streams]
     has = [mask for _, mask in columns]
     real = []
-    for name in STREAMS:
-        length = meta.token_shape[1] if name == "tokens" else meta.feature_shape[0]
+    for name in meta.streams:
+        length = meta.feature_shape[0] if name == "features" else meta.token_shape[1]
         counts = [getattr(row, f"real_{name}") for row in rows]
         real.append(np.array([length if n is None else n for n in counts], np.int32))
     hashes = [row_hashes(values) for values, _ in columns]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -283,12 +284,16 @@ class LatentStore:
 
     @cached_property
     def _has(self) -> dict[str, NDArray[np.bool_]]:
-        return {name: self._sorted([shard.has[name] for shard in self._shards], bool) for name in STREAMS}
+        return {
+            name: self._sorted([shard.has[name] for shard in self._shards], bool)
+            for name in self.meta.streams
+        }
 
     @cached_property
     def _real(self) -> dict[str, NDArray[np.int32]]:
         return {
-            name: self._sorted([shard.real[name] for shard in self._shards], np.int32) for name in STREAMS
+            name: self._sorted([shard.real[name] for shard in self._shards], np.int32)
+            for name in self.meta.streams
         }
 
     def _texts(self, column: str) -> list[str]:
@@ -304,9 +309,11 @@ class LatentStore:
         return np.concatenate(parts)[positions] if parts else np.zeros(0, kind)
 
     def __getitem__(self, row: int) -> Latents:
-        tokens, features = (self.gather(name, [row])[0] if self._has[name][row] else None for name in STREAMS)
-        texts = (self.ids[row], self.labels[row], self.splits[row])
-        return Latents(*texts, tokens, features, *(int(self._real[name][row]) for name in STREAMS))
+        values: dict[str, Any] = {
+            name: self.gather(name, [row])[0] if self._has[name][row] else None for name in self.meta.streams
+        }
+        values |= {f"real_{name}": int(self._real[name][row]) for name in STREAMS}
+        return Latents(self.ids[row], self.labels[row], self.splits[row], **values)
 
     def has(self, name: str) -> NDArray[np.bool_]:
         """bool [N]: True for rows that have ``tokens`` or ``features``."""
@@ -328,10 +335,10 @@ class LatentStore:
         out: NDArray | None = None,
         at: NDArray[np.int64] | None = None,
     ) -> NDArray:
-        """``tokens`` [n, K, T] or ``features`` [n, F, dim] of those rows; zeros where a row has none.
+        """``tokens`` [n, K, T], ``features`` [n, F, dim] or ``timing`` [n, T, 2] of those rows.
 
-        With ``frames`` [n, m], of each row's features those alone: [n, m, dim]. They go to the places
-        ``at`` [n] of ``out``, if it is given.
+        Zeros where a row has none. With ``frames`` [n, m], of each row's features those alone: [n, m, dim].
+        They go to the places ``at`` [n] of ``out``, if it is given.
         Each is verified when it is first read: ``StoreError`` names a shard that is damaged.
         """
         # [n, K, T] or [n, F, dim], row by row: each is verified by its shard
@@ -395,9 +402,12 @@ class LatentStore:
             return sha256(self.meta.hashed(), vectors, *sorted(numbered))
         # Labels and splits as they are on disk: those of the store may have been changed in memory.
         texts = [self._texts(column) for column in ("ids", "labels", "splits")]
-        has = [self._has[name] for name in STREAMS]
-        real = [self._real[name] for name in STREAMS]
-        hashes = [self._sorted([shard.hashes(name) for shard in self._shards], np.uint8) for name in STREAMS]
+        has = [self._has[name] for name in self.meta.streams]
+        real = [self._real[name] for name in self.meta.streams]
+        hashes = [
+            self._sorted([shard.hashes(name) for shard in self._shards], np.uint8)
+            for name in self.meta.streams
+        ]
         return sha256(root_hash(self.meta, texts, has, real, hashes), vectors)
 
     def check(self, advance: Callable[[int, int], None] = lambda done, total: None) -> dict[str, str]:

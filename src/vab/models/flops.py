@@ -8,12 +8,16 @@ B batch, K codebooks, T audio frames, F video frames, L = F + T, D hidden size, 
 from __future__ import annotations
 
 from vab.config import ModelConfig, Preset
+from vab.models.vab import TIMING_CHANNELS, TIMING_KERNEL, TIMING_WIDTH
 
 
 def pass_flops(config: ModelConfig, num_video: int, num_audio: int) -> float:
     """FLOPs of one forward pass of VAB over F video and T audio positions of one clip, without guidance."""
     length = num_video + num_audio
-    return layer_flops(config, num_video, num_audio, length * length) + num_audio * head_flops(config)
+    each = head_flops(config)
+    if config.timing:  # the adapter of the curve
+        each += 2 * TIMING_WIDTH * (TIMING_KERNEL * TIMING_CHANNELS + config.hidden_dim)
+    return layer_flops(config, num_video, num_audio, length * length) + num_audio * each
 
 
 def layer_flops(

@@ -35,11 +35,13 @@ def undelay(x: Tensor) -> Tensor:
 
 
 class FoleyGen(VAB):
-    """The causal decoder. ``SettingError`` for a config with experts or conditioning codebooks."""
+    """The causal decoder. ``SettingError`` for a config with experts, conditioning codebooks or timing."""
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         if config.num_expert_layers or config.num_conditioning_codebooks:
             raise SettingError("FoleyGen has no layers of experts and predicts all of its codebooks")
+        if config.timing:
+            raise SettingError("FoleyGen takes no timing curve: model.timing is for VAB")
         super().__init__(config, codebook_vectors)
 
     def forward(
@@ -50,12 +52,14 @@ class FoleyGen(VAB):
         token_padding: Tensor | None = None,
         feature_padding: Tensor | None = None,
         drop_features: Tensor | None = None,
+        timing: Tensor | None = None,
     ) -> Tensor:
         """Logits [B,K,T,V], each of its own token from those before it: teacher forcing, in one pass.
 
         Arguments as of ``VAB.forward``, but tokens are the targets, and without [MASK]. Padding of tokens
-        comes last, where no other token sees it.
+        comes last, where no other token sees it. A timing curve is refused.
         """
+        self._timing(tokens, timing)
         if features is None:
             features, feature_padding = self._no_features(tokens, token_padding)
         # [B,K,T] -> [B,K,S], shifted by one step: step s is predicted from the steps before it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vab.config import ModelConfig, Preset
+from vab.config import ModelConfig, Preset, written
 from vab.errors import first_line
 from vab.models.hub import CONFIG, FOLDERS, KNOWN, MODEL, ModelError, read_config
 from vab.models.known import ClassStatistics
@@ -133,7 +133,7 @@ def save_network(folder: Path, state: dict[str, Tensor], preset: Preset) -> None
     """Write a model directory for :func:`load_network` and ``read_config``, each file whole or not at all."""
     folder.mkdir(exist_ok=True)
     save_tensors(folder / MODEL, state)
-    write_json(folder / CONFIG, asdict(preset))
+    write_json(folder / CONFIG, written(preset))
 
 
 def check_codebooks(network: nn.Module, vectors: Tensor, message: str) -> None:

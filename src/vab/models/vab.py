@@ -24,6 +24,9 @@ from vab.errors import SettingError
 from vab.models.linear import Kept, Linear
 
 INIT_STD = 0.02  # of every weight matrix and learned vector
+TIMING_CHANNELS = 4  # of a timing curve: onset, level, and of each whether it is known
+TIMING_KERNEL = 9  # audio frames that the adapter of a timing curve sees at once
+TIMING_WIDTH = 64  # of its hidden layer
 
 KVCache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # new keys, values -> all so far, these included
 
@@ -286,8 +289,12 @@ class Trunk(nn.Module):
         features: Tensor | None,
         feature_padding: Tensor | None = None,
         drop_features: Tensor | None = None,
+        timing: Tensor | None = None,
     ) -> tuple[Tensor, int]:
-        """The sequence ``[video; audio]`` [B,L,D] and F, the number of its positions that are video."""
+        """The sequence ``[video; audio]`` [B,L,D] and F, the number of its positions that are video.
+
+        ``timing`` [B,T,D], what an adapter makes of a timing curve, is added to the audio.
+        """
         config = self.config
         parts = []
         num_video = 0
@@ -311,7 +318,8 @@ class Trunk(nn.Module):
                 raise ValueError(
                     f"tokens are {tuple(tokens.shape)}, the model needs [B,{config.num_codebooks},T]"
                 )
-            parts.append(self.audio_embedding(tokens) + self.modality[1])
+            audio = self.audio_embedding(tokens) + self.modality[1]
+            parts.append(audio if timing is None else audio + timing)
         if not parts:
             raise ValueError("neither tokens nor features are given")
         return torch.cat(parts, dim=1) if len(parts) == 2 else parts[0], num_video
@@ -347,8 +355,33 @@ class Trunk(nn.Module):
         return bias.masked_fill(padding[:, None, None, :], -torch.inf)
 
 
+class TimingAdapter(nn.Module):
+    """A timing curve [B,T,4] (``vab.timing``) -> [B,T,D], to be added to the embedded audio.
+
+    Two convolutions, the first over 180 ms. Frames whose onset and level are both unknown get exactly
+    nothing, and so do all frames of an adapter that has learned nothing yet.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(TIMING_CHANNELS, TIMING_WIDTH, TIMING_KERNEL, padding=TIMING_KERNEL // 2)
+        self.out = nn.Conv1d(TIMING_WIDTH, config.hidden_dim, 1)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, timing: Tensor) -> Tensor:
+        """[B,T,4] -> [B,T,D]."""
+        known = (timing[:, :, TIMING_CHANNELS // 2 :] != 0).any(-1, keepdim=True)  # [B,T,1]
+        # [B,T,4] -> [B,4,T] -> [B,D,T] -> [B,T,D]
+        hidden = functional.gelu(self.conv(timing.to(self.conv.weight.dtype).transpose(1, 2)))
+        return self.out(hidden).transpose(1, 2) * known
+
+
 class VAB(Trunk):
-    """Vision to Audio and Beyond (section 3.2): the trunk, the layers above, a head per codebook."""
+    """Vision to Audio and Beyond (section 3.2): the trunk, the layers above, a head per codebook.
+
+    With ``config.timing`` also an adapter for a timing curve, which the paper does not have.
+    """
 
     def __init__(self, config: ModelConfig, codebook_vectors: Tensor | None = None) -> None:
         super().__init__(config, codebook_vectors)
@@ -357,6 +390,7 @@ class VAB(Trunk):
         self.norm = nn.LayerNorm(config.hidden_dim)
         self.heads = Linear(config.hidden_dim, config.num_predicted_codebooks * config.codebook_size)
         initialise(self)
+        self.timing = TimingAdapter(config) if config.timing else None
 
     def forward(
         self,
@@ -366,19 +400,22 @@ class VAB(Trunk):
         token_padding: Tensor | None = None,
         feature_padding: Tensor | None = None,
         drop_features: Tensor | None = None,
+        timing: Tensor | None = None,
     ) -> Tensor:
         """Logits [B,Kp,T,V] of the Kp predicted codebooks, at masked and unmasked positions alike.
 
         tokens [B,K,T] (V = [MASK]); features [B,F,vision_dim]; paddings bool [B,T] and [B,F], True at padded
         positions; drop_features bool [B], True for clips that are to be unconditional. Unconditional is
         zeros in place of the standardised features, and a feature vector of zeros alone counts as absent;
-        ``features=None`` is so for all clips, with the F that T asks for.
-        ``ValueError`` if a shape does not fit the model.
+        ``features=None`` is so for all clips, with the F that T asks for. timing [B,T,4]: the timing curve as
+        ``TimingCurve.channels`` has it; zeros, or None, where nothing is known.
+        ``ValueError`` if a shape does not fit the model, ``SettingError`` for a curve that it does not take.
         """
+        added = self._timing(tokens, timing)
         if features is None:
             features, feature_padding = self._no_features(tokens, token_padding)
         # 1. Embed both modalities: [B,K,T] and [B,F,vision_dim] -> [B,L,D]
-        x, num_video = self._embed(tokens, features, feature_padding, drop_features)
+        x, num_video = self._embed(tokens, features, feature_padding, drop_features, added)
 
         # 2. All layers; one bias serves every one of them.
         bias = self._bias(x, num_video, _join_padding(x, num_video, token_padding, feature_padding))
@@ -386,6 +423,20 @@ class VAB(Trunk):
 
         # 3. Logits at the audio positions alone: video is never predicted.
         return self.logits(x[:, num_video:])
+
+    def _timing(self, tokens: Tensor, timing: Tensor | None) -> Tensor | None:
+        """What the adapter makes of a curve [B,T,4]: [B,T,D]; nothing without one."""
+        if self.timing is None:
+            if timing is not None:
+                raise SettingError("this model takes no timing curve: it was trained without (model.timing)")
+            return None
+        if timing is None:
+            # So that the adapter has a gradient in every process and every step, which DDP waits for.
+            return self.timing(tokens.new_zeros(1, 1, TIMING_CHANNELS)) if self.training else None
+        wanted = (tokens.shape[0], tokens.shape[2], TIMING_CHANNELS)
+        if timing.shape != wanted:
+            raise ValueError(f"the timing curve is {tuple(timing.shape)}, the tokens need {wanted}")
+        return self.timing(timing)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [B,Kp,T,V] of the top layer's output [B,T,D] at the audio positions."""
@@ -400,7 +451,9 @@ class VAB(Trunk):
         """
         heads = _size(self.heads.parameters())
         total = _size(self.parameters())
-        embeddings = total - heads - _size(self.blocks.parameters()) - _size(self.norm.parameters())
+        # The adapter of a timing curve is no part of the trunk: only generation is told one.
+        above = [*self.norm.parameters(), *(self.timing.parameters() if self.timing is not None else ())]
+        embeddings = total - heads - _size(self.blocks.parameters()) - _size(iter(above))
         first = self.blocks[: self.config.num_expert_layers]
         return {
             "parameters": total - heads,

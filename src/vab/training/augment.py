@@ -37,6 +37,12 @@ class Stream:
         """The first n clips."""
         return replace(self, values=self.values[:n], owners=self.owners[:n])
 
+    def overlaid(self, other: Stream, clip: Tensor, replaced: Tensor) -> Stream:
+        """This stream, whose frames ``replaced`` bool [n, T] are those of clip ``clip`` [n] of another."""
+        chosen = replace(other, values=other.values[clip], owners=other.owners[clip])
+        values = torch.where(replaced.unsqueeze(3 - self.time_dim), chosen.values, self.values)
+        return replace(self, values=values, owners=torch.where(replaced, chosen.owners, self.owners))
+
     def splice(self, partner: Tensor, replaced: Tensor) -> Stream:
         """The first n clips, whose frames ``replaced`` bool [n, T] are those of clip ``partner`` [n]."""
         own = self.first(len(partner))
@@ -46,6 +52,7 @@ class Stream:
 
 
 Streams = tuple[Stream, Stream | None]  # audio, video
+MAX_PIECES = 5  # that a spliced clip is made of
 
 
 def places(owners: Tensor, time_dim: int, step: int | None = None) -> Stream:
@@ -57,6 +64,26 @@ def places(owners: Tensor, time_dim: int, step: int | None = None) -> Stream:
 
 
 @dataclass(frozen=True)
+class Splicing:
+    """The pieces of n clips: each begins as it is, and goes on as up to four others of its label."""
+
+    start: Tensor  # int64 [n,P]: the audio frame at which a piece after the first begins; T if there is none
+    piece: Tensor  # int64 [n,P]: the clip that it is of
+    only_audio: bool  # the video stays as it is
+
+    def apply(self, mixed: Streams, audio: Stream, video: Stream | None, fps: float) -> Streams:
+        """``mixed``, n clips of each stream, with their pieces from ``audio`` and ``video``, m clips."""
+        heard, seen = mixed
+        frames = torch.arange(heard.owners.shape[1])
+        for start, piece in zip(self.start.T, self.piece.T, strict=True):  # later ones over those before
+            heard = heard.overlaid(audio, piece, frames >= start[:, None])
+            if seen is not None and video is not None and not self.only_audio:
+                middle = (torch.arange(seen.owners.shape[1]) + 0.5) * FRAME_RATE / fps
+                seen = seen.overlaid(video, piece, middle >= start[:, None])
+        return heard, seen
+
+
+@dataclass(frozen=True)
 class Augmentation:
     """What happens to each of n clips, in the order of the fields."""
 
@@ -65,6 +92,7 @@ class Augmentation:
     partner: Tensor  # int64 [n]: the clip that a clip goes on as; itself if it does not
     point: Tensor  # int64 [n]: from which audio frame on
     turn: Tensor  # float64 [n]: how far it rolls, 0 (one frame) to 1 (a whole turn); -1 if it does not
+    splicing: Splicing | None = None  # the pieces that it is made of
 
     @classmethod
     def draw(
@@ -94,10 +122,13 @@ class Augmentation:
 def augment(
     audio: Stream, video: Stream | None, drawn: Augmentation, fps: float, roll_padding: bool = False
 ) -> Streams:
-    """The n clips of ``drawn``, from streams of m: crop, then temporal mixup, then temporal roll."""
+    """The n clips of ``drawn``, from streams of m: crop, mixup, splicing, roll, as far as drawn."""
     if drawn.kept[0] < audio.owners.shape[1]:
         audio, video = random_crop(audio, video, drawn.kept, drawn.begin, fps)
+    whole = audio, video
     audio, video = temporal_mixup(audio, video, drawn.partner, drawn.point, fps)
+    if drawn.splicing is not None:
+        audio, video = drawn.splicing.apply((audio, video), *whole, fps)
     return temporal_roll(audio, video, drawn.turn, fps, roll_padding)
 
 
@@ -133,6 +164,18 @@ def draw_mixup(n: int, probability: float, frames: int, generator: torch.Generat
     point = torch.randint(1, max(frames, 2), (n,), generator=generator)
     chosen &= (n > 1) & (frames > 1)  # else there is nobody, or nowhere, to go on with
     return torch.where(chosen, (own + step) % n, own), torch.where(chosen, point, frames)
+
+
+def draw_pieces(n: int, probability: float, frames: int, generator: torch.Generator) -> Tensor:
+    """For n clips of ``frames`` audio frames where each of up to four further pieces begins, int64 [n,4].
+
+    With that probability there are one to four of them, at random places, else none: ``frames``.
+    """
+    chosen = _bernoulli(n, probability, generator) & torch.tensor(frames > 1)
+    count = torch.randint(1, MAX_PIECES, (n,), generator=generator)
+    start = torch.randint(1, max(frames, 2), (n, MAX_PIECES - 1), generator=generator)
+    there = (torch.arange(MAX_PIECES - 1) < count[:, None]) & chosen[:, None]
+    return torch.where(there, start, frames).sort(dim=1).values
 
 
 def temporal_mixup(

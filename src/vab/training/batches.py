@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
@@ -27,11 +27,14 @@ from vab.data.mixture import Mixture
 from vab.data.shard import StoreError
 from vab.data.store import LatentStore, spread
 from vab.errors import TrainError
-from vab.training.augment import Augmentation, augment, drop_features, places
+from vab.models.hub import FOLDERS
+from vab.training.augment import Augmentation, Splicing, augment, draw_pieces, drop_features, places
+from vab.training.curves import timing_of
 from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
 
 MAX_DEV_CLIPS = 1000  # of a validation pass, spread evenly over the split dev
+TIMING_SEED = 0x71  # so that what a curve's augmentation draws is nothing that an objective draws
 MASK_BLOCK = 64  # clips of a batch whose masks are drawn by one generator
 
 
@@ -49,6 +52,7 @@ class Batch:
     drop_features: Tensor  # bool [B]: train this clip without video
     mask: Tensor  # bool [B, K, T]: the tokens to predict
     seeds: Tensor  # int64 [B]: of each clip's own noise, for an objective that draws more
+    timing: Tensor | None = None  # float32 [B, T, 4]: the timing curve, for a model that is told one
 
     @property
     def has_video(self) -> Tensor:
@@ -131,6 +135,8 @@ def check_fits(store: LatentStore, preset: Preset) -> None:
     ratio = meta.fps / model.fps
     if abs(ratio - round(ratio)) > 1e-6 or ratio < 1:
         wrong.append(f"its {meta.fps} features a second are no multiple of the model's {model.fps}")
+    if model.timing and not meta.timing and preset.train.objective not in FOLDERS:
+        wrong.append("it has no timing curves; extract it anew into another folder, with --timing")
     if wrong:
         raise StoreError(f"{store.directory} does not fit {preset.name}: {'; '.join(wrong)}")
 
@@ -155,7 +161,11 @@ class ClipBatches:
         ids, splits = self.mixture.ids, np.array(self.mixture.splits)
         rows = np.array(sorted(np.flatnonzero(splits == split).tolist(), key=ids.__getitem__), dtype=np.int64)
         self.rows = rows[self.mixture.has("tokens")[rows]]
-        self.video_rows = self._group_video(rows) if preset.train.pair_by_label else {}
+        self.video_rows: dict[str, NDArray[np.int64]] = {}
+        if preset.train.pair_by_label:
+            self.video_rows = self._by_label(rows[self.mixture.has("features")[rows]])
+        # The curves are of use to generation alone.
+        self.has_timing = preset.model.timing and preset.train.objective not in FOLDERS
         self.classes = {name: n for n, name in enumerate(preset.classes or classes_of(self.mixture))}
         self._order = lru_cache(maxsize=2)(self._draw_order)
         self._numbers = cache(self._class_numbers)
@@ -166,10 +176,10 @@ class ClipBatches:
         (store,) = self.mixture.stores
         return store
 
-    def _group_video(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """label -> the rows with that label that have video."""
+    def _by_label(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """label -> those of the rows with that label."""
         groups = defaultdict(list)
-        for row in rows[self.mixture.has("features")[rows]].tolist():
+        for row in rows.tolist():
             if self.mixture.labels[row]:
                 groups[self.mixture.labels[row]].append(row)
         return {label: np.array(members, dtype=np.int64) for label, members in groups.items()}
@@ -231,6 +241,8 @@ class ClipBatches:
         own = share(size, rank, world_size)
         clips, drawn = augmentation.of(torch.from_numpy(own))
         rows = self._rows_at(step * size + clips.numpy())
+        if config.splice_prob:
+            rows, clips, drawn = self._with_pieces(rows, clips, drawn, own, step)
         tokens, features, heard, seen = self._latents(rows, pairing[clips], choice[clips].numpy())
 
         # 3. Augmentation. What moves are the places of frames; tokens and features are then taken once. A
@@ -252,7 +264,17 @@ class ClipBatches:
         counts.diagonal()[counts.sum(1) == 0] = 1  # every valid frame was cut away: back to the clip itself
         targets = counts @ self._targets(rows) / counts.sum(1, keepdim=True)
 
-        # 5. What is masked.
+        # 5. The timing curves, moved like the tokens.
+        seeds = self._seeds(size, config.seed, "step", step)[own]
+        timing = None
+        if self.has_timing:
+            clip, at = np.divmod(audio.values[:, 0].numpy(), codebooks * length)  # [n, T] each
+            stored = self.mixture.timing(rows)
+            loudest = stored[:, :, 1].max(1)[clip].max(1)  # [m] -> [n]: of all sounds that a clip is made of
+            noise = seeds ^ TIMING_SEED
+            timing = timing_of(stored[clip, at], audio.owners, loudest, config.timing_drop_prob, noise)
+
+        # 6. What is masked.
         mask = self._mask(own, ratio, tokens.shape[2], generator, config.seed, "step", step)
         return Batch(
             [self.mixture.ids[row] for row in rows[: len(own)]],
@@ -263,8 +285,49 @@ class ClipBatches:
             targets,
             drop[own],
             mask,
-            self._seeds(size, config.seed, "step", step)[own],
+            seeds,
+            None if timing is None else torch.from_numpy(timing),
         )
+
+    def _with_pieces(
+        self,
+        rows: NDArray[np.int64],
+        clips: Tensor,
+        drawn: Augmentation,
+        own: NDArray[np.int64],
+        step: int,
+    ) -> tuple[NDArray[np.int64], Tensor, Augmentation]:
+        """Rows [m] of clips and what happens to them, with the further pieces that the n own are made of.
+
+        A piece is a random clip of the same label. It is where it would be in that clip's own crop.
+        """
+        config, model = self.preset.train, self.preset.model
+        generator = make_generator(config.seed, "splice", step)
+        size = config.batch_size
+        start = draw_pieces(size, config.splice_prob, drawn.kept[0], generator)
+        draws = torch.rand(start.shape, generator=generator, dtype=torch.float64)
+        last = model.video_length - drawn.kept[1]
+        begin = torch.randint(last + 1, start.shape, generator=generator)
+
+        pieces = torch.arange(len(own))[:, None].repeat(1, start.shape[1])  # the clip itself: nothing changes
+        found: list[int] = []
+        slots: list[int] = []
+        begins: list[int] = []
+        for n, slot in enumerate(own.tolist()):
+            candidates = self.audio_rows.get(self.mixture.labels[rows[n]])
+            for p in range(start.shape[1]):
+                if candidates is not None and start[slot, p] < drawn.kept[0]:
+                    pieces[n, p] = len(rows) + len(found)
+                    found.append(candidates[int(draws[slot, p] * len(candidates))])
+                    slots.append(slot)
+                    begins.append(int(begin[slot, p]))
+        drawn = replace(
+            drawn,
+            begin=torch.cat([drawn.begin, torch.tensor(begins, dtype=torch.int64)]),
+            splicing=Splicing(start[own], pieces, only_audio=config.pair_by_label),
+        )
+        clips = torch.cat([clips, torch.tensor(slots, dtype=torch.int64)])
+        return np.concatenate([rows, np.array(found, np.int64)]), clips, drawn
 
     def dev_batches(self, limit: int = MAX_DEV_CLIPS) -> list[NDArray[np.int64]]:
         """Rows of the batches of a validation pass: at most ``limit`` clips, spread evenly."""
@@ -294,7 +357,20 @@ class ClipBatches:
             torch.zeros(len(own), dtype=torch.bool),
             self._mask(own, ratio, tokens.shape[2], generator, *seed),
             self._seeds(len(rows), *seed)[own],
+            self._exact_timing(rows[own], heard),
         )
+
+    def _exact_timing(self, rows: NDArray[np.int64], heard: Tensor) -> Tensor | None:
+        """The timing curves [n, T, 4] of those rows as they are; None for a model that is told none."""
+        if not self.has_timing:
+            return None
+        stored = self.mixture.timing(rows)
+        return torch.from_numpy(timing_of(stored, heard, stored[:, :, 1].max(1)))
+
+    @cached_property
+    def audio_rows(self) -> dict[str, NDArray[np.int64]]:
+        """label -> the clips with that label, of which others may be made."""
+        return self._by_label(self.rows)
 
     @cached_property
     def epoch_length(self) -> int:

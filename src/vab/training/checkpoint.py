@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from vab.config import ModelConfig, TrainConfig, current_names
+from vab.config import ModelConfig, TrainConfig, current_names, written
 from vab.errors import TrainError
 from vab.models.hub import CONFIG, KNOWN, MODEL, read_config
 from vab.training.objectives import build
@@ -267,7 +267,7 @@ def export_checkpoint(run: Path, step: int | str, out: Path | None = None) -> tu
     folder = run / "exported" / path.stem if out is None else out
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / MODEL, weights)
-    write_json(folder / CONFIG, asdict(preset))
+    write_json(folder / CONFIG, written(preset))
     write_json(folder / "record.json", record)
     (folder / KNOWN).unlink(missing_ok=True)  # of another classifier
     if not record["goes_on"] and (run / KNOWN).is_file():  # made from the store, at the run's end

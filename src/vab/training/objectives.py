@@ -55,7 +55,7 @@ def masked_prediction_step(network: nn.Module, batch: Batch, preset: Preset) -> 
     """Masked audio token prediction (eq. 1): the pre-training objective. Metrics per codebook."""
     model = preset.model
     tokens = apply_mask(batch.tokens, batch.mask, model.codebook_size)
-    logits = network(tokens, batch.features, drop_features=batch.drop_features)
+    logits = network(tokens, batch.features, drop_features=batch.drop_features, timing=batch.timing)
 
     # The conditioning codebooks have no head: [B, K, T] -> [B, Kp, T]
     targets = batch.tokens[:, model.num_conditioning_codebooks :]

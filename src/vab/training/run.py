@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from vab.config import DEFAULT_COMPUTE, FREE_FIELDS, Compute, Preset
+from vab.config import DEFAULT_COMPUTE, FREE_FIELDS, Compute, Preset, written
 from vab.errors import TrainError
 from vab.models.flops import training_flops
 from vab.models.heads import Classifier, start_from
@@ -100,11 +99,11 @@ class TrainingRun:
 
     def _identity(self) -> dict[str, Any]:
         """Settings and data that must not change when a run resumes, as JSON reads them back."""
-        train = asdict(self.preset.train)
+        train = written(self.preset.train)
         for free in FREE_FIELDS:
             del train[free]
         identity = {
-            "model": asdict(self.preset.model),
+            "model": written(self.preset.model),
             "train": train,
             "store": self.clips.mixture.fingerprint(),
             "steps": self.total,
@@ -163,7 +162,7 @@ class TrainingRun:
             )
         self._warn()
         if self.fabric.is_global_zero:
-            write_json(self.folder / CONFIG, asdict(self.preset))
+            write_json(self.folder / CONFIG, written(self.preset))
         self.fabric.barrier()
 
     def _warn(self) -> None:
@@ -373,7 +372,7 @@ class TrainingRun:
     def _journal(self) -> AbstractContextManager[list[Logger]]:
         """Who hears of the run; only the first process speaks."""
         if self.fabric.is_global_zero:
-            return journal(self.folder, self.step, asdict(self.preset), self.own_loggers)
+            return journal(self.folder, self.step, written(self.preset), self.own_loggers)
         return nullcontext([])
 
     def _record(self) -> dict[str, Any]:
@@ -400,7 +399,7 @@ class TrainingRun:
         with self._averaged():
             save_tensors(self.folder / MODEL, self.model.state_dict())
             self._write_statistics()
-        write_json(self.folder / CONFIG, asdict(self.preset))
+        write_json(self.folder / CONFIG, written(self.preset))
         record = self._record()
         record["seconds"] = round(self.seconds, 1)
         record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

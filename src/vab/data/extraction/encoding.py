@@ -16,6 +16,7 @@ from vab.codecs.codec import Codec
 from vab.codecs.tiny import TinyCodec
 from vab.data.manifest import Clip
 from vab.data.shard import Latents, StoreMeta
+from vab.timing.sound import stored_curve
 from vab.utils.device import tf32
 from vab.utils.provenance import sha256
 from vab.vision import VisionEncoder
@@ -36,11 +37,16 @@ class Decoded:
 
 
 def latents_meta(
-    codec: Codec, vision: VisionEncoder | StoreMeta, seconds: float, fps: float, fill: Fill = "zero"
+    codec: Codec,
+    vision: VisionEncoder | StoreMeta,
+    seconds: float,
+    fps: float,
+    fill: Fill = "zero",
+    timing: bool = False,
 ) -> StoreMeta:
     """Settings of a store with latents of these two encoders for windows of ``seconds``; no fingerprints.
 
-    The settings of a store stand for its image encoder.
+    The settings of a store stand for its image encoder. ``timing``: with the curve of each sound.
     """
     num_codebooks, codebook_size, dim = codec.codebook_vectors().shape
     name, vision_dim = (
@@ -57,6 +63,7 @@ def latents_meta(
         fps=float(fps),
         fill=fill,
         precision=vision.precision,
+        timing=timing,
     )
 
 
@@ -101,9 +108,17 @@ def encode(
             features[end - len(item.frames) : end][item.frame_indices] if item.frames else None,
             item.real_tokens,
             item.real_features,
+            _timing(item, num_frames) if meta.timing else None,
         )
         for item, end in zip(batch, ends, strict=True)
     ]
+
+
+def _timing(item: Decoded, num_frames: int) -> NDArray[np.float16] | None:
+    """The timing curve [T, 2] of a clip's sound as it is stored; None without sound."""
+    if item.waveform is None:
+        return None
+    return stored_curve(item.waveform)[:num_frames].astype(np.float16)
 
 
 def _tokens(codec: Codec, waveforms: Tensor, device: str | torch.device, batch_clips: int | None) -> Tensor:

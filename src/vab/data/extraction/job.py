@@ -33,6 +33,7 @@ class Job:
     seconds: float
     fps: float
     fill: Fill = "zero"
+    timing: bool = False  # store the timing curve of each sound too
     precision: Precision = "float32"  # of the image encoder
     codec_path: str | None = None
     vision_path: str | None = None
@@ -93,6 +94,7 @@ def extract_part(worker: Worker, job: Job) -> Extraction:
         seconds=job.seconds,
         fps=job.fps,
         fill=job.fill,
+        timing=job.timing,
         device=worker.device,
         share=job.share,
         features_from=features_from,

@@ -44,6 +44,7 @@ def extract(
     seconds: float,
     fps: float,
     fill: Fill = "zero",
+    timing: bool = False,
     device: str | torch.device = "cpu",
     share: Share = Share(),  # noqa: B008
     features_from: StoredFeatures | None = None,
@@ -58,7 +59,8 @@ def extract(
 
     Each clip becomes tokens [K, T] of all the codec's codebooks and features [F, dim] at ``fps`` a second,
     both for a window of exactly ``seconds``. Shorter video repeats its last feature, shorter audio is
-    followed by silence; with ``fill="repeat"`` both streams start again.
+    followed by silence; with ``fill="repeat"`` both streams start again. With ``timing`` the timing curve of
+    each sound is stored too, for a model that is told one.
     An image gets a slow moving crop, seeded by the clip's id. Known ids are skipped. A clip that cannot be
     read is listed in ``failures.csv`` and tried again by the next run.
 
@@ -75,7 +77,7 @@ def extract(
     """
     # 1. The store: a new one, or that of an earlier run with the same settings and weights.
     clips = [clip for clip in read_manifest(manifest) if share.has(clip.id)]
-    meta = _meta(codec, vision, features_from, seconds, fps, fill)
+    meta = _meta(codec, vision, features_from, seconds, fps, fill, timing)
     store = LatentStore.create(out, meta, codec.codebook_vectors().cpu().numpy())
     recipe = RECIPES[meta.vision] if vision is None else vision.recipe
     on_cpu = torch.device(device).type == "cpu"
@@ -146,16 +148,17 @@ def _meta(
     seconds: float,
     fps: float,
     fill: Fill,
+    timing: bool,
 ) -> StoreMeta:
     """Settings of the store, with fingerprints; ``StoreError`` if stored features have other ones."""
     if vision is not None:
-        meta = latents_meta(codec, vision, seconds, fps, fill)
+        meta = latents_meta(codec, vision, seconds, fps, fill, timing)
         meta = replace(meta, vision_fingerprint=weights_fingerprint(vision))
     else:
         assert features_from is not None, "without an image encoder features must be stored"
         made = features_from.store.meta
         meta = replace(
-            latents_meta(codec, made, seconds, fps, fill), vision_fingerprint=made.vision_fingerprint
+            latents_meta(codec, made, seconds, fps, fill, timing), vision_fingerprint=made.vision_fingerprint
         )
     if features_from is not None:
         features_from.check_fits(meta)
