@@ -7,7 +7,7 @@ there: equal logits give bit-equal tokens whatever the batch, the order, the pad
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -94,6 +94,7 @@ def generate_long(
     *,
     window: int,
     overlap: int,
+    cuts: Sequence[int] = (),
     progress: StepProgress | None = None,
 ) -> Tensor:
     """``generate`` for any length: each window continues from the tokens it shares with the last.
@@ -111,7 +112,15 @@ def generate_long(
     num_codebooks, num_frames = tokens.shape[-2:]
     num_steps = min(window, num_frames) + num_codebooks - 1  # S of one window
     return in_windows(
-        fill, tokens, known, generators, num_steps, window=window, overlap=overlap, progress=progress
+        fill,
+        tokens,
+        known,
+        generators,
+        num_steps,
+        window=window,
+        overlap=overlap,
+        cuts=cuts,
+        progress=progress,
     )
 
 

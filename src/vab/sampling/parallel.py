@@ -27,7 +27,8 @@ from torch import Tensor
 from vab.config import DecodeConfig, check_field
 from vab.errors import SettingError, VABError
 
-ModelFn = Callable[[Tensor, Tensor, Tensor], Tensor]  # tokens, features [B,F,dim], drop [B] -> logits
+# tokens, features [B,F,dim], drop [B] and, for a model that is told one, timing [B,T,4] -> logits
+ModelFn = Callable[..., Tensor]
 StepProgress = Callable[[int, int], None]  # steps done, total
 Generators = Sequence[torch.Generator]  # on the CPU, one per clip
 # first frame, one after the last, tokens and known [B,K,n], B generators, progress of this window -> tokens
@@ -47,7 +48,13 @@ class DecodeError(VABError, ValueError):
 
 
 def classifier_free_guidance(
-    model_fn: ModelFn, features: Tensor, scale: float, guided: range = ALL_STEPS, every: int = 1
+    model_fn: ModelFn,
+    features: Tensor,
+    scale: float,
+    guided: range = ALL_STEPS,
+    every: int = 1,
+    timing: Tensor | None = None,
+    timing_scale: float | None = None,
 ) -> LogitsFn:
     """Classifier-free guidance, u + scale (c - u): c sees the features [B,F,dim], u does not (section 3.3).
 
@@ -55,30 +62,57 @@ def classifier_free_guidance(
     keep their features, then the same B with ``drop_features`` [2B] True. At a scale of 1 there is
     nothing to add, and it gets the B conditional rows alone. Logits come back as float32.
 
+    With a timing curve [B,T,4] ``model_fn`` gets that too: c sees it, u has zeros. With a ``timing_scale`` of
+    its own it is u + scale (v - u) + timing_scale (c - v), where v sees the features alone: up to 3B rows,
+    those whose share of the sum is zero left out.
+
     Two ways to do less, for a caller that says the number of its step. Steps that are not ``guided`` go
-    without guidance. Of each ``every`` guided steps one computes u; the others add its residual, c - u, to
-    their own c: c + (scale - 1) residual. Both need the B conditional rows alone.
+    without guidance. Of each ``every`` guided steps one computes all rows; the others add what guidance
+    added there to their own c, for which they need the B conditional rows alone.
     """
-    batch = len(features)
-    keep = torch.zeros(batch, dtype=torch.bool, device=features.device)
-    # [B,F,dim] -> [2B,F,dim]: conditional rows first, then unconditional ones
-    twice = torch.cat([features, features])
-    drop = torch.arange(2 * batch, device=features.device) >= batch
-    # c - u [B,Kp,T,V] and the number of the stretch of steps that it serves. A step that is left out, because
-    # it decides nothing for this clip, has the tokens of the next: whichever computes u, it is the same.
-    residual: tuple[int, Tensor] | None = None
+    # 1. Rows by what they see, features and curve, with their shares of the sum; the conditional ones first.
+    shares: dict[tuple[bool, bool], float] = {(True, True): scale, (False, False): 1 - scale}
+    if timing is not None and timing_scale is not None:
+        shares = {(True, True): timing_scale, (True, False): scale - timing_scale, (False, False): 1 - scale}
+    conditional = (True, True)
+    kinds = [kind for kind, share in shares.items() if share or kind == conditional]
+
+    def inputs(kinds: Sequence[tuple[bool, bool]]) -> list[Tensor]:
+        """What ``model_fn`` gets beside tokens: [nB,...], all clips of the first kind, then the next."""
+        drop = torch.tensor([not pictures for pictures, _ in kinds], device=features.device)
+        given = [torch.cat([features] * len(kinds)), drop.repeat_interleave(len(features))]
+        if timing is not None:
+            given.append(torch.cat([timing if told else torch.zeros_like(timing) for _, told in kinds]))
+        return given
+
+    alone, together = inputs([conditional]), inputs(kinds)
+    # What guidance adds to c [B,Kp,T,V], and the number of the stretch of steps that it serves. A step that
+    # is left out, because it decides nothing for this clip, has the tokens of the next: whichever computes u,
+    # it is the same.
+    added: tuple[int, Tensor] | None = None
 
     def logits_fn(tokens: Tensor, step: int = 1) -> Tensor:
-        nonlocal residual
+        nonlocal added
         stretch = (step - guided.start) // every
-        if scale == 1 or step not in guided:
-            return model_fn(tokens, features, keep).float()
-        if residual is not None and residual[0] == stretch:
-            return model_fn(tokens, features, keep).float() + (scale - 1) * residual[1]
-        conditional, unconditional = model_fn(torch.cat([tokens, tokens]), twice, drop).float().chunk(2)
+        # 2. Without guidance, or with what it added before.
+        if len(kinds) == 1 or step not in guided:
+            return model_fn(tokens, *alone).float()
+        if added is not None and added[0] == stretch:
+            return model_fn(tokens, *alone).float() + added[1]
+
+        # 3. All rows in one pass.
+        rows = model_fn(torch.cat([tokens] * len(kinds)), *together).float().chunk(len(kinds))
+        if len(shares) == 2:
+            c, u = rows
+            if every > 1:
+                added = stretch, (scale - 1) * (c - u)
+            return u + scale * (c - u)
+        total = sum(
+            (shares[kind] * logits for kind, logits in zip(kinds, rows, strict=True)), torch.zeros(())
+        )
         if every > 1:
-            residual = stretch, conditional - unconditional
-        return unconditional + scale * (conditional - unconditional)
+            added = stretch, total - rows[0]
+        return total
 
     return logits_fn
 
@@ -215,16 +249,30 @@ def _radical_inverse(count: int, base: int) -> np.ndarray:
 
 
 def windows(
-    total: int, window: int, overlap: int, last: Literal["full", "short"] = "full"
+    total: int,
+    window: int,
+    overlap: int,
+    last: Literal["full", "short"] = "full",
+    cuts: Sequence[int] = (),
+    shortest: int = 1,
 ) -> list[tuple[int, int]]:
     """Spans (start, stop) that cover ``total`` frames, each ``window`` long, or one span if that is enough.
 
     Neighbours share ``overlap`` frames. The last span ends at ``total``: if it is ``full``, it may share more
     with the one before, if ``short``, it may be shorter. All other starts are multiples of
-    ``window - overlap``.
+    ``window - overlap``. At each of the ``cuts``, frames at which a film's shot begins, windows begin anew
+    and share nothing with those before, as if the shot were a clip of its own; but no shot is made that has
+    less than ``shortest`` frames: its cut is passed over.
     """
     if total < 1 or not 0 <= overlap < window:
         raise ValueError(f"no windows of {window} frames that share {overlap} cover {total} frames")
+    if begins := shots(total, cuts, shortest)[1:]:
+        stops = [*begins, total]
+        return [
+            (begin + start, begin + stop)
+            for begin, end in zip([0, *begins], stops, strict=True)
+            for start, stop in windows(end - begin, window, overlap, last)
+        ]
     if total <= window:
         return [(0, total)]
     if last == "short":
@@ -232,6 +280,15 @@ def windows(
     # Even strides, then one window that ends exactly at the end.
     starts = [*range(0, total - window, window - overlap), total - window]
     return [(start, start + window) for start in starts]
+
+
+def shots(total: int, cuts: Sequence[int], shortest: int) -> list[int]:
+    """Where the shots of ``total`` frames begin, from 0; a cut that would make one too short is none."""
+    begins = [0]
+    for cut in sorted(cuts):
+        if cut - begins[-1] >= shortest and total - cut >= shortest:
+            begins.append(cut)
+    return begins
 
 
 @torch.no_grad()
@@ -245,6 +302,7 @@ def generate_long(
     *,
     window: int,
     overlap: int,
+    cuts: Sequence[int] = (),
     num_conditioning_codebooks: int = 0,
     progress: StepProgress | None = None,
 ) -> Tensor:
@@ -280,6 +338,7 @@ def generate_long(
         window=window,
         overlap=overlap,
         last=config.last_window,
+        cuts=cuts,
         progress=progress,
     )
 
@@ -294,18 +353,20 @@ def in_windows(
     window: int,
     overlap: int,
     last: Literal["full", "short"] = "full",
+    cuts: Sequence[int] = (),
     progress: StepProgress | None = None,
 ) -> Tensor:
     """``fill`` one window after another: each keeps the tokens it shares with the one before.
 
     ``tokens`` and ``known`` [B,K,T] and B generators, or [K,T] and one. A window without a token to generate
-    is skipped. ``progress`` counts ``num_steps`` for each window. Returns new tokens shaped like ``tokens``.
+    is skipped. At ``cuts`` windows begin anew, where what is between two of them is longer than an overlap
+    twice. ``progress`` counts ``num_steps`` for each window. Returns new tokens shaped like ``tokens``.
     """
     if isinstance(generators, torch.Generator):
         # [K,T] -> [1,K,T]: one clip is a batch of one
         batch = (fill, tokens[None], known[None], [generators], num_steps)
-        return in_windows(*batch, window=window, overlap=overlap, last=last, progress=progress)[0]
-    spans = windows(tokens.shape[2], window, overlap, last)
+        return in_windows(*batch, window=window, overlap=overlap, last=last, cuts=cuts, progress=progress)[0]
+    spans = windows(tokens.shape[2], window, overlap, last, cuts, shortest=2 * overlap)
     result = tokens.clone()
     known = known.clone()
     for index, (start, stop) in enumerate(spans):

@@ -7,7 +7,7 @@ second network in its folder ``fine``, which adds the finer codebooks, condition
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
+from vab.errors import SettingError
 from vab.models.foleygen import FoleyGen, IncrementalDecoder, build_network
 from vab.models.heads import load_network, save_network
 from vab.models.hub import FINE, FOLDERS, MODEL, ModelError, read_config
@@ -51,18 +52,27 @@ class Stage:
         decode: DecodeConfig,
         generators: torch.Generator | Generators,
         *,
+        timing: Tensor | None = None,
+        cuts: Sequence[int] = (),
         progress: StepProgress | None = None,
     ) -> Tensor:
         """``tokens`` int64 [K,T] of any length, with new ones where ``known`` bool [K,T] is False.
 
         ``features`` [F,dim] cover the T audio frames; a function gives those of a window when its turn has
-        come. Windows are as long as in training. Or B clips of one length: [B,K,T], [B,K,T], [B,F,dim] and a
-        generator for each.
+        come. ``timing`` [T,4]: the timing curve (``TimingCurve.channels``). Windows are as long as in
+        training, and begin anew at ``cuts``, audio frames at which a shot of the film begins. Or B clips of
+        one length: [B,K,T], [B,K,T], [B,F,dim], [B,T,4] and a generator for each.
         """
         config = self.preset.model
+        if timing is not None and timing.dim() == 2:
+            timing = timing[None]
+        # Windows begin with an image feature, so a cut is put where the nearest one begins.
+        step = feature_step(config)
+        cuts = sorted({round(cut / step) * step for cut in cuts})
 
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
-            return self._logits_fn(self._window(features, start, stop), stop - start, decode)
+            curve = None if timing is None else timing[:, start:stop]
+            return self._logits_fn(self._window(features, start, stop), stop - start, decode, curve)
 
         # FoleyGen predicts all of its codebooks, so it takes no conditioning ones.
         generate_tokens: Callable[..., Tensor] = autoregressive.generate_long
@@ -78,6 +88,7 @@ class Stage:
             generators,
             window=config.audio_length,
             overlap=window_overlap(config),
+            cuts=cuts,
             progress=progress,
         )
 
@@ -89,19 +100,32 @@ class Stage:
         features: Tensor | FeaturesFn,
         generators: torch.Generator | Generators,
         *,
+        timing: Tensor | None = None,
+        cuts: Sequence[int] = (),
         progress: StepProgress | None = None,
     ) -> Tensor:
         """The finer codebooks for ``coarse`` [K1,T], with the stage's own settings: tokens [K,T] (eq. 3).
 
         ``tokens`` stay where ``known``, both [K,T]; their first K1 rows are replaced by ``coarse``. Or B
-        clips, as in :meth:`fill`.
+        clips, as in :meth:`fill`. A stage that is told no curve does without: what is coarse says the timing.
         """
+        if not self.preset.model.timing:
+            timing = None
         tokens = tokens.clone()
         known = known.clone()
         # The coarse codebooks are known in full; of the finer ones, what the caller knows.
         tokens[..., : coarse.shape[-2], :] = coarse
         known[..., : coarse.shape[-2], :] = True
-        return self.fill(tokens, known, features, self.preset.decode, generators, progress=progress)
+        return self.fill(
+            tokens,
+            known,
+            features,
+            self.preset.decode,
+            generators,
+            timing=timing,
+            cuts=cuts,
+            progress=progress,
+        )
 
     def _window(self, features: Tensor | FeaturesFn, start: int, stop: int) -> Tensor:
         """The features [B,f,dim] of the audio frames ``start`` to ``stop``."""
@@ -113,19 +137,31 @@ class Stage:
             return features(first, last)[None]
         return (features if features.dim() == 3 else features[None])[:, first:last]
 
-    def _logits_fn(self, window: Tensor, num_frames: int, decode: DecodeConfig) -> LogitsFn:
-        """Guided logits of so many audio frames with these features [B,f,dim]; of FoleyGen's next step."""
+    def _logits_fn(
+        self, window: Tensor, num_frames: int, decode: DecodeConfig, timing: Tensor | None
+    ) -> LogitsFn:
+        """Guided logits of so many audio frames with these features [B,f,dim]; of FoleyGen's next step.
+
+        ``timing`` [B,t,4] is the curve of these frames. ``SettingError`` for a model that is told none.
+        """
         network = self.network
+        if timing is not None and not self.preset.model.timing:
+            raise SettingError(f"{self.preset.name} takes no timing curve: it was trained without")
         if isinstance(network, FoleyGen):
             step_fn = IncrementalDecoder(network, num_frames)
             return classifier_free_guidance(step_fn, window, decode.guidance_scale)
 
-        def model_fn(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
-            return network(tokens, features, drop_features=drop)
+        def model_fn(tokens: Tensor, features: Tensor, drop: Tensor, curve: Tensor | None = None) -> Tensor:
+            return network(tokens, features, drop_features=drop, timing=curve)
 
-        guided = guided_steps(decode)
         return classifier_free_guidance(
-            model_fn, window, decode.guidance_scale, guided, decode.guidance_every
+            model_fn,
+            window,
+            decode.guidance_scale,
+            guided_steps(decode),
+            decode.guidance_every,
+            timing,
+            decode.timing_scale,
         )
 
 
