@@ -99,7 +99,7 @@ ROOMS += [
     "cli",
 ]
 # The packages of evaluation, in their order; its other modules may stand anywhere between.
-EVALUATION = ["metrics", "backbones", "generation", "ablation"]
+EVALUATION = ["metrics", "backbones", "generation", "timing", "ablation"]
 
 
 def arrows(depth: int) -> set[tuple[str, str]]:

@@ -68,6 +68,7 @@ VERBS = {  # words: module, function, what it does
         "measure retrieval: R@k, median rank, precision by class",
     ),
     "evaluate classification": ("evaluate", "classification", "measure classification: accuracy, mAP, d'"),
+    "evaluate timing": ("evaluate", "timing", "measure whether sounds happen when the clips' own do"),
     "evaluate folds": ("folds", "folds", "cross-validate a classifier over the folds of a store"),
     "evaluate ablation": (
         "ablation",

@@ -74,8 +74,12 @@ def _neighbours(values: NDArray[np.floating], radius: int) -> NDArray[np.floatin
     return np.lib.stride_tricks.sliding_window_view(np.pad(values, radius, mode="edge"), 2 * radius + 1)
 
 
-def onset_agreement(reference: NDArray[np.floating], generated: NDArray[np.floating]) -> float:
-    """F1 of rising onset times [n], [m]: each agrees with at most one that is at most 50 ms away.
+def onset_agreement(
+    reference: NDArray[np.floating],
+    generated: NDArray[np.floating],
+    tolerance: float = ONSET_TOLERANCE_SECONDS,
+) -> float:
+    """F1 of rising onset times [n], [m]: each agrees with at most one within ``tolerance`` seconds of it.
 
     1 if there is none on either side.
     """
@@ -85,7 +89,7 @@ def onset_agreement(reference: NDArray[np.floating], generated: NDArray[np.float
     hits = i = j = 0
     while i < len(reference) and j < len(generated):
         later = float(generated[j]) - float(reference[i])
-        if abs(later) <= ONSET_TOLERANCE_SECONDS + 1e-6:
+        if abs(later) <= tolerance + 1e-6:
             hits += 1
             i += 1
             j += 1
