@@ -125,6 +125,23 @@ def test_passes_without_guidance_are_counted_and_cost_half(
     assert len(seen) == passes and cost.flops == counter.get_total_flops()
 
 
+def test_an_estimate_counts_a_short_last_window_as_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 s a window of 3 s, and one that shares a second with it."""
+    monkeypatch.setattr(speed, "MAX_FULL_SECONDS", 0.0)
+
+    def some_passes(stage: Stage, batch: int, length: int, some: int, decode: DecodeConfig) -> float:
+        return length * (1 if decode.guidance_scale == 1 else 2)
+
+    monkeypatch.setattr(speed, "some_passes", some_passes)
+    stage = stage_of(small("vab-encodec", seconds=3.0))
+    for last, lengths in (("full", [150, 150]), ("short", [150, 100])):
+        decode = replace(stage.preset.decode, num_steps=8, guidance_until=0.25, last_window=last)
+        cost = token_cost(stage.preset, 200, decode)
+        found, timed, _ = speed._time_tokens(stage, 1, 200, decode, cost, 1, CPU)
+        assert found == sum(2 * 2 * length + 6 * length for length in lengths)
+        assert timed == 2 * len(set(lengths))
+
+
 def test_some_steps_of_foleygen_are_in_the_middle_of_the_clip() -> None:
     stage = stage_of(small("foleygen-encodec"))
     reads: list[int] = []

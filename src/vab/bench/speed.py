@@ -12,6 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +30,8 @@ from vab.inference.pipeline import VABPipeline
 from vab.media.reader import mux, probe, read_frames, write_wav
 from vab.models.foleygen import FoleyGen
 from vab.presets import Speed, at_speed
-from vab.sampling.stages import Stage, padded_length
+from vab.sampling.parallel import windows
+from vab.sampling.stages import Stage, padded_length, window_overlap
 from vab.utils.device import Chosen, pick_device, pick_precision, products
 from vab.utils.files import temporary_folder
 from vab.utils.provenance import code_version
@@ -258,13 +260,19 @@ def _time_tokens(
     """
     few = NUM_TIMED_STEPS if isinstance(stage.network, FoleyGen) else NUM_TIMED_PASSES
     few = min(few, cost.passes)
-    # Passes with both halves of guidance, and with one: how many there are, and how they are asked for.
+    # Passes with both halves of guidance, and with one, over windows of each length: how many there are, and
+    # how they are asked for.
     whole = replace(decode, guidance_from=0.0, guidance_until=1.0, guidance_every=1)
-    kinds = [(cost.guided, whole), (cost.passes - cost.guided, replace(whole, guidance_scale=1.0))]
+    alone = replace(whole, guidance_scale=1.0)
+    lengths = _window_lengths(stage, frames, decode)
+    kinds = []
+    for length, count in Counter(lengths).items():
+        share = count / len(lengths)
+        kinds += [(share * cost.guided, length, whole), (share * (cost.passes - cost.guided), length, alone)]
     kinds = [kind for kind in kinds if kind[0]]
 
     def once() -> float:
-        return sum(count * some_passes(stage, batch, frames, few, each) for count, each in kinds)
+        return sum(count * some_passes(stage, batch, length, few, each) for count, length, each in kinds)
 
     begin = time.perf_counter()
     estimate = once()
@@ -276,6 +284,16 @@ def _time_tokens(
     inputs = blank_inputs(stage, batch, padded_length(frames, stage.preset.model))
     seconds = median(partial(fill_in, stage, *inputs, decode), repeats, device)
     return seconds, cost.passes, seconds
+
+
+def _window_lengths(stage: Stage, frames: int, decode: DecodeConfig) -> list[int]:
+    """Audio frames of each window of a clip, the last one perhaps short; of FoleyGen those of a whole one."""
+    config = stage.preset.model
+    total = padded_length(frames, config)
+    if isinstance(stage.network, FoleyGen):
+        return [min(total, config.audio_length)]
+    spans = windows(total, config.audio_length, window_overlap(config), decode.last_window)
+    return [stop - start for start, stop in spans]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vab.config import FRAME_RATE, DecodeConfig, video_frames
 from vab.models.foleygen import FoleyGen
-from vab.sampling.stages import Stage, padded_length
+from vab.sampling.stages import Stage
 
 MAX_REPEATED_SECONDS = 5.0  # a longer timing is not repeated
 SIDE = 2048  # of the matrices whose product gives the machine's rate
@@ -57,16 +57,14 @@ def finish(device: torch.device) -> None:
 
 
 def some_passes(
-    stage: Stage, batch: int, frames: int, some: int, decode: DecodeConfig | None = None
+    stage: Stage, batch: int, length: int, some: int, decode: DecodeConfig | None = None
 ) -> float:
-    """Seconds per pass, from ``some`` passes over one window for a batch of clips.
+    """Seconds per pass, from ``some`` passes over one window of ``length`` audio frames for a batch of clips.
 
     Every pass of VAB costs the same that has guidance, and every one that has none. Those of FoleyGen cost
     more the later they are, so it does ``some`` steps in the middle of the window, with all tokens before
     them known.
     """
-    config = stage.preset.model
-    length = min(padded_length(frames, config), config.audio_length)
     tokens, known, features = blank_inputs(stage, batch, length)
     if not isinstance(stage.network, FoleyGen):
         begin = time.perf_counter()
