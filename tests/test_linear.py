@@ -94,6 +94,18 @@ def test_new_weights_are_packed_anew(packs: bool) -> None:
         assert is_of_these_weights()
 
 
+def test_a_layer_in_float32_holds_no_narrow_weights(packs: bool) -> None:
+    layer = Linear(32, 32).requires_grad_(False)
+    wide = layer.weight.data
+    layer.weight.data, layer.bias.data = wide.bfloat16(), layer.bias.data.bfloat16()
+    with torch.no_grad():
+        layer(torch.ones(2, 32, dtype=torch.bfloat16))
+        layer.weight.data, layer.bias.data = wide, layer.bias.data.float()
+        found = layer(torch.ones(2, 32))
+    assert torch.equal(found, functional.linear(torch.ones(2, 32), wide, layer.bias))
+    assert layer._packed._value is None and layer._packed._made_from == []
+
+
 def test_a_state_has_the_weights_alone(packs: bool) -> None:
     layer, plain = Linear(32, 32), nn.Linear(32, 32)
     with torch.no_grad():

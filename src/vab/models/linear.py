@@ -38,6 +38,10 @@ class Kept:
             self._value, self._made_from = make(*tensors), now
         return self._value
 
+    def forget(self) -> None:
+        """Let go of what is kept, and of the tensors it was made from."""
+        self._value, self._made_from = None, []
+
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
         return Kept, ()  # a copy of a module makes its own
 
@@ -58,8 +62,11 @@ class Linear(nn.Linear):
         return self._pointwise(x, "gelu") if self._packs(x) else functional.gelu(super().forward(x))
 
     def _packs(self, x: Tensor) -> bool:
+        if self.weight.dtype != torch.bfloat16 or not self.weight.is_cpu:
+            self._packed.forget()  # of weights that were in bfloat16 here before
+            return False
         return (
-            x.dtype == self.weight.dtype == torch.bfloat16
+            x.dtype == torch.bfloat16
             and x.is_cpu
             and not torch.is_grad_enabled()
             and not self.weight.requires_grad
