@@ -891,6 +891,23 @@ def test_the_library_knows_its_model(
         assert code == 2 and "another model, some/model" in err and len(err.splitlines()) == 1
 
 
+def test_a_library_of_tf32_is_searched_anywhere_and_added_to_on_its_kind_of_gpu(
+    tmp_path: Path, pipe: type[Pipe], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = next(path for path in files_in(tmp_path / "media") if embed(path).audio is not None)
+    list(Library.create(tmp_path / "db").add([path], each(), Pipe.model, precision="tf32"))
+    chosen: list[Any] = []
+    monkeypatch.setattr(
+        Pipe, "from_pretrained", lambda *_, dtype=None, **__: chosen.append(dtype.precision) or Pipe()
+    )
+    code, out, err = call(capsys, "search", tmp_path / "db", "--audio", path, "--device", "cpu")
+    assert code == 0 and str(path) in out and chosen == ["float32"]
+    assert "made in tf32" in err and "the query is in float32" in err and len(err.splitlines()) == 1
+    code, _, err = call(capsys, "index", "add", tmp_path / "db", path, "--device", "cpu")
+    assert code == 2 and "made in tf32" in err and "use another folder" in err
+    assert len(err.splitlines()) == 1 and chosen == ["float32"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

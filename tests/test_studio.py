@@ -29,6 +29,7 @@ from PIL import Image
 
 from helpers.disk import files_of_at_most
 from helpers.tiny import write_model, write_video
+from vab.cli import main
 from vab.inference.embedder import Embedder
 from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import FADE
@@ -519,6 +520,28 @@ def test_a_library_without_sounds(maker: TakeMaker, tmp_path: Path) -> None:
         assert session.jobs[verb].state == "done", session.jobs[verb].error
         assert session.answers[verb]["hits"] == []
     service.close()
+
+
+def test_what_is_compared_with_a_library_is_in_its_precision(
+    model: Path, library: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[StudioService] = []
+
+    def service(*parts: Any) -> StudioService:
+        served.append(StudioService(*parts))
+        return served[0]
+
+    monkeypatch.setattr("vab.studio.service.StudioService", service)
+    monkeypatch.setattr("vab.web.serve", lambda app, socket: socket.close())
+    with pytest.raises(SystemExit) as left:
+        main(f"studio --model {model} --library {library} --port 0 --device cpu --precision bfloat16".split())
+    assert left.value.code == 0
+    found = served[0]._embedded(clip, None).mean("video")
+    of_float32 = Embedder.from_pretrained(model, device="cpu").embed_file(clip.source).mean("video")
+    assert np.array_equal(found, of_float32)
+    assert served[0].maker.pipeline.chosen.precision == "bfloat16"
+    assert served[0].maker.pipeline.embedder.chosen.precision == "bfloat16"
+    served[0].close()
 
 
 @pytest.mark.parametrize("gone", [True, False])

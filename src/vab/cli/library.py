@@ -13,6 +13,8 @@ from vab.cli.output import log, print_result, printable, table
 from vab.errors import SettingError
 
 if TYPE_CHECKING:
+    import torch
+
     from vab.inference.embeddings import Embedded, Kind
     from vab.library.library import Hit, Library
     from vab.utils.device import Chosen
@@ -151,7 +153,8 @@ def search(
         shorter_than: only files that last less than this.
         windows: list every matching window, not only the best one of each file.
         model: the model that made the library, if it is no longer where it was.
-        precision: what the query is computed in. Default: what the library was.
+        precision: what the query is computed in. Default: what the library was; float32 in place of a TF32
+            that is not there.
         device: the device to compute on.
         codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
@@ -177,7 +180,7 @@ def search(
     vector: Any = None
     stream = kind
     if file is not None:
-        chosen = _precision(library, precision, device)
+        chosen = query_precision(library, precision, device)
         network = load_embedder(_source(library, model) or None, device, chosen, codec_path, vision_path)
         library.check(network.fingerprint())
         vector = _query(network.embed_file(file), file, "video" if video else "audio")
@@ -206,12 +209,35 @@ def _source(library: Library, model: str | None) -> str:
 
 
 def _precision(library: Library, precision: Precision | None, device: Device) -> Chosen:
-    """The precision: as given, else the library's own; of a new one float32."""
+    """The precision to add in: as given, else the library's own; of a new one float32."""
     from vab.utils.device import pick_precision
 
-    if precision is None and library.meta is not None:
-        return pick_precision(library.meta.precision, device)
-    return pick_precision(precision, device)
+    if precision is not None or library.meta is None:
+        return pick_precision(precision, device)
+    if not _has_tf32(device) and library.meta.precision == "tf32":
+        raise SettingError(
+            f"{library.directory} was made in tf32, which only NVIDIA's GPUs have: add to it on one, or use "
+            "another folder; it can be searched anywhere"
+        )
+    return pick_precision(library.meta.precision, device)
+
+
+def query_precision(library: Library, precision: Precision | None, device: Device | torch.device) -> Chosen:
+    """The precision of a query: as given, else the library's; float32 where that is TF32 and not there."""
+    from vab.utils.device import pick_precision
+
+    if precision is not None or library.meta is None:
+        return pick_precision(precision, device)
+    if library.meta.precision == "tf32" and not _has_tf32(device):
+        log(f"{library.directory} was made in tf32, which this device has not: the query is in float32")
+        return pick_precision("float32", device)
+    return pick_precision(library.meta.precision, device)
+
+
+def _has_tf32(device: Device | torch.device) -> bool:
+    from vab.utils.device import pick_device
+
+    return pick_device(device).type == "cuda"
 
 
 def _state(library: Library) -> dict[str, Any]:

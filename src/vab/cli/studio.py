@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from vab.cli.library import query_precision
 from vab.cli.options import Device, Link, Model, Precision, WeightsPath
 from vab.cli.output import log, print_result
 from vab.presets import Speed, at_speed
@@ -44,7 +45,7 @@ def studio(
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         precision: what the networks and the image encoder compute in; the codec stays in float32. auto is
             bfloat16 where a product of matrices is measured to be at least 1.5 times as fast in it, else
-            float32.
+            float32. What is compared with a library is computed in its precision.
         device: the device to compute on.
         json: print the address as one JSON document to standard output.
     """
@@ -65,15 +66,18 @@ def studio(
         model, device=device, dtype=precision, codec_path=codec_path, vision_path=vision_path
     )
     pipeline.config = replace(pipeline.config, decode=at_speed(pipeline.config.decode, speed))
-    view = None
+    view = embedder = None
     if library is not None:
         opened = Library.open(library)
         opened.check(pipeline.embedder.fingerprint())
         view = LibraryView(opened)
+        chosen = query_precision(opened, None, pipeline.device)
+        if chosen.precision != pipeline.chosen.precision:
+            embedder = pipeline.embedder.beside(chosen)
     url = address(host, socket, link)
     print_result({"link": url}, url, json)
     log(f"serving until Ctrl-C, in {pipeline.chosen.precision}")
-    service = StudioService(TakeMaker(pipeline), view)
+    service = StudioService(TakeMaker(pipeline), view, embedder)
     service.warm_up()
     serve(make_app(service, model or BUNDLED, host in LOCAL, link), socket)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import islice
@@ -76,6 +77,16 @@ class Embedder:
     def moved(self, device: torch.device, chosen: Chosen) -> Embedder:
         """The same on another device or in another precision, with the fingerprint that it had."""
         other = Embedder(self.config, self.codec, self.vision, self.finetuned, device, chosen)
+        other._fingerprint = self._fingerprint
+        return other
+
+    def beside(self, chosen: Chosen) -> Embedder:
+        """Another one in this precision, with copies of what a precision changes: this one stays as it is.
+
+        To be made before this one embeds, while its weights are those that were loaded.
+        """
+        parts = (self.codec, copy.copy(self.vision), copy.deepcopy(self.finetuned))
+        other = Embedder(self.config, *parts, self.device, chosen)
         other._fingerprint = self._fingerprint
         return other
 

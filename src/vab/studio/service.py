@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vab.config import DecodeConfig
 from vab.errors import SettingError
+from vab.inference.embedder import Embedder
 from vab.inference.embeddings import Embedded
 from vab.library.table import LibraryError
 from vab.media.container import MediaError
@@ -50,9 +51,13 @@ Values = Mapping[str, Any]
 class StudioService:
     """The verbs, for the sessions of all visitors, with one model and perhaps a library."""
 
-    def __init__(self, maker: TakeMaker, library: LibraryView | None = None) -> None:
+    def __init__(
+        self, maker: TakeMaker, library: LibraryView | None = None, embedder: Embedder | None = None
+    ) -> None:
         self.maker = maker
         self.library = library
+        # What is compared with the library is embedded as its vectors were; by default by the pipeline's own.
+        self.embedder = embedder
         self.queue = JobQueue()
         self.sessions = SessionStore(self.queue)
         self.verbs: dict[str, Callable[[Session, Values], None]] = {
@@ -285,7 +290,7 @@ class StudioService:
         """Embed the windows of the video, and of the sound of a take if there is one."""
         path = take.video if take else clip.source
         try:
-            return self.maker.pipeline.embedder.embed_file(path)
+            return (self.embedder or self.maker.pipeline.embedder).embed_file(path)
         except ModelError as error:
             raise UserError(f"{str(error).capitalize()}.") from None
         except MediaError:
