@@ -56,6 +56,25 @@ def vision() -> Any:
     return load_vision("efficientnet-lite0")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread for PyTorch: sums in another order have other last bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random model of the least size, of this module's own."""
+    from helpers.tiny import write_model
+
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
 @pytest.fixture(scope="session")
 def chromium_command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A command that starts Chromium so that it hangs nothing but itself; its process id is in a file beside.

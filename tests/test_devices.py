@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +19,7 @@ from PIL import Image
 
 from helpers.cli import vab
 from helpers.networks import noise
-from helpers.tiny import write_model, write_video
+from helpers.tiny import write_video
 from vab.data.shard import Latents, StoreMeta
 from vab.data.store import LatentStore
 from vab.errors import SettingError
@@ -41,19 +40,7 @@ from vab.utils.shares import Share
 
 CPU = devices_for(1, "cpu")
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """In each process, however many there are: sums in another order have other last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
+pytestmark = pytest.mark.usefixtures("one_thread")  # in each process, however many there are
 
 
 @pytest.fixture(scope="module")

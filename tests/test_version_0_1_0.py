@@ -38,15 +38,6 @@ def old(tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN, tmp_path / "old"))
 
 
-@pytest.fixture
-def one_thread() -> object:
-    """As when the files were made: sums in another order have other last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def assert_same_weights(found: dict[str, Tensor], wanted: dict[str, Tensor], off: float) -> None:
     """Equal up to ``off``: two machines with the same processor ended 1.2e-4 apart after these steps."""
     assert found.keys() == wanted.keys()
