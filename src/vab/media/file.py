@@ -28,6 +28,7 @@ from vab.media.container import (
 )
 from vab.media.muxing.formats import suffix_for
 from vab.media.muxing.mux import mux
+from vab.media.sampled import LEAVES_OUT, Moments, leaving_out, with_sight
 from vab.media.sources.film import Film
 from vab.media.sources.given import ArrayLike, InMemory, Source, as_source
 from vab.media.sources.handle import Handle
@@ -237,7 +238,7 @@ class MediaFile:
 
         # Once the pass is over, all that remains shows the last frame.
         convert = FrameConverter(size, self._check)
-        for done, pixels in enumerate(on_screen(self._timed_frames(start), start, fps, convert)):
+        for done, pixels in enumerate(on_screen(self._timed_frames(start, fps), start, fps, convert)):
             if count is None and self._times is not None:
                 count = video_frames(self.seconds, fps)
             if count is None or done < count:
@@ -383,17 +384,26 @@ class MediaFile:
             packets = (clock or clock_of(file.container, file.video)).repair(packets)
         yield from packets
 
-    def _whole_video(self, file: OpenFile, wanted: Literal["all", "first", "none"] = "all") -> Iterator[Any]:
+    def _whole_video(
+        self,
+        file: OpenFile,
+        wanted: Literal["all", "first", "none"] = "all",
+        moments: Moments | None = None,
+    ) -> Iterator[Any]:
         """The frames of the whole video in display order. After the last one the packet times are known.
 
-        ``wanted``: which frames to decode. Packets without times need them all to be put in order.
+        ``wanted``: which frames to decode. Packets without times need them all to be put in order. With
+        ``moments``, of the frames that are on screen at none of them some are left out.
         """
         context = file.video.codec_context
         clock = clock_of(file.container, file.video)
         log = None
         if self._times is None:
             log = self._log = PacketLog(file.video, clock)
-        for packet in chain(self.video_packets(file, clock), [None]):  # None: what the decoder still holds
+        packets: Iterator[tuple[Any, bool]] = ((p, True) for p in self.video_packets(file, clock))
+        if moments is not None and self.codec in LEAVES_OUT:
+            packets = with_sight(self.video_packets(file, clock), moments, self._seconds_of)
+        for packet, seen in chain(packets, [(None, True)]):  # None: what the decoder still holds
             assert self._start is not None
             timed = self._start.timed
 
@@ -406,7 +416,9 @@ class MediaFile:
             # 2. Decode it, unless its times were all that is wanted of it.
             if timed and (wanted == "none" or (wanted == "first" and self._size is not None)):
                 continue
-            for frame in decode(context, packet):
+            with leaving_out(context, not seen):
+                frames = decode(context, packet)
+            for frame in frames:
                 if self._size is None:
                     swap, _, _ = orientation(frame)
                     self._note_size(*square_pixels(frame, file.video), swap)
@@ -439,17 +451,19 @@ class MediaFile:
             self._check(width, height)
         self._size = (height, width) if swap else (width, height)
 
-    def _timed_frames(self, start: float) -> Iterator[tuple[float, Any, Any]]:
+    def _timed_frames(self, start: float, fps: float | None = None) -> Iterator[tuple[float, Any, Any]]:
         """(seconds since the first shown frame, frame, stream), from the one shown at ``start`` or before.
 
-        Times are lowered by half a millisecond: many containers keep whole ones.
+        Times are lowered by half a millisecond: many containers keep whole ones. With ``fps`` some of the
+        frames are left out that are on screen at none of ``start + i / fps``.
         """
+        moments = None if fps is None else Moments(start, fps)
         position = None
         if start > 0 and self.video_start().timed:
             position = self.video_start().seconds + Fraction(start)
         first_dts: int | None = None
         time = Fraction(0)
-        for index, (frame, stream) in enumerate(self._decode("video", position)):
+        for index, (frame, stream) in enumerate(self._decode("video", position, moments)):
             # By the frame's own time, else after the frame before it; without times by its packet's, else by
             # its number.
             video_start = self.video_start()
@@ -464,8 +478,12 @@ class MediaFile:
                 time = index * (frame.duration * base if frame.duration else frame_interval(stream))
             yield float(time) - _ROUNDING_SECONDS, frame, stream
 
+    def _seconds_of(self, packet: Any) -> float:
+        """When the frame of a packet is shown, as :meth:`_timed_frames` has it."""
+        return float(packet.pts * packet.time_base - self.video_start().seconds) - _ROUNDING_SECONDS
+
     def _decode(
-        self, kind: Literal["video", "audio"], position: Fraction | None
+        self, kind: Literal["video", "audio"], position: Fraction | None, moments: Moments | None = None
     ) -> Iterator[tuple[Any, Any]]:
         """(frame, stream) of a stream; the first one is at or before ``position`` if any frame is.
 
@@ -490,7 +508,7 @@ class MediaFile:
 
                 # 2. Decode. From the beginning a pass over the video notes what it sees on the way.
                 if margin is None and kind == "video":
-                    frames = self._whole_video(file)
+                    frames = self._whole_video(file, moments=moments)
                 else:
                     packets = file.demux(stream)
                     if margin is None:
