@@ -23,11 +23,11 @@ from vab.sampling.stages import Stage
 from vab.vision import load_vision
 
 
-def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False) -> Path:
+def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False, timing: bool = False) -> Path:
     """A model directory: window 2 s, 2 codebooks of 32, 2 layers of 32, and EfficientNet-Lite0 as it is.
 
     ``like`` is a preset, vab-tiny or foleygen-tiny. With ``fine`` the codec has 5 codebooks, and a second
-    stage fills in the last 3.
+    stage fills in the last 3. With ``timing`` both are told a curve, and heed it.
     """
     torch.manual_seed(0)
     sizes = TinyCodecConfig(
@@ -51,6 +51,7 @@ def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False) -> Pat
         num_layers=2,
         num_expert_layers=1,
         num_heads=2,
+        timing=timing,
     )
     vectors, classes = codec.codebook_vectors(), ("bell", "cat", "dog")
     preset = replace(
@@ -71,6 +72,8 @@ def write_model(folder: Path, like: str = "vab-tiny", fine: bool = False) -> Pat
         for stage in stages:
             for parameter in stage.network.parameters():
                 parameter.mul_(5)  # a model that is sure of something
+            if stage.network.timing is not None:
+                stage.network.timing.out.weight.normal_()
     vision = load_vision("efficientnet-lite0")
     pipeline = VABPipeline(preset, network, codec, vision, fine=stages[1] if fine else None)
     pipeline.finetuned = Finetuned(

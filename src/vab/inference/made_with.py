@@ -26,6 +26,8 @@ _WORDS = {
     "guidance_until": "end of guidance",
     "guidance_every": "reuse of guidance",
     "last_window": "length of the last window",
+    "timing": "timing curve",
+    "timing_scale": "guidance by the timing curve",
     **{name: f"number of {name}" for name in ("steps", "candidates", "channels", "bits", "codebooks")},
 }
 
@@ -58,6 +60,7 @@ def made_with(
         "top_k": decode.top_k,
         "candidates": decode.num_candidates,
         **levers(decode),
+        **({} if decode.timing_scale is None else {"timing_scale": decode.timing_scale}),
         "keep": [[start, stop if math.isfinite(stop) else None] for start, stop in keep],
         "mix": finish.mix,
         "loudness": finish.loudness,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property, partial
@@ -41,7 +41,7 @@ from vab.inference.embeddings import Kind
 from vab.inference.features import IMAGE_SECONDS, MAX_VIDEO_SECONDS, FeatureReader, sound_length
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.made_with import made_with
-from vab.inference.parts import check_codec, check_parts, place, vision_precision
+from vab.inference.parts import check_codec, check_parts, check_timing, place, vision_precision
 from vab.inference.splice import (
     AudioSource,
     Original,
@@ -54,7 +54,7 @@ from vab.inference.splice import (
     read_original,
     slice_audio,
 )
-from vab.inference.tokens import known_tokens, noise, waveform_of
+from vab.inference.tokens import coarse_candidates, known_tokens, noise, timing_channels, waveform_of
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.reader import as_media_file
@@ -73,15 +73,8 @@ from vab.models.hub import (
 from vab.models.vab import VAB
 from vab.presets import Speed, at_speed
 from vab.sampling.parallel import decode_settings
-from vab.sampling.stages import (
-    FeaturesFn,
-    Stage,
-    check_fine,
-    load_fine,
-    load_stage,
-    padded_length,
-    save_stage,
-)
+from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
+from vab.timing.curve import TimingCurve
 from vab.utils.device import (
     FLOAT32,
     Device,
@@ -390,6 +383,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         temperature: float | None = None,
         rerank: int | None = None,
         speed: Speed | None = None,
+        timing: TimingCurve | None = None,
         keep: Sequence[float] | Sequence[Span] = (),
         seconds: float | None = None,
         loudness: float | None = LOUDNESS,
@@ -406,13 +400,15 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         ``steps``, ``guidance``, ``temperature`` and ``rerank`` (of so many candidates the one nearest to the
         video is kept) replace the model's own, or those of ``speed``: ``paper``, or ``fast``, which computes
-        less. ``keep``: spans (from, to) in seconds of the video's own audio that stay sample for sample; the
-        new audio is conditioned on their tokens, and fades into them over 20 ms. ``seconds``: how long the
-        sound shall be, in place of the video's length; a video that ends sooner stands still. ``loudness``:
-        LUFS of the new audio; None leaves it at the model's own level, with a true peak of -1 dBTP at most
-        all the same. ``mix``: dB of the new audio against the video's own, which lies under it. ``rate``,
-        ``channels``: 16 kHz mono, with ``keep`` and ``mix`` those of the video's own audio; what the model
-        makes ends at 8 kHz. ``progress``: True shows a bar, a callable is told stage, part done and whole.
+        less. ``timing``: the curve that says when something happens and how loud it is, for a model that is
+        told one; beyond its end, and where it says nothing, the model decides. ``keep``: spans (from, to) in
+        seconds of the video's own audio that stay sample for sample; the new audio is conditioned on their
+        tokens, and fades into them over 20 ms. ``seconds``: how long the sound shall be, in place of the
+        video's length; a video that ends sooner stands still. ``loudness``: LUFS of the new audio; None
+        leaves it at the model's own level, with a true peak of -1 dBTP at most all the same. ``mix``: dB of
+        the new audio against the video's own, which lies under it. ``rate``, ``channels``: 16 kHz mono, with
+        ``keep`` and ``mix`` those of the video's own audio; what the model makes ends at 8 kHz. ``progress``:
+        True shows a bar, a callable is told stage, part done and whole.
 
         Raises ``MediaError`` for a file that cannot be used, ``SettingError`` for a senseless setting,
         ``DecodeError`` for weights that give no numbers, ``ModelError`` for ``rerank`` without embeddings.
@@ -433,6 +429,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 fps=fps,
                 seed=seed,
                 decode=chosen,
+                timing=timing,
                 keep=keep,
                 seconds=seconds,
                 finish=Finish(loudness, rate, channels, mix),
@@ -450,6 +447,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         fps: float | Fraction | None = None,
         seed: int = 0,
         decode: DecodeConfig | None = None,
+        timing: TimingCurve | None = None,
+        cuts: Sequence[int] = (),
         keep: Sequence[float] | Sequence[Span] = (),
         sound: np.ndarray | None = None,
         features: Tensor | None = None,
@@ -460,7 +459,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         """``samples`` sounds for one file, one after another; the first is that of :meth:`generate`.
 
         The file is read once, and the first sound's timings hold that. A ``MediaFile`` stays open for the
-        caller, and knows its packet times afterwards. ``sound`` [S]: the audio that ``keep`` and
+        caller, and knows its packet times afterwards. ``timing`` is that of :meth:`generate`; ``cuts``: audio
+        frames at which a shot begins, where windows begin anew. ``sound`` [S]: the audio that ``keep`` and
         ``finish.mix`` refer to, in place of the file's own. ``features``: those of :meth:`look_at`, where the
         file was looked at before. ``seconds`` as there.
         """
@@ -474,6 +474,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         check_config(decode, "decode.")
         if decode.num_candidates > 1:
             self.embedder.check_contrastive()  # before the work begins
+        check_timing(timing, self.config)
         spans = as_spans(keep)
         if seconds is not None and not 0 < seconds <= MAX_VIDEO_SECONDS:
             raise SettingError(f"seconds must be above 0 and at most {MAX_VIDEO_SECONDS:g}, not {seconds}")
@@ -493,6 +494,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 seconds = IMAGE_SECONDS if info.kind == "image" else info.seconds
             num_frames = padded_length(samples_to_frames(length), config)  # T
             num_video = num_video_frames(num_frames / FRAME_RATE, config.fps)
+            curve = timing_channels(timing, num_frames, self.device)
 
             # 3. Tokens [K,T] of the audio that is kept, and where they are known [K,T].
             heard: AudioSource = partial(read_original, file)
@@ -514,7 +516,21 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 with timed(timings, "sampling"), products(self.chosen.precision):
                     generators = [noise(seed, number, n) for n in range(decode.num_candidates)]
                     part = partial(report_part, partial(report, "sampling"), number, samples)
-                    result = self._coarse(tokens, known, picture.rows, decode, generators, progress=part)
+                    candidates = coarse_candidates(
+                        self.first,
+                        tokens,
+                        known,
+                        picture.rows,
+                        decode,
+                        generators,
+                        timing=curve,
+                        cuts=cuts,
+                        progress=part,
+                    )
+                    result = candidates[0]
+                    if len(candidates) > 1:
+                        network, seen = self.embedder.contrastive, picture.rows(0, num_video)
+                        result = candidates[audio_video_similarity(network, candidates, seen).argmax()]
 
                 # 5. The second stage, if there is one, adds the finer codebooks.
                 if self.fine is not None:
@@ -522,7 +538,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                         generator = noise(seed, number, 0, stage=1)
                         part = partial(report_part, partial(report, "refining"), number, samples)
                         result = self.fine.refine(
-                            result, tokens, known, picture.rows, generator, progress=part
+                            result,
+                            tokens,
+                            known,
+                            picture.rows,
+                            generator,
+                            timing=curve,
+                            cuts=cuts,
+                            progress=part,
                         )
 
                 # 6. Tokens -> waveform [S], as the model has it; the kept audio goes back in as it was heard.
@@ -551,6 +574,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     picture.rows(0, num_video),
                     made_with(self.name, self.fingerprint, seed, number, decode, spans, finish)
                     | self.chosen.document()
+                    | ({} if timing is None else {"timing": timing.fingerprint})
                     | {"gain_db": finished.gain},
                     (*doubts, *finished.notes),
                     judged,
@@ -564,37 +588,3 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             FeatureReader(file, self.vision, self.config.model.fps, seed, {}) as picture,
         ):
             return picture.all()
-
-    def _coarse(
-        self,
-        tokens: Tensor,
-        known: Tensor,
-        features: FeaturesFn,
-        decode: DecodeConfig,
-        generators: Sequence[torch.Generator],
-        *,
-        progress: Callable[[int, int], None],
-    ) -> Tensor:
-        """Tokens [K1,T] of the first stage: a candidate for each generator, and the best of them."""
-        num_codebooks = self.config.model.num_codebooks
-        candidates = []
-        for n, generator in enumerate(generators):
-            part = partial(report_part, progress, n, len(generators))
-            candidates.append(
-                self.first.fill(
-                    tokens[:num_codebooks],
-                    known[:num_codebooks],
-                    features,
-                    decode,
-                    generator,
-                    progress=part,
-                )
-            )
-        if len(candidates) == 1:
-            return candidates[0]
-        num_video = num_video_frames(tokens.shape[1] / FRAME_RATE, self.config.model.fps)
-        return self._nearest(torch.stack(candidates), features(0, num_video))
-
-    def _nearest(self, candidates: Tensor, features: Tensor) -> Tensor:
-        """The one [K,T] of several candidates [n,K,T] that fits the video best."""
-        return candidates[audio_video_similarity(self.embedder.contrastive, candidates, features).argmax()]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from vab.codecs.codec import Codec, decode_long, encode_long
-from vab.config import HOP_LENGTH
+from vab.config import HOP_LENGTH, DecodeConfig
 from vab.inference.splice import AudioSource
+from vab.sampling.stages import FeaturesFn, Stage
+from vab.timing.curve import TimingCurve
+from vab.utils.progress import report_part
 
 CONTEXT_FRAMES = 50  # audio frames encoded with a kept span, on either side
 
@@ -29,6 +34,45 @@ def known_tokens(
             tokens[:, first:last] = encoded[: len(tokens)]
             known[:, first:last] = True
     return tokens, known
+
+
+def timing_channels(timing: TimingCurve | None, num_frames: int, device: torch.device) -> Tensor | None:
+    """A curve as a stage takes it, [T,4] for ``num_frames``; nothing is known of what lies beyond its end."""
+    if timing is None:
+        return None
+    channels = torch.from_numpy(timing.cut(0, num_frames).channels())
+    return functional.pad(channels, (0, 0, 0, num_frames - len(channels))).to(device)
+
+
+def coarse_candidates(
+    stage: Stage,
+    tokens: Tensor,
+    known: Tensor,
+    features: FeaturesFn,
+    decode: DecodeConfig,
+    generators: Sequence[torch.Generator],
+    *,
+    timing: Tensor | None,
+    cuts: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> Tensor:
+    """Tokens [n,K1,T] of the first stage, one candidate for each generator."""
+    num_codebooks = stage.preset.model.num_codebooks
+    candidates = []
+    for n, generator in enumerate(generators):
+        part = partial(report_part, progress, n, len(generators))
+        filled = stage.fill(
+            tokens[:num_codebooks],
+            known[:num_codebooks],
+            features,
+            decode,
+            generator,
+            timing=timing,
+            cuts=cuts,
+            progress=part,
+        )
+        candidates.append(filled)
+    return torch.stack(candidates)
 
 
 def noise(seed: int, number: int, candidate: int, stage: int = 0) -> torch.Generator:
