@@ -18,6 +18,7 @@ from vab.config import video_frames as num_video_frames
 from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
+from vab.timing.motion import Motion, MotionReader, read_motion
 from vab.utils.ahead import run_ahead
 from vab.vision import VisionEncoder, crop
 
@@ -36,6 +37,8 @@ class FeatureReader:
     Adds the seconds that were waited for frames to ``timings`` as ``decode_video``, those of the encoder as
     ``features``. The thread ends with ``close``, or a ``with`` block. If ``features`` [F,dim] of the file are
     given, nothing is read.
+
+    ``motion``: the same pass looks at every frame that is decoded, for the motion between them.
     """
 
     def __init__(
@@ -46,13 +49,15 @@ class FeatureReader:
         seed: int,
         timings: dict[str, float],
         features: Tensor | None = None,
+        motion: bool = False,
     ) -> None:
         self._file = file
         self._vision = vision
         self._fps = fps
         self._timings = timings
         self._rows: list[Tensor] = [] if features is None else list(features)  # [dim] each
-        self._batches = _cropped_ahead(file, vision, fps, seed)
+        self._watch = MotionReader() if motion and features is None and not file.is_image else None
+        self._batches = _cropped_ahead(file, vision, fps, seed, self._watch)
         self._is_whole = features is not None
         timings |= {"decode_video": 0.0, "features": 0.0}
 
@@ -104,6 +109,13 @@ class FeatureReader:
         self.read(math.inf)
         return torch.stack(self._rows)
 
+    def motion(self) -> Motion:
+        """The motion of the whole film, which is read to its end for it, if need be by a pass of its own."""
+        if self._watch is None:
+            return read_motion(self._file)
+        self.read(math.inf)
+        return self._watch.motion()
+
     def rows(self, first: int, last: int) -> Tensor:
         """Features [last - first,dim]; beyond the end of the file the last one is repeated (section 3.1)."""
         self.read(last)
@@ -127,13 +139,13 @@ def sound_length(info: MediaInfo) -> int:
 
 
 def _cropped_ahead(
-    file: MediaFile, vision: VisionEncoder, fps: float, seed: int
+    file: MediaFile, vision: VisionEncoder, fps: float, seed: int, watch: MotionReader | None
 ) -> Generator[list[Tensor], None, None]:
     """What the encoder sees of the frames, for one pass after another; a thread is some passes ahead."""
     if file.is_image:
         frames = _moving(file, num_video_frames(IMAGE_SECONDS, fps), seed, vision.decode_size)
     else:
-        frames = _not_too_long(file, file.frames(fps, size=vision.decode_size))
+        frames = _not_too_long(file, file.frames(fps, size=vision.decode_size, watch=watch))
     size = vision.default_batch_size
     depth = -(-round(READ_AHEAD_SECONDS * fps) // size)
 

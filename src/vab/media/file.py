@@ -6,7 +6,7 @@ keeps its distance as silence. Memory follows the window that is read, never the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -46,6 +46,8 @@ from vab.utils.remote import RemoteFile
 
 _ROUNDING_SECONDS = 0.0005 + 1e-6  # seconds; many containers keep whole milliseconds
 _SEEK_MARGINS = (Fraction(1, 2), Fraction(10))  # seconds before the wanted time; a seek may land too late
+
+Watch = Callable[[float, Any], None]  # seconds from which a frame is shown, and the frame
 
 
 class MediaFile:
@@ -212,14 +214,21 @@ class MediaFile:
     # ---- frames, waveform, copies
 
     def frames(
-        self, fps: float, start: float = 0.0, seconds: float | None = None, size: int | None = None
+        self,
+        fps: float,
+        start: float = 0.0,
+        seconds: float | None = None,
+        size: int | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[np.ndarray]:
         """The frames on screen at ``start + i / fps`` seconds: uint8 [H,W,3] RGB, upright.
 
         There are ``config.video_frames(seconds, fps)`` of them; ``seconds=None`` is all that remains. A video
         that ends sooner repeats its last frame; an image is a video that stands still (one frame if
         ``seconds`` is None). ``size``: the short side is scaled down to it, in the decoder's own pixel
-        format. ``MediaError`` if there is no video stream, or not one frame of it can be decoded.
+        format. ``watch`` is called with the time and PyAV's frame of each one that is decoded for this,
+        wanted or not; then the video is decoded to its end. ``MediaError`` if there is no video stream, or
+        not one frame of it can be decoded.
         """
         if fps <= 0 or start < 0:
             raise ValueError(f"fps must be positive and start not negative, not {fps} and {start}")
@@ -238,12 +247,17 @@ class MediaFile:
 
         # Once the pass is over, all that remains shows the last frame.
         convert = FrameConverter(size, self._check)
-        for done, pixels in enumerate(on_screen(self._timed_frames(start, fps), start, fps, convert)):
+        timed = self._timed_frames(start, fps if watch is None else None)
+        if watch is not None:
+            timed = _watched(timed, watch)
+        for done, pixels in enumerate(on_screen(timed, start, fps, convert)):
             if count is None and self._times is not None:
                 count = video_frames(self.seconds, fps)
             if count is None or done < count:
                 yield pixels
             if count is not None and done + 1 >= count:
+                for _ in timed if watch is not None else ():
+                    pass
                 return
         raise MediaError(f"{self.path}: not one frame of its video stream can be decoded")
 
@@ -560,3 +574,10 @@ class MediaFile:
             self._first_sample = start
             self._audio_seconds = float(end - start)
         return self._audio_seconds
+
+
+def _watched(timed: Iterator[tuple[float, Any, Any]], watch: Watch) -> Iterator[tuple[float, Any, Any]]:
+    """Frames passed through, each shown to ``watch`` first."""
+    for time, frame, stream in timed:
+        watch(max(0.0, time + _ROUNDING_SECONDS), frame)
+        yield time, frame, stream
