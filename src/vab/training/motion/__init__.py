@@ -1,0 +1,1 @@
+"""The training of the motion predictor, on rendered films alone."""

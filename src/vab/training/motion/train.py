@@ -1,0 +1,191 @@
+"""Training the motion predictor: rendered films, then a small network. Both go on where they were cut.
+
+The measure that counts is how well a predicted curve correlates with the sound's own in time, whatever the
+scale; so the loss is that correlation, film by film, beside the plain distance, which keeps the scale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vab.config import within
+from vab.errors import TrainError, naming
+from vab.timing.motion import COLUMNS, ROWS, scaled
+from vab.timing.predictor import MotionPredictor, PredictorConfig, save_predictor
+from vab.training.checkpoint import cut_metrics, resume, save_checkpoint
+from vab.training.motion.films import film
+from vab.training.motion.render import Picture
+from vab.utils.files import atomic
+from vab.utils.locks import exclusive
+from vab.utils.provenance import sha256
+
+MAX_GRAD_NORM = 1.0
+_SHARD = 100  # films of one file of the pool
+
+
+@dataclass(frozen=True)
+class MotionTrainConfig:
+    """One run of training the motion predictor."""
+
+    films: int = 3000  # of 5 s, rendered once
+    steps: int = 1500
+    batch_size: int = 24
+    learning_rate: float = 2e-3
+    warmup_steps: int = 50
+    distance: float = 1.0  # weight of the mean squared error beside the correlation
+    seed: int = 0
+    save_every: int = 100
+    log_every: int = 20
+
+
+def train_predictor(
+    recordings: Sequence[NDArray[np.float32]],
+    photos: Sequence[Picture],
+    run: Path,
+    config: MotionTrainConfig,
+    sizes: PredictorConfig | None = None,
+    report: Callable[[dict[str, float]], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
+) -> MotionPredictor:
+    """Render films of ``recordings`` (waveforms at 16 kHz) and grey ``photos``, and train on them.
+
+    ``run`` gets the pool, checkpoints, ``metrics.jsonl`` and, at the end, the predictor's two files. Raises
+    ``TrainError`` if the folder is that of another run, or the loss is not finite; ``SettingError`` for
+    numbers that make no sense.
+    """
+    within("films", config.films, 1, math.inf)
+    within("batch_size", config.batch_size, 1, math.inf)
+    run.mkdir(parents=True, exist_ok=True)
+    with exclusive(run / ".lock", f"trains in {run}"):
+        # 1. The films. Who resumes with other pictures or sounds would mix two pools.
+        content = sha256(*(part.tobytes() for part in recordings), *(part.tobytes() for part in photos))[:16]
+        pool = Pool(run / "films", recordings, photos, config, content)
+        pool.render(log)
+
+        # 2. The network, fresh or from the last checkpoint.
+        torch.manual_seed(config.seed)
+        network = MotionPredictor(sizes)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=1e-2
+        )
+        identity = json.loads(json.dumps({"train": asdict(config), "sizes": asdict(network.config)}))
+        for free in ("save_every", "log_every"):
+            del identity["train"][free]
+        identity = {"motion": identity["train"], "sizes": identity["sizes"], "content": content}
+        saved = resume(run, identity, network, [optimizer], [], log)
+        step = 0 if saved is None else saved[0]
+        cut_metrics(run / "metrics.jsonl", step)
+
+        # 3. The steps.
+        data = pool.load()
+        while step < config.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _schedule(step, config)
+            losses = film_losses(network, *batch(data, config, step))
+            total = losses["onset"] + losses["level"] + config.distance * losses["distance"]
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            norm = float(torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM))
+            step += 1
+            line = {"step": float(step), **{name: value.item() for name, value in losses.items()}}
+            if not all(map(math.isfinite, [*line.values(), norm])):
+                raise TrainError(f"step {step}: the predictor's loss is not finite. Stopped; {run} is good")
+            optimizer.step()
+            if step % config.log_every == 0 or step == config.steps:
+                path = run / "metrics.jsonl"
+                with naming(path), path.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                report(line)
+            if step % config.save_every == 0 or step == config.steps:
+                save_checkpoint(run / "checkpoints", step, network, [optimizer], [], {"identity": identity})
+        save_predictor(run, network)
+        return network.eval()
+
+
+class Pool:
+    """Rendered films in a folder, ``_SHARD`` of them a file; film n is that of seed n, whoever renders it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recordings: Sequence[NDArray[np.float32]],
+        photos: Sequence[Picture],
+        config: MotionTrainConfig,
+        content: str,
+    ) -> None:
+        self.folder, self.recordings, self.photos, self.config = folder, recordings, photos, config
+        numbers = range(0, config.films, _SHARD)
+        self.files = {first: folder / f"{content}-{config.seed}-{first:06d}.npz" for first in numbers}
+
+    def render(self, log: Callable[[str], None]) -> None:
+        """Render what is not there yet."""
+        self.folder.mkdir(exist_ok=True)
+        for first, path in self.files.items():
+            if path.is_file():
+                continue
+            numbers = range(first, min(first + _SHARD, self.config.films))
+            seeds = [self.config.seed * 1_000_003 + number for number in numbers]
+            films = [film(seed, self.recordings, self.photos) for seed in seeds]
+            motions, curves = (np.stack(part) for part in zip(*films, strict=True))
+            with atomic(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, motions=motions, curves=curves)
+            log(f"{numbers[-1] + 1} of {self.config.films} films are rendered")
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """Scaled motion float16 [N,T,P,C], and onset and level float16 [N,2,T]."""
+        motions, curves = [], []
+        for path in self.files.values():
+            with np.load(path) as shard:
+                motions += [
+                    torch.from_numpy(scaled(one.astype(np.float32))).half() for one in shard["motions"]
+                ]
+                curves.append(torch.from_numpy(shard["curves"]))
+        return torch.stack(motions), torch.cat(curves)
+
+
+def batch(data: tuple[Tensor, Tensor], config: MotionTrainConfig, step: int) -> tuple[Tensor, Tensor]:
+    """The films of one step, float32: by the seed and the step alone. Half of them are mirrored."""
+    random = np.random.default_rng((config.seed, step))
+    chosen = torch.from_numpy(random.integers(len(data[0]), size=config.batch_size))
+    motion, curve = data[0][chosen].float(), data[1][chosen].float()
+    size, frames, _, channels = motion.shape
+    for number in np.flatnonzero(random.random(size) < 0.5):
+        grid = motion[number].reshape(frames, ROWS, COLUMNS, channels).flip(2)
+        grid[..., 2] *= -1  # across
+        motion[number] = grid.reshape(frames, -1, channels)
+    return motion, curve
+
+
+def film_losses(network: MotionPredictor, motion: Tensor, curve: Tensor) -> dict[str, Tensor]:
+    """1 - correlation of onset and of level, film by film, and the squared distance of both."""
+    onset, level = network(motion)
+    likely = onset.sigmoid()
+    distance = F.mse_loss(likely, curve[:, 0]) * 4 + F.mse_loss(level, curve[:, 1]) / 4
+    return {
+        "onset": 1 - correlation(likely, curve[:, 0]).mean(),
+        "level": 1 - correlation(level, curve[:, 1]).mean(),
+        "distance": distance,
+    }
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's correlation over time of [B,T] and [B,T]: [B], 0 where one hardly changes."""
+    first, second = (values - values.mean(1, keepdim=True) for values in (first, second))
+    scale = (first.square().sum(1) * second.square().sum(1)).clamp_min(1e-4).sqrt()
+    return (first * second).sum(1) / scale
+
+
+def _schedule(step: int, config: MotionTrainConfig) -> float:
+    """Factor of the learning rate: a warm-up, then half a cosine."""
+    rise = min(1.0, (step + 1) / config.warmup_steps)
+    return rise * (0.02 + 0.98 * (1 + math.cos(math.pi * step / config.steps)) / 2)
