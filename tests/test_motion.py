@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vab.errors import SettingError
 from vab.inference.features import FeatureReader
@@ -19,6 +19,7 @@ from vab.inference.timing import choose, record, resolve
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.reader import write_wav
+from vab.presets import preset
 from vab.timing.curve import TimingCurve, TimingError
 from vab.timing.motion import CHANNELS, COLUMNS, PATCHES, Motion, frames_of, read_motion, scaled
 from vab.timing.predictor import MotionPredictor, PredictorConfig, load_predictor, pick_events, save_predictor
@@ -115,6 +116,17 @@ def test_a_rest_ends_and_begins_with_a_frame() -> None:
         assert amount[begin + 3 : begin + 22].min() > 1 and amount[begin + 28 : begin + 47].max() == 0
 
 
+def test_another_shot_is_a_cut() -> None:
+    random = np.random.default_rng(0)
+    rooms = [np.kron(random.integers(0, 255, (9, 12)), np.ones((8, 8))).astype(np.uint8) for _ in range(2)]
+    views = [np.roll(rooms[n >= 30], n, 1) for n in range(60)]  # a camera that pans
+    seen = [(n / 25, view // 2 + square(20 + n, 30) // 2) for n, view in enumerate(views)]
+    assert frames_of(iter(seen)).cuts() == pytest.approx([30 / 25], abs=0.01)
+    assert (
+        len(moving(falling, np.arange(50) / 25).cuts()) == 0 and len(moving(falling, np.zeros(1)).cuts()) == 0
+    )
+
+
 def test_uneven_frames_keep_the_moment() -> None:
     random = np.random.default_rng(0)
     seconds = np.cumsum(random.uniform(0.025, 0.08, 45))
@@ -187,7 +199,7 @@ def test_motion_comes_from_the_pass_that_reads_the_frames(tmp_path: Path) -> Non
     for wanted in (False, True):
         file = MediaFile(path)
         _ = file.times  # known before, so that reading would stop at the last frame that is wanted
-        with file, FeatureReader(file, Eye(), 1.0, 0, {}, motion=wanted) as reader:  # type: ignore[arg-type]
+        with file, FeatureReader(file, Eye(), 1.0, 0, {}, timing="motion" if wanted else None) as reader:  # type: ignore[arg-type]
             if wanted:
                 motion = reader.motion()
             rows[wanted] = reader.all()
@@ -301,22 +313,22 @@ def test_a_long_film_is_predicted_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
 
 # ---- sources of a curve
 
-FOLLOWS: Any = SimpleNamespace(name="follows", model=SimpleNamespace(timing=True))
-DEAF: Any = SimpleNamespace(name="vab-encodec", model=SimpleNamespace(timing=False))
+
+FOLLOWS = replace(preset("vab-tiny"), name="follows", model=replace(preset("vab-tiny").model, timing=True))
+DEAF = preset("vab-encodec")
 
 
 def test_the_source_that_is_meant() -> None:
-    predictor = MotionPredictor()
-    assert choose(None, DEAF, predictor) == "none"
-    assert choose(None, FOLLOWS, None) == "none" and choose(None, FOLLOWS, predictor) == "motion"
-    assert choose("none", FOLLOWS, predictor) == "none" and choose("none", DEAF, None) == "none"
-    for timing in ("motion", "sound:a.wav", "a.csv", Path("a.csv"), TimingCurve(np.zeros(4))):
-        with pytest.raises(SettingError, match="vab-encodec takes no timing"):
-            choose(timing, DEAF, None)
+    assert choose(None, DEAF, True) == "none"
+    assert choose(None, FOLLOWS, False) == "none" and choose(None, FOLLOWS, True) == "motion"
+    assert choose("none", FOLLOWS, True) == "none" and choose("none", DEAF, False) == "none"
+    for timing in ("motion", "sound:a.wav", "a.csv", Path("a.csv"), TimingCurve(np.zeros(4)), np.zeros(4)):
+        with pytest.raises(SettingError, match="vab-encodec takes no timing curve"):
+            choose(timing, DEAF, True)
     with pytest.raises(SettingError, match="no motion predictor"):
-        choose("motion", FOLLOWS, None)
+        choose("motion", FOLLOWS, False)
     with pytest.raises(SettingError, match=r"timing is motion, none, sound:FILE.* not 'notion'"):
-        choose("notion", FOLLOWS, predictor)
+        choose("notion", FOLLOWS, True)
 
 
 def test_sources_resolve(tmp_path: Path) -> None:
@@ -327,31 +339,41 @@ def test_sources_resolve(tmp_path: Path) -> None:
     clicks = np.random.default_rng(0).normal(0, 1e-3, 32_000).astype(np.float32)
     clicks[16_000:16_200] = 0.5
     write_wav(tmp_path / "b.wav", clicks)
-    curve = resolve(f"sound:{tmp_path / 'b.wav'}", file, 150)
+    sound = f"sound:{tmp_path / 'b.wav'}"
+    curve = resolve(sound, file, 150)
     assert curve is not None and curve.onset is not None and curve.level is not None
     assert curve.num_frames == 150 and abs(int(curve.onset.argmax()) - 50) <= 1
     assert (curve.level[110:] == -1.5).all()
-    assert record(f"sound:{tmp_path / 'b.wav'}", curve)["timing"] == "sound:b.wav"
     # a file of times, an array, a curve
-    (tmp_path / "c.csv").write_text("seconds,onset,level_db\n0.51,1,\n1.8,0.5,-6\n")
-    curve = resolve(str(tmp_path / "c.csv"), file, 150)
-    assert curve is not None and curve.onset is not None and curve.num_frames == 150
+    times = tmp_path / "c.csv"
+    times.write_text("seconds,onset,level_db\n0.51,1,\n1.8,0.5,-6\n")
+    curve = resolve(times, file, 100)
+    assert curve is not None and curve.onset is not None and curve.num_frames == 100
     assert curve.onset[25] == pytest.approx(1.0)
     array = np.zeros((60, 2), np.float32)
     array[30, 0] = 1
     for source in (array, array[:, 0], torch.from_numpy(array), TimingCurve(array[:, 0])):
         curve = resolve(source, file, 150)
-        assert (
-            curve is not None and curve.onset is not None and curve.onset[30] == 1 and curve.num_frames == 150
-        )
+        assert curve is not None and curve.onset is not None and curve.onset[30] == 1
     # motion, and that of an image, which has none
     torch.manual_seed(0)
     predictor = MotionPredictor().eval()
-    curve = resolve("motion", file, 150, predictor=predictor)
+    curve = resolve("motion", file, 100, predictor)
     assert curve is not None and curve.level is not None and len(np.unique(curve.level)) > 20
-    given = resolve("motion", file, 150, predictor=predictor, motion=lambda: read_motion(file))
-    assert record("motion", given) == record("motion", curve) != {}
-    assert record("none", None) == {}
+    given = resolve("motion", file, 100, predictor, lambda: read_motion(file))
+    assert given is not None and given.fingerprint == curve.fingerprint
+    picture = tmp_path / "d.png"
+    Image.fromarray(square(40, 40)).save(picture)
+    assert resolve("motion", MediaFile(picture), 100, predictor) is None
+    # what results say: a name without its folder, and what was in the file then
+    assert record("none") == record("motion", is_image=True) == {} and record("motion") == {
+        "timing": "motion"
+    }
+    first = record(sound)["timing"]
+    assert first.startswith("sound:b.wav#") and record(str(times)) == record(times)
+    write_wav(tmp_path / "b.wav", -clicks)
+    assert record(sound)["timing"] != first
+    assert record(array) == record(TimingCurve(array[:, 0], array[:, 1])) != record(array[:, 0])
 
 
 def test_a_bad_source_is_one_line(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def generate(
     temperature: Number = None,
     rerank: Annotated[int | None, tyro.conf.arg(aliases=["--candidates"], metavar="N")] = None,
     speed: Speed | None = None,
+    timing: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None,
     samples: int = 1,
     keep: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FROM:TO")] = (),
     loudness: Annotated[str, tyro.conf.arg(metavar="LUFS|off")] = f"{LOUDNESS:g}",
@@ -82,6 +83,9 @@ def generate(
         speed: paper computes all that the paper does: 16 steps, each with guidance; fast leaves out what was
             not missed with vab-tiny (docs/results.md). The four options above go over it. Default: the
             model's own settings.
+        timing: what says when something happens, and how loud it is: motion, that of the film; sound:FILE,
+            another sound; a CSV file with the columns seconds,onset,level_db; or none. For a model that is
+            told; the others leave it to themselves. Default: motion where the model can, else none.
         samples: number of different sounds for each input.
         keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: . Its samples
             stay as they are, unless --rate or --channels converts them. Can be given several times.
@@ -128,6 +132,7 @@ def generate(
         temperature=temperature,
         rerank=rerank,
         speed=speed,
+        timing=timing,
         samples=samples,
         keep=tuple(_span(text) for text in keep),
         loudness=_loudness(loudness),

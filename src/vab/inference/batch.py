@@ -15,12 +15,15 @@ from vab.config import LEVERS, LOUDNESS, DecodeConfig, check_config
 from vab.errors import SettingError, failure
 from vab.inference.finish import Finish
 from vab.inference.made_with import difference, made_with, tag_of
+from vab.inference.timing import MOTION, Timing, choose, record
+from vab.inference.timing import check as check_source
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.inputs import expand
 from vab.media.naming import Sources, result_stems
 from vab.models.hub import find_model, folder_fingerprint, read_config
 from vab.presets import Speed, at_speed
+from vab.timing import MOTION_FILES
 from vab.utils import PrecisionChoice
 from vab.utils.device import Chosen, pick_precision
 from vab.utils.processes import Worker, devices_for, in_order
@@ -51,6 +54,7 @@ class BatchSettings:
     temperature: float | None = None
     rerank: int | None = None
     speed: Speed | None = None  # the set of settings that these replace; None: the model's own
+    timing: str | None = None  # where the timing curve comes from; None: the motion, where the model can
     samples: int = 1
     keep: tuple[tuple[float, float], ...] = ()  # spans in seconds; the end may be infinite
     loudness: float | None = LOUDNESS  # LUFS of new sound; None: the model's own level
@@ -119,6 +123,7 @@ def generate_files(
     precision = pick_precision(settings.precision, devices[0])  # once, for all processes
     share = Share.chosen(settings.shard)
     folder = find_model(settings.model)
+    check_source(_timing(settings, folder))
     inputs = expand(names, leave_out=out)
     out.mkdir(parents=True, exist_ok=True)
     for line in inputs.notes:
@@ -195,7 +200,8 @@ def _generate(
                 continue
             anew = None
             if settings.skip_existing and all(result.is_file() for result in results):
-                anew = _difference(path, results, settings, job.wanted)
+                wanted = [_of_image(wish) for wish in job.wanted] if file.is_image else job.wanted
+                anew = _difference(path, results, settings, wanted)
                 if anew is None:
                     yield Result(str(path), "skipped", tuple(map(str, results)), made_with=tag_of(results[0]))
                     continue
@@ -264,10 +270,21 @@ def _wanted(settings: BatchSettings, folder: Path) -> list[dict[str, Any]]:
     decode = _decode(read_config(folder).decode, settings)
     fingerprint = folder_fingerprint(folder, settings.codec_path, settings.vision_path)
     common = (str(folder), fingerprint, settings.seed)
+    rest = {"precision": settings.precision} | record(_timing(settings, folder))
     return [
-        made_with(*common, number, decode, settings.keep, settings.finish) | {"precision": settings.precision}
+        made_with(*common, number, decode, settings.keep, settings.finish) | rest
         for number in range(settings.samples)
     ]
+
+
+def _timing(settings: BatchSettings, folder: Path) -> Timing:
+    """The source of the timing curve for the model in ``folder``; ``SettingError`` if it follows none."""
+    return choose(settings.timing, read_config(folder), (folder / MOTION_FILES[0]).is_file())
+
+
+def _of_image(wanted: dict[str, Any]) -> dict[str, Any]:
+    """What an image would be made with: it has no motion."""
+    return {name: value for name, value in wanted.items() if (name, value) != ("timing", MOTION)}
 
 
 def _decode(own: DecodeConfig, settings: BatchSettings) -> DecodeConfig:
@@ -349,6 +366,7 @@ def _generate_file(
             settings.samples,
             seed=settings.seed,
             decode=decode,
+            timing=settings.timing,
             keep=settings.keep,
             finish=settings.finish,
             progress=report,

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vab.config import SAMPLE_RATE
+from vab.config import FRAME_RATE, SAMPLE_RATE
 from vab.config import video_frames as num_video_frames
+from vab.inference.timing import MOTION, Timing
 from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
@@ -38,7 +39,7 @@ class FeatureReader:
     ``features``. The thread ends with ``close``, or a ``with`` block. If ``features`` [F,dim] of the file are
     given, nothing is read.
 
-    ``motion``: the same pass looks at every frame that is decoded, for the motion between them.
+    If ``timing`` is ``motion``, the same pass looks at every frame that is decoded, for what moves in it.
     """
 
     def __init__(
@@ -49,14 +50,16 @@ class FeatureReader:
         seed: int,
         timings: dict[str, float],
         features: Tensor | None = None,
-        motion: bool = False,
+        timing: Timing = None,
     ) -> None:
         self._file = file
         self._vision = vision
         self._fps = fps
         self._timings = timings
         self._rows: list[Tensor] = [] if features is None else list(features)  # [dim] each
-        self._watch = MotionReader() if motion and features is None and not file.is_image else None
+        self._moves = isinstance(timing, str) and timing == MOTION and not file.is_image
+        self._watch = MotionReader() if self._moves and features is None else None
+        self._motion: Motion | None = None
         self._batches = _cropped_ahead(file, vision, fps, seed, self._watch)
         self._is_whole = features is not None
         timings |= {"decode_video": 0.0, "features": 0.0}
@@ -111,10 +114,14 @@ class FeatureReader:
 
     def motion(self) -> Motion:
         """The motion of the whole film, which is read to its end for it, if need be by a pass of its own."""
-        if self._watch is None:
-            return read_motion(self._file)
-        self.read(math.inf)
-        return self._watch.motion()
+        if self._motion is None:
+            self.read(math.inf)
+            self._motion = read_motion(self._file) if self._watch is None else self._watch.motion()
+        return self._motion
+
+    def cuts(self) -> list[int]:
+        """Audio frames at which another shot begins; none where the motion is not looked at."""
+        return [round(time * FRAME_RATE) for time in self.motion().cuts()] if self._moves else []
 
     def rows(self, first: int, last: int) -> Tensor:
         """Features [last - first,dim]; beyond the end of the file the last one is repeated (section 3.1)."""

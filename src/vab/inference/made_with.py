@@ -26,7 +26,7 @@ _WORDS = {
     "guidance_until": "end of guidance",
     "guidance_every": "reuse of guidance",
     "last_window": "length of the last window",
-    "timing": "timing curve",
+    "timing": "timing",
     "timing_scale": "guidance by the timing curve",
     **{name: f"number of {name}" for name in ("steps", "candidates", "channels", "bits", "codebooks")},
 }

@@ -6,12 +6,10 @@ import torch
 from torch import nn
 
 from vab.codecs.codec import Codec
-from vab.config import ModelConfig, Preset
-from vab.errors import SettingError
+from vab.config import ModelConfig
 from vab.models.heads import check_codebooks
 from vab.models.hub import FINE, ModelError
 from vab.models.vab import VAB
-from vab.timing.curve import TimingCurve
 from vab.utils import Precision
 from vab.utils.device import Chosen
 from vab.vision import VisionEncoder
@@ -55,16 +53,6 @@ def check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionE
             f"{vision.name} gives {vision.dim} numbers a frame, the model needs {config.vision_dim}"
         )
     check_codec(network, codec)
-
-
-def check_timing(timing: TimingCurve | None, preset: Preset) -> None:
-    """``SettingError`` for a timing curve that is none, or that the model is not told."""
-    if timing is None:
-        return
-    if not isinstance(timing, TimingCurve):
-        raise SettingError(f"timing is a TimingCurve or None, not {type(timing).__name__}")
-    if not preset.model.timing:
-        raise SettingError(f"{preset.name} takes no timing curve: it was trained without one; leave it out")
 
 
 def check_codec(network: nn.Module, codec: Codec) -> None:

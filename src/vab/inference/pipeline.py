@@ -41,7 +41,7 @@ from vab.inference.embeddings import Kind
 from vab.inference.features import IMAGE_SECONDS, MAX_VIDEO_SECONDS, FeatureReader, sound_length
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.made_with import made_with
-from vab.inference.parts import check_codec, check_parts, check_timing, place, vision_precision
+from vab.inference.parts import check_codec, check_parts, place, vision_precision
 from vab.inference.splice import (
     AudioSource,
     Original,
@@ -54,6 +54,7 @@ from vab.inference.splice import (
     read_original,
     slice_audio,
 )
+from vab.inference.timing import Timing, choose, record, resolve
 from vab.inference.tokens import coarse_candidates, known_tokens, noise, timing_channels, waveform_of
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
@@ -74,7 +75,7 @@ from vab.models.vab import VAB
 from vab.presets import Speed, at_speed
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
-from vab.timing.curve import TimingCurve
+from vab.timing.predictor import MotionPredictor, load_predictor, save_predictor
 from vab.utils.device import (
     FLOAT32,
     Device,
@@ -124,6 +125,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         self.codec = codec
         self.vision = vision
         self.finetuned = Finetuned()
+        self.predictor: MotionPredictor | None = None  # of a timing curve, from a film's motion
         self.name = config.name  # as it was asked for, where it was
         self._folder_fingerprint: str | None = None
         self.chosen = FLOAT32
@@ -194,6 +196,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         vision = load_vision(stage.preset.model.vision, vision_path)
         pipeline = cls(stage.preset, stage.network, codec, vision, device, load_fine(folder), dtype)
         pipeline.finetuned = load_finetuned(folder)
+        pipeline.predictor = load_predictor(folder)
         return pipeline
 
     @cached_property
@@ -242,6 +245,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             assert isinstance(self.codec, TinyCodec)
             self.codec.save_pretrained(save_directory)
         save_finetuned(save_directory, self.finetuned)
+        if self.predictor is not None:
+            save_predictor(save_directory, self.predictor)
 
     @property
     def first(self) -> Stage:
@@ -383,7 +388,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         temperature: float | None = None,
         rerank: int | None = None,
         speed: Speed | None = None,
-        timing: TimingCurve | None = None,
+        timing: Timing = None,
         keep: Sequence[float] | Sequence[Span] = (),
         seconds: float | None = None,
         loudness: float | None = LOUDNESS,
@@ -400,11 +405,12 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         ``steps``, ``guidance``, ``temperature`` and ``rerank`` (of so many candidates the one nearest to the
         video is kept) replace the model's own, or those of ``speed``: ``paper``, or ``fast``, which computes
-        less. ``timing``: the curve that says when something happens and how loud it is, for a model that is
-        told one; beyond its end, and where it says nothing, the model decides. ``keep``: spans (from, to) in
-        seconds of the video's own audio that stay sample for sample; the new audio is conditioned on their
-        tokens, and fades into them over 20 ms. ``seconds``: how long the sound shall be, in place of the
-        video's length; a video that ends sooner stands still. ``loudness``: LUFS of the new audio; None
+        less. ``timing``: what says when something happens and how loud it is, to a model that is told: a
+        ``TimingCurve`` or array, ``motion``, ``sound:FILE``, a CSV file, or ``none``
+        (:mod:`vab.inference.timing`); by itself it follows the motion where it can. ``keep``: spans (from,
+        to) in seconds of the video's own audio that stay sample for sample; the new audio is conditioned on
+        their tokens, and fades into them over 20 ms. ``seconds``: how long the sound shall be, in place of
+        the video's length; a video that ends sooner stands still. ``loudness``: LUFS of the new audio; None
         leaves it at the model's own level, with a true peak of -1 dBTP at most all the same. ``mix``: dB of
         the new audio against the video's own, which lies under it. ``rate``, ``channels``: 16 kHz mono, with
         ``keep`` and ``mix`` those of the video's own audio; what the model makes ends at 8 kHz. ``progress``:
@@ -447,7 +453,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         fps: float | Fraction | None = None,
         seed: int = 0,
         decode: DecodeConfig | None = None,
-        timing: TimingCurve | None = None,
+        timing: Timing = None,
         cuts: Sequence[int] = (),
         keep: Sequence[float] | Sequence[Span] = (),
         sound: np.ndarray | None = None,
@@ -474,14 +480,14 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         check_config(decode, "decode.")
         if decode.num_candidates > 1:
             self.embedder.check_contrastive()  # before the work begins
-        check_timing(timing, self.config)
+        timing = choose(timing, self.config, self.predictor is not None)
         spans = as_spans(keep)
         if seconds is not None and not 0 < seconds <= MAX_VIDEO_SECONDS:
             raise SettingError(f"seconds must be above 0 and at most {MAX_VIDEO_SECONDS:g}, not {seconds}")
 
         with (
             as_media_file(source, fps) as file,
-            FeatureReader(file, self.vision, config.fps, seed, timings, features) as picture,
+            FeatureReader(file, self.vision, config.fps, seed, timings, features, timing) as picture,
         ):
             # 1. Refuse what the header shows to be unusable, before anything is decoded.
             if file.kind == "audio" or file.nominal_seconds > MAX_VIDEO_SECONDS:
@@ -494,7 +500,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 seconds = IMAGE_SECONDS if info.kind == "image" else info.seconds
             num_frames = padded_length(samples_to_frames(length), config)  # T
             num_video = num_video_frames(num_frames / FRAME_RATE, config.fps)
-            curve = timing_channels(timing, num_frames, self.device)
+            told = resolve(timing, file, samples_to_frames(length), self.predictor, picture.motion)
+            curve = timing_channels(told, num_frames, self.device)
+            cuts = cuts or picture.cuts()
 
             # 3. Tokens [K,T] of the audio that is kept, and where they are known [K,T].
             heard: AudioSource = partial(read_original, file)
@@ -574,7 +582,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     picture.rows(0, num_video),
                     made_with(self.name, self.fingerprint, seed, number, decode, spans, finish)
                     | self.chosen.document()
-                    | ({} if timing is None else {"timing": timing.fingerprint})
+                    | record(timing, file.is_image)
                     | {"gain_db": finished.gain},
                     (*doubts, *finished.notes),
                     judged,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.config import FRAME_RATE, HOP_LENGTH, Preset
-from vab.errors import SettingError
+from vab.config import FRAME_RATE, Preset
+from vab.errors import SettingError, first_line
 from vab.media.file import MediaFile
 from vab.media.sources.given import ArrayLike
 from vab.timing.curve import NUM_CHANNELS, TimingCurve, TimingError, read_curve
@@ -26,20 +25,20 @@ _HELP = "motion, none, sound:FILE, or a CSV file with the columns seconds,onset,
 _LATE_SECONDS = 0.05  # by which a file of times may go beyond the clip
 
 
-def choose(timing: Timing, preset: Preset, predictor: MotionPredictor | None) -> Timing:
+def choose(timing: Timing, preset: Preset, has_predictor: bool) -> Timing:
     """The source that is meant: None is the motion where the model follows one, else none.
 
     ``SettingError`` for a source that this model cannot follow, or that there is none of this name.
     """
     if timing is None:
-        return MOTION if preset.model.timing and predictor is not None else NONE
-    if isinstance(timing, str) and timing == NONE:
+        return MOTION if preset.model.timing and has_predictor else NONE
+    if _is(timing, NONE):
         return NONE
     if not preset.model.timing:
         raise SettingError(
-            f"{preset.name} takes no timing: it was trained without; leave timing out, or say none"
+            f"{preset.name} takes no timing curve: it was trained without one; leave timing out, or say none"
         )
-    if isinstance(timing, str) and timing == MOTION and predictor is None:
+    if _is(timing, MOTION) and not has_predictor:
         raise SettingError(
             f"{preset.name} has no motion predictor (motion.safetensors); say none, or give a curve"
         )
@@ -52,19 +51,18 @@ def resolve(
     source: Timing,
     file: MediaFile,
     num_frames: int,
-    *,
     predictor: MotionPredictor | None = None,
     motion: Callable[[], Motion] | None = None,
 ) -> TimingCurve | None:
     """The curve [T] for a clip from what ``choose`` gave; None for ``none``, and for the motion of an image.
 
-    ``num_frames``: T that the model makes, the clip's own or more. ``motion`` gives the motion of the file
-    where it is being read anyway. Raises ``TimingError`` or ``MediaError``, one line each, for a file of
+    ``num_frames``: T of the clip; a curve may be shorter or longer. ``motion`` gives the motion of the file
+    where that is being read anyway. Raises ``TimingError`` or ``MediaError``, one line each, for a file of
     times that is none or goes beyond the clip, a sound that cannot be read, an array of another shape.
     """
-    if source is None or (isinstance(source, str) and source == NONE):
+    if source is None or _is(source, NONE):
         return None
-    if isinstance(source, str) and source == MOTION:
+    if _is(source, MOTION):
         assert predictor is not None
         if file.is_image:
             return None
@@ -73,47 +71,59 @@ def resolve(
         return _of_sound(source.removeprefix(SOUND), num_frames)
     if isinstance(source, str | Path):
         return _of_times(Path(source), file, num_frames)
-    curve = source if isinstance(source, TimingCurve) else _of_array(np.asarray(source))
-    return fitted(curve, num_frames)
+    return source if isinstance(source, TimingCurve) else _of_array(np.asarray(source))
 
 
-def record(source: Timing, curve: TimingCurve | None) -> dict[str, Any]:
-    """What a result says of its timing: the source and a hash of the curve; nothing without one."""
-    if curve is None:
+def check(source: Timing) -> None:
+    """Raise what ``resolve`` would for a file that cannot be used with any clip."""
+    if not isinstance(source, str | Path) or source in (MOTION, NONE):
+        return
+    if str(source).startswith(SOUND):
+        _of_sound(str(source)[len(SOUND) :], 1)
+    else:
+        read_curve(source)
+
+
+def record(source: Timing, is_image: bool = False) -> dict[str, str]:
+    """What a result says of its timing, ``choose``'s ``source``: its kind, and a hash of what was given.
+
+    Known before the input is read. Empty for ``none``, and for the motion of an image, which has none.
+    ``TimingError`` for a file that cannot be read.
+    """
+    if _is(source, NONE) or source is None or (_is(source, MOTION) and is_image):
         return {}
-    name = "curve"
-    if isinstance(source, str) and source.startswith(SOUND):
-        name = SOUND + Path(source.removeprefix(SOUND)).name  # no path: tags travel
-    elif isinstance(source, str | Path):
-        name = Path(source).name
-    return {"timing": name, "timing_sha256": sha256(curve.channels().tobytes())[:16]}
+    if _is(source, MOTION):
+        return {"timing": MOTION}
+    if isinstance(source, str | Path):
+        kind, name = (
+            (SOUND, str(source)[len(SOUND) :]) if str(source).startswith(SOUND) else ("", str(source))
+        )
+        try:
+            content = sha256(Path(name).read_bytes())[:16]
+        except OSError as error:
+            raise TimingError(f"{name}: cannot be read ({first_line(error)})") from None
+        return {"timing": f"{kind}{Path(name).name}#{content}"}  # no path: tags travel
+    curve = source if isinstance(source, TimingCurve) else _of_array(np.asarray(source))
+    return {"timing": f"curve#{curve.fingerprint}"}
 
 
-def fitted(curve: TimingCurve, num_frames: int) -> TimingCurve:
-    """The curve with ``num_frames``: cut, or with nothing more that happens, and silence."""
-    curve = curve.cut(0, num_frames)
-    missing = num_frames - curve.num_frames
-    if not missing:
-        return curve
-    onset = None if curve.onset is None else np.pad(curve.onset, (0, missing))
-    level = None if curve.level is None else np.pad(curve.level, (0, missing), constant_values=-math.inf)
-    return TimingCurve(onset, None if level is None else np.nan_to_num(level, neginf=-1.5))
+def _is(source: Timing, word: str) -> bool:
+    """True for this word; an array that is compared with a word would be compared number by number."""
+    return isinstance(source, str) and source == word
 
 
 def _of_sound(name: str, num_frames: int) -> TimingCurve:
     if not name:
         raise SettingError("timing sound: needs a file, sound:FILE")
     with MediaFile(name) as sound:
-        waveform = sound.audio(0.0, num_frames * HOP_LENGTH / (FRAME_RATE * HOP_LENGTH))
+        waveform = sound.audio(0.0, num_frames / FRAME_RATE)
         if not np.isfinite(waveform).all():
             raise TimingError(f"{name}: its sound holds values that are not numbers")
-    return fitted(curve_of(waveform), num_frames)
+    return curve_of(waveform)
 
 
 def _of_times(path: Path, file: MediaFile, num_frames: int) -> TimingCurve:
-    own = read_curve(path)
-    end = num_frames / FRAME_RATE if file.is_image else file.seconds
-    last = own.num_frames / FRAME_RATE
+    end, last = num_frames / FRAME_RATE, read_curve(path).num_frames / FRAME_RATE
     if last > end + _LATE_SECONDS:
         raise TimingError(f"{path}: goes on to {last:.2f} s, but {file.path.name} ends at {end:.2f} s")
     return read_curve(path, num_frames)

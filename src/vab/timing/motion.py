@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vab.config import FRAME_RATE
@@ -32,6 +33,7 @@ _HELD = 0.02  # grey levels: frames that differ by less, in the mean, are one
 _STEP_SECONDS = 0.04  # values are given for so much time, that of one frame at 25 a second
 _NOISE = 200.0  # of squared grey levels in a patch: gradients that are no more than noise tell no velocity
 _FASTEST = 8.0  # pixels in 40 ms: beyond that a gradient tells the direction at most
+_CUT = 12.0  # grey levels by which two shots differ in the mean, at least
 _CHUNK = 16  # frames that are compared at once
 
 
@@ -62,6 +64,17 @@ class Motion:
         change = _between(self.seconds - steps / 2, self.values[:, :, 1], middles)
         result[:, :, 1] = change
         return result
+
+    def cuts(self) -> NDArray[np.float64]:
+        """Seconds at which another shot begins: all of the picture changes, far more than around it."""
+        if len(self.seconds) < 3:
+            return np.zeros(0)
+        amounts = self.values[:, :, 0]
+        mean = amounts.mean(1)
+        around = np.median(sliding_window_view(np.pad(mean, 12, mode="reflect"), 25), axis=1)
+        sudden = (mean > _CUT) & (mean > 5 * around) & ((amounts > _CUT / 3).mean(1) > 0.8)
+        places = np.flatnonzero(sudden[:-1])
+        return (self.seconds[places] + self.seconds[places + 1]) / 2
 
 
 def _between(

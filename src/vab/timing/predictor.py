@@ -18,12 +18,15 @@ from torch.nn import functional as F
 
 from vab.config import FRAME_RATE, from_dict
 from vab.errors import first_line
+from vab.timing import MOTION_FILES
 from vab.timing.curve import LEVEL_UNITS, TimingCurve, TimingError
 from vab.timing.motion import CHANNELS, Motion, scaled
 from vab.utils.files import DamagedError, load_tensors, read_json, save_tensors, write_json
 
-WEIGHTS, SIZES = "motion.safetensors", "motion.json"
+WEIGHTS, SIZES = MOTION_FILES
 MOST_FRAMES = 1500  # that go through the network at once: 30 s
+VIEWS = len(CHANNELS) + 4  # numbers of a patch that the network sees
+SIDEWAYS = (2, 6)  # those of them whose sign a mirror changes
 PEAK_RADIUS = 2  # frames, 40 ms, within which an event is the highest
 MEAN_RADIUS = 12  # frames, a quarter of a second to either side: the surroundings that it must stand above
 MARGIN = 100  # frames on either side of these that it sees too: 2 s
@@ -50,8 +53,7 @@ class MotionPredictor(nn.Module):
     def __init__(self, config: PredictorConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or PredictorConfig()
-        inputs = len(CHANNELS) + 4
-        self.patch_in = nn.Conv1d(inputs, c.width, 8, stride=2, padding=3)
+        self.patch_in = nn.Conv1d(VIEWS, c.width, 8, stride=2, padding=3)
         self.patch = nn.ModuleList(
             [nn.Conv1d(c.width, c.width, 5, padding=2 * d, dilation=d) for d in (1, 2)]
         )
@@ -64,29 +66,20 @@ class MotionPredictor(nn.Module):
         self.out = nn.Conv1d(c.joint_width, 4, 1)
 
     def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(Onset logits, level) of scaled motion."""
-        batch, frames = values.shape[:2]
+        """(Onset logits, level) of scaled motion [B,T,P,C]."""
+        return self.read(look(values, self.config.patches))
+
+    def read(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """(Onset logits, level) of what ``look`` saw, [B,T,p,VIEWS]."""
+        batch, frames, patches, _ = views.shape
         c = self.config
-        # 1. What a patch cannot know: how much moves in all, and the camera, which moves most patches.
-        around = values[..., :1].mean(2, keepdim=True)
-        camera = values[..., 2:4].median(2, keepdim=True).values
-
-        # 2. The patches that change most over time; a steady stream is less than a sudden move.
-        patches = min(c.patches, values.shape[2])
-        unsteady = values[..., :4].std(1).sum(-1)  # [B,P]
-        chosen = unsteady.topk(patches, 1).indices[:, None, :, None]
-        values = values.gather(2, chosen.expand(-1, frames, -1, values.shape[3]))
-        flow = values[..., 2:4] - camera
-        speed = flow.square().sum(-1, keepdim=True).add(1e-6).sqrt()
-        x = torch.cat([values, around.expand_as(speed), flow, speed], -1)  # [B,T,P,C+4]
-
-        # 3. Each patch over time: [B*P, C+4, T] -> [B*P, width, T/2]
-        x = x.permute(0, 2, 3, 1).reshape(batch * patches, -1, frames)
+        # 1. Each patch over time: [B*p, VIEWS, T] -> [B*p, width, T/2]
+        x = views.permute(0, 2, 3, 1).reshape(batch * patches, -1, frames)
         x = F.gelu(self.patch_in(x))
         for layer in self.patch:
             x = x + F.gelu(layer(x))
 
-        # 4. The patches together: their mean, the most of each channel, and what each head attends to; that
+        # 2. The patches together: their mean, the most of each channel, and what each head attends to; that
         # changes slowly, over about a second.
         weight = F.avg_pool1d(self.weigh(x), 25, 1, 12, count_include_pad=False)
         weight = weight.reshape(batch, patches, c.heads, 1, -1).softmax(1)
@@ -95,7 +88,7 @@ class MotionPredictor(nn.Module):
         x = x.reshape(batch, patches, c.width, -1)
         x = torch.cat([heard, x.mean(1), x.amax(1)], 1)
 
-        # 5. The film over time, two and a half seconds of it -> [B,T] twice.
+        # 3. The film over time, two and a half seconds of it -> [B,T] twice.
         x = F.gelu(self.join(x))
         for layer in self.joint:
             x = x + F.gelu(layer(x))
@@ -123,6 +116,26 @@ class MotionPredictor(nn.Module):
             parts.append(torch.stack([onset[0].sigmoid(), level[0]])[:, start - first : stop - first])
         onset, level = torch.cat(parts, 1)[:, :num_frames].numpy()
         return onset, level
+
+
+def look(values: Tensor, patches: int) -> Tensor:
+    """What the network sees of scaled motion [B,T,P,C]: views [B,T,p,VIEWS] of ``patches`` of the patches.
+
+    Beside its own values each patch is told what it cannot know: how much moves in all, and the velocity
+    without the camera's, which moves most patches.
+    """
+    # 1. The film.
+    frames = values.shape[1]
+    around = values[..., :1].mean(2, keepdim=True)
+    camera = values[..., 2:4].median(2, keepdim=True).values
+
+    # 2. The patches that change most over time: a steady stream is less than a sudden move.
+    unsteady = values[..., :4].std(1).sum(-1)  # [B,P]
+    chosen = unsteady.topk(min(patches, values.shape[2]), 1).indices[:, None, :, None]
+    values = values.gather(2, chosen.expand(-1, frames, -1, values.shape[3]))
+    flow = values[..., 2:4] - camera
+    speed = flow.square().sum(-1, keepdim=True).add(1e-6).sqrt()
+    return torch.cat([values, around.expand_as(speed), flow, speed], -1)
 
 
 def save_predictor(folder: Path, predictor: MotionPredictor) -> None:

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 
 from vab.config import within
 from vab.errors import TrainError, naming
-from vab.timing.motion import COLUMNS, ROWS, scaled
-from vab.timing.predictor import MotionPredictor, PredictorConfig, save_predictor
+from vab.timing.motion import scaled
+from vab.timing.predictor import SIDEWAYS, MotionPredictor, PredictorConfig, look, save_predictor
 from vab.training.checkpoint import cut_metrics, resume, save_checkpoint
 from vab.training.motion.films import film
 from vab.training.motion.render import Picture
+from vab.utils.device import cpu_has_bfloat16
 from vab.utils.files import atomic
 from vab.utils.locks import exclusive
 from vab.utils.provenance import sha256
@@ -37,8 +38,8 @@ _SHARD = 100  # films of one file of the pool
 class MotionTrainConfig:
     """One run of training the motion predictor."""
 
-    films: int = 3000  # of 5 s, rendered once
-    steps: int = 1500
+    films: int = 1000  # of 5 s, rendered once
+    steps: int = 600
     batch_size: int = 24
     learning_rate: float = 2e-3
     warmup_steps: int = 50
@@ -87,7 +88,7 @@ def train_predictor(
         cut_metrics(run / "metrics.jsonl", step)
 
         # 3. The steps.
-        data = pool.load()
+        data = pool.load(network.config.patches)
         while step < config.steps:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _schedule(step, config)
@@ -141,34 +142,33 @@ class Pool:
                 np.savez(file, motions=motions, curves=curves)
             log(f"{numbers[-1] + 1} of {self.config.films} films are rendered")
 
-    def load(self) -> tuple[Tensor, Tensor]:
-        """Scaled motion float16 [N,T,P,C], and onset and level float16 [N,2,T]."""
-        motions, curves = [], []
+    def load(self, patches: int) -> tuple[Tensor, Tensor]:
+        """What the network sees, float16 [N,T,p,VIEWS], and onset and level float16 [N,2,T]."""
+        views, curves = [], []
         for path in self.files.values():
             with np.load(path) as shard:
-                motions += [
-                    torch.from_numpy(scaled(one.astype(np.float32))).half() for one in shard["motions"]
-                ]
+                for motion in shard["motions"]:
+                    values = torch.from_numpy(scaled(motion.astype(np.float32)))
+                    views.append(look(values[None], patches)[0].half())
                 curves.append(torch.from_numpy(shard["curves"]))
-        return torch.stack(motions), torch.cat(curves)
+        return torch.stack(views), torch.cat(curves)
 
 
 def batch(data: tuple[Tensor, Tensor], config: MotionTrainConfig, step: int) -> tuple[Tensor, Tensor]:
     """The films of one step, float32: by the seed and the step alone. Half of them are mirrored."""
     random = np.random.default_rng((config.seed, step))
     chosen = torch.from_numpy(random.integers(len(data[0]), size=config.batch_size))
-    motion, curve = data[0][chosen].float(), data[1][chosen].float()
-    size, frames, _, channels = motion.shape
-    for number in np.flatnonzero(random.random(size) < 0.5):
-        grid = motion[number].reshape(frames, ROWS, COLUMNS, channels).flip(2)
-        grid[..., 2] *= -1  # across
-        motion[number] = grid.reshape(frames, -1, channels)
-    return motion, curve
+    views, curves = data[0][chosen].float(), data[1][chosen].float()
+    mirrored = torch.from_numpy(random.random(config.batch_size) < 0.5)
+    for channel in SIDEWAYS:
+        views[mirrored, :, :, channel] *= -1
+    return views, curves
 
 
-def film_losses(network: MotionPredictor, motion: Tensor, curve: Tensor) -> dict[str, Tensor]:
+def film_losses(network: MotionPredictor, views: Tensor, curve: Tensor) -> dict[str, Tensor]:
     """1 - correlation of onset and of level, film by film, and the squared distance of both."""
-    onset, level = network(motion)
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bfloat16()):
+        onset, level = (part.float() for part in network.read(views))
     likely = onset.sigmoid()
     distance = F.mse_loss(likely, curve[:, 0]) * 4 + F.mse_loss(level, curve[:, 1]) / 4
     return {
