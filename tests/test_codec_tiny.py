@@ -126,6 +126,28 @@ def test_griffin_lim_keeps_magnitudes(codec: TinyCodec) -> None:
     assert error < 0.2
 
 
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (2, 5), (1, 127), (1, 130), (2, 300)])
+def test_griffin_lim_has_the_bits_of_istft_and_stft(codec: TinyCodec, batch: int, length: int) -> None:
+    """As it stood in version 0.1.0, for fewer frames than a window reaches, one part of them and several."""
+    c = codec.config
+    random = torch.Generator().manual_seed(length)
+    tone = torch.rand(batch, 2 * length, c.bins, generator=random)
+    noise = torch.randn(batch, 2 * length, c.bins, generator=random, dtype=torch.complex64)
+    magnitude = torch.nn.functional.pad((tone + noise).abs(), (0, 0, 0, 1)).transpose(1, 2)
+    turns = torch.arange(c.bins)[:, None] * torch.arange(2 * length) * c.hop_length % c.window
+    running = torch.polar(tone, (turns.T * (2.0 * np.pi / c.window)).float().expand_as(tone))
+    spectrum = torch.nn.functional.pad(running + noise, (0, 0, 0, 1)).transpose(1, 2)
+    previous = torch.zeros_like(spectrum)
+    for _ in range(c.iterations + 1):
+        spectrum = (magnitude * spectrum).div_(spectrum.abs().add_(1e-9))
+        size = c.window, c.hop_length
+        waveform = torch.istft(spectrum, *size, window=codec.hann, length=length * HOP_LENGTH)
+        rebuilt = codec._stft(waveform)
+        spectrum = torch.sub(rebuilt, previous, alpha=0.5)
+        previous = rebuilt
+    assert torch.equal(codec.griffin_lim(tone, noise), waveform)
+
+
 def test_draws_differ_in_noise_only(codec: TinyCodec) -> None:
     frames = codec.analyse(torch.randn(2, 20 * HOP_LENGTH))
     tone, noise = codec.synthesise(frames, torch.Generator().manual_seed(0), draws=2)

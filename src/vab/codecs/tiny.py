@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from vab.utils.mel import mel_filters
 
 MIN_MEL_MAGNITUDE = 0.008  # about 90 dB below full scale
 MAX_LOG_MAGNITUDE = 8.0  # keeps the exponential finite for codes that no sound gives
+PART = 256  # frames of a spectrogram that Griffin-Lim takes through an iteration at once: 1 MB
 COMPONENT_SCALE = 4.0  # divides a frame's components, so that the decoder sees numbers near one
 
 
@@ -243,28 +245,68 @@ class TinyCodec(nn.Module):
     def griffin_lim(self, tone: Tensor, noise: Tensor) -> Tensor:
         """Tone and noise [B, 2 T, bins] -> waveform [B, 320 T], by fast Griffin-Lim (Perraudin et al., 2013).
 
-        It starts from tones whose phases run on from frame to frame, and from the noise's own phases.
+        It starts from tones whose phases run on from frame to frame, and from the noise's own phases. What
+        ``torch.istft`` and ``torch.stft`` do is written out, so that a part of the frames stays in the
+        processor's cache from its spectrum to its next one, and the windows are summed up once: the same
+        bits in half the time.
         """
         c = self.config
-        length = c.hop_length * tone.shape[1]
-        # With the frame at the very end, and in memory frame after frame, as ``stft`` has it.
-        magnitude = F.pad((tone + noise).abs(), (0, 0, 0, 1)).transpose(1, 2)
+        batch, length = len(tone), c.hop_length * tone.shape[1]
+        num_frames = tone.shape[1] + 1  # with the one at the very end
+        magnitude = F.pad((tone + noise).abs(), (0, 0, 0, 1))
 
         # Bin k turns by k * hop / window between two frames; whole turns are dropped while still integers.
         turns = torch.arange(c.bins)[:, None] * torch.arange(tone.shape[1]) * c.hop_length % c.window
         running = torch.polar(tone, (turns.T * (2.0 * math.pi / c.window)).to(tone).expand_as(tone))
-        spectrum = F.pad(running + noise, (0, 0, 0, 1)).transpose(1, 2)  # [B, bins, 2 T + 1]
+        spectrum = F.pad(running + noise, (0, 0, 0, 1))  # [B, 2 T + 1, bins]
+
+        # Frame n begins at sample n * hop of the sums; the waveform lies half a window from either end of them.
+        reach = -(-c.window // c.hop_length)  # frames that begin within a window
+        sums = tone.new_zeros(batch, (num_frames + reach - 1) * c.hop_length)
+        weights = torch.zeros_like(sums[:1])
+        self._add_frames(weights, self.hann.square().expand(1, num_frames, -1), 0)
+        first, last = c.window // 2, c.window // 2 + length
+        padded = tone.new_zeros(batch, length + c.window)
+        waveform = padded[:, first:last]
+        framed = padded.unfold(1, c.window, c.hop_length)  # [B, 2 T + 1, window], a view
+
+        # Parts of frames, each longer than the frames of the next that reach into it.
+        starts = [n for n in range(0, num_frames, PART) if n == 0 or num_frames - n >= reach]
+        parts = list(pairwise([*starts, num_frames]))
+        # Complex numbers as pairs of real ones, each magnitude twice: what is the same in both is faster so.
+        pairs = torch.view_as_real(spectrum), magnitude[..., None].expand(*magnitude.shape, 2)
+        spectra, magnitudes = ([x[:, a:b].contiguous() for a, b in parts] for x in pairs)
+        previous = [torch.zeros_like(part) for part in spectra]
+
+        def rebuild(part: int) -> None:
+            """The next spectrum of a part, all of whose samples are there: beyond that of a true signal."""
+            start, stop = parts[part]
+            begin, end = max(first, start * c.hop_length), min(last, (stop - 1) * c.hop_length + c.window)
+            torch.div(sums[:, begin:end], weights[:, begin:end], out=padded[:, begin:end])
+            rebuilt = torch.view_as_real(torch.fft.rfft(framed[:, start:stop] * self.hann))
+            spectra[part] = torch.sub(rebuilt, previous[part], alpha=0.5)
+            previous[part] = rebuilt
 
         # Keep the magnitudes, take the phases of a signal that exists, and go a little beyond: momentum.
-        waveform = torch.empty(0)
-        previous = torch.zeros_like(spectrum)
         for _ in range(c.iterations + 1):
-            spectrum = (magnitude * spectrum).div_(spectrum.abs().add_(1e-9))
-            waveform = torch.istft(spectrum, c.window, c.hop_length, window=self.hann, length=length)
-            rebuilt = self._stft(waveform)
-            spectrum = torch.sub(rebuilt, previous, alpha=0.5)
-            previous = rebuilt
-        return waveform
+            sums.zero_()
+            for part, (start, _) in enumerate(parts):
+                size = torch.view_as_complex(spectra[part]).abs().add_(1e-9)
+                kept = torch.view_as_complex(magnitudes[part] * spectra[part]).div_(size)
+                self._add_frames(sums, torch.fft.irfft(kept, c.window).mul_(self.hann), start)
+                if part:
+                    rebuild(part - 1)
+            rebuild(len(parts) - 1)
+        return waveform.clone()
+
+    def _add_frames(self, sums: Tensor, frames: Tensor, start: int) -> None:
+        """Add overlapping frames [B, n, window], the first of number ``start``, to sums [B, S] of samples."""
+        hop = self.config.hop_length
+        blocks = sums.unflatten(1, (-1, hop))
+        # The earliest frame of each sample first, as ``torch.istft`` adds them: a frame's last block.
+        for n in reversed(range(-(-self.config.window // hop))):
+            block = frames[:, :, n * hop : (n + 1) * hop]
+            blocks[:, start + n : start + n + block.shape[1], : block.shape[2]] += block
 
     # ---- the codec interface
 
