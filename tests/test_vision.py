@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.layers import BatchNormAct2d
 from torch import Tensor
 
 from helpers.encoders import VIT_TINY, random_network, save
+from vab.data.extraction.encoding import weights_fingerprint
 from vab.vision import (
     BATCH_SIZE,
     BATCH_SIZE_CPU,
@@ -24,6 +26,8 @@ from vab.vision import (
     VisionError,
     build,
     crop,
+    fold_batch_norm,
+    has_batch_norm,
     load_vision,
     normalise,
 )
@@ -169,6 +173,30 @@ def test_lite0_equals_the_package_network(lite0: TimmEncoder) -> None:
         expected = network.extract_features(batch).mean((2, 3))
     assert expected.std() > 0.1
     assert torch.allclose(lite0.encode(frames), expected, atol=1e-5)
+
+
+def test_what_computes_has_no_batch_norm_and_what_was_loaded_stays(lite0: TimmEncoder) -> None:
+    before = weights_fingerprint(lite0)
+    frames = [photo(240, 320, seed) for seed in range(2)]
+    features = lite0.encode(frames)
+    assert not has_batch_norm(lite0._network()) and has_batch_norm(lite0.model)
+    with torch.no_grad():
+        expected = lite0.model(torch.stack([prepare(frame, lite0.recipe) for frame in frames]))
+    assert torch.allclose(features, expected, atol=1e-5) and weights_fingerprint(lite0) == before
+
+
+def test_norms_that_follow_no_convolution_stay() -> None:
+    torch.manual_seed(0)
+    conv, norm, other = torch.nn.Conv2d(3, 4, 3), BatchNormAct2d(4), torch.nn.BatchNorm2d(4)
+    network = torch.nn.Sequential(conv, norm, torch.nn.AvgPool2d(2), other).eval()
+    for each in (norm, other):
+        for tensor in each.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 2.0)
+    picture = torch.randn(2, 3, 8, 8)
+    expected = network(picture)
+    assert torch.allclose(fold_batch_norm(network)(picture), expected, atol=1e-5)
+    assert network[3] is other and isinstance(network[1], torch.nn.ReLU)
 
 
 def test_lite0_sees_a_cat(lite0: TimmEncoder) -> None:

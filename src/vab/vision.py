@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,14 +20,17 @@ from typing import Any, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vab.config import VisionName
 from vab.errors import VABError, first_line
 from vab.utils import Precision
+from vab.utils.ahead import run_ahead
 from vab.utils.device import DTYPES, pick_precision, products
 
 BATCH_SIZE = 32  # frames per forward pass on a GPU
 BATCH_SIZE_CPU = 4  # 32 would take twice the time there, most of it for memory
+CROP_THREADS, CROPS_AHEAD = 2, 8  # of frames, while those before them are encoded
 WEIGHT_FILES = (  # of a folder the first one that exists is read
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -140,7 +145,7 @@ class TimmEncoder:
         self.model = model.eval().requires_grad_(False)
         self.device = torch.device("cpu")
         self.precision: Precision = precision
-        self._cast: tuple[torch.dtype, nn.Module] | None = None  # a copy of the model in another format
+        self._ready: tuple[torch.dtype, nn.Module] | None = None  # what computes, in that format
 
     @property
     def decode_size(self) -> int:
@@ -153,8 +158,10 @@ class TimmEncoder:
         return BATCH_SIZE_CPU if self.device.type == "cpu" else BATCH_SIZE
 
     def encode(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """Features float32 [N, dim] of N frames, each uint8 [H, W, 3]; memory holds 32 frames at a time."""
-        return self.encode_crops(crop(frame, self.recipe) for frame in frames)
+        """Features float32 [N, dim] of N frames, each uint8 [H, W, 3]; memory holds 40 frames at a time."""
+        cropped = run_ahead(partial(crop, recipe=self.recipe), frames, CROP_THREADS, CROPS_AHEAD)
+        with closing(cropped):
+            return self.encode_crops(pixels for _, pixels in cropped)
 
     @torch.no_grad()
     def encode_crops(self, crops: Iterable[Tensor], batch_size: int | None = None) -> Tensor:
@@ -187,19 +194,24 @@ class TimmEncoder:
         return pixels.to(self.device, non_blocking=True)
 
     def _network(self) -> nn.Module:
-        """The network in its precision; the weights as they were loaded stay, and with them their hash."""
+        """What computes, in the encoder's precision; the weights as they were loaded stay, and their hash."""
         dtype = DTYPES[self.precision]
-        if dtype == torch.float32:
-            return self.model
-        if self._cast is None or self._cast[0] != dtype:
-            self._cast = dtype, copy.deepcopy(self.model).to(dtype)
-        return self._cast[1]
+        if self._ready is None or self._ready[0] != dtype:
+            model = self.model
+            if has_batch_norm(model):
+                model = fold_batch_norm(copy.deepcopy(model))
+                if self.device.type == "cpu":  # where convolutions are faster so
+                    model = model.to(memory_format=torch.channels_last)
+            elif dtype != torch.float32:
+                model = copy.deepcopy(model)
+            self._ready = dtype, model.to(dtype)
+        return self._ready[1]
 
     def to(self, device: str | torch.device) -> Self:
         self.device = torch.device(device)
         pick_precision(self.precision, self.device)  # refuses what is not there
         self.model.to(device)
-        self._cast = None
+        self._ready = None
         return self
 
 
@@ -222,6 +234,30 @@ def normalise(pixels: Tensor, recipe: Recipe) -> Tensor:
     from torchvision.transforms.v2 import functional
 
     return functional.normalize(pixels.float() / 255, list(recipe.mean), list(recipe.std))
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """True for a network with a batch norm in it."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Change a network in evaluation: each batch norm becomes part of the convolution before it; returns it.
+
+    What timm's norms do besides, an activation, stays in their place.
+    """
+    for module in list(model.modules()):
+        before: tuple[str, nn.Conv2d] | None = None
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                before = name, child
+            elif isinstance(child, nn.BatchNorm2d) and before is not None:
+                setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+                setattr(module, name, getattr(child, "act", nn.Identity()))
+                before = None
+            elif not isinstance(child, nn.Identity):
+                before = None
+    return model
 
 
 def load_vision(

@@ -260,7 +260,7 @@ class TinyCodec(nn.Module):
         running = torch.polar(tone, (turns.T * (2.0 * math.pi / c.window)).to(tone).expand_as(tone))
         spectrum = F.pad(running + noise, (0, 0, 0, 1))  # [B, 2 T + 1, bins]
 
-        # Frame n begins at sample n * hop of the sums; the waveform lies half a window from either end of them.
+        # Frame n begins at sample n * hop of the sums; the waveform lies half a window from their ends.
         reach = -(-c.window // c.hop_length)  # frames that begin within a window
         sums = tone.new_zeros(batch, (num_frames + reach - 1) * c.hop_length)
         weights = torch.zeros_like(sums[:1])
