@@ -25,6 +25,7 @@ from vab.models.foleygen import FoleyGen
 from vab.models.vab import VAB
 from vab.sampling.parallel import classifier_free_guidance, windows
 from vab.sampling.stages import Stage, load_stage
+from vab.sampling.student import Student
 from vab.timing.curve import TimingCurve
 
 TIMED = replace(MODEL, timing=True)
@@ -152,6 +153,19 @@ def test_the_guided_part_of_the_steps_is_that_of_the_curve_too() -> None:
     said = [guide(torch.zeros(2, 1, 1).long(), step)[0, 0, 0, 0].item() for step in range(1, 7)]
     assert said == pytest.approx([16, 76, 76, 76, 16, 16])
     assert rows == [2, 6, 2, 6, 2, 2]
+
+
+@torch.no_grad()
+def test_a_student_s_teacher_is_told_the_curve_and_guided_by_it() -> None:
+    tokens, features, timing = inputs()
+    teacher, student = network(), Student(TIMED)
+    settings = replace(PRESET, model=TIMED, decode=DecodeConfig(guidance_scale=3.0))
+    student.taught_by = (Stage(teacher, settings),)
+    dropped = torch.tensor([False, True])
+    found = student.teacher_logits(tokens, features, dropped, timing)
+    c = teacher(tokens, features, drop_features=dropped, timing=timing)
+    u = teacher(tokens, features, drop_features=torch.ones(2, dtype=torch.bool))
+    assert torch.allclose(found, u + 3 * (c - u), atol=1e-4)
 
 
 @given(st.integers(1, 400), st.integers(2, 60), st.data(), st.sampled_from(["full", "short"]))

@@ -54,19 +54,26 @@ class Student(VAB):
         return teacher
 
     @torch.no_grad()
-    def teacher_logits(self, tokens: Tensor, features: Tensor, drop_features: Tensor) -> Tensor:
-        """The teacher's guided logits [B,Kp,T,V] for tokens [B,K,T], float32, at its sampling temperature."""
+    def teacher_logits(
+        self, tokens: Tensor, features: Tensor, drop_features: Tensor, timing: Tensor | None = None
+    ) -> Tensor:
+        """The teacher's guided logits [B,Kp,T,V] for tokens [B,K,T], float32, at its sampling temperature.
+
+        ``timing`` [B,T,4]: the curve that both are told, if they are.
+        """
         assert self.taught_by is not None, "a student without a teacher"
         (teacher,) = self.taught_by
         decode = teacher.preset.decode
         # A clip that is to go without the picture has none in either half of guidance: zeros count as absent.
         features = features.masked_fill(drop_features[:, None, None], 0.0)
 
-        def model_fn(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
-            return teacher.network(tokens, features, drop_features=drop)
+        def model_fn(tokens: Tensor, features: Tensor, drop: Tensor, curve: Tensor | None = None) -> Tensor:
+            return teacher.network(tokens, features, drop_features=drop, timing=curve)
 
         with self.autocast():
-            logits = classifier_free_guidance(model_fn, features, decode.guidance_scale)(tokens)
+            logits = classifier_free_guidance(
+                model_fn, features, decode.guidance_scale, timing=timing, timing_scale=decode.timing_scale
+            )(tokens)
         return logits / (decode.sampling_temperature or 1.0)
 
 

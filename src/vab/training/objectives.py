@@ -146,10 +146,10 @@ def distillation_step(network: nn.Module, batch: Batch, preset: Preset) -> LossO
     noise = [torch.Generator().manual_seed(seed) for seed in batch.seeds.tolist()]
     model = preset.model
     before, shown = states(batch.tokens, ~batch.mask, model.codebook_size, preset.decode.num_steps, noise)
-    target = student.teacher_logits(shown, batch.features, batch.drop_features)
+    target = student.teacher_logits(shown, batch.features, batch.drop_features, batch.timing)
 
     # 2. The student's, with less: [B,Kp,T,V]. What the teacher is shown has no target.
-    logits = network(before, batch.features, drop_features=batch.drop_features)
+    logits = network(before, batch.features, drop_features=batch.drop_features, timing=batch.timing)
     mask = (shown == model.codebook_size)[:, model.num_conditioning_codebooks :]
     each = distillation(logits, target, mask)  # [B]
     weight = mask.flatten(1).any(1).sum().float()
