@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # vab-tiny from raw data: codec, latents, VAB, embeddings, classes, numbers. Every step goes on where it was cut.
-#   recipes/vab_tiny.sh DATA RUN        e.g. recipes/vab_tiny.sh ../shared/data runs/tiny
+#   recipes/vab_tiny.sh DATA RUN [SOUNDS...]    e.g. recipes/vab_tiny.sh ../shared/data runs/tiny
+# SOUNDS: more folders of sounds, as recipes/vab_tiny_sounds.py makes them.
 # The codes do not depend on the codec's decoder, so half of the cores train the decoder and half the rest.
 set -euo pipefail
 data=$1 run=$2
+more=("${@:3}")
 here=$(dirname "${BASH_SOURCE[0]}")
 export OMP_NUM_THREADS=$((($(nproc) + 1) / 2))
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 
-[ -f "$run/latents.csv" ] || python "$here/vab_tiny_data.py" "$data" "$run"
+[ -f "$run/latents.csv" ] || python "$here/vab_tiny_data.py" "$data" "$run" "${more[@]/#/--sounds=}"
 vab codec train "$run/codec.csv" --out "$run/codec" --steps 0 # the codes
 {
     vab codec train "$run/codec.csv" --out "$run/codec"

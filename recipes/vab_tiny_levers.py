@@ -304,7 +304,9 @@ def main() -> None:
             return
         manifest = args.store.parent / "codec.csv"
         kept = args.store.parent / "judge.pickle"
-        judge = fitted_judge(args.data, kept, *(([], []) if kept.exists() else sounds_of(manifest, "train")))
+        judge = fitted_judge(
+            args.data, kept, *(([], []) if kept.exists() else sounds_of(manifest, "train", args.data))
+        )
         seconds = pipeline.config.model.seconds if after is None else 2.0
         true = true_scores(pipeline, yamnet, store, plan, out / "true.npz", seconds)
         rows = table(judge, true, plan, args.settings, out, args.part)

@@ -40,11 +40,20 @@ SECONDS = 5.0  # of a sound that the judge hears
 GENERATED = 160  # generated sounds of one row, spread over the classes
 
 
-def sounds_of(manifest: Path, split: str) -> tuple[list[Sound], list[str]]:
-    """Every sound of the split that is not a single spoken digit, and its label."""
-    clips = [c for c in read_manifest(manifest) if c.split == split and not c.label.startswith("digit_")]
-    sounds = [read_audio(c.audio)[: round(SECONDS * RATE)] for c in clips if c.audio is not None]
-    return sounds, [c.label for c in clips if c.audio is not None]
+def sounds_of(manifest: Path, split: str, data: Path) -> tuple[list[Sound], list[str]]:
+    """Every sound of the split that is not a single spoken digit, and its label.
+
+    Only those in the folder ``data``: the judge does not change with further sounds to learn from.
+    """
+    clips = [
+        (clip.audio, clip.label)
+        for clip in read_manifest(manifest)
+        if clip.split == split
+        and not clip.label.startswith("digit_")
+        and isinstance(clip.audio, Path)
+        and clip.audio.resolve().is_relative_to(data.resolve())
+    ]
+    return [read_audio(path)[: round(SECONDS * RATE)] for path, _ in clips], [label for _, label in clips]
 
 
 def fitted_judge(data: Path, kept: Path, sounds: list[Sound], labels: list[str]) -> Judge:
@@ -180,8 +189,8 @@ def main() -> None:
     args = parser.parse_args()
 
     manifest = args.store.parent / "codec.csv"
-    train_sounds, train_labels = sounds_of(manifest, "train")
-    sounds, labels = sounds_of(manifest, "dev")
+    train_sounds, train_labels = sounds_of(manifest, "train", args.data)
+    sounds, labels = sounds_of(manifest, "dev", args.data)
     judge = fitted_judge(args.data, args.store.parent / "judge.pickle", train_sounds, train_labels)
     pipeline, store = VABPipeline.from_pretrained(args.model, device="cpu"), LatentStore.open(args.store)
     codec = pipeline.codec
