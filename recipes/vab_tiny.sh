@@ -25,7 +25,8 @@ vab finetune classify vab-tiny-classes --store "$run/store" --out "$run/classes"
 wait "$decoder" || { tail -n 5 "$run/decoder.log" >&2 && exit 1; }
 
 export OMP_NUM_THREADS=$(nproc)
-python "$here/vab_tiny_pack.py" "$run/vab" "$run/decoder" "$run/contrastive" "$run/classes" "$run/model"
+[ -f "$run/motion/motion.json" ] || python "$here/vab_tiny_motion.py" "$data" "$run/motion"
+python "$here/vab_tiny_pack.py" "$run/vab" "$run/decoder" "$run/contrastive" "$run/classes" "$run/model" "$run/motion"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/model" --json "$run/numbers.json"
 vab evaluate retrieval --store "$run/store" --model "$run/model" --split dev || true # sounds without a photo are left out
 python "$here/vab_tiny_known.py" "$data" "$run/store" "$run/model"

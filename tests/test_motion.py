@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -13,8 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.cli import vab
+from helpers.tiny import write_model
 from vab.errors import SettingError
 from vab.inference.features import FeatureReader
+from vab.inference.pipeline import VABPipeline
 from vab.inference.timing import choose, record, resolve
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
@@ -321,6 +325,7 @@ DEAF = preset("vab-encodec")
 def test_the_source_that_is_meant() -> None:
     assert choose(None, DEAF, True) == "none"
     assert choose(None, FOLLOWS, False) == "none" and choose(None, FOLLOWS, True) == "motion"
+    assert choose("motion", FOLLOWS, True) == "motion" and choose("a.csv", FOLLOWS, False) == "a.csv"
     assert choose("none", FOLLOWS, True) == "none" and choose("none", DEAF, False) == "none"
     for timing in ("motion", "sound:a.wav", "a.csv", Path("a.csv"), TimingCurve(np.zeros(4)), np.zeros(4)):
         with pytest.raises(SettingError, match="vab-encodec takes no timing curve"):
@@ -413,3 +418,63 @@ def test_a_predictor_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "motion.json").write_text("{}")
     with pytest.raises(TimingError):
         load_predictor(tmp_path)
+
+
+# ---- a model that follows
+
+
+@pytest.fixture(scope="module")
+def follower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that is told a timing curve, with a predictor of the motion."""
+    folder = write_model(tmp_path_factory.mktemp("follower") / "model", timing=True)
+    torch.manual_seed(0)
+    save_predictor(folder, MotionPredictor(PredictorConfig(patches=4, width=8, heads=1, joint_width=8)))
+    return folder
+
+
+def test_a_model_with_a_predictor_follows_the_motion_by_itself(follower: Path, tmp_path: Path) -> None:
+    pipe = VABPipeline.from_pretrained(follower, device="cpu")
+    path = write_square_film(tmp_path / "a.mp4", swinging, np.arange(50) / 25)
+    by_itself, motion, none = (pipe.generate(path, timing=timing) for timing in (None, "motion", "none"))
+    assert by_itself.made_with["timing"] == "motion" and "timing" not in none.made_with
+    assert np.array_equal(by_itself.waveform, motion.waveform)
+    assert not np.array_equal(by_itself.waveform, none.waveform)
+    # where the film was looked at before, it is read once more for its motion
+    looked = next(pipe.generate_many(path, 1, features=pipe.look_at(path)))
+    assert np.array_equal(looked.waveform, by_itself.waveform)
+    # saved, it is still there
+    pipe.save_pretrained(tmp_path / "copy")
+    assert load_predictor(tmp_path / "copy") is not None
+    assert VABPipeline.from_pretrained(tmp_path / "copy", device="cpu").predictor is not None
+
+
+def test_timing_on_the_command_line(
+    follower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_square_film(tmp_path / "a.mp4", swinging, np.arange(50) / 25)
+    Image.fromarray(square(40, 40)).save(tmp_path / "b.png")
+    both = [tmp_path / "a.mp4", tmp_path / "b.png", "-o", tmp_path / "out", "--model", follower]
+    both += ["--device", "cpu"]
+    assert vab(capsys, "generate", *both)[0] == 0
+    # the same again is skipped, of the image too, which has no motion; another timing is made anew
+    code, out, _ = vab(capsys, "generate", *both, "--skip-existing", "--json")
+    assert (code, json.loads(out)["skipped"]) == (0, 2)
+    code, out, err = vab(capsys, "generate", *both, "--skip-existing", "--json", "--timing", "none")
+    assert (code, json.loads(out)["skipped"], json.loads(out)["done"]) == (0, 1, 1)
+    assert "made anew: it was made with another timing" in err
+    # calls that make no sense end before any work, in one line
+    (tmp_path / "c.csv").write_text("when\n1\n")
+    for timing, message in (
+        ("notion", "timing is motion, none, sound:FILE"),
+        (tmp_path / "c.csv", "c.csv: needs the columns"),
+        (f"sound:{tmp_path / 'a.mp4'}", "a.mp4: has no audio stream"),
+        (f"sound:{tmp_path / 'gone.wav'}", "gone.wav: no such file"),
+    ):
+        code, _, err = vab(capsys, "generate", *both, "--timing", timing)
+        assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+    # a model that is told none says so; what goes beyond one clip fails for that clip
+    code, _, err = vab(capsys, "generate", tmp_path / "a.mp4", "-o", tmp_path / "out", "--timing", "motion")
+    assert code == 2 and "takes no timing curve" in err
+    (tmp_path / "d.csv").write_text("seconds,onset\n5.0,1\n")
+    code, _, err = vab(capsys, "generate", *both, "--timing", tmp_path / "d.csv")
+    assert code == 1 and "d.csv: goes on to 5.00 s, but a.mp4 ends at 2.00 s" in err

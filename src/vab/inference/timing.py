@@ -35,14 +35,14 @@ def choose(timing: Timing, preset: Preset, has_predictor: bool) -> Timing:
     if _is(timing, NONE):
         return NONE
     if not preset.model.timing:
-        raise SettingError(
-            f"{preset.name} takes no timing curve: it was trained without one; leave timing out, or say none"
-        )
+        raise SettingError(f"{preset.name} takes no timing curve: it was trained without one; leave it out")
     if _is(timing, MOTION) and not has_predictor:
         raise SettingError(
             f"{preset.name} has no motion predictor (motion.safetensors); say none, or give a curve"
         )
-    if isinstance(timing, str) and not timing.startswith(SOUND) and Path(timing).suffix.lower() != ".csv":
+    if not isinstance(timing, str) or timing == MOTION or timing.startswith(SOUND):
+        return timing
+    if Path(timing).suffix.lower() != ".csv":
         raise SettingError(f"timing is {_HELP}, not {timing!r}")
     return timing
 

@@ -40,8 +40,9 @@ class PredictorConfig:
     width: int = 32  # channels of a patch
     heads: int = 4  # of attention, each with its own view of which patches matter
     joint_width: int = 48  # channels of the film as a whole
-    threshold: float = 0.02  # by which an event's onset exceeds the mean of its surroundings
-    contrast: float = 1.0  # factor of the level's deviations from its mean
+    threshold: float = 0.03  # by which an event's onset exceeds the mean of its surroundings
+    accent: float = 1.5  # of the onset in the level: what happens suddenly is loud
+    contrast: float = 2.5  # factor of the level's deviations: what is unsure is said too quietly
 
 
 class MotionPredictor(nn.Module):
@@ -100,7 +101,8 @@ class MotionPredictor(nn.Module):
         """The timing curve [T] of a film's motion: events where an onset is likely, and the level."""
         onset, level = self.predict(motion, num_frames)
         times, strengths = pick_events(onset, self.config.threshold)
-        units = (level.mean() + self.config.contrast * (level - level.mean())).clip(-LEVEL_UNITS, LEVEL_UNITS)
+        loud = level - level.mean() + self.config.accent * (onset - onset.mean())
+        units = (level.mean() + self.config.contrast * loud).clip(-LEVEL_UNITS, LEVEL_UNITS)
         return TimingCurve.from_events(times, num_frames, strengths, units)
 
     @torch.no_grad()

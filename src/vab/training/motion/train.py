@@ -38,8 +38,8 @@ _SHARD = 100  # films of one file of the pool
 class MotionTrainConfig:
     """One run of training the motion predictor."""
 
-    films: int = 1000  # of 5 s, rendered once
-    steps: int = 600
+    films: int = 2000  # of 5 s, rendered once
+    steps: int = 1200
     batch_size: int = 24
     learning_rate: float = 2e-3
     warmup_steps: int = 50
