@@ -19,14 +19,16 @@ from helpers.tiny import write_model
 from vab.errors import SettingError
 from vab.inference.features import FeatureReader
 from vab.inference.pipeline import VABPipeline
-from vab.inference.timing import choose, record, resolve
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.reader import write_wav
+from vab.models import hub
 from vab.presets import preset
+from vab.timing import MOTION_FILES
 from vab.timing.curve import TimingCurve, TimingError
 from vab.timing.motion import CHANNELS, COLUMNS, PATCHES, Motion, frames_of, read_motion, scaled
 from vab.timing.predictor import MotionPredictor, PredictorConfig, load_predictor, pick_events, save_predictor
+from vab.timing.sources import choose, record, resolve
 from vab.training.motion.acts import RATE as PATH_RATE
 from vab.training.motion.acts import Heard, bounce, strike
 from vab.training.motion.films import film
@@ -446,6 +448,11 @@ def test_a_model_with_a_predictor_follows_the_motion_by_itself(follower: Path, t
     pipe.save_pretrained(tmp_path / "copy")
     assert load_predictor(tmp_path / "copy") is not None
     assert VABPipeline.from_pretrained(tmp_path / "copy", device="cpu").predictor is not None
+    # its files are among those that are downloaded, and another predictor makes another model
+    assert set(MOTION_FILES) <= set(hub._FILES)
+    before = hub.folder_fingerprint(tmp_path / "copy")
+    (tmp_path / "copy" / "motion.json").write_text("{}")
+    assert hub.folder_fingerprint(tmp_path / "copy") != before
 
 
 def test_timing_on_the_command_line(

@@ -15,8 +15,6 @@ from vab.config import LEVERS, LOUDNESS, DecodeConfig, check_config
 from vab.errors import SettingError, failure
 from vab.inference.finish import Finish
 from vab.inference.made_with import difference, made_with, tag_of
-from vab.inference.timing import MOTION, Timing, choose, record
-from vab.inference.timing import check as check_source
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.inputs import expand
@@ -24,6 +22,8 @@ from vab.media.naming import Sources, result_stems
 from vab.models.hub import find_model, folder_fingerprint, read_config
 from vab.presets import Speed, at_speed
 from vab.timing import MOTION_FILES
+from vab.timing.sources import MOTION, Timing, choose, record
+from vab.timing.sources import check as check_source
 from vab.utils import PrecisionChoice
 from vab.utils.device import Chosen, pick_precision
 from vab.utils.processes import Worker, devices_for, in_order

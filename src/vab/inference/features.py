@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vab.config import FRAME_RATE, SAMPLE_RATE
 from vab.config import video_frames as num_video_frames
-from vab.inference.timing import MOTION, Timing
 from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
 from vab.timing.motion import Motion, MotionReader, read_motion
+from vab.timing.sources import MOTION, Timing
 from vab.utils.ahead import run_ahead
 from vab.vision import VisionEncoder, crop
 

@@ -54,7 +54,6 @@ from vab.inference.splice import (
     read_original,
     slice_audio,
 )
-from vab.inference.timing import Timing, choose, record, resolve
 from vab.inference.tokens import coarse_candidates, known_tokens, noise, timing_channels, waveform_of
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
@@ -76,6 +75,7 @@ from vab.presets import Speed, at_speed
 from vab.sampling.parallel import decode_settings
 from vab.sampling.stages import Stage, check_fine, load_fine, load_stage, padded_length, save_stage
 from vab.timing.predictor import MotionPredictor, load_predictor, save_predictor
+from vab.timing.sources import Timing, choose, record, resolve
 from vab.utils.device import (
     FLOAT32,
     Device,
@@ -407,7 +407,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         video is kept) replace the model's own, or those of ``speed``: ``paper``, or ``fast``, which computes
         less. ``timing``: what says when something happens and how loud it is, to a model that is told: a
         ``TimingCurve`` or array, ``motion``, ``sound:FILE``, a CSV file, or ``none``
-        (:mod:`vab.inference.timing`); by itself it follows the motion where it can. ``keep``: spans (from,
+        (:mod:`vab.timing.sources`); by itself it follows the motion where it can. ``keep``: spans (from,
         to) in seconds of the video's own audio that stay sample for sample; the new audio is conditioned on
         their tokens, and fades into them over 20 ms. ``seconds``: how long the sound shall be, in place of
         the video's length; a video that ends sooner stands still. ``loudness``: LUFS of the new audio; None

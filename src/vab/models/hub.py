@@ -17,7 +17,6 @@ from typing import Any
 from vab.config import Preset, check_preset, from_dict
 from vab.errors import MAX_LINE_LENGTH, VABError, failure, first_line
 from vab.presets import PRESETS
-from vab.timing import MOTION_FILES
 from vab.utils.files import DamagedError, check_tensors, read_json, tensors_checksum
 from vab.utils.provenance import sha256
 
@@ -28,7 +27,7 @@ FINE = "fine"  # folder of a second stage
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = "vab-tiny"
 _CODEC_FILES = [CODEC, "codec.safetensors"]
-_FILES = [CONFIG, MODEL, *MOTION_FILES, *_CODEC_FILES]
+_FILES = [CONFIG, MODEL, "motion.safetensors", "motion.json", *_CODEC_FILES]  # vab.timing.MOTION_FILES
 _FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file in (CONFIG, MODEL)]
 _FILES += [f"{FOLDERS['classification']}/{KNOWN}", KNOWN]
 _WEIGHTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".th")  # endings of codecs and image encoders
