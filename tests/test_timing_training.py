@@ -20,8 +20,8 @@ from vab.data.shard import Latents, StoreError, read_meta
 from vab.data.store import LatentStore
 from vab.models.hub import read_config
 from vab.presets import PRESETS
+from vab.timing.unsure import exact, timing_of, unsure
 from vab.training.batches import Batch, ClipBatches
-from vab.training.curves import exact, timing_of, unsure
 from vab.training.trainer import train
 
 TIMED = replace(PRESET, model=replace(PRESET.model, timing=True))
@@ -80,7 +80,7 @@ CASES = {
 def test_the_curve_moves_with_the_tokens(
     store: Path, changes: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vab.training.curves.unsure", lambda strengths, level, *_: exact(strengths, level))
+    monkeypatch.setattr("vab.timing.unsure.unsure", lambda strengths, level, *_: exact(strengths, level))
     for step in range(4):
         batch = batches(store, **changes).train_batch(step)
         assert batch.timing is not None

@@ -28,8 +28,8 @@ from vab.data.shard import StoreError
 from vab.data.store import LatentStore, spread
 from vab.errors import TrainError
 from vab.models.hub import FOLDERS
+from vab.timing.unsure import timing_of
 from vab.training.augment import Augmentation, Splicing, augment, draw_pieces, drop_features, places
-from vab.training.curves import timing_of
 from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
 
