@@ -201,7 +201,8 @@ def test_runs_without_timing_write_what_they_wrote(tmp_path: Path) -> None:
     for preset in PRESETS.values():
         document = json.dumps(written(preset))
         if not preset.model.timing:
-            assert "timing" not in document and "splice" not in document
+            assert "timing" not in document
+        assert ("splice_prob" in document) == (preset.train.splice_prob > 0)
         assert from_dict(Preset, json.loads(document)) == preset
     run = tmp_path / "run"
     short = replace(PRESET, train=replace(PRESET.train, max_steps=1))
