@@ -34,7 +34,7 @@ def rounding(threads: int) -> None:
     def logits(rows: range) -> torch.Tensor:
         masked = torch.full((len(rows), *shape), config.codebook_size)
         part = features[rows.start : rows.stop]
-        return stage._logits_fn(part, shape[1], stage.preset.decode)(masked)
+        return stage._logits_fn(part, shape[1], stage.preset.decode, None)(masked)
 
     def tokens(rows: range) -> torch.Tensor:
         empty = torch.zeros(len(rows), *shape, dtype=torch.int64)

@@ -50,8 +50,9 @@ def main(paths: list[Path]) -> None:
         with MediaFile(path) as file:
             kind = f"{file.codec} {'x'.join(map(str, file.nominal_size))} {file.times.fps:.3g} frames/s"
         print(
-            f"{path.name[:40]}: {kind}, {seconds:.1f} s: one frame a second {plain:.4f}, with motion {whole:.4f}, "
-            f"more {statistics.median(more):.4f} [{more[0]:.4f}, {more[-1]:.4f}] CPU s a second of film",
+            f"{path.name[:40]}: {kind}, {seconds:.1f} s: one frame a second {plain:.4f}, "
+            f"with motion {whole:.4f}, more {statistics.median(more):.4f} [{more[0]:.4f}, {more[-1]:.4f}] "
+            "CPU s a second of film",
             flush=True,
         )
 

@@ -25,8 +25,9 @@ def main(
     ship(classes, out / "classes")
     for name in ("codec.json", "codec.safetensors"):
         shutil.copyfile(codec / name, out / name)
-    for name in MOTION_FILES if motion is not None else ():
-        shutil.copyfile(motion / name, out / name)
+    if motion is not None:
+        for name in MOTION_FILES:
+            shutil.copyfile(motion / name, out / name)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
 

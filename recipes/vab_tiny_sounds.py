@@ -247,7 +247,7 @@ def splits(recordings: list[Recording]) -> dict[tuple[str, str, str], str]:
     groups = defaultdict(set)
     for each in recordings:
         groups[each.label].add((each.package, each.label, each.group))
-    found = {}
+    found: dict[tuple[str, str, str], str] = {}
     for members in groups.values():
         order = sorted(members, key=lambda member: sha256(*member))
         dev = max(1, len(order) // 5) if len(order) >= 3 else 0
@@ -318,7 +318,8 @@ def main(out: Path) -> None:
 
     # 4. What there is, by class and by licence.
     for column in ("label", "licence"):
-        files, minutes = Counter(), Counter()
+        files: Counter[tuple[str, str]] = Counter()
+        minutes: Counter[str] = Counter()
         for entry in table:
             with wave.open(str(out / entry["file"])) as file:
                 minutes[entry[column]] += file.getnframes() / RATE / 60

@@ -18,11 +18,11 @@ from vab.errors import SettingError
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.pipeline import VABPipeline
 from vab.inference.splice import original_of
-from vab.media import tags
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.filters import filter_frames, resampled
 from vab.media.loudness import Level, interpolated_peak, limited, measure, to_loudness
+from vab.media.muxing import tags
 from vab.media.reader import read_audio, write_wav
 from vab.media.write import FORMATS, write_audio
 

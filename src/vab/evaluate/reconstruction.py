@@ -17,9 +17,9 @@ from vab.inference.batch import Result
 from vab.inference.made_with import difference, tag_of
 from vab.media.container import MediaError
 from vab.media.inputs import AUDIO, VIDEOS, expand
+from vab.media.muxing.tags import COMMENT, pack
 from vab.media.naming import Sources, result_stems
 from vab.media.reader import read_audio
-from vab.media.tags import COMMENT, pack
 from vab.media.write import write_audio
 from vab.utils.progress import FileProgress
 from vab.utils.provenance import sha256

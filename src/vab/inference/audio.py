@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from vab.media.loudness import Level
-from vab.media.tags import COMMENT, pack
+from vab.media.muxing.tags import COMMENT, pack
 from vab.media.write import write_audio
 from vab.models.known import Known
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from vab.config import SAMPLE_RATE, video_frames
-from vab.media import tags
 from vab.media.clock import Clock, PacketLog, PacketTimes, clock_of, frame_interval
 from vab.media.container import (
     MediaError,
@@ -26,6 +25,7 @@ from vab.media.container import (
     find_start,
     sound_span,
 )
+from vab.media.muxing import tags
 from vab.media.muxing.formats import suffix_for
 from vab.media.muxing.mux import mux
 from vab.media.sampled import LEAVES_OUT, Moments, leaving_out, with_sight
@@ -142,7 +142,7 @@ class MediaFile:
 
     @property
     def made_with(self) -> dict[str, Any] | None:
-        """What the file says that VAB made it with (:mod:`vab.media.tags`); None for any other file."""
+        """What the file says that VAB made it with (``media.muxing.tags``); None for any other file."""
         return self.handle.header.made_with
 
     @property

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vab.media import tags
 from vab.media.clock import may_restart
 from vab.media.container import MediaError, Opener, OpenFile, open_media
 from vab.media.image import open_image, read_pixels, upright_size
+from vab.media.muxing import tags
 from vab.media.sources.film import Film, is_moving, moving_film
 from vab.media.sources.given import InMemory
 from vab.utils.remote import NamedBytes, RemoteFile
