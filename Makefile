@@ -3,6 +3,7 @@
 #   make test     every test
 #   make lint     style, format and types
 #   make format   put the code into the house's format
+#   make docs     the site of the documentation: build/docs/site/index.html; a small environment of its own
 #   make bench    how fast is it here? seconds of each stage, minutes in all
 #   make gpu      what only a GPU can show: docs/gpu.md; five minutes. DEVICE=cpu: the same at a small size
 #   make gpu-train    the bundled model trained anew on a GPU: five minutes more
@@ -11,6 +12,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= $(VENV)-docs
 OUT ?= demo
 CLIP ?= examples/cat.mp4
 JOBS ?= 2
@@ -21,10 +23,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STEM := $(basename $(notdir $(CLIP)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu gpu-train wheels release-check wheel-check lowest-check clean
+.PHONY: help demo test lint format docs bench gpu gpu-train wheels release-check wheel-check lowest-check clean
 
 help:
-	@sed -n '2,11s/^#   //p' Makefile
+	@sed -n '2,12s/^#   //p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
@@ -50,6 +52,17 @@ lint: $(VENV)/installed-dev
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Strict: a warning, such as a link that leads nowhere, is an error. PyTorch is not needed.
+docs: $(DOCS_VENV)/installed
+	PYTHONPATH=src $(DOCS_VENV)/bin/python .ci/docs.py build/docs/pages
+	PYTHONPATH=src NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	@echo "the site: $(CURDIR)/build/docs/site/index.html"
+
+$(DOCS_VENV)/installed: .ci/docs.txt
+	$(PYTHON) -m venv "$(DOCS_VENV)"
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement .ci/docs.txt
+	@touch $@
 
 # Writes benchmarks/speed_<hardware>_<month>.md and .json; give it the machine for itself, for some minutes.
 bench: $(VENV)/installed
@@ -98,7 +111,7 @@ lowest-check:
 	.ci/lowest-check $(PYTHON)
 
 clean:
-	rm -rf .venv demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-docs build/docs demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv "$(VENV)"
