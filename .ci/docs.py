@@ -1,8 +1,8 @@
 """Collects what the site of the documentation is built from: ``python .ci/docs.py FOLDER``.
 
-FOLDER gets the pages of docs/ as they are, a page of every command from its ``--help``, the notebook as a page,
-and the files of the repository that pages link to. mkdocs.yml says how they hang together. Nothing heavy is
-needed here: a package that the one verb imports which is not light (codec train) has a stand-in if it is missing.
+FOLDER gets the pages of docs/, a page of every command from its ``--help``, the notebook as a page, and the
+files of the repository that pages link to. mkdocs.yml says how they hang together. PyTorch is not needed: one
+verb (codec train) imports heavy packages for its options, and those that are not installed get a stand-in.
 """
 
 from __future__ import annotations
