@@ -178,6 +178,12 @@ def test_a_clip_alone_and_among_others(pipe: VABPipeline, clips: list[Path]) -> 
     assert not np.array_equal(together[1].waveform, pipe(clips[1], seed=6).waveform)
 
 
+def test_only_beside_a_narrow_network_the_image_encoder_folds(pipe: VABPipeline) -> None:
+    assert (pipe.vision.folds, pipe.vision.precision) == (True, "float32")
+    other = pipe.embedder.beside(Chosen("float32"))
+    assert not other.vision.folds and pipe.vision.folds
+
+
 def test_the_features_of_a_frame_do_not_depend_on_how_many_there_are() -> None:
     vision = load_vision("efficientnet-lite0", precision="bfloat16")
     frames = list(torch.randint(256, (7, 3, 224, 224), dtype=torch.uint8))

@@ -69,6 +69,7 @@ class VisionEncoder(Protocol):
     size: int  # pixels of the square the network sees
     recipe: Recipe
     precision: Precision
+    folds: bool  # batch norms are part of convolutions: faster, other last bits than those of version 0.1.0
 
     @property
     def decode_size(self) -> int:
@@ -145,7 +146,8 @@ class TimmEncoder:
         self.model = model.eval().requires_grad_(False)
         self.device = torch.device("cpu")
         self.precision: Precision = precision
-        self._ready: tuple[torch.dtype, nn.Module] | None = None  # what computes, in that format
+        self.folds = False
+        self._ready: tuple[torch.dtype, bool, nn.Module] | None = None  # format, folded, what computes
 
     @property
     def decode_size(self) -> int:
@@ -195,17 +197,17 @@ class TimmEncoder:
 
     def _network(self) -> nn.Module:
         """What computes, in the encoder's precision; the weights as they were loaded stay, and their hash."""
-        dtype = DTYPES[self.precision]
-        if self._ready is None or self._ready[0] != dtype:
-            model = self.model
-            if has_batch_norm(model):
-                model = fold_batch_norm(copy.deepcopy(model))
+        dtype, folds = DTYPES[self.precision], self.folds and has_batch_norm(self.model)
+        if dtype == torch.float32 and not folds:
+            return self.model
+        if self._ready is None or self._ready[:2] != (dtype, folds):
+            model = copy.deepcopy(self.model)
+            if folds:
+                model = fold_batch_norm(model)
                 if self.device.type == "cpu":  # where convolutions are faster so
                     model = model.to(memory_format=torch.channels_last)
-            elif dtype != torch.float32:
-                model = copy.deepcopy(model)
-            self._ready = dtype, model.to(dtype)
-        return self._ready[1]
+            self._ready = dtype, folds, model.to(dtype)
+        return self._ready[2]
 
     def to(self, device: str | torch.device) -> Self:
         self.device = torch.device(device)

@@ -68,6 +68,7 @@ class Embedder:
         self.chosen = pick_precision(dtype, self.device)
         self.codec = codec.to(self.device)
         vision.precision = vision_precision(self.chosen, vision, self.device)
+        vision.folds = self.chosen.is_narrow
         self.vision = vision.to(self.device)
         self.finetuned = finetuned
         self._fingerprint: str | None = None

@@ -304,6 +304,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         # 2. All parts; the embedder is made anew for its networks.
         self.codec = self.codec.to(self.device)
         self.vision.precision = vision_precision(wanted, self.vision, self.device)
+        self.vision.folds = wanted.is_narrow  # in float32 every bit is that of version 0.1.0
         self.vision = self.vision.to(self.device)
         for stage in filter(None, (self.first, self.fine)):
             place(stage.network, self.device, wanted.dtype)
