@@ -97,6 +97,11 @@ def test_hold_makes_codes_last(codec: TinyCodec) -> None:
     assert viterbi_quantize(frames, first, 1e9).unique().numel() == 1
 
 
+def test_the_shipped_codec_has_the_tokens_that_it_had() -> None:
+    shipped = weights_fingerprint(load_codec("tiny"))
+    assert shipped == "9e005114dfa39e282832ffbd55dbee961f8ef3066d8942a0328abc5bdbe15ca0"
+
+
 def test_tokens_of_another_hold_are_other_latents(codec: TinyCodec) -> None:
     other = TinyCodec(replace(SMALL, hold=1.0))
     other.load_state_dict(codec.state_dict())
