@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from vab.media import file as media_file
 from vab.media.file import MediaFile
-from vab.media.sampled import LOOK_AHEAD, Moments, with_sight
-from vab.media.streams import on_screen
+from vab.media.streams import LOOK_AHEAD, Moments, on_screen, with_sight
 
 
 @dataclass

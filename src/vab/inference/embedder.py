@@ -22,7 +22,7 @@ from vab.data.manifest import Clip
 from vab.data.shard import Latents, StoreMeta
 from vab.errors import failure
 from vab.inference.embeddings import Embedded
-from vab.inference.parts import check_codec, place, rows_at_once, vision_precision
+from vab.inference.parts import check_codec, place, place_vision, rows_at_once
 from vab.media.container import MediaError
 from vab.media.reader import probe
 from vab.media.sources.given import InMemory
@@ -67,9 +67,7 @@ class Embedder:
         self.device = pick_device(device)
         self.chosen = pick_precision(dtype, self.device)
         self.codec = codec.to(self.device)
-        vision.precision = vision_precision(self.chosen, vision, self.device)
-        vision.folds = self.chosen.is_narrow
-        self.vision = vision.to(self.device)
+        self.vision = place_vision(vision, self.chosen, self.device)
         self.finetuned = finetuned
         self._fingerprint: str | None = None
         if finetuned.classifier is not None:

@@ -41,6 +41,13 @@ def vision_precision(chosen: Chosen, vision: VisionEncoder, device: torch.device
     return "float32" if far_off or slow else chosen.precision
 
 
+def place_vision(vision: VisionEncoder, chosen: Chosen, device: torch.device) -> VisionEncoder:
+    """Ready an image encoder to compute beside networks in ``chosen``; returns it."""
+    vision.precision = vision_precision(chosen, vision, device)
+    vision.folds = chosen.is_narrow  # in float32 every bit is that of version 0.1.0
+    return vision.to(device)
+
+
 def check_parts(config: ModelConfig, network: VAB, codec: Codec, vision: VisionEncoder) -> None:
     """``ModelError`` if the parts do not belong together, which would silently generate noise."""
     if config.num_conditioning_codebooks:

@@ -41,7 +41,7 @@ from vab.inference.embeddings import Kind
 from vab.inference.features import IMAGE_SECONDS, MAX_VIDEO_SECONDS, FeatureReader, sound_length
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.made_with import made_with
-from vab.inference.parts import check_codec, check_parts, place, vision_precision
+from vab.inference.parts import check_codec, check_parts, place, place_vision
 from vab.inference.splice import (
     AudioSource,
     Original,
@@ -303,9 +303,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         # 2. All parts; the embedder is made anew for its networks.
         self.codec = self.codec.to(self.device)
-        self.vision.precision = vision_precision(wanted, self.vision, self.device)
-        self.vision.folds = wanted.is_narrow  # in float32 every bit is that of version 0.1.0
-        self.vision = self.vision.to(self.device)
+        self.vision = place_vision(self.vision, wanted, self.device)
         for stage in filter(None, (self.first, self.fine)):
             place(stage.network, self.device, wanted.dtype)
         if "embedder" in self.__dict__:

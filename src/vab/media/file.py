@@ -28,19 +28,22 @@ from vab.media.container import (
 from vab.media.muxing import tags
 from vab.media.muxing.formats import suffix_for
 from vab.media.muxing.mux import mux
-from vab.media.sampled import LEAVES_OUT, Moments, leaving_out, with_sight
 from vab.media.sources.film import Film
 from vab.media.sources.given import ArrayLike, InMemory, Source, as_source
 from vab.media.sources.handle import Handle
 from vab.media.streams import (
+    LEAVES_OUT,
     FrameCheck,
     FrameConverter,
+    Moments,
     contiguous,
+    leaving_out,
     on_screen,
     orientation,
     place_audio,
     progressive,
     square_pixels,
+    with_sight,
 )
 from vab.utils.remote import RemoteFile
 
@@ -430,7 +433,7 @@ class MediaFile:
             # 2. Decode it, unless its times were all that is wanted of it.
             if timed and (wanted == "none" or (wanted == "first" and self._size is not None)):
                 continue
-            with leaving_out(context, not seen):
+            with leaving_out(context, timed and not seen):
                 frames = decode(context, packet)
             for frame in frames:
                 if self._size is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -13,6 +15,8 @@ from av.video.reformatter import VideoReformatter
 
 from vab.config import SAMPLE_RATE
 
+LEAVES_OUT = ("h264",)  # codecs that say which frames no other needs; HEVC means by it those of one layer
+LOOK_AHEAD = 32  # packets, among which the next frame on screen is found
 _TIMESTAMP_TOLERANCE_SECONDS = 0.05  # an audio timestamp may be off by so much before it is believed
 
 FrameCheck = Callable[[int, int], None]  # width, height of a frame as displayed; may raise
@@ -119,6 +123,68 @@ def on_screen(
     while newest is not None:
         pixels = convert(*newest) if pixels is None else pixels
         yield pixels
+
+
+class Moments(NamedTuple):
+    """The moments ``start + i / fps`` in seconds, for i from 0 on."""
+
+    start: float
+    fps: float
+
+    def first(self, time: float) -> float:
+        """The first of them that is not before ``time``."""
+        number = max(0, math.ceil((time - self.start) * self.fps))
+        # The quotient is rounded: one more or less may be the one.
+        while number > 0 and self.start + (number - 1) / self.fps >= time:
+            number -= 1
+        while self.start + number / self.fps < time:
+            number += 1
+        return self.start + number / self.fps
+
+
+def with_sight(
+    packets: Iterable[Any], moments: Moments, seconds_of: Callable[[Any], float]
+) -> Iterator[tuple[Any, bool]]:
+    """Each packet in decoding order, with False if its frame is on screen at none of the moments.
+
+    A frame is on screen from its own time, which ``seconds_of`` gives of its packet, until the next frame's.
+    From the first packet without a time on, whose frame is shown some while after the one before, all count
+    as seen. A decoder need not decode the others where no other frame is predicted from them.
+    """
+    waiting: deque[tuple[Any, float | None]] = deque()  # with its time, if it has one and is shown
+    times: deque[float] = deque(maxlen=2 * LOOK_AHEAD + 1)  # of those that wait, and of as many before
+    timed = True
+
+    def seen(time: float | None) -> bool:
+        if time is None or not timed or time == min(times):  # the first is on screen before its time, too
+            return True
+        following = min((other for other in times if other > time), default=math.inf)
+        return moments.first(time) < following
+
+    for packet in packets:
+        timed = timed and packet.pts is not None
+        time = None
+        if timed and not packet.is_discard:
+            time = seconds_of(packet)
+            times.append(time)
+        waiting.append((packet, time))
+        if len(waiting) > LOOK_AHEAD:
+            oldest, time = waiting.popleft()
+            yield oldest, seen(time)
+    for packet, time in waiting:
+        yield packet, seen(time)
+
+
+@contextmanager
+def leaving_out(context: Any, unseen: bool) -> Iterator[None]:
+    """A decoder that leaves out the frame of its next packet, if it is ``unseen`` and no other needs it."""
+    if unseen:
+        context.skip_frame = "NONREF"
+    try:
+        yield
+    finally:
+        if unseen:
+            context.skip_frame = "DEFAULT"
 
 
 def contiguous(placed: Iterator[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
