@@ -24,14 +24,14 @@ from vab.config import FRAME_RATE, SAMPLE_RATE
 from vab.evaluate.generation.synthesis import Synthesizer
 from vab.inference import features
 from vab.inference.batch import BatchSettings, Result, generate_files
-from vab.inference.embedder import Embedder
+from vab.inference.embedder import Embedder, audio_video_similarity
 from vab.inference.features import FeatureReader
 from vab.inference.pipeline import sound_length
 from vab.inference.splice import FADE, kept_samples
 from vab.inference.tokens import waveform_of
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.reader import probe, read_audio
-from vab.models.heads import Finetuned
+from vab.models.heads import Contrastive, Finetuned
 from vab.models.hub import ASSETS, find_model, is_model, known_models
 from vab.presets import PRESETS
 from vab.sampling.parallel import windows
@@ -358,8 +358,7 @@ def test_rerank_keeps_the_candidate_nearest_to_the_picture(
     clip = write_video(tmp_path / "clip.mp4", 30, 10)  # 3 s: two windows
     seen: list[torch.Tensor] = []
 
-    def watch(drawn: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        network = pipe.embedder.contrastive
+    def watch(network: Contrastive, drawn: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         near = []
         for tokens in drawn:
             spans = [(0, 100, 0, 2), (100, 200, 2, 4)]  # audio frames and video frames of 2 s
@@ -371,13 +370,12 @@ def test_rerank_keeps_the_candidate_nearest_to_the_picture(
             near.append(sum(float((a * v).sum()) for a, v in pairs) / len(pairs))
         seen.extend(drawn)
         assert len(set(near)) == len(near) == 3
-        chosen = nearest(drawn, features)
-        assert torch.equal(chosen, drawn[int(np.argmax(near))])
-        return chosen
+        scores = audio_video_similarity(network, drawn, features)
+        assert int(scores.argmax()) == int(np.argmax(near))
+        return scores
 
     alone = pipe.generate(clip, seed=1)
-    nearest = pipe._nearest
-    monkeypatch.setattr(pipe, "_nearest", watch)
+    monkeypatch.setattr("vab.inference.pipeline.audio_video_similarity", watch)
     ranked = pipe.generate(clip, seed=1, rerank=3)
     assert len(seen) == 3 and not torch.equal(seen[0], seen[1])
     first = waveform_of(pipe.codec, seen[0][:, :150], 48_000)

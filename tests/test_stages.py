@@ -18,9 +18,11 @@ from vab import ModelError, VABPipeline
 from vab.codecs.codec import Codec, encode_long
 from vab.inference import pipeline
 from vab.inference.batch import BatchSettings, generate_files
+from vab.inference.embedder import audio_video_similarity
 from vab.inference.splice import read_original
 from vab.inference.tokens import waveform_of
 from vab.media.file import MediaFile
+from vab.models.heads import Contrastive
 from vab.models.hub import FINE, known_models
 from vab.models.vab import VAB
 from vab.presets import PRESETS
@@ -157,13 +159,12 @@ def test_reranking_refines_the_chosen_sound_alone(
 ) -> None:
     seen = played(monkeypatch)
     drawn: list[Tensor] = []
-    nearest = pipe._nearest
 
-    def watch(several: Tensor, features: Tensor) -> Tensor:
+    def watch(network: Contrastive, several: Tensor, features: Tensor) -> Tensor:
         drawn.append(several)
-        return nearest(several, features)
+        return audio_video_similarity(network, several, features)
 
-    monkeypatch.setattr(pipe, "_nearest", watch)
+    monkeypatch.setattr("vab.inference.pipeline.audio_video_similarity", watch)
     pipe.generate(clip, rerank=2)
     assert drawn[0].shape[:2] == (2, 2) and seen[0].shape[0] == 5
     assert any(torch.equal(seen[0][:2], one[:, :165]) for one in drawn[0])

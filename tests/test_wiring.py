@@ -82,7 +82,7 @@ def test_pretraining_smooths_as_its_settings_say(latents: Path, smoothing: float
     logits = 3 * torch.randn(*batch.tokens.shape, 16, generator=torch.Generator().manual_seed(0))
 
     class Fixed(nn.Module):
-        def forward(self, tokens: Tensor, features: Tensor, drop_features: Tensor) -> Tensor:
+        def forward(self, tokens: Tensor, features: Tensor, drop_features: Tensor, timing: None) -> Tensor:
             assert torch.equal(tokens, apply_mask(batch.tokens, batch.mask, 16))
             return logits
 
@@ -120,7 +120,7 @@ def test_the_second_stage_sees_the_coarse_codes(latents: Path) -> None:
     network = Random(6, 1, MODEL.audio_length, MODEL.codebook_size)
 
     class Seen(nn.Module):
-        def forward(self, tokens: Tensor, features: Tensor, drop_features: Tensor) -> Tensor:
+        def forward(self, tokens: Tensor, features: Tensor, drop_features: Tensor, timing: None) -> Tensor:
             return network(tokens)
 
     batch = clips.train_batch(0)

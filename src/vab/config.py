@@ -136,7 +136,7 @@ class DecodeConfig:
     guidance_scale: float = 5.0  # s of u + s (c - u); 1 is none
     mask_temperature: float = 25.5  # tau of VAB: Gumbel noise of the confidence at the first step (eq. 2)
     sampling_temperature: float = 1.0  # the logits are divided by it; 0 takes the likeliest token
-    timing_scale: float | None = None  # of the timing curve alone; None: guidance_scale goes for it too
+    timing_scale: float = 0.0  # of the timing curve alone; 0: guidance_scale goes for it too
     top_k: int = 0  # sample among the k likeliest tokens; 0 is all
     num_candidates: int = 1  # drawn for each sound; the one most similar to the video (section 3.4) is kept
     # The defaults of the next five are the paper's; they are for parallel decoding alone.

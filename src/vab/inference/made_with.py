@@ -60,7 +60,7 @@ def made_with(
         "top_k": decode.top_k,
         "candidates": decode.num_candidates,
         **levers(decode),
-        **({} if decode.timing_scale is None else {"timing_scale": decode.timing_scale}),
+        **({"timing_scale": decode.timing_scale} if decode.timing_scale else {}),
         "keep": [[start, stop if math.isfinite(stop) else None] for start, stop in keep],
         "mix": finish.mix,
         "loudness": finish.loudness,

@@ -54,7 +54,7 @@ def classifier_free_guidance(
     guided: range = ALL_STEPS,
     every: int = 1,
     timing: Tensor | None = None,
-    timing_scale: float | None = None,
+    timing_scale: float = 0.0,
 ) -> LogitsFn:
     """Classifier-free guidance, u + scale (c - u): c sees the features [B,F,dim], u does not (section 3.3).
 
@@ -72,7 +72,7 @@ def classifier_free_guidance(
     """
     # 1. Rows by what they see, features and curve, with their shares of the sum; the conditional ones first.
     shares: dict[tuple[bool, bool], float] = {(True, True): scale, (False, False): 1 - scale}
-    if timing is not None and timing_scale is not None:
+    if timing is not None and timing_scale:
         shares = {(True, True): timing_scale, (True, False): scale - timing_scale, (False, False): 1 - scale}
     conditional = (True, True)
     kinds = [kind for kind, share in shares.items() if share or kind == conditional]
