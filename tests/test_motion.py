@@ -19,6 +19,7 @@ from helpers.tiny import write_model
 from vab.errors import SettingError
 from vab.inference.features import FeatureReader
 from vab.inference.pipeline import VABPipeline
+from vab.inference.tokens import timing_channels
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.reader import write_wav
@@ -131,6 +132,11 @@ def test_another_shot_is_a_cut() -> None:
     assert (
         len(moving(falling, np.arange(50) / 25).cuts()) == 0 and len(moving(falling, np.zeros(1)).cuts()) == 0
     )
+    # a single bright frame is a flash, and the shot goes on; a shot of a second has both its cuts
+    for length, cuts in ((1, []), (25, [20 / 25, 45 / 25])):
+        views = [rooms[20 <= n < 20 + length] // 2 for n in range(60)]
+        found = frames_of((n / 25, view) for n, view in enumerate(views)).cuts()
+        assert found == pytest.approx(cuts, abs=0.03)
 
 
 def test_uneven_frames_keep_the_moment() -> None:
@@ -342,15 +348,16 @@ def test_sources_resolve(tmp_path: Path) -> None:
     film_path = write_square_film(tmp_path / "a.mp4", falling, np.arange(50) / 25)
     file = MediaFile(film_path)
     assert resolve("none", file, 150) is None
-    # a sound: its onsets, and silence after its end
+    # a sound: its onsets, and nothing known after its end
     clicks = np.random.default_rng(0).normal(0, 1e-3, 32_000).astype(np.float32)
     clicks[16_000:16_200] = 0.5
     write_wav(tmp_path / "b.wav", clicks)
     sound = f"sound:{tmp_path / 'b.wav'}"
     curve = resolve(sound, file, 150)
     assert curve is not None and curve.onset is not None and curve.level is not None
-    assert curve.num_frames == 150 and abs(int(curve.onset.argmax()) - 50) <= 1
-    assert (curve.level[110:] == -1.5).all()
+    assert curve.num_frames == 100 and abs(int(curve.onset.argmax()) - 50) <= 1
+    told = timing_channels(curve, 150, torch.device("cpu"))
+    assert told is not None and (told[:100, 2:] == 1).all() and not told[100:].any()
     # a file of times, an array, a curve
     times = tmp_path / "c.csv"
     times.write_text("seconds,onset,level_db\n0.51,1,\n1.8,0.5,-6\n")
@@ -399,6 +406,7 @@ def test_a_bad_source_is_one_line(tmp_path: Path) -> None:
         (np.zeros((4, 3)), r"array"),
         (np.array([0.0, np.nan]), r"not numbers"),
         (np.array(["a"]), r"array"),
+        (np.zeros((60, 2), complex), r"in real numbers, not complex128 \[60, 2\]"),
     ]
     for source, message in cases:
         with pytest.raises((TimingError, MediaError, SettingError), match=message) as caught:

@@ -134,6 +134,22 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert cache.is_file() and capfd.readouterr() == ("", "")
 
 
+def test_a_bad_moment_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most products in bfloat16 are disturbed while it is measured: the fastest tells what it can."""
+    now, calls = 0.0, 0
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        nonlocal now, calls
+        calls += 1
+        narrow = a.dtype == torch.bfloat16
+        now += 1.0 if narrow and calls % 8 else 0.6 if not narrow else 0.2
+        return a
+
+    monkeypatch.setattr(torch.nn.functional, "linear", product)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now)
+    assert device.measure_gain(CPU) == pytest.approx(3.0)
+
+
 def test_bfloat16_that_is_slow_is_found_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is emulated a large product takes seconds: it is not tried after a small one was slow."""
     sizes = []

@@ -219,6 +219,18 @@ def test_clips_are_chosen_by_list_by_name_and_by_half(tmp_path: Path) -> None:
         chosen(names, "dog", None)
 
 
+def test_a_clip_that_is_not_chosen_is_no_sample_of_one_that_is(tmp_path: Path) -> None:
+    """door_2 is a clip of its own, not the second sound of door."""
+    own, results = tmp_path / "own", tmp_path / "results"
+    for n, (path, late) in enumerate(((own, 0.0), (results, 0.02))):
+        path.mkdir()
+        for k, name in enumerate(("door", "door_2", "gate")):
+            write_wav(path / f"{name}.wav", hits([0.5 + late + 0.1 * k, 1.7 - 0.2 * k], seed=10 * n + k))
+    (tmp_path / "list.txt").write_text("door\ngate\n")
+    timing = evaluate([results], own, TimingSettings(seconds=3.0, clips=str(tmp_path / "list.txt")))
+    assert timing.ids == ["door", "gate"] and timing.rows[0].sounds == 2
+
+
 def test_as_a_user_calls_it(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A silent and a missing sound among four: one is measured as silent, one left out and named."""
     results = folder(tmp_path / "out", seed=1)

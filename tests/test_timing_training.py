@@ -104,6 +104,25 @@ def test_a_spliced_clip_is_of_two_to_five_sounds_of_its_label(store: Path) -> No
     assert 0.25 < np.mean([(clip != clip[0]).any() for clips in share for clip in clips]) < 0.6
 
 
+def test_pieces_lie_within_windows_that_are_no_whole_number_of_image_frames(tmp_path: Path) -> None:
+    """2.5 s at one image frame a second: a crop of 2 s that began at the third would have no end."""
+    meta = replace(META, fps=1.0, seconds=2.5, codebook_size=2048, timing=True)
+    made = LatentStore.create(tmp_path / "odd", meta, np.zeros((2, 2048, 4), np.float32))
+    tokens = np.stack([np.arange(125), np.zeros(125)]).astype(np.uint16)
+    timing = np.zeros((125, 2), np.float16)
+    features = np.zeros(meta.feature_shape, np.float16)
+    made.add([Latents(f"c{n}", "a", "train", tokens, features, timing=timing) for n in range(12)])
+    preset = timed(batch_size=1, crop_seconds=2.0, splice_prob=1.0)
+    model = replace(preset.model, codebook_size=2048, fps=1.0, seconds=2.5)
+    batches = ClipBatches(LatentStore.open(tmp_path / "odd"), replace(preset, model=model), "train")
+    lengths = set()
+    for step in range(20):
+        frames = batches.train_batch(step).tokens[:, 0]  # [B,T], of the sounds that each is made of
+        assert (frames[:, 1:] > frames[:, :-1]).any()
+        lengths.add(frames.shape[1])
+    assert lengths == {75, 100}  # 2 s where the batch begins early, else what is left
+
+
 def test_shares_of_processes_are_the_batch_of_one(store: Path) -> None:
     made = batches(store, **CASES["all"], cond_drop_prob=0.3, timing_drop_prob=0.3)
     for step in range(3):

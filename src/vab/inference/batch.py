@@ -39,7 +39,7 @@ Status = Literal["done", "skipped", "failed"]
 LOSSLESS = ("wav", "flac")
 EFFECTIVE = (
     *("generated", "version", "fingerprint", "steps", "guidance", "temperature", "top_k", *LEVERS),
-    *("precision", "bfloat16_gain"),
+    *("precision", "bfloat16_gain", "timing", "timing_scale"),
 )
 
 

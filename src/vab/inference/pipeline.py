@@ -204,8 +204,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         """Hash of all weights that a sound depends on; of a model directory, that of its files."""
         if self._folder_fingerprint is not None:
             return self._folder_fingerprint
-        stages = [stage for stage in (self.first, self.fine) if stage is not None]
-        tensors = (tensor for stage in stages for tensor in stage.network.state_dict().values())
+        stages = [stage.network for stage in (self.first, self.fine) if stage is not None]
+        networks = [network for network in (*stages, self.predictor) if network is not None]
+        tensors = (tensor for network in networks for tensor in network.state_dict().values())
         weights = (tensor.float().cpu().numpy().tobytes() for tensor in tensors)
         return sha256(weights_fingerprint(self.codec), weights_fingerprint(self.vision), *weights)
 
@@ -499,6 +500,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                 seconds = IMAGE_SECONDS if info.kind == "image" else info.seconds
             num_frames = padded_length(samples_to_frames(length), config)  # T
             num_video = num_video_frames(num_frames / FRAME_RATE, config.fps)
+            told_by = record(timing, file.is_image)  # of the file as it is now
             told = resolve(timing, file, samples_to_frames(length), self.predictor, picture.motion)
             curve = timing_channels(told, num_frames, self.device)
             cuts = cuts or picture.cuts()
@@ -581,7 +583,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
                     picture.rows(0, num_video),
                     made_with(self.name, self.fingerprint, seed, number, decode, spans, finish)
                     | self.chosen.document()
-                    | record(timing, file.is_image)
+                    | told_by
                     | {"gain_db": finished.gain},
                     (*doubts, *finished.notes),
                     judged,

@@ -366,7 +366,7 @@ def in_windows(
         # [K,T] -> [1,K,T]: one clip is a batch of one
         batch = (fill, tokens[None], known[None], [generators], num_steps)
         return in_windows(*batch, window=window, overlap=overlap, last=last, cuts=cuts, progress=progress)[0]
-    spans = windows(tokens.shape[2], window, overlap, last, cuts, shortest=2 * overlap)
+    spans = windows(tokens.shape[2], window, overlap, last, cuts, shortest=max(1, 2 * overlap))
     result = tokens.clone()
     known = known.clone()
     for index, (start, stop) in enumerate(spans):

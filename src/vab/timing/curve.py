@@ -26,6 +26,7 @@ from vab.utils.tables import ListError, read_table
 BUMP_SECONDS = 0.03  # standard deviation of an event's bump
 LEVEL_FLOOR = -45.0  # dB relative to the loudest part: what is quieter counts as this
 LEVEL_UNITS = 1.5  # the loudest part in the curve's own units; the floor is the negative
+LONGEST_SECONDS = 86_400.0  # of a file of times
 NUM_CHANNELS = 4  # onset, level, and of each whether it is known
 COLUMNS = ("seconds", "onset", "level_db")
 MIN_STRENGTH = 0.02  # of an event that is written: less is the foot of another's bump
@@ -117,6 +118,8 @@ def bumps(times: ArrayLike, num_frames: int, strengths: ArrayLike | None = None)
     heights = np.ones(len(times)) if strengths is None else np.asarray(strengths, np.float64).reshape(-1)
     if len(heights) != len(times):
         raise TimingError(f"{len(times)} events need as many strengths, not {len(heights)}")
+    if not np.isfinite(times).all() or not np.isfinite(heights).all():
+        raise TimingError("times and strengths of events must be numbers, not infinite or missing ones")
     # [T, n] would be large for an hour of events: each is put where it is seen.
     reach = math.ceil(4 * BUMP_SECONDS * FRAME_RATE)
     onset = np.zeros(num_frames)
@@ -197,7 +200,7 @@ def read_curve(path: str | Path, num_frames: int | None = None) -> TimingCurve:
 
 def _row(path: str | Path, line: int, row: dict[str, str]) -> tuple[float, float | None, float | None]:
     """Time, strength and level of a row; ``TimingError`` names what is wrong in it."""
-    limits = {"seconds": (0.0, math.inf), "onset": (0.0, 1.0), "level_db": (-math.inf, math.inf)}
+    limits = {"seconds": (0.0, LONGEST_SECONDS), "onset": (0.0, 1.0), "level_db": (-math.inf, math.inf)}
     values: list[float | None] = []
     for name in COLUMNS:
         text = row.get(name, "").strip()
@@ -211,7 +214,7 @@ def _row(path: str | Path, line: int, row: dict[str, str]) -> tuple[float, float
         low, high = limits[name]
         if not math.isfinite(number) or not low <= number <= high:
             wanted = {
-                "seconds": "a time in seconds",
+                "seconds": "a time in seconds, a day at most",
                 "onset": "a strength from 0 to 1",
                 "level_db": "a level",
             }

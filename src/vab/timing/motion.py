@@ -34,6 +34,7 @@ _STEP_SECONDS = 0.04  # values are given for so much time, that of one frame at 
 _NOISE = 200.0  # of squared grey levels in a patch: gradients that are no more than noise tell no velocity
 _FASTEST = 8.0  # pixels in 40 ms: beyond that a gradient tells the direction at most
 _CUT = 12.0  # grey levels by which two shots differ in the mean, at least
+_SHORTEST_SHOT_SECONDS = 0.2  # between two cuts; what changes and changes back sooner is a flash
 _CHUNK = 16  # frames that are compared at once
 
 
@@ -74,7 +75,9 @@ class Motion:
         around = np.median(sliding_window_view(np.pad(mean, 12, mode="reflect"), 25), axis=1)
         sudden = (mean > _CUT) & (mean > 5 * around) & ((amounts > _CUT / 3).mean(1) > 0.8)
         places = np.flatnonzero(sudden[:-1])
-        return (self.seconds[places] + self.seconds[places + 1]) / 2
+        times = (self.seconds[places] + self.seconds[places + 1]) / 2
+        near = np.diff(times) < _SHORTEST_SHOT_SECONDS
+        return times[~(np.append(near, False) | np.insert(near, 0, False))] if len(times) else times
 
 
 def _between(

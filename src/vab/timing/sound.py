@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vab.config import FRAME_RATE, HOP_LENGTH, SAMPLE_RATE, samples_to_frames
-from vab.errors import SettingError
 from vab.timing.curve import LEVEL_FLOOR, TimingCurve, bumps, level_units
 from vab.utils.mel import BANDS, FFT, MAX_HERTZ, MIN_HERTZ, STEP, WINDOW, magnitudes, mel_filters
 
@@ -22,14 +21,12 @@ FULL_RISE = 2.5  # nats: the rise of an event of strength 1
 SILENCE = -120.0  # dB re full scale: a level that no sound of 16 bits is below
 
 
-def onset_strength(waveform: NDArray[np.floating], rate: int = SAMPLE_RATE) -> NDArray[np.float32]:
+def onset_strength(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
     """Onset strength [T] of a waveform [S] at 16 kHz: its spectral flux in nats, 0 where nothing rises.
 
     The flux at a time is the mean over 64 mel bands of what has risen within 20 ms, in windows of 25 ms
-    around it. A frame of 20 ms holds the larger of two values. Another ``rate`` is a ``SettingError``.
+    around it. A frame of 20 ms holds the larger of two values.
     """
-    if rate != SAMPLE_RATE:
-        raise SettingError(f"onsets are found in sound at {SAMPLE_RATE} Hz, not {rate}; resample it first")
     # [2T], at 100 Hz -> [T]
     return _flux(waveform).reshape(-1, 2).max(1).astype(np.float32)
 

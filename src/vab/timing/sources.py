@@ -116,7 +116,12 @@ def _of_sound(name: str, num_frames: int) -> TimingCurve:
     if not name:
         raise SettingError("timing sound: needs a file, sound:FILE")
     with MediaFile(name) as sound:
-        waveform = sound.audio(0.0, num_frames / FRAME_RATE)
+        # After its end nothing is known: the model decides, where zeros would tell it of silence.
+        seconds = num_frames / FRAME_RATE
+        if sound.has_audio:
+            end = sound.sound_end() if sound.has_video else sound.seconds
+            seconds = max(1 / FRAME_RATE, min(seconds, end))
+        waveform = sound.audio(0.0, seconds)
         if not np.isfinite(waveform).all():
             raise TimingError(f"{name}: its sound holds values that are not numbers")
     return curve_of(waveform)
@@ -133,7 +138,8 @@ def _of_array(values: NDArray[Any]) -> TimingCurve:
     """A curve of an array: onset [T], onset and level [T,2], or the channels [T,4] of a curve."""
     if values.dtype.kind not in "fiu" or values.ndim not in (1, 2):
         raise TimingError(
-            f"a timing curve is an array [T] of onsets or [T,2] with levels, not {values.shape}"
+            "a timing curve is an array [T] of onsets or [T,2] with levels in real numbers, "
+            f"not {values.dtype} {list(values.shape)}"
         )
     if values.ndim == 1:
         return TimingCurve(values)

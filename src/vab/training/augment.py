@@ -139,7 +139,7 @@ def draw_crop(
     num_video = video_frames(frames / FRAME_RATE, fps)
     kept = min(video_frames(seconds, fps), num_video)
     begin = torch.randint(num_video - kept + 1, (n,), generator=generator)
-    return (min(audio_frames(seconds), frames - int(_audio_frame(begin, fps).max())), kept), begin
+    return (min(audio_frames(seconds), frames - int(audio_frame(begin, fps).max())), kept), begin
 
 
 def random_crop(
@@ -149,7 +149,7 @@ def random_crop(
 
     More clips are seen for the same work. The audio starts where that video frame does.
     """
-    audio = audio.take(_audio_frame(begin, fps)[:, None] + torch.arange(kept[0]))
+    audio = audio.take(audio_frame(begin, fps)[:, None] + torch.arange(kept[0]))
     return audio, None if video is None else video.take(begin[:, None] + torch.arange(kept[1]))
 
 
@@ -219,9 +219,7 @@ def temporal_roll(
     shift = torch.where((turn >= 0) & (length > 1), shift, 0)
     if video is None:
         return _roll(audio, shift, length), None
-    return _roll(audio, _audio_frame(shift, fps), torch.full_like(length, frames)), _roll(
-        video, shift, length
-    )
+    return _roll(audio, audio_frame(shift, fps), torch.full_like(length, frames)), _roll(video, shift, length)
 
 
 def drop_features(batch: int, probability: float, generator: torch.Generator) -> Tensor:
@@ -233,7 +231,7 @@ def _bernoulli(batch: int, probability: float, generator: torch.Generator) -> Te
     return torch.rand(batch, generator=generator) < probability
 
 
-def _audio_frame(video_frame: Tensor, fps: float) -> Tensor:
+def audio_frame(video_frame: Tensor, fps: float) -> Tensor:
     """The audio frame at which a video frame starts."""
     return (video_frame * FRAME_RATE / fps).round().long()
 

@@ -29,7 +29,15 @@ from vab.data.store import LatentStore, spread
 from vab.errors import TrainError
 from vab.models.hub import FOLDERS
 from vab.timing.unsure import timing_of
-from vab.training.augment import Augmentation, Splicing, augment, draw_pieces, drop_features, places
+from vab.training.augment import (
+    Augmentation,
+    Splicing,
+    audio_frame,
+    augment,
+    draw_pieces,
+    drop_features,
+    places,
+)
 from vab.training.masking import sample_mask_ratio, sample_token_mask
 from vab.utils.provenance import sha256
 
@@ -306,8 +314,10 @@ class ClipBatches:
         size = config.batch_size
         start = draw_pieces(size, config.splice_prob, drawn.kept[0], generator)
         draws = torch.rand(start.shape, generator=generator, dtype=torch.float64)
-        last = model.video_length - drawn.kept[1]
-        begin = torch.randint(last + 1, start.shape, generator=generator)
+        # A piece begins with an image frame, and all of its audio lies within the window.
+        begins_at = audio_frame(torch.arange(model.video_length - drawn.kept[1] + 1), model.fps)
+        possible = int((begins_at + drawn.kept[0] <= model.audio_length).sum())
+        begin = torch.randint(possible, start.shape, generator=generator)
 
         pieces = torch.arange(len(own))[:, None].repeat(1, start.shape[1])  # the clip itself: nothing changes
         found: list[int] = []

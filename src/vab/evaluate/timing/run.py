@@ -84,7 +84,7 @@ def evaluate(
     folder = open_folder(against)
     faults = {fault.id: fault for fault in folder.faults}
     ids = chosen([*folder.sounds, *faults], settings.clips, settings.half)
-    systems = [samples_of(path, ids) for path in results]
+    systems = [samples_of(path, {*folder.sounds, *faults}) for path in results]
     judge, absent = _synchformer(folder, settings)
 
     # 2. Listen to them all.

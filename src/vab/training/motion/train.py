@@ -125,8 +125,11 @@ class Pool:
         content: str,
     ) -> None:
         self.folder, self.recordings, self.photos, self.config = folder, recordings, photos, config
-        numbers = range(0, config.films, _SHARD)
-        self.files = {first: folder / f"{content}-{config.seed}-{first:06d}.npz" for first in numbers}
+        # Named by what is in them: a pool that grows renders its last file anew.
+        self.files = {
+            first: folder / f"{content}-{config.seed}-{first:06d}-{min(first + _SHARD, config.films):06d}.npz"
+            for first in range(0, config.films, _SHARD)
+        }
 
     def render(self, log: Callable[[str], None]) -> None:
         """Render what is not there yet."""
