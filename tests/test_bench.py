@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers.tiny import write_model, write_video
 from vab.bench import report, speed, timing
 from vab.bench.costs import token_cost
-from vab.bench.speed import STAGES, BenchSettings, bench
+from vab.bench.speed import STAGES, BenchSettings, bench, cores_in_use
 from vab.bench.systems import fill, load_system, random_codec, random_stage, write_clip
 from vab.bench.timing import blank_inputs, fill_in, some_passes
 from vab.cli import main
@@ -281,6 +284,17 @@ def test_the_report_is_written_whole_and_says_when_others_were_busy(document: di
     assert all(stage in text for stage in STAGES) and "busy" not in text
     assert "Features of the processor: " in text and " in bfloat16" in text
     assert "The machine was busy" in report.as_markdown(loud)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no count of idle time here")
+def test_a_core_in_use_is_seen_at_once() -> None:
+    """While a process counts, and not only when the load average has risen."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as counting:
+        try:
+            found = cores_in_use(0.5)
+        finally:
+            counting.kill()
+    assert found is not None and 0.4 < found <= (os.cpu_count() or 1)
 
 
 def test_the_verb(

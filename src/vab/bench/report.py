@@ -15,7 +15,7 @@ from vab.evaluate.paper import GENERATION
 from vab.utils.files import write_whole
 
 SYSTEM = ("system", "precision", "speed")
-MAX_IDLE_LOAD = 0.3  # per core before the start; above, the numbers are not to be trusted
+MAX_IDLE_LOAD = 0.3  # of the cores, in use before the start; above, the numbers are not to be trusted
 
 
 def write(folder: Path, document: dict[str, Any]) -> list[Path]:
@@ -37,7 +37,7 @@ def busy(document: dict[str, Any]) -> str:
     load, cores = document["machine"]["load_before"], document["machine"]["cores"]
     if load is None or load < MAX_IDLE_LOAD * cores:
         return ""
-    return f"The machine was busy (load {load:.1f} on {cores} cores): these are not its own times."
+    return f"The machine was busy ({load:.1f} of {cores} cores in use before): these are not its own times."
 
 
 def as_markdown(document: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vab.bench.costs import Cost, token_cost
@@ -76,7 +77,7 @@ def bench(settings: BenchSettings, show: Show = lambda *_: None) -> dict[str, An
     device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    load = cores_in_use()
     other = pick_precision(settings.precision, device)
     precisions = [pick_precision("float32", device)] + ([] if other.precision == "float32" else [other])
     names = settings.names or NAMES
@@ -322,3 +323,22 @@ def rows_of(document: dict[str, Any]) -> Sequence[tuple[dict[str, Any], dict[str
         chosen = [b for b in system["batches"] if b["batch"] in (1, system["best_batch"])]
         rows += [(system, batch) for batch in chosen]
     return rows
+
+
+def cores_in_use(seconds: float = 1.0) -> float | None:
+    """The number of cores that are busy at this moment; None where the system does not count that.
+
+    The load average would still speak of what ended a minute ago.
+    """
+    counts = []
+    for pause in (seconds, 0.0):
+        try:
+            first = Path("/proc/stat").read_text().splitlines()[0]
+        except OSError:
+            return None
+        # user nice system idle iowait irq softirq steal, in ticks of all cores together since the start
+        counts.append(np.array(first.split()[1:9], np.int64))
+        time.sleep(pause)
+    ticks = counts[1] - counts[0]
+    idle = int(ticks[3] + ticks[4])
+    return round((os.cpu_count() or 1) * (1 - idle / max(1, int(ticks.sum()))), 2)
