@@ -1,7 +1,7 @@
 """Makes ``clock.mp4`` again: eight silent seconds of a wall clock, whose second hand jumps once a second.
 
-Every line of it is drawn here, so it may ship with the code, and what one sees happen has exact times: the hand
-jumps at 0.5, 1.5, ... 7.5 s, goes a little too far and swings back. Run it with
+Every line of it is drawn here, so it may ship with the code, and what one sees happen has exact times: the
+hand jumps at 0.5, 1.5, ... 7.5 s, goes a little too far and swings back. Run it with
 
     python examples/make_clock.py
 """
@@ -22,7 +22,7 @@ JUMPS = [0.5 + second for second in range(SECONDS)]
 
 
 def hand_of(time: float) -> float:
-    """Where the second hand points at ``time``, in seconds on the face: it jumps, overshoots and swings back."""
+    """Where the second hand points at ``time``, in seconds on the face: it jumps, too far, and swings back."""
     angle = 20.0
     for jump in JUMPS:
         since = time - jump
