@@ -6,6 +6,7 @@ keeps its distance as silence. Memory follows the window that is read, never the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from itertools import chain
@@ -346,23 +347,32 @@ class MediaFile:
         *,
         tags: Mapping[str, str] | None = None,
         keep_original: bool = False,
+        seconds: float | None = None,
     ) -> list[str]:
         """Write a film: the video, and ``waveform`` [S] or [C,S] as its first sound track, as long as it.
 
         The ending of ``out_path`` chooses the container (``muxing.formats``). The picture is copied where it
         can be for players, else encoded, upright, with its own times. Other streams, chapters and tags
         stay where they can, the track that the new sound replaces only with ``keep_original``. ``tags`` are
-        added, a "comment" below the file's own. Returns notes for the user: what was encoded or left out.
+        added, a "comment" below the file's own. ``seconds``: how long the film is, at least as long as the
+        video; its last frame then stands still. Returns notes for the user: what was encoded or left out.
         ``MediaError``: no video, not one frame can be decoded, a waveform that is empty or not finite;
         ``SettingError``: another ending.
         """
-        return mux(self, waveform, rate, Path(out_path), tags or {}, keep_original)
+        return mux(self, waveform, rate, Path(out_path), tags or {}, keep_original, seconds)
 
-    def pictures(self) -> Iterator[tuple[float, np.ndarray]]:
-        """(seconds, pixels uint8 [H,W,3]) of each frame, upright, not interlaced, with square pixels."""
-        convert = FrameConverter(None, self._check)
+    def pictures(self, size: int | None = None, apart: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
+        """(seconds, pixels uint8 [H,W,3]) of each frame, upright, not interlaced, with square pixels.
+
+        ``size``: the short side is scaled down to it. A frame that comes sooner than ``apart`` seconds after
+        the last one is left out.
+        """
+        convert = FrameConverter(size, self._check)
+        latest = -math.inf
         for time, frame, stream in progressive(self._timed_frames(0.0)):
-            yield max(0.0, time + _ROUNDING_SECONDS), convert(frame, stream)
+            if time - latest >= apart:
+                latest = time
+                yield max(0.0, time + _ROUNDING_SECONDS), convert(frame, stream)
 
     def sound_end(self) -> float:
         """Seconds from the start of the picture at which the sound ends; 0 if there is none."""

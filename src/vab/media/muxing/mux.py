@@ -41,6 +41,7 @@ def mux(
     out_path: Path,
     tags: Mapping[str, str],
     keep_original: bool,
+    seconds: float | None = None,
 ) -> list[str]:
     """Write a film of ``file``, a ``MediaFile``: its method of this name."""
     waveform = np.atleast_2d(check_waveform(waveform, out_path))
@@ -49,8 +50,9 @@ def mux(
     if out_path.exists() and file.path.exists() and out_path.samefile(file.path):
         raise MediaError(f"{out_path}: is the film itself; choose another name for the one with new sound")
 
-    notes = _make(file, out_path, _fitted(waveform, rate, file.seconds), tags, keep_original)
-    return [*notes, *_dropped_sound(file)]
+    length = file.seconds if seconds is None else max(seconds, file.times.seconds)
+    notes = _make(file, out_path, _fitted(waveform, rate, length), tags, keep_original, length)
+    return [*notes, *(_dropped_sound(file) if seconds is None else ())]
 
 
 def copy(file: Any, out_path: Path, sound: tuple[np.ndarray, int] | None = None) -> list[str]:
@@ -59,7 +61,7 @@ def copy(file: Any, out_path: Path, sound: tuple[np.ndarray, int] | None = None)
     No tag says where they come from. Returns notes as ``mux``.
     """
     new = None if sound is None else _fitted(np.atleast_2d(sound[0]), sound[1], file.seconds)
-    return _make(file, out_path, new, None, False)
+    return _make(file, out_path, new, None, False, file.seconds)
 
 
 def _fitted(waveform: np.ndarray, rate: int, seconds: float) -> tuple[np.ndarray, int]:
@@ -76,12 +78,13 @@ def _make(
     sound: tuple[np.ndarray, int] | None,
     tags: Mapping[str, str] | None,
     keep_original: bool,
+    seconds: float,
 ) -> list[str]:
     """Write a film: the picture copied, or else encoded; without ``tags`` nothing of the file but that."""
     container = container_of(out_path)
     times = file.times
     with file.handle.lend() if file.handle.has_container else nullcontext() as source:
-        write = partial(_write, file, source, out_path, sound, tags, keep_original)
+        write = partial(_write, file, source, out_path, sound, tags, keep_original, seconds)
         film = file.handle.film is not None  # no stream of a container: it cannot be copied
         picture = "frames" if film else f"{file.codec} picture"
         reason = "" if source is None or film else reason_to_encode(source.video, times, container)
@@ -113,13 +116,13 @@ def _write(
     sound: tuple[np.ndarray, int] | None,
     tags: Mapping[str, str] | None,
     keep_original: bool,
+    seconds: float,
     *,
     encode: bool,
 ) -> list[str]:
     """Write the film in one of the two ways; returns notes of what could not be carried over."""
     times = file.times
     zero = file.video_start().seconds
-    seconds = file.seconds
     with atomic(out_path) as temporary, ExitStack() as files:
         # 1. The picture.
         picture: CopiedPicture | EncodedPicture
