@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from helpers.films import bars, shown, write_film
+from vab.data.datasets.synthetic import draw_frames
 from vab.errors import SettingError
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
@@ -644,6 +645,14 @@ def test_cuts_motion_and_onsets_are_found_and_kept(tmp_path: Path) -> None:
     (folder / "picture.mp4").unlink()
     (folder / "sounds" / "clicks.wav").unlink()
     assert analyse(folder, document) == found
+
+
+def test_motion_is_found_where_a_ball_bounces(tmp_path: Path) -> None:
+    bounces = np.array([0.4, 1.1, 1.8])
+    document = make_project(tmp_path / "p", sounds={}, frames=draw_frames(bounces, 2.0, "small"))
+    found = analyse(tmp_path / "p", document)
+    assert not found["cuts"] and len(found["motion"]) == 3
+    assert np.abs(np.array(found["motion"]) - bounces).max() < 0.06
 
 
 def test_an_outline_has_the_peaks_of_each_bin(tmp_path: Path) -> None:
