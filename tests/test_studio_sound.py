@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from helpers.disk import files_of_at_most
 from helpers.films import bars, shown, write_film
 from vab.data.datasets.synthetic import draw_frames
 from vab.errors import SettingError
@@ -273,6 +274,69 @@ def test_the_sound_of_an_upload_keeps_its_channels_and_its_place(tmp_path: Path)
     assert prepare_sound(clip.source, tmp_path / "own.wav", clip.seconds) == (2.0, 2)
 
 
+def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = write_film(tmp_path / "a.mp4", [n / 10 for n in range(20)], rate=10)
+    content = film.read_bytes()
+    for name, data in (("text", b"no video"), ("half", content[:900]), ("empty", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UploadError, match=r"^It cannot be used: .*\.$") as caught:
+            prepare(tmp_path / name, tmp_path, "a.mp4")
+        assert str(tmp_path) not in str(caught.value)
+    for reason, options in (("takes too long", {"seconds": 0.01}), ("Cancelled", {"unwanted": lambda: True})):
+        (tmp_path / "b").write_bytes(content)
+        with pytest.raises(UploadError, match=reason):
+            prepare(tmp_path / "b", tmp_path, "a.mp4", **options)
+    (tmp_path / "b").write_bytes(content)
+    with files_of_at_most(1000), pytest.raises(UploadError, match="cannot keep it just now: File too large"):
+        prepare(tmp_path / "b", tmp_path, "a.mp4")
+    assert not (tmp_path / "picture.mp4").exists()
+
+    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48 - 1)
+    with pytest.raises(UploadError, match="64 x 48 pixels"):
+        make_clip(film, tmp_path)
+    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48)
+    monkeypatch.setattr(uploads, "MAX_VIDEO_SECONDS", 1.9)
+    with pytest.raises(UploadError, match="lasts 2 s"):
+        make_clip(film, tmp_path)
+    monkeypatch.setattr(uploads, "MAX_PHOTO_PIXELS", 99)
+    Image.new("L", (10, 10)).save(tmp_path / "a.png")
+    with pytest.raises(UploadError, match="10 x 10 pixels"):
+        make_clip(tmp_path / "a.png", tmp_path)
+
+
+def test_a_frame_larger_than_the_header_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for n, size in enumerate([(64, 48), (320, 240)]):
+            picture = io.BytesIO()
+            Image.new("RGB", size, "red").save(picture, "JPEG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, Fraction(1, 10)
+            container.mux(packet)
+    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48)
+    with pytest.raises(UploadError, match="320 x 240 pixels"):
+        make_clip(tmp_path / "a.mkv", tmp_path)
+
+
+def test_a_limit_that_the_system_does_not_have_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    limits = {}
+
+    def limit(kind: int, values: tuple[int, int]) -> None:
+        if kind == resource.RLIMIT_AS:
+            raise ValueError("current limit exceeds maximum limit")  # as on a Mac
+        limits[kind] = values
+
+    monkeypatch.setattr(resource, "setrlimit", limit)
+    film = write_film(tmp_path / "a.mp4", [n / 10 for n in range(10)], rate=10)
+    answer = uploads._answer("clip", film, tmp_path)
+    assert "error" not in answer and answer["seconds"] == 1.0
+    assert limits[resource.RLIMIT_CPU] == (900, 900) and limits[resource.RLIMIT_CORE] == (0, 0)
+
+
 def test_what_has_no_sound_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text").write_text("no sound")
     Image.new("L", (10, 10)).save(tmp_path / "a.png")
@@ -509,6 +573,46 @@ def test_an_export_that_is_cancelled_leaves_the_last_one(tmp_path: Path) -> None
         export(folder, document, "mix", progress=stop)
     assert [path.read_bytes() for path in exported(folder)] == [before]
     assert len(list((folder / "exports").iterdir())) == 2  # with the list of kinds
+
+
+def test_a_film_that_has_to_be_encoded_says_how_far_it_is_and_can_be_cancelled(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    document = make_project(folder, TWO, name="a.mkv", codec="ffv1")
+    told: list[tuple[str, float]] = []
+
+    def tell(stage: str, done: int, total: int) -> None:
+        told.append((stage, done / total))
+        if told[-1][1] > 0.5 and cancel:
+            raise KeyboardInterrupt
+
+    cancel = True
+    with pytest.raises(KeyboardInterrupt):
+        export(folder, document, "film", progress=tell)
+    assert told[-1][1] < 0.6 and not list((folder / "exports").iterdir())
+    told.clear()
+    cancel = False
+    done = export(folder, document, "film", progress=tell)
+    assert len(told) > 50 and told[-1] == ("writing", 1.0)
+    assert [share for _, share in told[1:]] == sorted(share for _, share in told[1:])
+    assert done.notes[0].startswith("Its ffv1 picture was encoded as H.264")
+    # Cancelled again, the last one stays.
+    cancel = True
+    with pytest.raises(KeyboardInterrupt):
+        export(folder, document, "film", progress=tell)
+    assert exported(folder) == done.files
+
+
+def test_a_full_disk_leaves_the_last_export(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    document = make_project(folder, TWO)
+    (film,) = export(folder, document, "film").files
+    before = film.read_bytes()
+    stems = export(folder, document, "stems").files
+    for what in ("film", "stems"):
+        with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
+            export(folder, document, what)
+    assert film.read_bytes() == before and exported(folder) == sorted([film, *stems])
+    assert not [path for path in (folder / "exports").iterdir() if path.name.endswith(".tmp")]
 
 
 def test_what_cannot_be_exported_gets_a_sentence(tmp_path: Path) -> None:

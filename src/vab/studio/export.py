@@ -11,7 +11,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,6 +55,7 @@ FORMATS: dict[str, tuple[str, ...]] = {  # of each kind; the first is the one th
     "markers": ("edl", "csv"),
 }
 STILL_FPS = 25  # of the film of a photo
+STILL_PIXELS = 1920  # of its longer side, at most
 MAX_BASE = 80  # characters of what all names of an export begin with
 MAX_LABEL = 40  # characters of a layer's name in that of its file
 _KINDS = ".kinds.json"  # which of the files are of which kind
@@ -129,7 +130,7 @@ def export(
                     files = [new / f"{base}_mix.{format}"]
                     write_audio(files[0], waveform, RATE, BITS, sounds.tags())
                 else:
-                    written, said = _write_film(new / f"{base}_vab", clip, format, waveform, sounds)
+                    written, said = _write_film(new / f"{base}_vab", clip, format, waveform, sounds, progress)
                     files, notes = [written], [*notes, *said]
         _tell(progress, "writing", 1)  # the last moment to cancel
         kind = f"{what} {format}" if what == "markers" else what
@@ -281,20 +282,44 @@ def _write_stems(
     return files, notes
 
 
+class _Picture(MediaFile):
+    """The file of a clip, which tells how far its frames are encoded, where they cannot be copied."""
+
+    def __init__(self, path: Path, seconds: float, progress: StageProgress | None) -> None:
+        super().__init__(path)
+        self._until = seconds
+        self._progress = progress
+
+    def pictures(self, size: int | None = None, apart: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
+        """As :meth:`MediaFile.pictures`; of a photo as many as an editor expects of a film."""
+        if self.is_image:
+            width, height = self.nominal_size
+            short = max(1, STILL_PIXELS * min(width, height) // max(width, height))
+            pixels = next(self.frames(1.0, size=short))
+            timed = ((n / STILL_FPS, pixels) for n in range(max(1, round(self._until * STILL_FPS))))
+        else:
+            timed = super().pictures(size, apart)
+        for time, pixels in timed:
+            _tell(self._progress, "writing", min(99, int(100 * time / self._until)), 100)
+            yield time, pixels
+
+
 def _write_film(
-    path: Path, clip: Clip, format: str, waveform: NDArray[np.float32], sounds: _Heard
+    path: Path,
+    clip: Clip,
+    format: str,
+    waveform: NDArray[np.float32],
+    sounds: _Heard,
+    progress: StageProgress | None,
 ) -> tuple[Path, list[str]]:
     """The film of the clip with a sound [C,S]; ``path`` gets the ending of its container."""
     seconds = sounds.length / RATE
-    with MediaFile(clip.source) as file:
+    with _Picture(clip.source, seconds, progress) as file:
         path = path.with_name(path.name + suffix_for(file.codec, format))
         container = CONTAINERS[path.suffix]
         if file.is_image:
-            # A still film: one picture, as many times as an editor expects it.
-            pixels = next(file.frames(1.0))
-            count = max(1, round(seconds * STILL_FPS))
-            timed = ((n / STILL_FPS, pixels) for n in range(count))
-            picture = EncodedPicture(timed, None, Fraction(1, 12_800), Fraction(STILL_FPS), seconds)
+            rate = Fraction(STILL_FPS)
+            picture = EncodedPicture(file.pictures(), None, 1 / rate, rate, seconds, STILL_PIXELS)
             sound = NewSound(waveform.clip(-1, 1), RATE)
             with atomic(path) as temporary:
                 write_film(temporary, container, picture, sound, tags=sounds.tags())
