@@ -490,6 +490,7 @@ def test_the_film_has_the_picture_as_it_came_and_the_mix(
     found = read(film)[:, : expected.shape[1]]
     if codec.startswith("pcm"):
         assert np.abs(found - expected).max() <= STEP
+        assert np.array_equal(found, read(export(tmp_path / "p", document, "mix").files[0]))
     else:
         # Lossy, but at its time and level: white noise correlates at no other shift.
         wave = read_audio(film, rate=RATE)[: expected.shape[1]]

@@ -314,6 +314,8 @@ def _write_film(
 ) -> tuple[Path, list[str]]:
     """The film of the clip with a sound [C,S]; ``path`` gets the ending of its container."""
     seconds = sounds.length / RATE
+    # PCM is cut to 24 bits as it is encoded: it is the mix as a file of its own only if it is rounded before.
+    waveform = np.rint(waveform * np.float32(2 ** (BITS - 1))) / np.float32(2 ** (BITS - 1))
     with _Picture(clip.source, seconds, progress) as file:
         path = path.with_name(path.name + suffix_for(file.codec, format))
         container = CONTAINERS[path.suffix]
