@@ -747,6 +747,7 @@ def test_cuts_motion_and_onsets_are_found_and_kept(tmp_path: Path) -> None:
     found = analyse(folder, document)
     assert np.abs(np.array(found["onsets"]["clicks"]) - [0.5, 1.25]).max() < 0.02
     assert len(found["cuts"]) == 1 and abs(found["cuts"][0] - 1.2) < 0.05
+    assert not found["motion"]  # a cut is none
     (folder / "picture.mp4").unlink()
     (folder / "sounds" / "clicks.wav").unlink()
     assert analyse(folder, document) == found
