@@ -16,6 +16,7 @@ from vab.presets import Speed, at_speed
 
 def studio(
     model: Model = None,
+    projects: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("~/vab-projects"),
     library: Annotated[Path | None, tyro.conf.arg(metavar="DB")] = None,
     host: str = "127.0.0.1",
     port: int = 7860,
@@ -27,14 +28,16 @@ def studio(
     device: Device = "auto",
     json: bool = False,
 ) -> int:
-    """Serve the studio, a page to make sound for a video or an image, until Ctrl-C.
+    """Serve the studio, a workbench to make sound for videos and images, until Ctrl-C.
 
-    Drop a clip, listen to several takes, mark part of one and redo it or the rest, search a library for real
-    sounds, see how the model classifies it. Needs no network. Uploads and takes are deleted when their
-    visitor leaves, and when the server stops.
+    Drop a clip, listen to several takes, mark part of one and remake it or the rest, lay sounds of a library
+    and of your own beside it, export the film or its sound. Needs no network. Each clip is a project, a
+    folder that is saved as you work; stop the server whenever you like.
 
     Args:
         model: a name (see vab models), a model directory or a Hub id. Default: the bundled vab-tiny.
+        projects: the folder of the projects, made if it is missing. A project is a folder in it, which can be
+            copied to another machine, or renamed or deleted while it is not open.
         library: a library to search, made by vab library add with the same model.
         host: the address to listen on. 127.0.0.1 serves this machine only; for others, put a web server with
             HTTPS in front and give its address with --link.
@@ -56,11 +59,13 @@ def studio(
     from vab.library.library import Library
     from vab.models.hub import BUNDLED
     from vab.studio.library_view import LibraryView
+    from vab.studio.project import Projects
     from vab.studio.server import LOCAL, make_app
     from vab.studio.service import StudioService
     from vab.studio.takes import TakeMaker
 
     check_link(link)
+    opened_projects = Projects(projects.expanduser())
     socket = listen(host, port)
     pipeline = VABPipeline.from_pretrained(
         model, device=device, dtype=precision, codec_path=codec_path, vision_path=vision_path
@@ -76,8 +81,8 @@ def studio(
             embedder = pipeline.embedder.beside(chosen)
     url = address(host, socket, link)
     print_result({"link": url}, url, json)
-    log(f"serving until Ctrl-C, in {pipeline.chosen.precision}")
-    service = StudioService(TakeMaker(pipeline), view, embedder)
+    log(f"serving until Ctrl-C, in {pipeline.chosen.precision}; projects in {opened_projects.folder}")
+    service = StudioService(TakeMaker(pipeline), opened_projects, view, embedder)
     service.warm_up()
     serve(make_app(service, model or BUNDLED, host in LOCAL, link), socket)
     return 0

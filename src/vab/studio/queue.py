@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vab.errors import VABError
 from vab.utils.progress import StageProgress
@@ -33,7 +33,9 @@ class Job:
     stage: str = ""
     share: float = 0.0  # of that stage, 0..1
     error: str = ""
+    result: Any = None  # for whoever waits for it
     cancelled: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     @property
     def active(self) -> bool:
@@ -75,6 +77,7 @@ class JobQueue:
             job.cancelled.set()
             if job.state == "waiting":
                 job.state = "cancelled"
+                job.ended.set()
                 if job in self._jobs:
                     self._jobs.remove(job)
 
@@ -118,3 +121,4 @@ class JobQueue:
             yield job
             with self._change:
                 self._jobs.remove(job)
+                job.ended.set()

@@ -1,7 +1,7 @@
-"""The web server of the studio: the page, its JSON endpoints and media files (ASGI, needs starlette).
+"""The web server of the studio: its pages, their JSON endpoints and media files (ASGI, needs starlette).
 
-A visitor is a cookie that cannot be guessed; there is no account. What a browser may fetch is the page, the
-files of its own session by names that cannot be guessed, and sounds of the library by number.
+Whoever reaches it may see and change every project. What a browser may fetch is the pages' own files, the
+files of a project by the names that its document has, and sounds of the library by number.
 """
 
 from __future__ import annotations
@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import io
 import math
-import secrets
-import shutil
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import anyio.to_thread
 import numpy as np
@@ -26,24 +24,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from vab.config import SAMPLE_RATE
 from vab.errors import first_line
 from vab.media.container import MediaError
 from vab.media.write import encode_audio
-from vab.studio.queue import Job, UserError
-from vab.studio.service import CLIP_GONE, MAX_TRACKS, STAGE_LABELS, StudioService
-from vab.studio.sessions import TOO_MANY, Session
-from vab.studio.takes import MAX_NEW_TAKES, Take
-from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, Clip, UploadError, prepare
+from vab.studio.analysis import analyse, peaks
+from vab.studio.arrangement import MAX_LAYERS, MAX_MARKS
+from vab.studio.project import EXPORTS, NoProject, Project
+from vab.studio.queue import UserError
+from vab.studio.service import StudioService
+from vab.studio.takes import MAX_NEW_TAKES
+from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, UploadError, prepare, prepare_sound
 from vab.utils.files import json_object
 from vab.web import HEADERS as COMMON
 
 PAGE = Path(__file__).parent / "page"
-COOKIE = "vab-studio-{}"  # by port: several studios on one machine do not take each other's
-MAX_REQUEST_BYTES = 4096  # of a request that is no upload
+MAX_REQUEST_BYTES = 1 << 20  # of a request that is no upload: a curve has thousands of points
 MAX_READING = 2  # uploads that are read at the same time; others wait
 MAX_UPLOADS = 10  # uploads on the disk, arriving or waiting to be read; others are not taken in yet
 MAX_UPLOAD_SECONDS = 600.0  # until an upload has arrived
@@ -51,12 +50,14 @@ MAX_START_SECONDS = 1e6  # of a sound of the library
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 HEADERS = COMMON | {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "media-src 'self' blob:; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
+    "media-src 'self' blob:; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Permissions-Policy": "camera=(self), microphone=(self), geolocation=()",
 }
-MEDIA = {"mp4": "video/mp4", "wav": "audio/wav", "png": "image/png"}
+MEDIA = {"wav": "audio/wav", "png": "image/png"}
+
+T = TypeVar("T")
 
 
 def make_app(service: StudioService, model: str, local: bool = True, link: str | None = None) -> Starlette:
@@ -65,52 +66,49 @@ def make_app(service: StudioService, model: str, local: bool = True, link: str |
     ``link`` is the address of a web server in front, whose name is answered to as well. When the application
     is shut down the service is closed.
     """
-    endpoints = Endpoints(service, model, local, link)
+    endpoints = Endpoints(service, model)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(service.close)
 
+    project = "/projects/{project}"
     return Starlette(
         routes=[
-            Route("/", endpoints.page),
-            Route("/page.css", endpoints.page),
-            Route("/page.js", endpoints.page),
-            Route("/wave.js", endpoints.page),
+            Route("/", endpoints.list_page),
+            Route("/page/{name}", endpoints.page),
             Route("/about", endpoints.about),
-            Route("/state", endpoints.state),
-            Route("/clip", endpoints.upload, methods=["POST"]),
-            Route("/leave", endpoints.leave, methods=["POST"]),
-            Route("/do/{verb}", endpoints.act, methods=["POST"]),
-            Route("/clips/{clip}.mp4", endpoints.clip),
-            Route("/takes/{take}.{ending}", endpoints.take),
             Route("/map", endpoints.map),
-            Route("/library/{row}.wav", endpoints.sound),
+            Route("/library/{row}.wav", endpoints.library_sound),
+            Route("/projects", endpoints.entries, methods=["GET"]),
+            Route("/projects", endpoints.create, methods=["POST"]),
+            Route(project, endpoints.redirect),
+            Route(f"{project}/", endpoints.workbench_page),
+            Route(f"{project}/state", endpoints.state),
+            Route(f"{project}/do/{{verb}}", endpoints.act, methods=["POST"]),
+            Route(f"{project}/files", endpoints.add_file, methods=["POST"]),
+            Route(f"{project}/find", endpoints.find, methods=["POST"]),
+            Route(f"{project}/analysis", endpoints.analysis),
+            Route(f"{project}/sounds/{{sound}}.{{ending}}", endpoints.sound),
+            Route(f"{project}/exports/{{name}}", endpoints.exported),
+            Route(f"{project}/{{name}}", endpoints.picture),
         ],
-        middleware=[Middleware(BaseHTTPMiddleware, dispatch=endpoints.guard)],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=Guard(local, link))],
+        exception_handlers={UserError: _refused, UploadError: _refused},
         lifespan=lifespan,
     )
 
 
-class Endpoints:
-    """One method for each address. Synchronous ones are run in starlette's pool of threads."""
+class Guard:
+    """Refuses requests from the pages of other sites; adds the headers to every answer."""
 
-    def __init__(self, service: StudioService, model: str, local: bool, link: str | None) -> None:
-        self.service = service
-        self.model = model
+    def __init__(self, local: bool, link: str | None) -> None:
         self.local = local
         self.front = {_plain(urlsplit(link).netloc)} if link else set()
-        self.secure = urlsplit(link or "").scheme == "https"
-        self.reading = anyio.CapacityLimiter(MAX_READING)
-        self.arriving = anyio.CapacityLimiter(MAX_UPLOADS)
 
-    def session_of(self, request: Request) -> Session | None:
-        """The session named by the cookie of a request."""
-        return self.service.sessions.find(request.cookies.get(COOKIE.format(request.url.port)))
-
-    async def guard(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        """Refuse requests from the pages of other sites; add the headers to every answer."""
+    async def __call__(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        """The answer to a request."""
         host = _plain(request.headers.get("host", ""))
         origin = request.headers.get("origin")
         known = not self.local or _name_of(host) in LOCAL or host in self.front
@@ -123,136 +121,63 @@ class Endpoints:
             answer.headers.setdefault(name, value)
         return answer
 
+
+class Endpoints:
+    """One method for each address. Synchronous ones are run in starlette's pool of threads."""
+
+    def __init__(self, service: StudioService, model: str) -> None:
+        self.service = service
+        self.model = model
+        self.reading = anyio.CapacityLimiter(MAX_READING)
+        self.arriving = anyio.CapacityLimiter(MAX_UPLOADS)
+
+    def project_of(self, request: Request) -> Project:
+        """The project that an address names. ``ProjectError``."""
+        return self.service.open(request.path_params["project"])
+
+    # ---- pages
+
+    def list_page(self, request: Request) -> Response:
+        """The list of the projects."""
+        return _file(PAGE / "projects.html", "text/html")
+
+    def workbench_page(self, request: Request) -> Response:
+        """The workbench on a project."""
+        return _file(PAGE / "workbench.html", "text/html")
+
     def page(self, request: Request) -> Response:
-        """The page and its files."""
-        return FileResponse(PAGE / (request.url.path.rpartition("/")[2] or "page.html"))
+        """A file of the pages."""
+        name = request.path_params["name"]
+        if not any(path.name == name for path in PAGE.iterdir()):
+            return _error("There is no such file.", 404)
+        return FileResponse(PAGE / name)
+
+    def redirect(self, request: Request) -> Response:
+        """The address of a project ends in a slash, as those of its files are relative to it."""
+        return RedirectResponse(f"{request.path_params['project']}/")
+
+    # ---- the server
 
     def about(self, request: Request) -> Response:
         """Model, defaults and limits, the same for everybody."""
-        pipeline = self.service.maker.pipeline
-        decode = pipeline.config.decode
-        library = self.service.library
-        defaults = {
-            "steps": decode.num_steps,
-            "guidance": decode.guidance_scale,
-            "temperature": decode.mask_temperature if decode.num_steps else decode.sampling_temperature,
-        }
+        maker, library = self.service.maker, self.service.library
         limits = {
             "bytes": MAX_UPLOAD_BYTES,
             "seconds": MAX_VIDEO_SECONDS,
             "takes": MAX_NEW_TAKES,
-            "tracks": MAX_TRACKS,
+            "layers": MAX_LAYERS,
+            "marks": MAX_MARKS,
         }
-        sounds = None if library is None else len(library.paths)
-        about = {"model": self.model, "defaults": defaults, "limits": limits, "sounds": sounds}
-        return JSONResponse(about | {"learned": pipeline.finetuned.pictured})
-
-    def state(self, request: Request) -> Response:
-        """Everything in the session that the page shows."""
-        return JSONResponse(_state(self.service, self.session_of(request)))
-
-    async def upload(self, request: Request) -> Response:
-        """Take in a clip: the body is the file, without its name. Opens a session if there is none."""
-        if _number(request.headers.get("content-length") or "0") > MAX_UPLOAD_BYTES:
-            return _error(_too_large(), 413)
-        async with self.arriving:
-            if self.session_of(request) is None and self.service.sessions.full:
-                return _error(TOO_MANY, 503)
-            # 1. A folder of its own: the clip's address, which cannot be guessed.
-            folder = self.service.sessions.folder / secrets.token_urlsafe(16)
-            session = None
-            try:
-                folder.mkdir()
-                clip = await self._read_upload(request, folder)
-                # 2. It takes the place of the clip that the visitor had.
-                session = self.session_of(request) or self.service.sessions.open()
-                self.service.sessions.replace_clip(session, clip)
-                self.service.look(session, clip)
-            except UploadError as refused:
-                return _error(str(refused), 422)
-            except UserError as refused:
-                return _error(str(refused), 503)
-            except OSError as error:
-                return _error(f"This server cannot keep it just now: {first_line(error)}.", 507)
-            finally:
-                if session is None:  # refused, cancelled or broken: nothing of it stays
-                    shutil.rmtree(folder, ignore_errors=True)
-        # 3. From now on the cookie names this session.
-        answer = JSONResponse(_state(self.service, session))
-        cookie = COOKIE.format(request.url.port)
-        answer.set_cookie(cookie, session.id, httponly=True, samesite="strict", secure=self.secure)
-        return answer
-
-    async def _read_upload(self, request: Request, folder: Path) -> Clip:
-        """Receive the body into ``folder`` and read it in a child process while the visitor waits."""
-        raw = folder / "upload"
-        disconnected = threading.Event()
-        watch = None
-        try:
-            await _receive(request, raw)
-            watch = asyncio.create_task(_watch(request, disconnected))
-            read = partial(prepare, raw, folder, unwanted=disconnected.is_set)
-            return await anyio.to_thread.run_sync(read, limiter=self.reading, abandon_on_cancel=True)
-        finally:
-            disconnected.set()  # also ends a child whose answer nobody waits for any more
-            if watch is not None:
-                watch.cancel()
-            raw.unlink(missing_ok=True)
-
-    async def act(self, request: Request) -> Response:
-        """Carry out a verb of the service with the values in the body, a small JSON object."""
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_REQUEST_BYTES:
-                return _error("The request is too long.", 413)
-        return await run_in_threadpool(self._act, request, body)
-
-    def _act(self, request: Request, body: bytes) -> Response:
-        session = self.session_of(request)
-        verb = self.service.verbs.get(request.path_params["verb"])
-        if verb is None:
-            return _error("There is no such thing to do.", 404)
-        if session is None:
-            return _error(CLIP_GONE if request.cookies else "Choose a video or a picture first.", 409)
-        try:
-            values = json_object(body or b"{}")
-        except ValueError:
-            return _error("The request arrived broken.", 400)
-        try:
-            verb(session, values)
-        except UserError as refused:
-            return _error(str(refused), 409)
-        return JSONResponse(_state(self.service, session))
-
-    def leave(self, request: Request) -> Response:
-        """The page was closed."""
-        session = self.session_of(request)
-        if session is not None:
-            self.service.sessions.leave(session)
-        return Response(status_code=204)
-
-    def clip(self, request: Request) -> Response:
-        """The video of the session's clip."""
-        session = self.session_of(request)
-        name = request.path_params["clip"]
-        if session is None or session.clip is None or session.clip.folder.name != name:
-            return _error("There is no such file.", 404)
-        return FileResponse(session.clip.picture, media_type="video/mp4")
-
-    def take(self, request: Request) -> Response:
-        """A file of a take: video, sound, mel spectrogram or outline."""
-        session = self.session_of(request)
-        ending = request.path_params["ending"]
-        take = session.take(request.path_params["take"]) if session else None
-        if take is None:
-            return _error("There is no such file.", 404)
-        if ending == "outline":
-            return PlainTextResponse(take.outline)
-        paths = {"mp4": take.video, "wav": take.sound, "png": take.mel}
-        if ending not in paths or not paths[ending].exists():
-            return _error("There is no such file.", 404)
-        return FileResponse(paths[ending], media_type=MEDIA[ending])
+        about = {
+            "model": self.model,
+            "defaults": self.service.default_settings(),
+            "limits": limits,
+            "sounds": None if library is None else len(library.paths),
+            "learned": maker.pipeline.finetuned.pictured,
+            "timing": maker.follows_curves,
+            "motion": maker.follows_motion,
+        }
+        return JSONResponse(about)
 
     def map(self, request: Request) -> Response:
         """The points of the library's map."""
@@ -265,7 +190,7 @@ class Endpoints:
         ]
         return JSONResponse({"points": points})
 
-    def sound(self, request: Request) -> Response:
+    def library_sound(self, request: Request) -> Response:
         """A few seconds of a sound of the library, WAV."""
         library = self.service.library
         try:
@@ -278,6 +203,160 @@ class Endpoints:
         except MediaError:
             return _error("This file of the library cannot be read any more.", 410)
         return Response(data, media_type="audio/wav")
+
+    # ---- projects
+
+    def entries(self, request: Request) -> Response:
+        """All projects, as the list shows them."""
+        entries = [
+            entry | {"poster": f"projects/{entry['id']}/poster.jpg" if entry["poster"] else None}
+            for entry in self.service.projects.entries()
+        ]
+        return JSONResponse(entries)
+
+    async def create(self, request: Request) -> Response:
+        """Make a project of a clip: the body is the file, its name is in a header."""
+        name = unquote(request.headers.get("file-name", ""))
+
+        def make(raw: Path, unwanted: Callable[[], bool]) -> Project:
+            clip = prepare(raw, raw.parent, name, unwanted=unwanted)
+            return self.service.create(clip, Path(clip.name).stem)
+
+        return await self._take_in(request, make)
+
+    async def _take_in(
+        self, request: Request, use: Callable[[Path, Callable[[], bool]], Project]
+    ) -> Response:
+        """Receive a file and use it in a thread, while the user waits; the state of the project then."""
+        if _number(request.headers.get("content-length") or "0") > MAX_UPLOAD_BYTES:
+            return _error(_too_large(), 413)
+        try:
+            project = await self._received(request, use)
+        except OSError as error:
+            return _error(f"This server cannot keep it just now: {first_line(error)}.", 507)
+        return JSONResponse(await run_in_threadpool(self.service.state, project))
+
+    async def _received(self, request: Request, use: Callable[[Path, Callable[[], bool]], T]) -> T:
+        """Receive the body into a folder that goes in the end, and use it."""
+        disconnected = threading.Event()
+        watch = None
+        async with self.arriving:
+            folder = self.service.projects.new_folder()
+            raw = (await run_in_threadpool(folder.__enter__)) / "arriving"
+            try:
+                await _receive(request, raw)
+                watch = asyncio.create_task(_watch(request, disconnected))
+                read = partial(use, raw, disconnected.is_set)
+                return await anyio.to_thread.run_sync(read, limiter=self.reading, abandon_on_cancel=True)
+            finally:
+                disconnected.set()  # also ends a child whose answer nobody waits for any more
+                if watch is not None:
+                    watch.cancel()
+                folder.__exit__(None, None, None)
+
+    def state(self, request: Request) -> Response:
+        """All that the page of a project shows."""
+        return JSONResponse(self.service.state(self.project_of(request)))
+
+    async def act(self, request: Request) -> Response:
+        """Carry out a verb of the service with the values in the body, a small JSON object."""
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_REQUEST_BYTES:
+                return _error("The request is too long.", 413)
+        return await run_in_threadpool(self._act, request, body)
+
+    def _act(self, request: Request, body: bytes) -> Response:
+        project = self.project_of(request)
+        verb = self.service.verbs.get(request.path_params["verb"])
+        if verb is None:
+            return _error("There is no such thing to do.", 404)
+        try:
+            values = json_object(body or b"{}")
+        except ValueError:
+            return _error("The request arrived broken.", 400)
+        verb(project, values)
+        return JSONResponse({} if project.is_gone else self.service.state(project))
+
+    async def add_file(self, request: Request) -> Response:
+        """Make a layer of a sound, or of the sound of a film."""
+        project = await run_in_threadpool(self.project_of, request)
+        title = Path(unquote(request.headers.get("file-name", ""))).stem
+
+        def add(raw: Path, unwanted: Callable[[], bool]) -> Project:
+            wav = raw.with_name("sound.wav")
+            prepare_sound(raw, wav, unwanted=unwanted)
+            self.service.add_file(project, wav, title)
+            return project
+
+        return await self._take_in(request, add)
+
+    async def find(self, request: Request) -> Response:
+        """The sounds of the library that are nearest to one that is given."""
+        project = await run_in_threadpool(self.project_of, request)
+
+        def search(raw: Path, unwanted: Callable[[], bool]) -> Any:
+            wav = raw.with_name("sound.wav")
+            prepare_sound(raw, wav, unwanted=unwanted)
+            job = self.service.nearest_to(project, wav)
+            while not job.ended.wait(0.1):
+                if unwanted():
+                    self.service.queue.cancel(job)
+            if job.state != "done":
+                raise UserError(job.error or "Cancelled.")
+            return job.result
+
+        try:
+            return JSONResponse({"hits": await self._received(request, search)})
+        except OSError as error:
+            return _error(f"This server cannot keep it just now: {first_line(error)}.", 507)
+
+    def analysis(self, request: Request) -> Response:
+        """Cuts of the clip, onsets of its motion and of the sounds."""
+        project = self.project_of(request)
+        return JSONResponse(analyse(project.folder, project.document))
+
+    def sound(self, request: Request) -> Response:
+        """A file of a sound."""
+        project = self.project_of(request)
+        name, ending = request.path_params["sound"], request.path_params["ending"]
+        if name not in project.document["sounds"] or not project.path(name).is_file():
+            return _error("There is no such sound.", 404)
+        if ending == "peaks":
+            return Response(peaks(project.path(name)), media_type="application/octet-stream")
+        if ending not in MEDIA or not project.path(name, ending).is_file():
+            return _error("There is no such file.", 404)
+        return FileResponse(project.path(name, ending), media_type=MEDIA[ending])
+
+    def exported(self, request: Request) -> Response:
+        """A file that was exported."""
+        project, name = self.project_of(request), request.path_params["name"]
+        folder = project.folder / EXPORTS
+        if name[0] == "." or not folder.is_dir() or not any(path.name == name for path in folder.iterdir()):
+            return _error("There is no such file.", 404)
+        return FileResponse(folder / name, filename=name)
+
+    def picture(self, request: Request) -> Response:
+        """The picture of the clip, or its poster, which is shown of a project that cannot be opened too."""
+        name = request.path_params["name"]
+        if name == "picture.mp4":
+            return _file(self.project_of(request).clip.picture, "video/mp4")
+        if name == "poster.jpg":
+            return _file(self.service.projects.path(request.path_params["project"]) / name, "image/jpeg")
+        return _error("There is no such file.", 404)
+
+
+def _file(path: Path, media_type: str) -> Response:
+    if not path.is_file():
+        return _error("This file is missing.", 404)
+    return FileResponse(path, media_type=media_type)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What cannot be done, in a sentence."""
+    status = 404 if isinstance(error, NoProject) else 422 if isinstance(error, UploadError) else 409
+    return _error(str(error), status)
 
 
 def _number(digits: str) -> float:
@@ -330,58 +409,6 @@ def _name_of(host: str) -> str | None:
 
 def _too_large() -> str:
     return f"It is too large: {MAX_UPLOAD_BYTES >> 20} MB are the most here."
-
-
-def _state(service: StudioService, session: Session | None) -> dict[str, Any]:
-    """Everything in a session that its page shows."""
-    if session is None or session.clip is None:
-        return {"clip": None, "tracks": [], "jobs": {}, "answers": {}}
-    with session.lock:
-        clip = session.clip
-        tracks = [
-            {"id": track.id, "undo": len(track.takes) - 1, **_take(track.takes[-1])}
-            for track in session.tracks
-        ]
-        return {
-            "clip": {
-                "id": clip.folder.name,
-                "kind": clip.kind,
-                "seconds": clip.seconds,
-                "width": clip.width,
-                "height": clip.height,
-                "sound": clip.has_sound,
-                "url": f"clips/{clip.folder.name}.mp4",
-            },
-            "tracks": tracks,
-            "jobs": {kind: _job(service, job) for kind, job in session.jobs.items()},
-            "answers": dict(session.answers),
-        }
-
-
-def _take(take: Take) -> dict[str, Any]:
-    score = None if take.score is None else round(take.score, 3)
-    timings = {STAGE_LABELS.get(stage, stage): round(seconds, 2) for stage, seconds in take.timings.items()}
-    return {
-        "take": take.id,
-        "title": take.title,
-        "seconds": take.seconds,
-        "score": score,
-        "timings": timings,
-        "again": take.again,
-        "url": f"takes/{take.id}",
-    }
-
-
-def _job(service: StudioService, job: Job) -> dict[str, Any]:
-    stage = STAGE_LABELS.get(job.stage, job.stage)
-    ahead = service.queue.ahead(job) if job.active else 0
-    return {
-        "state": job.state,
-        "stage": stage,
-        "share": round(job.share, 3),
-        "error": job.error,
-        "ahead": ahead,
-    }
 
 
 def _wav(waveform: np.ndarray) -> bytes:

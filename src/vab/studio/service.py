@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,28 +14,27 @@ from numpy.typing import NDArray
 from vab.config import DecodeConfig
 from vab.errors import SettingError
 from vab.inference.embedder import Embedder
-from vab.inference.embeddings import Embedded
+from vab.inference.embeddings import Embedded, Kind
 from vab.library.table import LibraryError
 from vab.media.container import MediaError
+from vab.media.file import MediaFile
 from vab.models.heads import Inputs
 from vab.models.hub import ModelError
 from vab.sampling.parallel import decode_settings
+from vab.studio import arrangement as arrangements
+from vab.studio import export as exports
+from vab.studio.arrangement import MAX_SECONDS, Arrangement, Values, integer, number, text
 from vab.studio.library_view import LibraryView
-from vab.studio.queue import Cancelled, Job, JobQueue, UserError
-from vab.studio.sessions import Session, SessionStore, TakeHistory
+from vab.studio.mix import RATE, read_sound
+from vab.studio.project import EXPORTS, Project, Projects, Step
+from vab.studio.queue import Job, JobQueue, UserError
 from vab.studio.takes import MAX_NEW_TAKES, Take, TakeMaker
-from vab.studio.uploads import Clip
+from vab.studio.uploads import Clip, UploadError, prepare_sound
+from vab.timing.curve import TimingCurve
 from vab.utils.progress import StageProgress
 
-MAX_TRACKS = 12  # of a session
-MAX_UNDO_STEPS = 10  # of each track
 MAX_HITS = 12  # sounds found in the library
 MAX_CLASSES = 5  # shown, the most probable ones
-MAX_SECONDS = 1e6  # of a time in a request
-CLIP_GONE = (
-    "Your clip is not here any more: nobody was here for half an hour, or the studio was started anew. "
-    "Choose it again."
-)
 STAGE_LABELS = {
     "decode_video": "reading the picture",
     "features": "looking at the picture",
@@ -45,33 +43,43 @@ STAGE_LABELS = {
     "codec": "writing the sound",
 }
 
-Values = Mapping[str, Any]
-
 
 class StudioService:
-    """The verbs, for the sessions of all visitors, with one model and perhaps a library."""
+    """The verbs, for all projects of a folder, with one model and perhaps a library."""
 
     def __init__(
-        self, maker: TakeMaker, library: LibraryView | None = None, embedder: Embedder | None = None
+        self,
+        maker: TakeMaker,
+        projects: Projects,
+        library: LibraryView | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.maker = maker
+        self.projects = projects
         self.library = library
         # What is compared with the library is embedded as its vectors were; by default by the pipeline's own.
         self.embedder = embedder
         self.queue = JobQueue()
-        self.sessions = SessionStore(self.queue)
-        self.verbs: dict[str, Callable[[Session, Values], None]] = {
+        self.verbs: dict[str, Callable[[Project, Values], None]] = {
             "make": self.make,
-            "redo": self.redo,
+            "remake": self.remake,
             "extend": self.extend,
-            "undo": self.undo,
-            "remove": self.remove,
-            "find": self.find,
-            "place": self.place,
             "own": self.own,
+            "place": self.place,
+            "layer": self.layer,
+            "add": self.add,
+            "remove": self.remove,
+            "order": self.order,
+            "set": self.set,
+            "rename": self.rename,
+            "undo": self.undo,
+            "redo": self.redo,
+            "go": self.go,
+            "find": self.find,
             "understand": self.understand,
+            "export": self.export,
             "cancel": self.cancel,
-            "clear": self.clear,
+            "delete": self.delete,
         }
 
     def warm_up(self) -> None:
@@ -79,216 +87,425 @@ class StudioService:
         self.queue.add(Job("warm", lambda _: self.maker.warm_up()))
 
     def close(self) -> None:
-        """End the work and remove all files."""
+        """End the work; what was made until now is on the disk."""
         self.queue.close()
-        self.sessions.close()
+        self.projects.close()
 
-    def look(self, session: Session, clip: Clip) -> None:
-        """Look at a new clip before a take is asked for.
+    # ---- projects
+
+    def default_settings(self) -> dict[str, Any]:
+        """The settings of a new project: the model's own."""
+        decode = self.maker.pipeline.config.decode
+        return {
+            "count": 2,
+            "seed": 0,
+            "steps": decode.num_steps or None,
+            "guidance": decode.guidance_scale,
+            "temperature": decode.mask_temperature if decode.num_steps else decode.sampling_temperature,
+            "timing": "motion" if self.maker.follows_motion else "none",
+        }
+
+    def create(self, clip: Clip, name: str) -> Project:
+        """Make a project of a clip, and look at it. ``OSError``, ``UserError``."""
+        project = self.projects.create(clip, name, self.default_settings())
+        self._look(project)
+        return project
+
+    def open(self, name: str) -> Project:
+        """A project by the name of its folder; its clip is looked at when it is opened. ``ProjectError``."""
+        project = self.projects.open(name)
+        with project.lock:
+            if "look" not in project.jobs:
+                self._look(project)
+        return project
+
+    def _look(self, project: Project) -> None:
+        """Look at a clip before a take is asked for.
 
         ``answers["known"]`` then says whether the model knows what it shows, if the model can tell.
         """
 
         def work(progress: StageProgress) -> None:
             progress("looking", 0, 1)
-            known = self.maker.look(clip)
+            try:
+                known = self.maker.look(project.clip)
+            except MediaError:
+                raise UserError("The clip of this project cannot be read any more.") from None
             if known is not None:
-                _set_answer(session, clip, "known", known.document(), progress)
+                _set_answer(project, "known", known.document(), progress)
 
-        with suppress(UserError):  # another clip has come meanwhile, which is looked at in its turn
-            self._start(session, clip, "look", work)
+        self._start(project, "look", work)
 
-    def make(self, session: Session, values: Values) -> None:
-        """Make ``count`` new takes."""
-        clip = _need_clip(session)
-        count = _integer(values, "count", 1, MAX_NEW_TAKES)
-        seed = _seed(values)
-        decode = self._decode(values)
-        _check_space(session, count)
+    def state(self, project: Project) -> dict[str, Any]:
+        """All that the page of a project shows."""
+        document = project.document
+        steps, at = document["history"], document["at"]
+        sounds = {name: _shown(about, name) for name, about in document["sounds"].items()}
+        return {
+            "project": {"id": project.id, "name": document["name"], "changed": document["changed"]},
+            "clip": document["clip"] | {"url": "picture.mp4"},
+            "sounds": sounds,
+            "arrangement": steps[at]["arrangement"],
+            "history": [step["did"] for step in steps],
+            "at": at,
+            "can_undo": steps[at]["did"] if at else None,
+            "can_redo": steps[at + 1]["did"] if at + 1 < len(steps) else None,
+            "jobs": {kind: self._job(job) for kind, job in list(project.jobs.items())},
+            "answers": dict(project.answers),
+            "exports": _exported(project),
+            "problems": project.problems(),
+        }
+
+    def _job(self, job: Job) -> dict[str, Any]:
+        stage = STAGE_LABELS.get(job.stage, job.stage)
+        ahead = self.queue.ahead(job) if job.active else 0
+        share = round(job.share, 3)
+        return {"state": job.state, "stage": stage, "share": share, "error": job.error, "ahead": ahead}
+
+    # ---- sounds by the model
+
+    def make(self, project: Project, values: Values) -> None:
+        """Make ``count`` new takes. The settings of the request become those of the arrangement."""
+        settings = arrangements.checked_settings(project.arrangement["settings"], values)
+        count = integer(settings, "count", 1, MAX_NEW_TAKES)
+        decode = self._decode(settings)
+        _check_space(project, count)
+        timing = self._timing(project, settings, project.clip.seconds)
 
         def work(progress: StageProgress) -> None:
-            for take in self.maker.new(clip, count, seed, decode, progress):
-                _hand_over(session, clip, take, progress)
+            step: Step | None = None
+            takes = self.maker.new(project.clip, count, settings["seed"], decode, progress, timing)
+            for done, take in enumerate(takes):
+                did = f"{done + 1} takes made" if done else "1 take made"
 
-        self._start(session, clip, "make", work)
+                def add(
+                    now: Arrangement, name: str, about: Values, is_first: bool = not done
+                ) -> dict[str, Any]:
+                    return _with_take({**now, "settings": settings}, project, name, about, is_first)
 
-    def redo(self, session: Session, values: Values) -> None:
-        """Make the seconds ``from`` to ``to`` of the take ``track`` anew; with ``rest``, all but them."""
-        span = (_number(values, "from", 0, MAX_SECONDS), _number(values, "to", 0, MAX_SECONDS))
+                step = self._hand_over(project, take, "take", did, add, progress, amended=step)
+
+        self._start(project, "make", work)
+
+    def remake(self, project: Project, values: Values) -> None:
+        """Make the seconds ``from`` to ``to`` of a layer's sound anew; with ``rest``, all but them."""
+        span = (number(values, "from", 0, MAX_SECONDS), number(values, "to", 0, MAX_SECONDS))
         inside = not values.get("rest")
+        what = "a part" if inside else "the rest"
 
-        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: StageProgress) -> Take:
-            return self.maker.redo(clip, take, span, inside, seed, decode, progress)
+        def make(take: Take, seed: int, decode: DecodeConfig, *how: Any) -> Take:
+            return self.maker.remake(project.clip, take, span, inside, seed, decode, *how)
 
-        self._change(session, values, make)
+        self._edit(project, values, f"{what} remade", 0.0, make)
 
-    def extend(self, session: Session, values: Values) -> None:
-        """Make the take ``track`` longer by ``seconds``."""
-        seconds = _number(values, "seconds", 0.1, 60)
+    def extend(self, project: Project, values: Values) -> None:
+        """Make a layer's sound longer by ``seconds``."""
+        seconds = number(values, "seconds", 0.1, 60)
 
-        def make(clip: Clip, take: Take, seed: int, decode: DecodeConfig, progress: StageProgress) -> Take:
-            return self.maker.extend(clip, take, seconds, seed, decode, progress)
+        def make(take: Take, seed: int, decode: DecodeConfig, *how: Any) -> Take:
+            return self.maker.extend(project.clip, take, seconds, seed, decode, *how)
 
-        self._change(session, values, make)
+        self._edit(project, values, "extended", seconds, make)
 
-    def _change(
+    def _edit(
         self,
-        session: Session,
+        project: Project,
         values: Values,
-        make: Callable[[Clip, Take, int, DecodeConfig, StageProgress], Take],
+        did: str,
+        longer: float,
+        make: Callable[..., Take],
     ) -> None:
-        """Start a job that makes a new version of a take by ``make(clip, take, seed, decode, progress)``."""
-        clip = _need_clip(session)
-        track = session.track(values.get("track"))
-        decode = self._decode(values)
-        take = track.takes[-1]
+        """Start a job that makes the sound of a layer anew by ``make``."""
+        layer = arrangements.layer_of(project.arrangement, values.get("layer"))
+        sound = project.sound(layer["sound"])
+        if not sound["editable"]:
+            raise UserError("The model cannot go on from this sound.")
+        settings = arrangements.checked_settings(project.arrangement["settings"], values)
+        decode = self._decode(settings)
+        shift = layer["offset"] - layer["start"]  # of the sound against the clip
+        timing = self._timing(project, settings, sound["seconds"] + longer, shift)
+        name = layer["sound"]
         # Each try differs, also after an undo; the same clicks give the same takes.
-        seed = (_seed(values) + track.num_tries + 1) % 2**32
+        tries = project.count_try(name)
+        seed = (settings["seed"] + tries) % 2**32
+
+        def replaced(now: Arrangement, new: str, about: Values) -> dict[str, Any]:
+            there = arrangements.layer_of(now, layer["id"])
+            whole = there["stop"] >= sound["seconds"]  # it ends where the sound ends, then too
+            stop = about["seconds"] if whole else min(there["stop"], about["seconds"])
+            return arrangements.with_layer(now, {**there, "sound": new, "stop": stop})
 
         def work(progress: StageProgress) -> None:
             try:
-                new_take = make(clip, take, seed, decode, progress)
+                take = make(project.take(name), seed, decode, progress, timing, shift)
             except SettingError as error:  # of the span or the length
                 raise UserError(str(error)) from None
-            _hand_over(session, clip, new_take, progress, track)
+            self._hand_over(
+                project, take, sound["kind"], f"{did}: {layer['name']}", replaced, progress, name, tries
+            )
 
-        self._start(session, clip, "make", work)
-        track.num_tries += 1
+        self._start(project, "make", work)
 
-    def undo(self, session: Session, values: Values) -> None:
-        """Return to the version of the take ``track`` before the last change."""
-        with session.lock:
-            _check_idle(session)
-            track = session.track(values.get("track"))
-            if len(track.takes) < 2:
-                raise UserError("There is nothing to undo.")
-            track.takes.pop().remove()
+    # ---- sounds that are there
 
-    def remove(self, session: Session, values: Values) -> None:
-        """Delete the take ``track`` with all its versions."""
-        with session.lock:
-            _check_idle(session)
-            track = session.track(values.get("track"))
-            session.tracks.remove(track)
-            for take in track.takes:
-                take.remove()
-
-    def own(self, session: Session, values: Values) -> None:
-        """Make a take of the original sound of the upload."""
-        clip = _need_clip(session)
-        if not clip.has_sound:
+    def own(self, project: Project, values: Values) -> None:
+        """Make a layer of the sound that the clip came with."""
+        if not project.clip.has_sound:
             raise UserError("This clip came without sound.")
-        _check_space(session, 1)
+        _check_space(project, 1)
 
         def work(progress: StageProgress) -> None:
-            _hand_over(session, clip, self.maker.place(clip, clip.sound(), "As it came", progress), progress)
+            with TemporaryDirectory(prefix="vab-own-") as folder:
+                wav = Path(folder) / "own.wav"
+                try:
+                    prepare_sound(project.clip.source, wav, project.clip.seconds)
+                except UploadError as error:
+                    raise UserError(str(error)) from None
+                heard = read_sound(wav)
+            take = self.maker.place(project.clip, heard, "As it came", progress)
+            self._hand_over(project, take, "own", "own sound added", _beside, progress)
 
-        self._start(session, clip, "make", work)
+        self._start(project, "make", work)
 
-    def place(self, session: Session, values: Values) -> None:
-        """Make a take of the sound ``row`` of the library, from ``start`` on."""
-        clip = _need_clip(session)
+    def place(self, project: Project, values: Values) -> None:
+        """Make a layer of the sound ``row`` of the library, from ``start`` on."""
         library = self._need_library()
-        row = _integer(values, "row", 0, len(library.paths) - 1)
-        start = _number(values, "start", 0, MAX_SECONDS)
-        _check_space(session, 1)
+        row = integer(values, "row", 0, len(library.paths) - 1)
+        start = number(values, "start", 0, MAX_SECONDS)
+        _check_space(project, 1)
 
         def work(progress: StageProgress) -> None:
             try:
-                sound = library.sound(row, start, clip.seconds)
+                heard = _read(library.paths[row], start, project.clip.seconds)
             except MediaError:
                 raise UserError("This file of the library cannot be read any more.") from None
-            _hand_over(
-                session, clip, self.maker.place(clip, sound, library.paths[row].name, progress), progress
-            )
+            take = self.maker.place(project.clip, heard, library.paths[row].name, progress)
+            self._hand_over(project, take, "library", f"{take.title} added", _beside, progress)
 
-        self._start(session, clip, "make", work)
+        self._start(project, "make", work)
 
-    def find(self, session: Session, values: Values) -> None:
-        """Find the sounds of the library nearest to the take ``track``, or to the video without one."""
-        clip = _need_clip(session)
+    def add_file(self, project: Project, wav: Path, title: str) -> None:
+        """Make a layer of a sound of the user, which was prepared as ``wav``."""
+        _check_space(project, 1)
+        heard = read_sound(wav)
+
+        def work(progress: StageProgress) -> None:
+            take = self.maker.place(project.clip, heard, title or "Sound", progress)
+            self._hand_over(project, take, "file", f"{take.title} added", _beside, progress)
+
+        self._start(project, "make", work)
+
+    def _hand_over(
+        self,
+        project: Project,
+        take: Take,
+        kind: str,
+        did: str,
+        how: Callable[[Arrangement, str, Values], dict[str, Any]],
+        progress: StageProgress,
+        parent: str | None = None,
+        num_tries: int = 0,
+        amended: Step | None = None,
+    ) -> Step:
+        """Put a finished sound on the disk, then into the project: its step in the history."""
+        about = take.about(kind, parent, num_tries)
+        name = project.write_sound(take)
+        try:
+            with project.lock:
+                progress("codec", 1, 1)  # the last moment to cancel: the project is locked
+                return project.change(did, lambda now: how(now, name, about), {name: about}, amended)
+        except BaseException:
+            project.forget_sound(name)
+            raise
+
+    # ---- the arrangement
+
+    def layer(self, project: Project, values: Values) -> None:
+        """Change fields of a layer."""
+        with project.lock:
+            before = arrangements.layer_of(project.arrangement, values.get("layer"))
+            after = arrangements.changed(before, values, project.document["sounds"])
+            if after == before:
+                return
+            did = next(word for name, word in arrangements.EDITS.items() if after[name] != before[name])
+            if did in ("muted", "solo") and not after["mute" if did == "muted" else "solo"]:
+                did = {"muted": "heard again", "solo": "solo off"}[did]
+            project.change(f"{did}: {after['name']}", lambda now: arrangements.with_layer(now, after))
+
+    def add(self, project: Project, values: Values) -> None:
+        """Add a layer of a sound that is there."""
+        name = values.get("sound")
+        sound = project.sound(name if isinstance(name, str) else "")
+        with project.lock:
+            layer = arrangements.new_layer(str(name), sound)
+            layer = arrangements.changed(layer, values, project.document["sounds"])
+            project.change(f"layer added: {layer['name']}", lambda now: _plus(now, layer))
+
+    def remove(self, project: Project, values: Values) -> None:
+        """Remove a layer; undo brings it back."""
+        with project.lock:
+            layer = arrangements.layer_of(project.arrangement, values.get("layer"))
+            rest = [other for other in project.arrangement["layers"] if other is not layer]
+            project.change(f"removed: {layer['name']}", lambda now: {**now, "layers": rest})
+
+    def order(self, project: Project, values: Values) -> None:
+        """Put the layers into another order."""
+        with project.lock:
+            new = arrangements.ordered(project.arrangement, values.get("layers"))
+            project.change("layers reordered", lambda _: new)
+
+    def set(self, project: Project, values: Values) -> None:
+        """Replace the marks or the curve, or change settings."""
+        with project.lock:
+            now = project.arrangement
+            new: dict[str, Any] = {}
+            if "marks" in values:
+                new["marks"] = arrangements.checked_marks(values["marks"])
+            if "curve" in values:
+                new["curve"] = arrangements.checked_curve(values["curve"])
+            if "settings" in values:
+                new["settings"] = arrangements.checked_settings(now["settings"], values["settings"])
+            new = {name: value for name, value in new.items() if value != now[name]}
+            if new:
+                project.change(f"{' and '.join(new)} changed", lambda now: {**now, **new})
+
+    def rename(self, project: Project, values: Values) -> None:
+        """Give the project another name."""
+        project.rename(text(values, "name"))
+
+    def undo(self, project: Project, values: Values) -> None:
+        """Go one step back in the history."""
+        with project.lock:
+            if project.document["at"] < 1:
+                raise UserError("There is nothing to undo.")
+            project.go(project.document["at"] - 1)
+
+    def redo(self, project: Project, values: Values) -> None:
+        """Go one step forward again."""
+        with project.lock:
+            if project.document["at"] + 1 >= len(project.document["history"]):
+                raise UserError("There is nothing to redo.")
+            project.go(project.document["at"] + 1)
+
+    def go(self, project: Project, values: Values) -> None:
+        """Go to the step ``at`` of the history."""
+        project.go(integer(values, "at", 0, len(project.document["history"]) - 1))
+
+    # ---- what is asked about it
+
+    def find(self, project: Project, values: Values) -> None:
+        """Find the sounds of the library nearest to the picture, or to the sound of a layer."""
         library = self._need_library()
-        take = _newest_take(session, values)
+        by = values.get("by", "picture")
+        kind: Kind = "video" if by == "picture" else "audio"
+        path = project.clip.source
+        if by != "picture":
+            path = project.path(arrangements.layer_of(project.arrangement, by)["sound"])
 
         def work(progress: StageProgress) -> None:
-            progress("listening" if take else "looking", 0, 1)
-            embedded = self._embedded(clip, take)
-            hits = self._nearest(library, embedded.mean("audio" if take else "video"))
-            _set_answer(session, clip, "find", {"by": _id_of(take), "hits": hits}, progress)
+            progress("looking" if kind == "video" else "listening", 0, 1)
+            hits = self._nearest(library, self._embedded(path).mean(kind))
+            _set_answer(project, "find", {"by": by, "hits": hits}, progress)
 
-        self._start(session, clip, "find", work)
+        self._start(project, "find", work)
 
-    def understand(self, session: Session, values: Values) -> None:
-        """Classify video, take ``track`` and both; find the nearest sounds and the places on the map."""
-        clip = _need_clip(session)
-        take = _newest_take(session, values)
+    def nearest_to(self, project: Project, wav: Path) -> Job:
+        """The job that finds the sounds nearest to ``wav``; they are its ``result``."""
+        library = self._need_library()
 
         def work(progress: StageProgress) -> None:
-            answer: dict[str, Any] = {"by": _id_of(take), "classes": {}, "hits": [], "places": {}}
-            # 1. Classes from each modality that there is.
-            kinds: tuple[Inputs, ...] = ("video", "audio", "both") if take else ("video",)
-            for number, inputs in enumerate(kinds):
-                progress("naming what is there", number, 3)
-                answer["classes"][inputs] = self._classes(take.video if take else clip.source, inputs)
-            # 2. The nearest sounds, and where the clip and the take are on the map of the library.
-            if self.library is not None:
-                progress("comparing", 0, 1)
-                embedded = self._embedded(clip, take)
-                video = embedded.mean("video")
-                audio = embedded.mean("audio") if take else None
-                answer["hits"] = self._nearest(self.library, video if audio is None else audio)[:MAX_CLASSES]
-                for kind, vector in (("picture", video), ("take", audio)):
-                    if vector is not None and self.library.points:
-                        answer["places"][kind] = self.library.place(vector)
-            _set_answer(session, clip, "understand", answer, progress)
+            progress("listening", 0, 1)
+            job.result = self._nearest(library, self._embedded(wav).mean("audio"))
 
-        self._start(session, clip, "understand", work)
+        job = self._start(project, "find", work)
+        return job
 
-    def cancel(self, session: Session, values: Values) -> None:
+    def understand(self, project: Project, values: Values) -> None:
+        """Classify the picture, the sound of a layer and both; find the nearest sounds, places on the map."""
+        layer = values.get("layer")
+        sound = None if layer is None else arrangements.layer_of(project.arrangement, layer)["sound"]
+
+        def work(progress: StageProgress) -> None:
+            answer: dict[str, Any] = {"by": layer, "classes": {}, "hits": [], "places": {}}
+            with TemporaryDirectory(prefix="vab-film-") as folder:
+                path = project.clip.source if sound is None else _film(project, sound, Path(folder))
+                # 1. Classes from each modality that there is.
+                kinds: tuple[Inputs, ...] = ("video",) if sound is None else ("video", "audio", "both")
+                for done, inputs in enumerate(kinds):
+                    progress("naming what is there", done, 3)
+                    answer["classes"][inputs] = self._classes(path, inputs)
+                # 2. The nearest sounds, and where clip and sound are on the map of the library.
+                if self.library is not None:
+                    progress("comparing", 0, 1)
+                    embedded = self._embedded(path)
+                    video = embedded.mean("video")
+                    audio = None if sound is None else embedded.mean("audio")
+                    nearest = self._nearest(self.library, video if audio is None else audio)
+                    answer["hits"] = nearest[:MAX_CLASSES]
+                    for kind, vector in (("picture", video), ("take", audio)):
+                        if vector is not None and self.library.points:
+                            answer["places"][kind] = self.library.place(vector)
+            _set_answer(project, "understand", answer, progress)
+
+        self._start(project, "understand", work)
+
+    def export(self, project: Project, values: Values) -> None:
+        """Write the film, the mix, the stems or the markers into the folder of exports."""
+        what = text(values, "what")
+        given = {name: values[name] for name in ("format", "channels", "loudness", "name") if name in values}
+
+        def work(progress: StageProgress) -> None:
+            exports.export(project.folder, project.document, what, **given, progress=progress)
+
+        self._start(project, "export", work)
+
+    def cancel(self, project: Project, values: Values) -> None:
         """Stop the job of the kind ``kind``."""
-        job = session.jobs.get(str(values.get("kind")))
+        job = project.jobs.get(str(values.get("kind")))
         if job is not None:
             self.queue.cancel(job)
 
-    def clear(self, session: Session, values: Values) -> None:
-        """Delete the clip and everything made of it."""
-        self.sessions.clear(session)
+    def delete(self, project: Project, values: Values) -> None:
+        """Delete the project with all of its files."""
+        for job in list(project.jobs.values()):
+            self.queue.cancel(job)
+        self.projects.delete(project)
 
-    def _start(self, session: Session, clip: Clip, kind: str, work: Callable[[StageProgress], None]) -> None:
-        """Queue a job of a kind of which none is active; its files go if the clip is gone meanwhile."""
-
-        def finish(progress: StageProgress) -> None:
-            try:
-                work(progress)
-            finally:
-                if session.clip is not clip:  # cleared meanwhile: what was written since goes, too
-                    shutil.rmtree(clip.folder, ignore_errors=True)
-
-        with session.lock:
-            job = session.jobs.get(kind)
+    def _start(self, project: Project, kind: str, work: Callable[[StageProgress], None]) -> Job:
+        """Queue a job of a kind of which none is active."""
+        with project.lock:
+            job = project.jobs.get(kind)
             if job is not None and job.active:
                 raise UserError("One thing after another: wait for the last one, or cancel it.")
-            if session.clip is not clip:
-                raise UserError(CLIP_GONE)
-            job = session.jobs[kind] = Job(kind, finish)
+            job = project.jobs[kind] = Job(kind, work)
         self.queue.add(job)
+        return job
 
     def _need_library(self) -> LibraryView:
         if self.library is None:
             raise UserError("No library is open here.")
         return self.library
 
-    def _decode(self, values: Values) -> DecodeConfig:
-        """The model's own settings with those of the request; FoleyGen has no steps."""
+    def _decode(self, settings: Values) -> DecodeConfig:
+        """The model's own settings with those of an arrangement; FoleyGen has no steps."""
         own = self.maker.pipeline.config.decode
-        steps = _integer(values, "steps", 1, 100) if own.num_steps and "steps" in values else None
-        guidance = _number(values, "guidance", 0, 20) if "guidance" in values else None
-        temperature = _number(values, "temperature", 0, 100) if "temperature" in values else None
-        return decode_settings(own, steps, guidance, temperature)
+        steps = settings.get("steps") if own.num_steps else None
+        return decode_settings(own, steps, settings.get("guidance"), settings.get("temperature"))
 
-    def _embedded(self, clip: Clip, take: Take | None) -> Embedded:
-        """Embed the windows of the video, and of the sound of a take if there is one."""
-        path = take.video if take else clip.source
+    def _timing(
+        self, project: Project, settings: Values, seconds: float, shift: float = 0.0
+    ) -> TimingCurve | str:
+        """What the model is told of a sound that lies ``shift`` seconds after the start of the clip."""
+        curve = project.arrangement["curve"]
+        if curve is not None and shift:
+            curve = {kind: [[time - shift, value] for time, value in curve[kind]] for kind in curve}
+        try:
+            return self.maker.timing(settings.get("timing", "none"), curve, seconds)
+        except SettingError as error:
+            raise UserError(str(error)) from None
+
+    def _embedded(self, path: Path) -> Embedded:
+        """Embed the windows of a film or a sound."""
         try:
             return (self.embedder or self.maker.pipeline.embedder).embed_file(path)
         except ModelError as error:
@@ -296,7 +513,7 @@ class StudioService:
         except MediaError:
             if path.exists():
                 raise
-            raise UserError("This take is not here any more.") from None  # it was undone or removed since
+            raise UserError("This sound is not here any more.") from None
 
     def _classes(self, path: Any, kind: Inputs) -> list[tuple[str, float]] | str:
         """The most probable classes with their probabilities, or the reason why there are none."""
@@ -324,77 +541,75 @@ class StudioService:
         ]
 
 
-def _need_clip(session: Session) -> Clip:
-    if session.clip is None:
-        raise UserError("Choose a video or a picture first.")
-    return session.clip
+def _shown(about: Values, name: str) -> dict[str, Any]:
+    """A sound as the page shows it: stages in words, figures that can be read."""
+    timings = {STAGE_LABELS.get(stage, stage): round(value, 2) for stage, value in about["timings"].items()}
+    score = about["score"] if about["score"] is None else round(about["score"], 3)
+    return {**about, "timings": timings, "score": score, "url": f"sounds/{name}"}
 
 
-def _check_idle(session: Session) -> None:
-    """``UserError`` while a take is being made, perhaps from the one that would go."""
-    job = session.jobs.get("make")
-    if job is not None and job.active:
-        raise UserError("A take is being made: wait for it, or cancel it.")
+def _exported(project: Project) -> list[dict[str, Any]]:
+    """The files that were exported last."""
+    folder = project.folder / EXPORTS
+    files = sorted(path for path in folder.glob("*") if path.name[0] != ".") if folder.is_dir() else []
+    return [
+        {"name": path.name, "bytes": path.stat().st_size, "url": f"exports/{path.name}"} for path in files
+    ]
 
 
-def _newest_take(session: Session, values: Values) -> Take | None:
-    """The newest take of the track named in a request; None if it names none."""
-    return session.track(values["track"]).takes[-1] if values.get("track") else None
+def _check_space(project: Project, count: int) -> None:
+    arrangements.with_layers({}, [*project.arrangement["layers"], *[{}] * count])
 
 
-def _id_of(take: Take | None) -> str:
-    return take.id if take else ""
+def _plus(now: Arrangement, layer: Values) -> dict[str, Any]:
+    return arrangements.with_layers(now, [*now["layers"], layer])
 
 
-def _check_space(session: Session, count: int) -> None:
-    if len(session.tracks) + count > MAX_TRACKS:
-        raise UserError(f"There is room for {MAX_TRACKS} takes; remove some first.")
+def _beside(now: Arrangement, name: str, about: Values) -> dict[str, Any]:
+    """With a layer of a sound that is heard beside the others."""
+    return _plus(now, arrangements.new_layer(name, about))
 
 
-def _hand_over(
-    session: Session, clip: Clip, take: Take, progress: StageProgress, track: TakeHistory | None = None
-) -> None:
-    """Put a finished take into the session; ``Cancelled`` if it, its clip or its track is gone by now."""
-    with session.lock:
-        try:
-            progress("codec", 1, 1)  # the last moment to cancel: the session is locked
-            if session.clip is not clip or (track is not None and track not in session.tracks):
-                raise Cancelled
-        except Cancelled:
-            take.remove()
-            raise
-        if track is None:
-            session.tracks.append(TakeHistory(secrets.token_urlsafe(8), [take]))
-        else:
-            track.takes.append(take)
-            for old in track.takes[: -MAX_UNDO_STEPS - 1]:
-                track.takes.remove(old)
-                old.remove()
+def _with_take(
+    now: Arrangement, project: Project, name: str, about: Values, is_first: bool
+) -> dict[str, Any]:
+    """With a layer of a new take: of all takes the first one of them is heard, as they are alternatives."""
+    layers = now["layers"]
+    if is_first:
+        sounds = project.document["sounds"]
+        layers = [
+            {**layer, "mute": True} if sounds[layer["sound"]]["kind"] == "take" else layer for layer in layers
+        ]
+    return arrangements.with_layers(now, [*layers, arrangements.new_layer(name, about, mute=not is_first)])
 
 
-def _set_answer(session: Session, clip: Clip, kind: str, answer: Any, progress: StageProgress) -> None:
-    with session.lock:
+def _set_answer(project: Project, kind: str, answer: Any, progress: StageProgress) -> None:
+    with project.lock:
         progress("comparing", 1, 1)
-        if session.clip is clip:
-            session.answers[kind] = answer
+        project.answers[kind] = answer
 
 
-def _number(values: Values, name: str, low: float, high: float) -> float:
-    """Read a number of a request; ``UserError`` if it is none, or not from ``low`` to ``high``."""
-    value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name.capitalize()} must be a number.")
-    if not low <= value <= high:
-        raise UserError(f"{name.capitalize()} must be from {low:.12g} to {high:.12g}.")
-    return float(value)
+def _read(path: Path, start: float, seconds: float) -> NDArray[np.float32]:
+    """Up to ``seconds`` of a sound of the library from ``start`` on: [C,S] at 48 kHz, C up to 2."""
+    missing = round(seconds * RATE)
+    blocks = []
+    with MediaFile(path) as file:
+        if not file.has_audio:
+            raise MediaError(f"{path}: has no sound")
+        channels = "mono" if file.audio_format[1] == "mono" else "stereo"
+        for block in file.channel_blocks(start, RATE, channels):
+            blocks.append(block[:, :missing])
+            missing -= blocks[-1].shape[1]
+            if not missing:
+                break
+    if not blocks:
+        raise MediaError(f"{path}: ends before {start:g} s")
+    return np.nan_to_num(np.concatenate(blocks, axis=1), posinf=1.0, neginf=-1.0).clip(-1, 1)
 
 
-def _integer(values: Values, name: str, low: int, high: int) -> int:
-    value = _number(values, name, low, high)
-    if value != int(value):
-        raise UserError(f"{name.capitalize()} must be a whole number.")
-    return int(value)
-
-
-def _seed(values: Values) -> int:
-    return _integer(values, "seed", 0, 2**32 - 1)
+def _film(project: Project, sound: str, folder: Path) -> Path:
+    """The picture of a project with one of its sounds, to be judged by both."""
+    heard = read_sound(project.path(sound)).mean(0, dtype=np.float32)
+    with MediaFile(project.clip.picture) as picture:
+        picture.mux(heard, RATE, folder / "film.mp4")
+    return folder / "film.mp4"

@@ -1,37 +1,39 @@
 """Takes: sounds made for a clip, and edits of them.
 
 What an edit keeps is bit-equal, as it is heard and as the model goes on from it. New sound gets the gain of
-the take: levels do not creep, and a part that is redone is as loud beside the rest as the model made it. A
+the take: levels do not creep, and a part that is remade is as loud beside the rest as the model made it. A
 sound that was there before stays as it came, beside new sound too.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from vab.config import SAMPLE_RATE, DecodeConfig
+from vab.config import FRAME_RATE, SAMPLE_RATE, DecodeConfig, samples_to_frames
 from vab.errors import SettingError
 from vab.inference.embedder import audio_video_similarity
 from vab.inference.finish import Finish, finish_sound
-from vab.inference.html_report import mel_image, waveform_path
 from vab.inference.pipeline import Audio, VABPipeline
-from vab.inference.splice import Span, original_in_memory
+from vab.inference.splice import Original, Span, original_in_memory
 from vab.media.file import MediaFile
-from vab.media.reader import as_media_file
+from vab.media.filters import layout, resampled
 from vab.models.hub import ModelError
 from vab.models.known import Known
-from vab.studio.uploads import MAX_VIDEO_SECONDS, PHOTO_FPS, Clip, write_picture
+from vab.studio.mix import RATE
+from vab.studio.uploads import MAX_VIDEO_SECONDS, Clip, write_picture
+from vab.timing.curve import TimingCurve, bumps, level_units
+from vab.timing.motion import read_motion
+from vab.timing.sources import MOTION, NONE
 from vab.utils.progress import StageProgress
 
 MAX_NEW_TAKES = 4  # of one request
@@ -42,48 +44,58 @@ WHOLE: Span = (0.0, math.inf)
 
 @dataclass(frozen=True)
 class Take:
-    """One sound for a clip, with the files and figures that the page shows. Its files lie in ``folder``."""
+    """One sound for a clip, and what is known of it."""
 
-    id: str  # cannot be guessed
-    folder: Path
     title: str
-    waveform: NDArray[np.float32]  # [S], as it is heard
-    raw: NDArray[np.float32]  # [S], as edits go on from it: the model's own sound, or the same as is heard
-    own: bool  # a sound that was there before, or an edit of one
-    gain: float  # dB from the model's own sound to what is heard of it
-    score: float | None  # cosine similarity of audio and video, as in reranking; None if not available
-    timings: dict[str, float]  # seconds by stage
+    heard: NDArray[np.float32]  # [C,S] at 48 kHz
+    waveform: NDArray[np.float32] | None  # [S] at 16 kHz, the same; None if the model cannot go on from it
+    raw: NDArray[np.float32] | None  # [S]: as edits go on from it, the model's own sound or what is heard
+    own: bool = False  # a sound that was there before, or an edit of one
+    gain: float = 0.0  # dB from the model's own sound to what is heard of it
+    score: float | None = None  # cosine similarity of audio and video, as in reranking; None: not available
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds by stage
     again: tuple[float, float] | None = None  # seconds: what is new since the take before
+    made_with: Mapping[str, Any] = field(default_factory=dict)  # model, seed, settings
+
+    @classmethod
+    def of(
+        cls,
+        about: Mapping[str, Any],
+        heard: NDArray[np.float32],
+        waveform: NDArray[np.float32],
+        raw: NDArray[np.float32],
+    ) -> Self:
+        """The take that ``about`` describes as a document does."""
+        return cls(about["title"], heard, waveform, raw, about["own"], about["gain_db"], about["score"])
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration of what is heard."""
+        return self.heard.shape[1] / RATE
+
+    @property
+    def model_seconds(self) -> float:
+        """Duration of what the model goes on from."""
+        assert self.waveform is not None
         return len(self.waveform) / SAMPLE_RATE
 
-    @property
-    def video(self) -> Path:
-        """The video with this sound, H.264 and AAC in MP4."""
-        return self.folder / f"{self.id}.mp4"
-
-    @property
-    def sound(self) -> Path:
-        """16-bit WAV."""
-        return self.folder / f"{self.id}.wav"
-
-    @property
-    def mel(self) -> Path:
-        """Image of the mel spectrogram, PNG."""
-        return self.folder / f"{self.id}.png"
-
-    @cached_property
-    def outline(self) -> str:
-        """The waveform as the path of an SVG of ``vab.inference.html_report.COLUMNS`` by -1..1."""
-        return waveform_path(self.waveform)
-
-    def remove(self) -> None:
-        """Delete its files."""
-        for path in (self.video, self.sound, self.mel):
-            path.unlink(missing_ok=True)
+    def about(self, kind: str, parent: str | None = None, num_tries: int = 0) -> dict[str, Any]:
+        """What a document says of it."""
+        return {
+            "kind": kind,
+            "title": self.title,
+            "seconds": self.seconds,
+            "channels": len(self.heard),
+            "editable": self.raw is not None,
+            "own": self.own,
+            "score": self.score,
+            "gain_db": self.gain,
+            "timings": dict(self.timings),
+            "again": None if self.again is None else list(self.again),
+            "parent": parent,
+            "num_tries": num_tries,
+            "made_with": dict(self.made_with),
+        }
 
 
 class TakeMaker:
@@ -93,14 +105,24 @@ class TakeMaker:
         self.pipeline = pipeline
         self._features: dict[Path, Tensor] = {}  # [F,dim] of the videos that were looked at last
 
+    @property
+    def follows_curves(self) -> bool:
+        """True if the model can be told when something happens."""
+        return self.pipeline.config.model.timing
+
+    @property
+    def follows_motion(self) -> bool:
+        """True if it can follow the motion of a film."""
+        return self.follows_curves and self.pipeline.predictor is not None
+
     def warm_up(self) -> None:
-        """Make a take of nothing, so that the first visitor does not wait for what is loaded on first use."""
+        """Make a take of nothing, so that the first user does not wait for what is loaded on first use."""
         once = self._one_step()
         if not once.num_steps:  # FoleyGen has no steps to leave out
             return
         with TemporaryDirectory(prefix="vab-warm-") as name:
-            clip = Clip(Path(name), "video", 1.0, 64, 64, False)
-            write_picture(MediaFile(np.zeros((2, 64, 64, 3), np.uint8), fps=2), clip.picture, 1.0, 2.0)
+            clip = Clip(Path(name), "video", "", "picture.mp4", 1.0, 2.0, 64, 64, (64, 64), False)
+            write_picture(MediaFile(np.zeros((2, 64, 64, 3), np.uint8), fps=2), clip.picture, 1.0)
             next(self.new(clip, 1, 0, once))
 
     def look(self, clip: Clip) -> Known | None:
@@ -109,34 +131,52 @@ class TakeMaker:
         None if the model cannot tell. The features of a video are kept for its takes, as long as few others
         have come since. A photo's depend on the seed of a take.
         """
+        return self.pipeline.embedder.known(self._features_of(clip))
+
+    def _features_of(self, clip: Clip) -> Tensor:
+        """Features [F,dim] of a clip; those of a video are kept."""
+        if clip.source in self._features:
+            return self._features[clip.source]
         features = self.pipeline.look_at(clip.source)
         if clip.kind == "video":
             self._features[clip.source] = features
             while len(self._features) > MAX_LOOKED_AT:
                 del self._features[next(iter(self._features))]
-        return self.pipeline.embedder.known(features)
+        return features
 
     def _one_step(self) -> DecodeConfig:
         return DecodeConfig(num_steps=min(1, self.pipeline.config.decode.num_steps))
 
     def new(
-        self, clip: Clip, count: int, seed: int, decode: DecodeConfig, progress: StageProgress | None = None
+        self,
+        clip: Clip,
+        count: int,
+        seed: int,
+        decode: DecodeConfig,
+        progress: StageProgress | None = None,
+        timing: TimingCurve | str = NONE,
     ) -> Iterator[Take]:
-        """Yield ``count`` takes for a clip, the same sounds that ``vab generate`` makes for its video."""
+        """Yield ``count`` takes for a clip, the same sounds that ``vab generate`` makes for its video.
+
+        What is heard is the same as with its options ``--rate 48000 --bits 24``.
+        """
         with MediaFile(clip.source) as source:
             sounds = self.pipeline.generate_many(
                 source,
                 count,
                 seed=seed,
                 decode=decode,
+                timing=timing,
                 features=self._features.get(clip.source),
                 progress=progress,
             )
             for number, audio in enumerate(sounds):
                 title = f"Seed {seed}" + (f", sound {number + 1}" if number else "")
-                yield self._take(clip, source, audio, title, progress)
+                seconds = len(audio.raw) / SAMPLE_RATE if source.is_image else source.info.seconds
+                heard = finish_sound(audio.raw, seconds, Finish(rate=RATE)).waveform
+                yield self._take(audio, heard, title, progress)
 
-    def redo(
+    def remake(
         self,
         clip: Clip,
         take: Take,
@@ -145,27 +185,31 @@ class TakeMaker:
         seed: int,
         decode: DecodeConfig,
         progress: StageProgress | None = None,
+        timing: TimingCurve | str = NONE,
+        shift: float = 0.0,
     ) -> Take:
         """Make the seconds ``span`` of a take anew (``inside``), or all but them.
 
         Every sample that is not made anew is bit-equal to the take's; the 20 ms of cross-fade at a seam
-        belong to what is new. ``SettingError`` for an empty span, or if nothing is left to keep or to make.
+        belong to what is new. ``shift``: seconds by which the take lies after the start of the clip;
+        ``timing`` is the take's own. ``SettingError`` for an empty span, or if nothing is left to keep or to
+        make.
         """
-        start, stop = max(0.0, span[0]), min(span[1], take.seconds)
+        length = take.model_seconds
+        start, stop = max(0.0, span[0]), min(span[1], length)
         if not all(map(math.isfinite, span)) or stop - start <= 1 / SAMPLE_RATE:
             raise SettingError("Mark a part of the take first.")
         # The spans to keep; slivers shorter than a sample are none.
-        rest = [(0.0, start), (stop, take.seconds)]
+        rest = [(0.0, start), (stop, length)]
         keep = [(a, b) for a, b in (rest if inside else [(start, stop)]) if b - a > 1 / SAMPLE_RATE]
         if not keep:
             raise SettingError("Nothing would stay of this take; make a new one instead.")
-        if not inside and (start, stop) == (0.0, take.seconds):
-            raise SettingError("All of this take is marked; there is nothing else to redo.")
+        if not inside and (start, stop) == (0.0, length):
+            raise SettingError("All of this take is marked; there is nothing else to remake.")
         what = f"{start:.2f} to {stop:.2f} s" if inside else f"all but {start:.2f} to {stop:.2f} s"
-        with MediaFile(clip.source) as source:
-            audio = self._edit(source, take, keep, take.seconds, seed, decode, progress)
-            again = (start, stop) if inside else None
-            return self._take(clip, source, audio, f"{what} anew", progress, again, take.own)
+        again = (start, stop) if inside else None
+        edited = self._edit(clip, take, keep, length, seed, decode, progress, timing, shift)
+        return replace(edited, title=f"{what} anew", again=again)
 
     def extend(
         self,
@@ -175,54 +219,133 @@ class TakeMaker:
         seed: int,
         decode: DecodeConfig,
         progress: StageProgress | None = None,
+        timing: TimingCurve | str = NONE,
+        shift: float = 0.0,
     ) -> Take:
-        """Make a take longer at its end; the video freezes on its last frame.
+        """Make a take longer at its end; where the video has ended it stands still. The rest is as in remake.
 
         ``SettingError`` if ``seconds`` is not positive, or the take would be too long.
         """
-        length = take.seconds + seconds
+        before = take.model_seconds
+        length = before + seconds
         if not seconds > 0 or length > MAX_VIDEO_SECONDS:
             raise SettingError(f"A take may last {MAX_VIDEO_SECONDS:.0f} s at most.")
-        with MediaFile(clip.source) as source:
-            audio = self._edit(source, take, [(0.0, take.seconds)], length, seed, decode, progress)
-            again = (take.seconds, length)
-            return self._take(clip, source, audio, f"{seconds:g} s longer", progress, again, take.own)
+        edited = self._edit(clip, take, [(0.0, before)], length, seed, decode, progress, timing, shift)
+        return replace(edited, title=f"{seconds:g} s longer", again=(before, length))
 
     def place(
-        self, clip: Clip, sound: NDArray[np.float32], title: str, progress: StageProgress | None = None
+        self, clip: Clip, heard: NDArray[np.float32], title: str, progress: StageProgress | None = None
     ) -> Take:
-        """Make a take of an existing waveform [S], cut or padded with silence to the length of the clip.
+        """Make a take of an existing waveform [C,S] at 48 kHz, whose level stays as it is.
 
-        Its level stays as it is.
+        The model can go on from it, and tell how well it fits, if it is no longer than a clip may be.
         """
+        seconds = heard.shape[1] / RATE
+        if seconds > MAX_VIDEO_SECONDS:
+            return Take(title, heard, None, None, own=True)
+        length = max(1, round(seconds * SAMPLE_RATE))
+        sound = resampled(heard.mean(0, dtype=np.float32)[None], RATE, SAMPLE_RATE, length)[0]
         with MediaFile(clip.source) as source:
             once = self._one_step()  # every token is known
-            audio = self._generate_keeping(source, sound, [WHOLE], clip.seconds, 0, once, progress)
-            audio = replace(audio, waveform=audio.raw, gain_db=0.0, made_with={})
-            return self._take(clip, source, audio, title, progress, own=True)
+            audio = self._generate_keeping(
+                source,
+                sound,
+                [WHOLE],
+                length / SAMPLE_RATE,
+                0,
+                once,
+                progress,
+                NONE,
+                self._features.get(clip.source),
+            )
+        audio = replace(audio, waveform=audio.raw, gain_db=0.0, made_with={})
+        return self._take(audio, heard, title, progress, own=True)
+
+    def timing(self, choice: str, curve: Mapping[str, Any] | None, seconds: float) -> TimingCurve | str:
+        """What the settings and the curve of an arrangement tell the model for the first ``seconds``.
+
+        ``SettingError`` for a choice that this model cannot follow, or a curve without any points.
+        """
+        if choice == NONE:
+            return NONE
+        if not self.follows_curves or (choice == MOTION and not self.follows_motion):
+            raise SettingError(
+                "This model decides by itself when something happens: it was not trained to follow "
+                + ("the motion of a film." if choice == MOTION else "a curve.")
+            )
+        if choice == MOTION:
+            return MOTION
+        hits, levels = (curve or {}).get("events", []), (curve or {}).get("level", [])
+        if not hits and not levels:
+            raise SettingError("There is no curve yet: put events or a level on the timeline first.")
+        num_frames = samples_to_frames(round(seconds * SAMPLE_RATE))
+        level = onset = None
+        if hits:
+            times, strengths = zip(*hits, strict=True)
+            onset = bumps(times, num_frames, strengths)
+        if levels:
+            times, values = zip(*levels, strict=True)
+            level = level_units(np.interp((np.arange(num_frames) + 0.5) / FRAME_RATE, times, values))
+        return TimingCurve(onset, level)
 
     def _edit(
         self,
-        source: MediaFile,
+        clip: Clip,
         take: Take,
         keep: Sequence[Span],
         seconds: float,
         seed: int,
         decode: DecodeConfig,
         progress: StageProgress | None,
-    ) -> Audio:
+        timing: TimingCurve | str,
+        shift: float,
+    ) -> Take:
         """The sound of a take made anew outside of ``keep``, with its gain; within, it stays bit-equal."""
-        audio = self._generate_keeping(source, take.raw, keep, seconds, seed, decode, progress)
-        heard = original_in_memory(take.waveform)
-        waveform = finish_sound(audio.raw, seconds, Finish(), heard, keep, take.gain).waveform
+        assert take.raw is not None and take.waveform is not None
+        # 1. What the model sees and is told while it makes it.
+        features = self._features.get(clip.source)
+        frames = 0 if clip.kind == "image" else round(shift * self.pipeline.config.model.fps)
+        if frames:
+            features = _shifted(self._features_of(clip), frames)
+            if timing == MOTION:
+                timing = self._motion(clip, shift, seconds)
+
+        # 2. Its own sound, then what is heard of it at both rates.
+        with MediaFile(clip.source) as source:
+            audio = self._generate_keeping(
+                source, take.raw, keep, seconds, seed, decode, progress, timing, features
+            )
+        before = original_in_memory(take.waveform)
+        waveform = finish_sound(audio.raw, seconds, Finish(), before, keep, take.gain).waveform
+        heard = finish_sound(
+            audio.raw, seconds, Finish(rate=RATE, channels=len(take.heard)), _heard(take), keep, take.gain
+        ).waveform
         made_with = {name: audio.made_with[name] for name in SAID_OF_EDITS if name in audio.made_with}
-        return replace(
+        audio = replace(
             audio,
             waveform=waveform,
             raw=waveform if take.own else audio.raw,
             gain_db=take.gain,
             made_with=made_with if take.own else made_with | {"gain_db": take.gain},
         )
+        return self._take(audio, heard, "", progress, take.own)
+
+    def _motion(self, clip: Clip, shift: float, seconds: float) -> TimingCurve | str:
+        """The curve of a film's motion for a take that lies ``shift`` seconds after its start."""
+        assert self.pipeline.predictor is not None
+        skipped = max(0, round(shift * FRAME_RATE))
+        num_frames = samples_to_frames(round(seconds * SAMPLE_RATE))
+        with MediaFile(clip.source) as source:
+            curve = self.pipeline.predictor.curve(read_motion(source), skipped + num_frames)
+        if shift > 0:
+            return curve.cut(skipped, skipped + num_frames)
+        parts = (
+            None
+            if values is None
+            else np.pad(values, (-round(shift * FRAME_RATE), 0), mode="edge")[:num_frames]
+            for values in (curve.onset, curve.level)
+        )
+        return TimingCurve(*parts)
 
     def _generate_keeping(
         self,
@@ -233,6 +356,8 @@ class TakeMaker:
         seed: int,
         decode: DecodeConfig,
         progress: StageProgress | None,
+        timing: TimingCurve | str,
+        features: Tensor | None,
     ) -> Audio:
         """Generate ``seconds`` of sound, at its own level, of which ``keep`` are spans of a waveform."""
         return next(
@@ -241,9 +366,10 @@ class TakeMaker:
                 1,
                 seed=seed,
                 decode=decode,
+                timing=timing,
                 keep=keep,
                 sound=sound,
-                features=self._features.get(source.path),
+                features=features,
                 seconds=seconds,
                 finish=Finish(loudness=None),
                 progress=progress,
@@ -252,35 +378,27 @@ class TakeMaker:
 
     def _take(
         self,
-        clip: Clip,
-        source: MediaFile,
         audio: Audio,
+        heard: NDArray[np.float32],
         title: str,
         progress: StageProgress | None,
-        again: Span | None = None,
         own: bool = False,
     ) -> Take:
-        """Write the files of a take; ``source`` is the open source of the clip."""
+        """A take of a sound, and of what is heard of it: [S] or [C,S] at 48 kHz."""
         if progress is not None:
             progress("codec", 0, 1)
-        take = Take(
-            secrets.token_urlsafe(16),
-            clip.folder,
+        return Take(
             title,
+            np.atleast_2d(heard),
             audio.waveform,
             audio.raw,
             own,
             audio.gain_db,
             self._score(audio),
             audio.timings,
-            again,
+            None,
+            audio.made_with,
         )
-        # The sound alone, the video with it, and its spectrogram.
-        audio.save(take.sound)
-        with as_media_file(_video_of(clip, source, take.seconds)) as picture:
-            picture.mux(take.waveform, SAMPLE_RATE, take.video, tags=audio.tags)
-        Image.fromarray(mel_image(take.waveform)).save(take.mel)
-        return take
 
     def _score(self, audio: Audio) -> float | None:
         assert audio.tokens is not None and audio.features is not None
@@ -291,14 +409,17 @@ class TakeMaker:
         return float(audio_video_similarity(network, audio.tokens[None], audio.features)[0])
 
 
-def _video_of(clip: Clip, source: MediaFile, seconds: float) -> Path | MediaFile:
-    """The video of the clip, frozen at its end if it is shorter than ``seconds``."""
-    if seconds <= clip.seconds + 0.5 / SAMPLE_RATE:
-        return source if clip.source == clip.picture else clip.picture
-    path = clip.folder / f"picture_{round(seconds * SAMPLE_RATE)}.mp4"
-    if not path.exists():
-        for other in clip.folder.glob("picture_*.mp4"):  # its takes have it inside their own files
-            other.unlink()
-        fps = PHOTO_FPS if clip.kind == "image" else source.times.fps
-        write_picture(source, path, seconds, fps)
-    return path
+def _heard(take: Take) -> Original:
+    """What is heard of a take as the sound that was there before; silence after its end."""
+
+    def read(seconds: float, rate: int, _: str | None) -> NDArray[np.float32]:
+        return resampled(take.heard, RATE, rate, round(seconds * rate))
+
+    return Original(RATE, layout(len(take.heard)), read)
+
+
+def _shifted(features: Tensor, frames: int) -> Tensor:
+    """Features [F,dim] from frame ``frames`` on; before the first one and after the last they stand still."""
+    count = max(1, len(features) - frames)
+    rows = (torch.arange(count, device=features.device) + frames).clamp(0, len(features) - 1)
+    return features[rows]

@@ -1,0 +1,466 @@
+"""A project: a folder with a clip, sounds, and a document that says what was done with them (docs/studio.md).
+
+Nothing that was told is lost: a sound is on the disk before the document names it, and the document before
+anybody is told. What cannot be written changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vab.config import SAMPLE_RATE
+from vab.errors import first_line
+from vab.inference.html_report import mel_image
+from vab.media.filters import resampled
+from vab.studio import arrangement as arrangements
+from vab.studio.arrangement import Arrangement
+from vab.studio.mix import RATE, read_sound, write_sound
+from vab.studio.queue import Cancelled, Job, UserError
+from vab.studio.takes import Take
+from vab.studio.uploads import Clip
+from vab.utils.files import atomic, read_json, sync_folder, temporary_folder, write_whole
+from vab.utils.locks import LockedError, exclusive
+
+FORMAT, VERSION = "vab project", 1
+DOCUMENT = "project.json"
+LOCK = "lock"
+SOUNDS, EXPORTS = "sounds", "exports"
+MAX_STEPS = 100  # of the history
+MAX_SLUG = 40  # characters of a project's name in that of its folder
+FILES = ("wav", "npz", "png")  # of a sound
+_ID = re.compile(r"[0-9a-z]{1,32}")  # of a sound: it is the name of a file
+
+Step = dict[str, Any]
+
+
+class ProjectError(UserError):
+    """A project that cannot be opened; the message is a sentence for the user."""
+
+
+class NoProject(ProjectError):
+    """There is no project of this name."""
+
+
+class DiskError(UserError):
+    """Something that the disk refuses, as a full one does; the message is a sentence, nothing has changed."""
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Turn what the disk refuses into a ``DiskError``."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"This cannot be kept on the disk: {first_line(error)}. Everything is as it was before."
+        ) from error
+
+
+class Project:
+    """An open project. ``document`` is what project.json holds; it is never altered, only replaced.
+
+    So it can be read at any time; ``lock`` is held by those who replace it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the project in ``folder`` for this process alone. ``ProjectError`` if that cannot be."""
+        self.folder = folder
+        self.id = folder.name
+        self.jobs: dict[str, Job] = {}  # the newest of each kind
+        self.answers: dict[str, Any] = {}  # of finished jobs that make no sound, by kind
+        self.lock = threading.RLock()
+        self.is_gone = False
+        self._held = ExitStack()
+        try:
+            self._held.enter_context(exclusive(folder / LOCK, "has this project open"))
+            self.document = read_document(folder)
+        except LockedError as error:
+            raise ProjectError(f"{str(error).capitalize()}.") from None
+        except OSError as error:
+            raise ProjectError(f"This project cannot be opened: {first_line(error)}.") from None
+        except ProjectError:
+            self._held.close()
+            raise
+        self.clip = Clip.of(folder, self.document["clip"])
+
+    def close(self) -> None:
+        """Let others open it."""
+        self._held.close()
+
+    # ---- what it holds
+
+    @property
+    def arrangement(self) -> Arrangement:
+        """The arrangement as it is now."""
+        document = self.document
+        found: Arrangement = document["history"][document["at"]]["arrangement"]
+        return found
+
+    def sound(self, name: str) -> dict[str, Any]:
+        """What the document says of a sound; ``UserError`` if there is none."""
+        try:
+            found: dict[str, Any] = self.document["sounds"][name]
+            return found
+        except KeyError:
+            raise UserError("This sound is not here any more.") from None
+
+    def path(self, name: str, ending: str = "wav") -> Path:
+        """A file of a sound."""
+        return self.folder / SOUNDS / f"{name}.{ending}"
+
+    def take(self, name: str) -> Take:
+        """A sound that the model can go on from; ``UserError`` if it is none, or its files are missing."""
+        about = self.sound(name)
+        if not about["editable"]:
+            raise UserError("The model cannot go on from this sound.")
+        try:
+            with np.load(self.path(name, "npz"), allow_pickle=False) as file:
+                waveform, raw = file["waveform"], file["raw"]
+            heard = read_sound(self.path(name))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self._lacks(name)} ({first_line(error)}).") from None
+        return Take.of(about, heard, waveform, raw)
+
+    def problems(self) -> list[str]:
+        """A sentence for each sound of the arrangement whose file is missing."""
+        names = dict.fromkeys(layer["sound"] for layer in self.arrangement["layers"])
+        return [f"{self._lacks(name)}." for name in names if not self.path(name).is_file()]
+
+    def _lacks(self, name: str) -> str:
+        title = self.document["sounds"][name]["title"]
+        return f"The sound “{title}” cannot be read: put sounds/{name}.wav back, or remove its layer"
+
+    # ---- changes
+
+    def change(
+        self,
+        did: str,
+        how: Callable[[Arrangement], Arrangement],
+        sounds: Mapping[str, Any] | None = None,
+        amended: Step | None = None,
+    ) -> Step:
+        """Add a step to the history: ``how`` makes the new arrangement of that which is there.
+
+        ``sounds``: what the document says of new ones, whose files are written. ``amended``: a step whose
+        place the new one takes, if it is still the current one. Steps that were undone are gone. Returns the
+        step. ``DiskError`` if the disk refuses it.
+        """
+        with self.lock:
+            steps = self.document["history"][: self.document["at"] + 1]
+            step = {"did": did, "arrangement": how(steps[-1]["arrangement"])}
+            if steps[-1] is amended and len(steps) > 1:
+                steps[-1] = step
+            else:
+                steps.append(step)
+            steps = steps[-MAX_STEPS:]
+            everything = {**self.document["sounds"], **(sounds or {})}
+            self._keep({"sounds": everything, "history": steps, "at": len(steps) - 1})
+            return step
+
+    def go(self, at: int) -> None:
+        """Make another step of the history the current one. ``UserError`` if there is none."""
+        with self.lock:
+            if not 0 <= at < len(self.document["history"]):
+                raise UserError("There is no such step.")
+            if at != self.document["at"]:
+                self._keep({"at": at})
+
+    def rename(self, name: str) -> None:
+        """Give the project another name; its folder stays where it is."""
+        if not name:
+            raise UserError("A project needs a name.")
+        with self.lock:
+            self._keep({"name": name})
+
+    def count_try(self, name: str) -> int:
+        """Number of the next try at a sound, undone or not: each has a seed of its own."""
+        with self.lock:
+            about = self.sound(name)
+            tries: int = about["num_tries"] + 1
+            self._keep({"sounds": {**self.document["sounds"], name: about | {"num_tries": tries}}})
+            return tries
+
+    def write_sound(self, take: Take) -> str:
+        """Write the files of a new sound, which no document names yet; its id. ``DiskError``."""
+        name = secrets.token_hex(6)
+        try:
+            with keeping():
+                self.path(name).parent.mkdir(exist_ok=True)
+                write_sound(self.path(name), take.heard)
+                if take.waveform is not None and take.raw is not None:
+                    with atomic(self.path(name, "npz")) as temporary, temporary.open("wb") as file:
+                        np.savez(file, waveform=take.waveform, raw=take.raw)
+                with atomic(self.path(name, "png")) as temporary:
+                    Image.fromarray(mel_image(_as_seen(take))).save(temporary)
+        except BaseException:
+            self.forget_sound(name)
+            raise
+        return name
+
+    def forget_sound(self, name: str) -> None:
+        """Delete the files of a sound that no document names."""
+        for ending in FILES:
+            self.path(name, ending).unlink(missing_ok=True)
+
+    def _keep(self, values: Mapping[str, Any]) -> None:
+        """Write the document with other values, then go by it; sounds that no step refers to go."""
+        if self.is_gone:
+            raise Cancelled
+        document = {**self.document, **values, "id": self.id, "changed": _now()}
+        used = {layer["sound"] for step in document["history"] for layer in step["arrangement"]["layers"]}
+        unused = document["sounds"].keys() - used
+        if unused:
+            kept = {name: about for name, about in document["sounds"].items() if name in used}
+            document = {**document, "sounds": kept}
+        write_document(self.folder, document)
+        self.document = document
+        for name in unused:
+            self.forget_sound(name)
+
+
+class Projects:
+    """The projects in a folder, and those of them that this process has open."""
+
+    def __init__(self, folder: Path) -> None:
+        """``OSError`` if the folder is missing and cannot be made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._open: dict[str, Project] = {}
+        self._lock = threading.Lock()
+        self._known: dict[Path, tuple[object, dict[str, Any]]] = {}  # entries, by what their file was then
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What a list of the projects shows of each, the one that was changed last first.
+
+        One that cannot be read has a ``problem``, a sentence.
+        """
+        folders = [path.parent for path in self.folder.glob(f"*/{DOCUMENT}") if path.parent.name[0] != "."]
+        entries = [self._entry(folder) for folder in folders]
+        return sorted(entries, key=lambda entry: str(entry["changed"]), reverse=True)
+
+    def _entry(self, folder: Path) -> dict[str, Any]:
+        try:
+            status = (folder / DOCUMENT).stat()
+            now = (status.st_mtime_ns, status.st_size, status.st_ino)
+            known = self._known.get(folder)
+            if known is not None and known[0] == now:
+                return known[1]
+            entry = _entry(folder, status.st_mtime)
+        except OSError as error:
+            return _troubled(folder, f"This project cannot be read: {first_line(error)}.", 0)
+        self._known[folder] = (now, entry)
+        return entry
+
+    def open(self, name: str) -> Project:
+        """A project by the name of its folder, opened if it is not. ``NoProject``, ``ProjectError``."""
+        with self._lock:
+            if name not in self._open:
+                self._open[name] = Project(self.path(name))
+            return self._open[name]
+
+    def path(self, name: str) -> Path:
+        """The folder of a project. ``NoProject``."""
+        folder = self.folder / name
+        if Path(name).name != name or name[0] == "." or not (folder / DOCUMENT).exists():
+            raise NoProject("There is no such project; it may have been deleted, or its folder moved.")
+        return folder
+
+    @contextmanager
+    def new_folder(self) -> Iterator[Path]:
+        """An empty folder for a clip that becomes a project, or goes in the end."""
+        with temporary_folder(self.folder / "new") as folder:
+            yield folder
+
+    def create(self, clip: Clip, name: str, settings: Mapping[str, Any]) -> Project:
+        """Make a project of a clip, whose folder is one of ``new_folder``. ``OSError``."""
+        # 1. The document, and everything beside it on the disk.
+        now = _now()
+        name = " ".join(name.split())[: arrangements.MAX_TEXT] or "Untitled"
+        path = self.folder / f"{_slug(name)}-{_random(6)}"
+        step = {"did": "project made", "arrangement": arrangements.empty(settings)}
+        document = {
+            "format": f"{FORMAT} {VERSION}",
+            "id": path.name,
+            "name": name,
+            "created": now,
+            "changed": now,
+            "clip": clip.values,
+            "sounds": {},
+            "history": [step],
+            "at": 0,
+        }
+        for file in clip.folder.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        write_document(clip.folder, document)
+
+        # 2. Its own name: from now on it is there.
+        clip.folder.rename(path)
+        sync_folder(self.folder)
+        return self.open(path.name)
+
+    def delete(self, project: Project) -> None:
+        """Delete a project with all of its files."""
+        with self._lock, project.lock:
+            # First the name, so that there is never half a project.
+            with temporary_folder(project.folder) as folder, keeping():
+                project.folder.rename(folder / "deleted")
+                project.is_gone = True
+            project.close()
+            self._open.pop(project.id, None)
+
+    def close(self) -> None:
+        """Let others open them."""
+        with self._lock:
+            for project in self._open.values():
+                project.close()
+            self._open.clear()
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """The document of a project, as this version has it. ``ProjectError`` says why it cannot be used."""
+    try:
+        document = read_json(folder / DOCUMENT)
+    except ValueError as error:
+        raise ProjectError(_damaged(first_line(error))) from None
+    except OSError as error:
+        raise ProjectError(f"{DOCUMENT} cannot be read: {first_line(error)}.") from None
+    found = re.fullmatch(rf"{FORMAT} (\d{{1,9}})", str(document.get("format")))
+    if found is None:
+        raise ProjectError(_damaged(f'its "format" is not "{FORMAT} {VERSION}"'))
+    if int(found[1]) > VERSION:
+        raise ProjectError(
+            f"This project was made by a newer version of vab (format {found[1]}, and this one reads up to "
+            f"{VERSION}): update vab to open it."
+        )
+    try:
+        _check(document)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise ProjectError(_damaged(what)) from None
+    return document
+
+
+def write_document(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write the document whole or not at all. ``DiskError``."""
+    content = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    with keeping():
+        write_whole(folder / DOCUMENT, content.encode())
+
+
+def _damaged(reason: str) -> str:
+    return f"This project's {DOCUMENT} is damaged: {reason}; put a copy of the file back to open it."
+
+
+def _check(document: Mapping[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError for a document that is not as it is written here."""
+    # 1. What the clip is: names of files have no folders.
+    for name in ("id", "name", "created", "changed"):
+        _is(document[name], str, name)
+    clip = Clip.of(Path(), document["clip"])
+    if clip.kind not in ("video", "image") or Path(clip.upload).name != clip.upload:
+        raise ValueError("its clip is none")
+    for value in (clip.seconds, clip.fps, clip.width, clip.height, *clip.shown):
+        _is(value, (int, float), "a number of its clip")
+
+    # 2. The sounds.
+    for sound, about in document["sounds"].items():
+        if _ID.fullmatch(sound) is None:
+            raise ValueError(f"{sound!r} is no name of a sound")
+        _is(about["title"], str, "a title")
+        _is(about["seconds"], (int, float), "the seconds of a sound")
+        _is(about["num_tries"], int, "num_tries")
+        for name in (
+            "kind",
+            "channels",
+            "editable",
+            "own",
+            "score",
+            "gain_db",
+            "timings",
+            "again",
+            "made_with",
+        ):
+            about[name]
+
+    # 3. The history refers to sounds that there are.
+    steps = document["history"]
+    if not 0 <= document["at"] < len(steps):
+        raise ValueError('"at" is no step of its history')
+    for step in steps:
+        _is(step["did"], str, "did")
+        arrangement = step["arrangement"]
+        arrangements.checked_settings({}, arrangement["settings"])
+        if arrangement["marks"] != arrangements.checked_marks(arrangement["marks"]):
+            raise ValueError("its marks are not in order")
+        arrangements.checked_curve(arrangement["curve"])
+        for layer in arrangement["layers"]:
+            if layer["sound"] not in document["sounds"]:
+                raise ValueError(f"a layer has the sound {layer['sound']!r}, which is not in the list")
+            _is(layer["id"], str, "the id of a layer")
+            arrangements.changed(layer, layer, document["sounds"])
+
+
+def _is(value: object, kind: type | tuple[type, ...], name: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is {value!r}")
+
+
+def _entry(folder: Path, modified: float) -> dict[str, Any]:
+    try:
+        document = read_document(folder)
+    except ProjectError as error:
+        return _troubled(folder, str(error), modified)
+    layers = document["history"][document["at"]]["arrangement"]["layers"]
+    return {
+        "id": folder.name,
+        "name": document["name"],
+        "changed": document["changed"],
+        "kind": document["clip"]["kind"],
+        "seconds": document["clip"]["seconds"],
+        "num_layers": len(layers),
+        "poster": True,
+        "problem": None,
+    }
+
+
+def _troubled(folder: Path, problem: str, modified: float) -> dict[str, Any]:
+    changed = datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
+    about = {"kind": None, "seconds": None, "num_layers": 0, "poster": (folder / "poster.jpg").is_file()}
+    return {"id": folder.name, "name": folder.name, "changed": changed, **about, "problem": problem}
+
+
+def _as_seen(take: Take) -> NDArray[np.float32]:
+    """The sound [S] at 16 kHz for its mel spectrogram."""
+    if take.waveform is not None:
+        return take.waveform
+    heard = take.heard.mean(0, keepdims=True)
+    return resampled(heard, RATE, SAMPLE_RATE, max(1, round(heard.shape[1] * SAMPLE_RATE / RATE)))[0]
+
+
+def _slug(name: str) -> str:
+    """A name in small ASCII letters, digits and hyphens."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:MAX_SLUG].strip("-") or "project"
+
+
+def _random(count: int) -> str:
+    return "".join(secrets.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(count))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
