@@ -14,6 +14,7 @@ from typing import Any
 from vab.studio.queue import UserError
 
 MAX_LAYERS = 64
+MAX_NEW_TAKES = 4  # of one request
 MAX_MARKS = 500
 MAX_POINTS = 5000  # of a curve, events and breakpoints each
 MAX_SECONDS = 1e6  # of a time in a request
@@ -175,7 +176,7 @@ def checked_settings(settings: Values, given: object) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise UserError("Settings have names and values.")
     new = dict(settings)
-    integers = {"count": (1, 4), "seed": (0, 2**32 - 1), "steps": (1, 100)}
+    integers = {"count": (1, MAX_NEW_TAKES), "seed": (0, 2**32 - 1), "steps": (1, 100)}
     numbers = {"guidance": (0, 20), "temperature": (0, 100)}
     for name, (low, high) in integers.items():
         if name in given and not (name == "steps" and given[name] is None):

@@ -29,7 +29,7 @@ from vab.media.filters import resampled
 from vab.studio import arrangement as arrangements
 from vab.studio.arrangement import Arrangement
 from vab.studio.mix import RATE, read_sound, write_sound
-from vab.studio.queue import Cancelled, Job, UserError
+from vab.studio.queue import Job, UserError
 from vab.studio.takes import Take
 from vab.studio.uploads import Clip
 from vab.utils.files import atomic, read_json, sync_folder, temporary_folder, write_whole
@@ -41,7 +41,7 @@ LOCK = "lock"
 SOUNDS, EXPORTS = "sounds", "exports"
 MAX_STEPS = 100  # of the history
 MAX_SLUG = 40  # characters of a project's name in that of its folder
-FILES = ("wav", "npz", "png")  # of a sound
+GONE = "There is no such project: it was deleted, or its folder was moved or renamed."
 _ID = re.compile(r"[0-9a-z]{1,32}")  # of a sound: it is the name of a file
 
 Step = dict[str, Any]
@@ -156,19 +156,21 @@ class Project:
         """Add a step to the history: ``how`` makes the new arrangement of that which is there.
 
         ``sounds``: what the document says of new ones, whose files are written. ``amended``: a step whose
-        place the new one takes, if it is still the current one. Steps that were undone are gone. Returns the
-        step. ``DiskError`` if the disk refuses it.
+        place the new one takes, undone or not, if it is still the last one. Else those that were undone are
+        gone. Returns the step. ``DiskError`` if the disk refuses it.
         """
         with self.lock:
-            steps = self.document["history"][: self.document["at"] + 1]
-            step = {"did": did, "arrangement": how(steps[-1]["arrangement"])}
-            if steps[-1] is amended and len(steps) > 1:
-                steps[-1] = step
+            steps, at = list(self.document["history"]), self.document["at"]
+            if amended is not None and steps[-1] is amended:
+                steps.pop()
+                before = amended
             else:
-                steps.append(step)
-            steps = steps[-MAX_STEPS:]
+                before = steps[at]
+                del steps[at + 1 :]
+                at = min(at + 1, MAX_STEPS - 1)
+            step = {"did": did, "arrangement": how(before["arrangement"])}
             everything = {**self.document["sounds"], **(sounds or {})}
-            self._keep({"sounds": everything, "history": steps, "at": len(steps) - 1})
+            self._keep({"sounds": everything, "history": [*steps, step][-MAX_STEPS:], "at": at})
             return step
 
     def go(self, at: int) -> None:
@@ -196,6 +198,7 @@ class Project:
 
     def write_sound(self, take: Take) -> str:
         """Write the files of a new sound, which no document names yet; its id. ``DiskError``."""
+        self._check_folder()
         name = secrets.token_hex(6)
         try:
             with keeping():
@@ -213,13 +216,17 @@ class Project:
 
     def forget_sound(self, name: str) -> None:
         """Delete the files of a sound that no document names."""
-        for ending in FILES:
-            self.path(name, ending).unlink(missing_ok=True)
+        for path in self.path(name).parent.glob(f"{name}.*"):  # with what was computed from it
+            path.unlink(missing_ok=True)
+
+    def _check_folder(self) -> None:
+        """``NoProject`` if the folder is not there any more: writing into it would make another one."""
+        if not (self.folder / DOCUMENT).is_file():
+            raise NoProject(GONE)
 
     def _keep(self, values: Mapping[str, Any]) -> None:
         """Write the document with other values, then go by it; sounds that no step refers to go."""
-        if self.is_gone:
-            raise Cancelled
+        self._check_folder()
         document = {**self.document, **values, "id": self.id, "changed": _now()}
         used = {layer["sound"] for step in document["history"] for layer in step["arrangement"]["layers"]}
         unused = document["sounds"].keys() - used
@@ -268,6 +275,8 @@ class Projects:
     def open(self, name: str) -> Project:
         """A project by the name of its folder, opened if it is not. ``NoProject``, ``ProjectError``."""
         with self._lock:
+            if name in self._open and not (self._open[name].folder / DOCUMENT).exists():
+                self._open.pop(name).close()
             if name not in self._open:
                 self._open[name] = Project(self.path(name))
             return self._open[name]
@@ -276,7 +285,7 @@ class Projects:
         """The folder of a project. ``NoProject``."""
         folder = self.folder / name
         if Path(name).name != name or name[0] == "." or not (folder / DOCUMENT).exists():
-            raise NoProject("There is no such project; it may have been deleted, or its folder moved.")
+            raise NoProject(GONE)
         return folder
 
     @contextmanager
@@ -349,7 +358,7 @@ def read_document(folder: Path) -> dict[str, Any]:
         )
     try:
         _check(document)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UserError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
         raise ProjectError(_damaged(what)) from None
     return document
@@ -405,13 +414,15 @@ def _check(document: Mapping[str, Any]) -> None:
         _is(step["did"], str, "did")
         arrangement = step["arrangement"]
         arrangements.checked_settings({}, arrangement["settings"])
-        if arrangement["marks"] != arrangements.checked_marks(arrangement["marks"]):
-            raise ValueError("its marks are not in order")
+        arrangements.checked_marks(arrangement["marks"])
         arrangements.checked_curve(arrangement["curve"])
         for layer in arrangement["layers"]:
             if layer["sound"] not in document["sounds"]:
                 raise ValueError(f"a layer has the sound {layer['sound']!r}, which is not in the list")
-            _is(layer["id"], str, "the id of a layer")
+            for name in ("id", "name"):
+                _is(layer[name], str, f"the {name} of a layer")
+            for name in arrangements.EDITS:
+                layer[name]
             arrangements.changed(layer, layer, document["sounds"])
 
 

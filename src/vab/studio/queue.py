@@ -1,4 +1,4 @@
-"""Job queue: one thread works for all visitors, one job after another, first come, first served."""
+"""Job queue: one thread works for all projects, one job after another, first come, first served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vab.errors import VABError
+from vab.errors import VABError, first_line
 from vab.utils.progress import StageProgress
 
 State = Literal["waiting", "working", "done", "failed", "cancelled"]
@@ -16,11 +16,11 @@ INTERNAL_ERROR = "This did not work; what it was is in the log of the server. Th
 
 
 class UserError(VABError):
-    """A request that cannot be met; the message is a sentence for the visitor."""
+    """A request that cannot be met; the message is a sentence for the user."""
 
 
 class Cancelled(Exception):
-    """Ends a job that its visitor has cancelled."""
+    """Ends a job that has been cancelled."""
 
 
 @dataclass(eq=False)
@@ -51,7 +51,7 @@ class Job:
 
 
 class JobQueue:
-    """The jobs of all visitors and the thread that runs them."""
+    """The jobs of all projects and the thread that runs them."""
 
     def __init__(self) -> None:
         self._jobs: list[Job] = []  # the first one is being worked on
@@ -102,12 +102,11 @@ class JobQueue:
             # Whatever happens, the thread goes on with the next job.
             except UserError as error:
                 job.error, job.state = str(error), "failed"
-            except Exception:  # one visitor's trouble must not end the others' work
-                if job.cancelled.is_set():  # its files are gone: the visitor left
-                    job.state = "cancelled"
-                else:
-                    logging.getLogger(__name__).exception("a job of the kind %r failed", job.kind)
-                    job.error, job.state = INTERNAL_ERROR, "failed"
+            except OSError as error:  # a full disk, a file that is missing
+                job.error, job.state = f"This could not be done: {first_line(error)}.", "failed"
+            except Exception:  # the trouble of one project must not end the work on others
+                logging.getLogger(__name__).exception("a job of the kind %r failed", job.kind)
+                job.error, job.state = INTERNAL_ERROR, "failed"
 
     def _next(self) -> Iterator[Job]:
         """Yield the first job, which stays in the list while it is worked on, until the queue is closed."""

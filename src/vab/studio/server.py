@@ -32,11 +32,11 @@ from vab.errors import first_line
 from vab.media.container import MediaError
 from vab.media.write import encode_audio
 from vab.studio.analysis import analyse, peaks
-from vab.studio.arrangement import MAX_LAYERS, MAX_MARKS
-from vab.studio.project import EXPORTS, NoProject, Project
+from vab.studio.arrangement import MAX_LAYERS, MAX_MARKS, MAX_NEW_TAKES
+from vab.studio.export import exported
+from vab.studio.project import NoProject, Project
 from vab.studio.queue import UserError
 from vab.studio.service import StudioService
-from vab.studio.takes import MAX_NEW_TAKES
 from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, UploadError, prepare, prepare_sound
 from vab.utils.files import json_object
 from vab.web import HEADERS as COMMON
@@ -95,7 +95,7 @@ def make_app(service: StudioService, model: str, local: bool = True, link: str |
             Route(f"{project}/{{name}}", endpoints.picture),
         ],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=Guard(local, link))],
-        exception_handlers={UserError: _refused, UploadError: _refused},
+        exception_handlers={UserError: _refused, UploadError: _refused, MediaError: _refused, OSError: _full},
         lifespan=lifespan,
     )
 
@@ -230,10 +230,7 @@ class Endpoints:
         """Receive a file and use it in a thread, while the user waits; the state of the project then."""
         if _number(request.headers.get("content-length") or "0") > MAX_UPLOAD_BYTES:
             return _error(_too_large(), 413)
-        try:
-            project = await self._received(request, use)
-        except OSError as error:
-            return _error(f"This server cannot keep it just now: {first_line(error)}.", 507)
+        project = await self._received(request, use)
         return JSONResponse(await run_in_threadpool(self.service.state, project))
 
     async def _received(self, request: Request, use: Callable[[Path, Callable[[], bool]], T]) -> T:
@@ -307,10 +304,7 @@ class Endpoints:
                 raise UserError(job.error or "Cancelled.")
             return job.result
 
-        try:
-            return JSONResponse({"hits": await self._received(request, search)})
-        except OSError as error:
-            return _error(f"This server cannot keep it just now: {first_line(error)}.", 507)
+        return JSONResponse({"hits": await self._received(request, search)})
 
     def analysis(self, request: Request) -> Response:
         """Cuts of the clip, onsets of its motion and of the sounds."""
@@ -332,10 +326,10 @@ class Endpoints:
     def exported(self, request: Request) -> Response:
         """A file that was exported."""
         project, name = self.project_of(request), request.path_params["name"]
-        folder = project.folder / EXPORTS
-        if name[0] == "." or not folder.is_dir() or not any(path.name == name for path in folder.iterdir()):
-            return _error("There is no such file.", 404)
-        return FileResponse(folder / name, filename=name)
+        for path in exported(project.folder):
+            if path.name == name:
+                return FileResponse(path, filename=name)
+        return _error("There is no such file.", 404)
 
     def picture(self, request: Request) -> Response:
         """The picture of the clip, or its poster, which is shown of a project that cannot be opened too."""
@@ -357,6 +351,11 @@ async def _refused(request: Request, error: Exception) -> Response:
     """What cannot be done, in a sentence."""
     status = 404 if isinstance(error, NoProject) else 422 if isinstance(error, UploadError) else 409
     return _error(str(error), status)
+
+
+async def _full(request: Request, error: Exception) -> Response:
+    """What the disk refuses."""
+    return _error(f"This server cannot keep it just now: {first_line(error)}.", 507)
 
 
 def _number(digits: str) -> float:

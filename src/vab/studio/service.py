@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,12 @@ from vab.models.hub import ModelError
 from vab.sampling.parallel import decode_settings
 from vab.studio import arrangement as arrangements
 from vab.studio import export as exports
-from vab.studio.arrangement import MAX_SECONDS, Arrangement, Values, integer, number, text
+from vab.studio.arrangement import MAX_NEW_TAKES, MAX_SECONDS, Arrangement, Values, integer, number, text
 from vab.studio.library_view import LibraryView
 from vab.studio.mix import RATE, read_sound
-from vab.studio.project import EXPORTS, Project, Projects, Step
+from vab.studio.project import Project, Projects, Step, keeping
 from vab.studio.queue import Job, JobQueue, UserError
-from vab.studio.takes import MAX_NEW_TAKES, Take, TakeMaker
+from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, prepare_sound
 from vab.timing.curve import TimingCurve
 from vab.utils.progress import StageProgress
@@ -452,10 +453,23 @@ class StudioService:
     def export(self, project: Project, values: Values) -> None:
         """Write the film, the mix, the stems or the markers into the folder of exports."""
         what = text(values, "what")
-        given = {name: values[name] for name in ("format", "channels", "loudness", "name") if name in values}
+        given: dict[str, Any] = {}
+        for name in ("format", "name", "past_end"):
+            if values.get(name) is not None:
+                given[name] = text(values, name)
+        if values.get("channels") is not None:
+            given["channels"] = integer(values, "channels", 1, 2)
+        if values.get("loudness") is not None:
+            given["loudness"] = number(values, "loudness", -60, 0)
 
         def work(progress: StageProgress) -> None:
-            exports.export(project.folder, project.document, what, **given, progress=progress)
+            try:
+                with keeping():
+                    made = exports.export(project.folder, project.document, what, **given, progress=progress)
+            except (SettingError, MediaError) as error:
+                raise UserError(str(error)) from None
+            answer = {"files": [path.name for path in made.files], "notes": made.notes}
+            project.answers["export"] = answer
 
         self._start(project, "export", work)
 
@@ -550,8 +564,7 @@ def _shown(about: Values, name: str) -> dict[str, Any]:
 
 def _exported(project: Project) -> list[dict[str, Any]]:
     """The files that were exported last."""
-    folder = project.folder / EXPORTS
-    files = sorted(path for path in folder.glob("*") if path.name[0] != ".") if folder.is_dir() else []
+    files = exports.exported(project.folder)
     return [
         {"name": path.name, "bytes": path.stat().st_size, "url": f"exports/{path.name}"} for path in files
     ]

@@ -36,7 +36,6 @@ from vab.timing.motion import read_motion
 from vab.timing.sources import MOTION, NONE
 from vab.utils.progress import StageProgress
 
-MAX_NEW_TAKES = 4  # of one request
 SAID_OF_EDITS = ("generated", "version", "model", "fingerprint", "precision", "bfloat16_gain")  # in their tag
 MAX_LOOKED_AT = 50  # videos whose features are kept, at most 60 s of each
 WHOLE: Span = (0.0, math.inf)
