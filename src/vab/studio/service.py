@@ -566,7 +566,8 @@ def _exported(project: Project) -> list[dict[str, Any]]:
     """The files that were exported last."""
     files = exports.exported(project.folder)
     return [
-        {"name": path.name, "bytes": path.stat().st_size, "url": f"exports/{path.name}"} for path in files
+        {"name": path.name, "bytes": path.stat().st_size, "url": f"exports/{quote(path.name)}"}
+        for path in files
     ]
 
 
