@@ -1,13 +1,13 @@
-"""The studio without its page: uploads, takes, the queue, sessions, and what the server lets through."""
+"""The studio without its pages: takes, verbs, the queue, and what the server lets through."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
-import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,11 +23,10 @@ from urllib.parse import urlsplit
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
-from helpers.disk import files_of_at_most
 from helpers.tiny import write_model, write_video
 from vab.cli import main
+from vab.errors import SettingError
 from vab.inference.embedder import Embedder
 from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import FADE
@@ -37,14 +34,14 @@ from vab.library.library import Library
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
 from vab.media.loudness import measure
-from vab.media.reader import probe, read_audio, write_wav
-from vab.studio import takes, uploads
+from vab.media.reader import write_wav
+from vab.studio import takes
 from vab.studio.library_view import LibraryView
-from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, UserError
+from vab.studio.project import Project, Projects
+from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue
 from vab.studio.service import StudioService
-from vab.studio.sessions import SessionStore
 from vab.studio.takes import Take, TakeMaker
-from vab.studio.uploads import Clip, UploadError, make_clip, prepare
+from vab.studio.uploads import Clip, UploadError, make_clip
 from vab.utils.progress import StageProgress
 from vab.web import listen
 
@@ -52,6 +49,7 @@ pytest.importorskip("lancedb", reason="no library: pip install 'vab[search]'")
 server = pytest.importorskip("vab.studio.server", reason="no web server: pip install 'vab[studio]'")
 make_app = server.make_app
 
+STUDIO = [sys.executable, "-m", "vab", "studio", "--port", "0"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 
 
@@ -67,8 +65,25 @@ def maker(model: Path) -> TakeMaker:
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Clip:
-    (tmp_path / "clip").mkdir()
-    return make_clip(write_video(tmp_path / "a.mkv", 30, 10), tmp_path / "clip")
+    return new_clip(tmp_path / "clip", write_video(tmp_path / "a.mkv", 30, 10))
+
+
+def new_clip(folder: Path, film: Path) -> Clip:
+    """The clip of a project in ``folder``, made without a process of its own."""
+    folder.mkdir(exist_ok=True)
+    upload = shutil.copy(film, folder / f"upload{film.suffix}")
+    return replace(make_clip(upload, folder), upload=upload.name, name=film.name)
+
+
+def write_frames(path: Path, frames: list[np.ndarray], fps: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=fps)
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "bgr0"
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture.reformat(format="bgr0")))
+        container.mux(stream.encode(None))
 
 
 @pytest.fixture
@@ -76,90 +91,17 @@ def take(maker: TakeMaker, clip: Clip) -> Take:
     return next(maker.new(clip, 1, 0, maker.pipeline.config.decode))
 
 
-def test_an_upload_becomes_a_picture_a_browser_plays(tmp_path: Path) -> None:
-    clip = prepare(write_video(tmp_path / "../x; rm.mkv", 20, 10), tmp_path)
-    assert (clip.kind, clip.seconds, clip.width, clip.height, clip.has_sound) == ("video", 2.0, 64, 48, True)
-    assert len(clip.sound()) == 32000 and np.abs(clip.sound()).max() > 0.1
-    with av.open(str(clip.picture)) as container:
-        assert container.streams.video[0].codec_context.name == "h264"
-        assert not container.streams.audio
-    Image.new("RGB", (3000, 1000), "red").save(tmp_path / "a.png")
-    photo = prepare(tmp_path / "a.png", tmp_path)
-    assert (photo.kind, photo.seconds, photo.width, photo.height) == ("image", 10.0, 1280, 427)
-    assert probe(photo.source).kind == "image" and probe(photo.picture).seconds == 10.0
-
-
-def test_what_cannot_be_used_gets_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    video = write_video(tmp_path / "a.mp4", 20, 10)
-    (tmp_path / "text").write_text("no video")
-    (tmp_path / "half").write_bytes(video.read_bytes()[:900])
-    (tmp_path / "empty").write_bytes(b"")
-    for name in ("text", "half", "empty"):
-        with pytest.raises(UploadError, match=r"^It cannot be used: .*\.$") as caught:
-            prepare(tmp_path / name, tmp_path)
-        assert str(tmp_path) not in str(caught.value)
-    with pytest.raises(UploadError, match="takes too long"):
-        prepare(video, tmp_path, seconds=0.01)
-    with pytest.raises(UploadError, match="Cancelled"):
-        prepare(video, tmp_path, unwanted=lambda: True)
-    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48 - 1)
-    with pytest.raises(UploadError, match="64 x 48 pixels"):
-        make_clip(video, tmp_path)
-    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48)
-    monkeypatch.setattr(uploads, "MAX_VIDEO_SECONDS", 1.9)
-    with pytest.raises(UploadError, match="lasts 2 s"):
-        make_clip(video, tmp_path)
-    monkeypatch.setattr(uploads, "MAX_PHOTO_PIXELS", 99)
-    Image.new("L", (10, 10)).save(tmp_path / "a.png")
-    with pytest.raises(UploadError, match="10 x 10 pixels"):
-        make_clip(tmp_path / "a.png", tmp_path)
-
-
-def test_a_frame_larger_than_the_header_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with av.open(str(tmp_path / "a.mkv"), "w") as container:
-        stream = container.add_stream("mjpeg", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-        for n, size in enumerate([(64, 48), (320, 240)]):
-            picture = io.BytesIO()
-            Image.new("RGB", size, "red").save(picture, "JPEG")
-            packet = av.Packet(picture.getvalue())
-            packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, Fraction(1, 10)
-            container.mux(packet)
-    monkeypatch.setattr(uploads, "MAX_FRAME_PIXELS", 64 * 48)
-    with pytest.raises(UploadError, match="320 x 240 pixels"):
-        make_clip(tmp_path / "a.mkv", tmp_path)
-
-
-def test_a_limit_that_the_system_does_not_have_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_take_is_the_sound_that_generate_makes(
+    maker: TakeMaker, clip: Clip, take: Take, model: Path, tmp_path: Path
 ) -> None:
-    resource = pytest.importorskip("resource", reason="Windows has no such limits")
-    limits = {}
-
-    def limit(kind: int, values: tuple[int, int]) -> None:
-        if kind == resource.RLIMIT_AS:
-            raise ValueError("current limit exceeds maximum limit")  # as on a Mac
-        limits[kind] = values
-
-    monkeypatch.setattr(resource, "setrlimit", limit)
-    answer = uploads._answer(write_video(tmp_path / "a.mp4", 10, 10), tmp_path)
-    assert "error" not in answer and answer["seconds"] == 1.0
-    assert limits[resource.RLIMIT_CPU] == (900, 900) and limits[resource.RLIMIT_CORE] == (0, 0)
-
-
-def test_a_take_is_the_sound_that_generate_makes(maker: TakeMaker, clip: Clip, take: Take) -> None:
-    assert np.array_equal(take.waveform, maker.pipeline.generate(clip.picture).waveform)
+    assert np.array_equal(take.waveform, maker.pipeline.generate(clip.source).waveform)
+    same = maker.pipeline.generate(clip.source, rate=48_000)
+    assert np.array_equal(take.heard, same.waveform[None]) and take.seconds == 3.0
     assert take.score is not None and -1 <= take.score <= 1
     assert {"features", "sampling", "codec"} <= set(take.timings)
-    assert probe(take.video).seconds == pytest.approx(3.0) and probe(take.video).has_audio
-    assert np.abs(read_audio(take.sound) - take.waveform).max() < 1e-4
-    assert take.outline.startswith("M0 ") and Image.open(take.mel).height == 96
     two = list(maker.new(clip, 2, 0, maker.pipeline.config.decode))
     assert np.array_equal(two[0].waveform, take.waveform)
     assert not np.array_equal(two[1].waveform, take.waveform)
-    assert len({take.id for take in two}) == 2
-    take.remove()
-    assert not [path for path in (take.video, take.sound, take.mel) if path.exists()]
 
 
 def test_a_clip_is_looked_at_once(
@@ -175,10 +117,10 @@ def test_a_clip_is_looked_at_once(
     made = next(maker.new(clip, 1, 0, settings))
     assert np.array_equal(made.waveform, take.waveform) and made.score == take.score
     assert made.timings["decode_video"] == made.timings["features"] == 0
-    again = maker.redo(clip, made, (0.0, 1.0), True, 5, settings)
+    again = maker.remake(clip, made, (0.0, 1.0), True, 5, settings)
     assert np.array_equal(again.waveform[16000:], made.waveform[16000:])
-    longer = maker.extend(clip, made, 1.0, 5, settings)
-    assert longer.seconds == 4.0
+    assert maker.remake(clip, made, (0.0, 1.0), True, 5, settings, shift=1.0).seconds == 3.0
+    assert maker.extend(clip, made, 1.0, 5, settings).seconds == 4.0
 
 
 @pytest.mark.parametrize("span", [(1.0, 2.0), (0.0, 0.517), (2.4999, 9.0)])
@@ -187,38 +129,62 @@ def test_what_is_kept_is_bit_equal(
     maker: TakeMaker, clip: Clip, take: Take, span: tuple[float, float], inside: bool
 ) -> None:
     settings = maker.pipeline.config.decode
-    made = maker.redo(clip, take, span, inside, seed=5, decode=settings)
+    made = maker.remake(clip, take, span, inside, seed=5, decode=settings)
     first, last = (round(min(edge, 3.0) * 16000) for edge in span)
-    marked = np.zeros(len(take.waveform), bool)
+    marked = np.zeros(len(take.raw), bool)
     marked[first:last] = True
     new = marked if inside else ~marked
     assert np.array_equal(made.raw[~new].view(np.int32), take.raw[~new].view(np.int32))
+    first48, last48 = (round(min(edge, 3.0) * 48000) for edge in span)
+    inner = np.zeros(take.heard.shape[1], bool)
+    inner[first48:last48] = True
+    heard = ~inner if inside else inner
+    assert np.array_equal(made.heard[:, heard], take.heard[:, heard])
     deep = new.copy()  # past the cross-fade there is nothing of the old take
     for edge in (first, last):
         deep[max(0, edge - FADE) : edge + FADE] = False
     assert np.mean(made.raw[deep] == take.raw[deep]) < 0.1
-    again = maker.redo(clip, take, span, inside, seed=5, decode=settings)
+    again = maker.remake(clip, take, span, inside, seed=5, decode=settings)
     assert np.array_equal(made.waveform, again.waveform)
-    with_another = maker.redo(clip, take, span, inside, seed=6, decode=settings)
+    with_another = maker.remake(clip, take, span, inside, seed=6, decode=settings)
     assert not np.array_equal(made.waveform, with_another.waveform)
 
 
 def test_a_longer_take_begins_with_the_take(maker: TakeMaker, clip: Clip, take: Take) -> None:
     made = maker.extend(clip, take, 1.5, seed=1, decode=maker.pipeline.config.decode)
-    assert len(made.waveform) == 72000 and made.again == (3.0, 4.5)
+    assert len(made.waveform) == 72000 and made.again == (3.0, 4.5) and made.seconds == 4.5
     assert np.array_equal(made.raw[:48000], take.raw)
+    assert np.array_equal(made.heard[:, : 3 * 48000], take.heard)
     assert np.abs(made.waveform[48000 + FADE :]).max() > 0
-    assert probe(made.video).seconds == pytest.approx(4.5)
     for seconds in (0, -1, 58, float("nan")):
-        with pytest.raises(ValueError, match="60 s at most"):
+        with pytest.raises(SettingError, match="60 s at most"):
             maker.extend(clip, take, seconds, seed=1, decode=maker.pipeline.config.decode)
 
 
+def test_a_part_is_made_for_what_is_seen_where_its_layer_lies(maker: TakeMaker, tmp_path: Path) -> None:
+    """Two seconds of blue, then two of red: a take that lies at the third second is made for the red ones."""
+    film = tmp_path / "film.mkv"
+    colours = [(30, 60, 200)] * 20 + [(200, 60, 30)] * 20
+    write_frames(film, [np.full((48, 64, 3), colour, np.uint8) for colour in colours], 10)
+    clip = new_clip(tmp_path / "both", film)
+    write_frames(tmp_path / "red.mkv", [np.full((48, 64, 3), colours[-1], np.uint8)] * 20, 10)
+    red = new_clip(tmp_path / "red", tmp_path / "red.mkv")
+    settings = maker.pipeline.config.decode
+    take = next(maker.new(red, 1, 0, settings))
+    there = maker.remake(clip, take, (0.5, 1.0), True, 5, settings, shift=2.0)
+    alone = maker.remake(red, take, (0.5, 1.0), True, 5, settings)
+    early = maker.remake(clip, take, (0.5, 1.0), True, 5, settings)
+    assert np.array_equal(there.raw, alone.raw)
+    assert not np.array_equal(early.raw, alone.raw)
+
+
 def test_a_sound_that_is_there_can_be_a_take(maker: TakeMaker, clip: Clip) -> None:
-    own = clip.sound()
-    made = maker.place(clip, own[:40000], "as it came")
-    assert np.array_equal(made.waveform[:40000], own[:40000]) and not made.waveform[40000:].any()
-    assert len(made.waveform) == 48000 and made.score is not None
+    own = (0.1 * np.random.default_rng(0).standard_normal((2, 120_000))).clip(-1, 1).astype(np.float32)
+    made = maker.place(clip, own, "as it came")
+    assert np.array_equal(made.heard, own) and made.own and made.score is not None
+    assert len(made.waveform) == 40_000 and np.array_equal(made.raw, made.waveform)
+    longer = maker.place(clip, np.tile(own, (1, 25)), "music")
+    assert longer.raw is None and not longer.about("file")["editable"]
 
 
 def test_what_an_edit_keeps_is_as_loud_as_before(maker: TakeMaker, clip: Clip, take: Take) -> None:
@@ -226,7 +192,7 @@ def test_what_an_edit_keeps_is_as_loud_as_before(maker: TakeMaker, clip: Clip, t
     assert measure(take.waveform, 16_000).loudness == pytest.approx(-23, abs=0.2)
     made = take
     for seed in range(3):
-        again = maker.redo(clip, made, (1.0, 2.0), True, seed, settings)
+        again = maker.remake(clip, made, (1.0, 2.0), True, seed, settings)
         for heard in ("raw", "waveform"):
             before, after = getattr(made, heard), getattr(again, heard)
             assert np.array_equal(after[: 16_000 - 320], before[: 16_000 - 320])
@@ -237,23 +203,24 @@ def test_what_an_edit_keeps_is_as_loud_as_before(maker: TakeMaker, clip: Clip, t
         quiet = np.abs(again.waveform) < 0.3  # the limiter looks 5 ms ahead of a peak
         ratio = np.abs(again.waveform[17_000:31_000]).mean() / np.abs(again.raw[17_000:31_000]).mean()
         assert quiet.mean() > 0.9 and ratio == pytest.approx(10 ** (take.gain / 20), rel=0.05)
+        new = np.abs(again.heard[0, 51_000:93_000]).mean() / np.abs(again.waveform[17_000:31_000]).mean()
+        assert new == pytest.approx(1, rel=0.05)
         made = again
-    with MediaFile(made.video) as file:
-        assert file.made_with is not None and file.made_with["generated"] is True
-        assert np.std(file.audio(0, 3, model_level=True)) == pytest.approx(np.std(made.raw), rel=0.1)
+    assert made.made_with["generated"] is True and made.made_with["gain_db"] == take.gain
 
 
-def test_a_sound_that_was_there_stays_as_loud_as_it_was(maker: TakeMaker, clip: Clip) -> None:
-    own = maker.place(clip, clip.sound(), "as it came")
-    made = maker.redo(clip, own, (1.0, 2.0), True, 0, maker.pipeline.config.decode)
+def test_a_sound_that_was_there_stays_as_loud_and_as_wide_as_it_was(maker: TakeMaker, clip: Clip) -> None:
+    sound = (0.1 * np.random.default_rng(0).standard_normal((2, 144_000))).clip(-1, 1).astype(np.float32)
+    own = maker.place(clip, sound, "as it came")
+    made = maker.remake(clip, own, (1.0, 2.0), True, 0, maker.pipeline.config.decode)
     longer = maker.extend(clip, made, 1.0, 1, maker.pipeline.config.decode)
-    assert np.array_equal(made.waveform[:16_000], clip.sound()[:16_000])
-    assert np.array_equal(longer.waveform[:48_000], made.waveform)
-    with MediaFile(own.sound) as before, MediaFile(made.sound) as after:
-        assert before.made_with is None and after.made_with is not None
+    assert np.array_equal(made.heard[:, :48_000], sound[:, :48_000])
+    assert np.array_equal(made.heard[:, 96_000:], sound[:, 96_000:])
+    assert np.array_equal(longer.heard[:, :144_000], made.heard)
+    assert not own.made_with and made.made_with and made.own
 
 
-def test_spans_that_cannot_be_redone(maker: TakeMaker, clip: Clip, take: Take) -> None:
+def test_spans_that_cannot_be_remade(maker: TakeMaker, clip: Clip, take: Take) -> None:
     settings = replace(maker.pipeline.config.decode, num_steps=1)
     for span, inside in (
         ((1, 1), True),
@@ -262,8 +229,26 @@ def test_spans_that_cannot_be_redone(maker: TakeMaker, clip: Clip, take: Take) -
         ((0, 3), True),
         ((0, 3), False),
     ):
-        with pytest.raises(ValueError, match=r"\.$"):
-            maker.redo(clip, take, span, inside, seed=0, decode=settings)
+        with pytest.raises(SettingError, match=r"\.$"):
+            maker.remake(clip, take, span, inside, seed=0, decode=settings)
+
+
+def test_a_curve_says_when(tmp_path: Path, clip: Clip) -> None:
+    folder = write_model(tmp_path / "timed", timing=True)
+    maker = TakeMaker(VABPipeline.from_pretrained(folder, device="cpu"))
+    settings = maker.pipeline.config.decode
+    curve = {"events": [[0.5, 1.0], [2.0, 0.6]], "level": [[0.0, -20.0], [2.0, 0.0]]}
+    rows = ["seconds,onset,level_db", "0.5,1.0,", "2.0,0.6,", "0.0,,-20", "2.0,,0"]
+    (tmp_path / "curve.csv").write_text("\n".join(rows))
+    told = next(maker.new(clip, 1, 0, settings, timing=maker.timing("curve", curve, 3.0)))
+    same = maker.pipeline.generate(clip.source, timing=str(tmp_path / "curve.csv"))
+    assert np.array_equal(told.waveform, same.waveform)
+    free = next(maker.new(clip, 1, 0, settings, timing=maker.timing("none", curve, 3.0)))
+    assert not np.array_equal(told.waveform, free.waveform)
+    assert maker.follows_curves and not maker.follows_motion
+    for choice, drawn in (("motion", None), ("curve", None), ("curve", {"events": [], "level": []})):
+        with pytest.raises(SettingError, match=r"\.$"):
+            maker.timing(choice, drawn, 3.0)
 
 
 @pytest.fixture
@@ -282,151 +267,338 @@ def library(tmp_path: Path, maker: TakeMaker) -> Path:
 
 
 @pytest.fixture
-def service(maker: TakeMaker, library: Path) -> Iterator[StudioService]:
-    service = StudioService(maker, LibraryView(Library.open(library)))
+def service(maker: TakeMaker, library: Path, tmp_path: Path) -> Iterator[StudioService]:
+    service = StudioService(maker, Projects(tmp_path / "projects"), LibraryView(Library.open(library)))
     yield service
     service.close()
-    assert not service.sessions.folder.exists()
 
 
 @pytest.fixture
-def visitor(service: StudioService) -> Iterator[Callable[[], Any]]:
-    """New browsers, each with cookies of its own."""
+def project(service: StudioService, tmp_path: Path) -> Project:
+    """A project with a clip of two seconds that has sound."""
+    return new_project(service, write_video(tmp_path / "a.mp4", 20, 10))
+
+
+def new_project(service: StudioService, film: Path) -> Project:
+    with service.projects.new_folder() as folder:
+        return service.create(new_clip(folder, film), film.stem)
+
+
+def client_of(service: StudioService, base: str = "http://127.0.0.1:7860", **options: Any) -> Any:
     testclient = pytest.importorskip(
         "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
     )
-    app = make_app(service, "test")
-    yield lambda: testclient.TestClient(app, base_url="http://127.0.0.1:7860")
+    return testclient.TestClient(make_app(service, "test", **options), base_url=base)
 
 
-def finished(client: Any, kind: str = "make") -> Any:
-    """The state once nothing of that kind is under way."""
-    stop = time.monotonic() + 60
-    while True:
-        state = client.get("/state").json()
-        if state["jobs"][kind]["state"] not in ("waiting", "working"):
-            return state
-        assert time.monotonic() < stop
-        time.sleep(0.02)
+class Page:
+    """A page of a project: what it asks for, and waits for."""
+
+    def __init__(self, client: Any, project: str) -> None:
+        self.client = client
+        self.address = f"/projects/{project}"
+
+    def get(self, path: str, **options: Any) -> Any:
+        return self.client.get(f"{self.address}/{path}", **options)
+
+    def ask(self, verb: str, **values: Any) -> Any:
+        """The answer to a verb."""
+        return self.client.post(f"{self.address}/do/{verb}", json=values)
+
+    def do(self, verb: str, **values: Any) -> Any:
+        """The state after a verb that must be accepted, once nothing is under way."""
+        answer = self.ask(verb, **values)
+        assert answer.status_code == 200, answer.json()
+        stop = time.monotonic() + 60
+        while True:
+            state = self.get("state").json()
+            if not any(job["state"] in ("waiting", "working") for job in state["jobs"].values()):
+                return state
+            assert time.monotonic() < stop
+            time.sleep(0.02)
 
 
-def test_a_visit_over_http(visitor: Callable[[], Any], tmp_path: Path) -> None:
-    me, other = visitor(), visitor()
-    assert me.get("/state").json() == {"clip": None, "tracks": [], "jobs": {}, "answers": {}}
-    about = me.get("/about").json()
+def done(project: Project, kind: str = "make") -> Job:
+    """A job, once it has ended."""
+    job = project.jobs[kind]
+    assert job.ended.wait(60)
+    return job
+
+
+def test_work_on_a_project_over_http(service: StudioService, tmp_path: Path) -> None:
+    client = client_of(service)
+    about = client.get("/about").json()
     assert about["defaults"]["steps"] == 4 and about["defaults"]["guidance"] == 3.0 and about["sounds"] == 3
-    assert me.post("/do/make", json={}).status_code == 409
+    assert about["timing"] is False and about["defaults"]["timing"] == "none"
+    bad = client.post("/projects", content=b"nothing")
+    assert bad.status_code == 422 and bad.json()["error"].endswith(".")
+    assert client.get("/projects").json() == [] and not list((tmp_path / "projects").glob("*"))
 
-    bad = me.post("/clip", content=b"nothing")
-    assert bad.status_code == 422 and bad.json()["error"].endswith(".") and not bad.cookies
+    # 1. A film becomes a project.
     video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
-    state = me.post("/clip", content=video).json()
-    assert state["clip"]["sound"] and state["clip"]["seconds"] == 2.0
-    assert me.post("/clip", content=b"nothing").status_code == 422
-    assert me.get("/state").json()["clip"] == state["clip"], "a bad upload took the good one away"
+    state = client.post("/projects", content=video, headers={"file-name": "M%C3%B6we%20eins.mp4"}).json()
+    assert state["clip"]["has_sound"] and state["clip"]["seconds"] == 2.0
+    assert state["project"]["name"] == "Möwe eins" and state["project"]["id"].startswith("mowe-eins-")
+    page = Page(client, state["project"]["id"])
+    assert [entry["id"] for entry in client.get("/projects").json()] == [state["project"]["id"]]
+    for path in ("picture.mp4", "poster.jpg"):
+        assert page.get(path).status_code == 200
+    assert page.get("picture.mp4", headers={"range": "bytes=0-9"}).status_code == 206
 
-    me.post("/do/make", json={"count": 2, "seed": 3})
-    state = finished(me)
-    assert len(state["tracks"]) == 2 and state["jobs"]["make"]["state"] == "done"
-    track = state["tracks"][0]
-    urls = [f"/{track['url']}.{ending}" for ending in ("mp4", "wav", "png", "outline")]
-    for url in (f"/{state['clip']['url']}", *urls):
-        assert me.get(url).status_code == 200
-        assert other.get(url).status_code == 404 and visitor().get(url).status_code == 404
-    assert me.get(urls[0], headers={"range": "bytes=0-9"}).status_code == 206
-    assert other.post("/do/undo", json={"track": track["id"]}).status_code == 409
+    # 2. Takes, of which the first one is heard.
+    state = page.do("make", count=2, seed=3)
+    first, _ = layers = state["arrangement"]["layers"]
+    assert [layer["mute"] for layer in layers] == [False, True] and state["jobs"]["make"]["state"] == "done"
+    assert state["history"] == ["project made", "2 takes made"]
+    assert state["arrangement"]["settings"]["seed"] == 3 and state["can_undo"] == "2 takes made"
+    sound = state["sounds"][first["sound"]]
+    assert sound["kind"] == "take" and sound["seconds"] == 2.0 and sound["made_with"]["seed"] == 3
+    for ending in ("wav", "png", "peaks"):
+        assert page.get(f"{sound['url']}.{ending}").status_code == 200
+    with MediaFile(service.projects.path(page.address[10:]) / f"{sound['url']}.wav") as file:
+        assert file.info.seconds == 2.0 and file.made_with is None
+    third = page.do("make", count=1, seed=9)["arrangement"]["layers"]
+    assert [layer["mute"] for layer in third] == [True, True, False], "takes are alternatives"
 
-    values = {"track": track["id"], "seed": 3}
-    me.post("/do/redo", json=values | {"from": 0.5, "to": 1.0})
-    redone = finished(me)["tracks"][0]
-    assert redone["undo"] == 1 and redone["again"] == [0.5, 1.0]
-    assert me.get(urls[1]).status_code == 200, "what an undo gives back is still there"
-    assert me.post("/do/undo", json=values).json()["tracks"][0] == track
-    assert me.get(f"/{redone['url']}.wav").status_code == 404
-    assert me.post("/do/undo", json=values).json()["error"] == "There is nothing to undo."
-    me.post("/do/extend", json=values | {"seconds": 1})
-    assert finished(me)["tracks"][0]["seconds"] == 3.0
-    me.post("/do/redo", json=values | {"from": 0, "to": 9})
-    assert "Nothing would stay" in finished(me)["jobs"]["make"]["error"]
-    me.post("/do/own")
-    assert finished(me)["tracks"][-1]["title"] == "As it came"
+    # 3. A part remade, the layer stays; undo gives the former sound back.
+    layer = {"layer": first["id"]}
+    remade = page.do("remake", **layer, **{"from": 0.5, "to": 1.0})
+    new = remade["sounds"][remade["arrangement"]["layers"][0]["sound"]]
+    assert new["again"] == [0.5, 1.0] and new["parent"] == first["sound"]
+    assert page.get(f"{sound['url']}.wav").status_code == 200, "what an undo gives back is still there"
+    assert page.do("undo")["arrangement"]["layers"][0]["sound"] == first["sound"]
+    assert page.do("redo")["arrangement"] == remade["arrangement"]
+    longer = page.do("extend", **layer, seconds=1)["arrangement"]["layers"][0]
+    assert longer["stop"] == 3.0 and longer["id"] == first["id"]
+    failed = page.do("remake", **layer, **{"from": 0, "to": 9})
+    assert "Nothing would stay" in failed["jobs"]["make"]["error"]
+    again = page.do("remake", **layer, **{"from": 0.5, "to": 1.0})
+    tries = again["sounds"][again["arrangement"]["layers"][0]["sound"]]["num_tries"]
+    assert tries == 4, "each try has a seed of its own, that which failed too"
 
-    me.post("/do/find", json={"track": track["id"]})
-    hits = finished(me, "find")["answers"]["find"]["hits"]
+    # 4. Its own sound, the library's and the user's are heard beside.
+    state = page.do("own")
+    own = state["arrangement"]["layers"][-1]
+    assert own["name"] == "As it came" and not own["mute"] and state["sounds"][own["sound"]]["own"]
+    state = page.do("find", by=first["id"])
+    hits = state["answers"]["find"]["hits"]
     assert {hit["name"] for hit in hits} == {"low.wav", "high.wav", "film.mp4"}
     assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
-    assert str(tmp_path) not in me.get("/state").text, "a path was told"
+    assert str(tmp_path) not in page.get("state").text, "a path was told"
     low = next(hit for hit in hits if hit["name"] == "low.wav")
-    heard = me.get(f"/library/{low['row']}.wav").content
-    assert len(heard) == 44 + 2 * 40000
-    me.post("/do/place", json={"row": low["row"], "start": 0})
-    placed = finished(me)["tracks"][-1]
-    assert (
-        placed["title"] == "low.wav"
-        and me.get(f"/{placed['url']}.wav").content[44:] == heard[44 : 44 + 64000]
-    )
+    assert len(client.get(f"/library/{low['row']}.wav").content) == 44 + 2 * 40000
+    state = page.do("place", row=low["row"], start=0.5)
+    placed = state["arrangement"]["layers"][-1]
+    assert placed["name"] == "low.wav" and placed["stop"] == 2.0 and not placed["mute"]
+    wav = (tmp_path / "sounds" / "high" / "high.wav").read_bytes()
+    posted = client.post(f"{page.address}/files", content=wav, headers={"file-name": "high.wav"})
+    assert posted.status_code == 200
+    state = page.do("find", by="picture")
+    assert state["arrangement"]["layers"][-1]["name"] == "high"
+    assert state["sounds"][state["arrangement"]["layers"][-1]["sound"]]["kind"] == "file"
+    dropped = client.post(f"{page.address}/find", content=wav).json()
+    assert dropped["hits"][0]["name"] == "high.wav" and dropped["hits"][0]["score"] > 0.9
 
-    me.post("/do/understand", json={"track": placed["id"]})
-    told = finished(me, "understand")["answers"]["understand"]
+    # 5. What the model makes of it.
+    told = page.do("understand", layer=placed["id"])["answers"]["understand"]
     assert set(told["classes"]) == {"video", "audio", "both"} and set(told["places"]) == {"picture", "take"}
     assert {name for name, _ in told["classes"]["both"]} == {"bell", "cat", "dog"}
     assert told["hits"][0]["name"] == "low.wav" and told["hits"][0]["score"] > 0.9
-    assert len(me.get("/map").json()["points"]) == 3
+    assert len(client.get("/map").json()["points"]) == 3
 
-    me.post("/do/understand", json={"track": track["id"]})
-    me.post("/do/undo", json=values)  # the take it looks at may be gone by now
-    job = finished(me, "understand")["jobs"]["understand"]
-    assert job["state"] == "done" or job["error"] == "This take is not here any more."
+    # 6. Exports.
+    state = page.do("export", what="mix", name="a#b")
+    assert state["jobs"]["export"]["state"] == "done", state["jobs"]["export"]
+    [made] = state["exports"]
+    reply = page.get(made["url"])
+    assert len(reply.content) == made["bytes"] and "attachment" in reply.headers["content-disposition"]
+    assert "one of" in page.do("export", what="nothing")["jobs"]["export"]["error"]
 
-    state = me.post("/do/remove", json={"track": placed["id"]}).json()
-    assert placed["id"] not in [track["id"] for track in state["tracks"]]
-    assert me.post("/do/clear").json()["clip"] is None and me.get(urls[1]).status_code == 404
+    assert page.ask("delete").json() == {} and page.get("state").status_code == 404
+    assert client.get("/projects").json() == [] and not list((tmp_path / "projects").glob("*"))
 
 
-def test_what_the_server_lets_through(visitor: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    me = visitor()
-    page = me.get("/")
-    assert "script-src 'self'" in page.headers["content-security-policy"] and "http" not in page.text
-    paths = ("/service.py", "/../pyproject.toml", "/takes/..%2F..%2Fa.wav", "/clips/x.mp4")
-    paths += tuple(
+def test_every_change_can_be_undone(service: StudioService, project: Project) -> None:
+    page = Page(client_of(service), project.id)
+    page.do("make", count=2, seed=0)
+    layers = page.do("own")["arrangement"]["layers"]
+    name, sound = layers[0]["id"], layers[0]["sound"]
+    seen = [page.get("state").json()]
+    for verb, values in (
+        ("layer", {"layer": name, "offset": -0.5, "gain_db": -6.0, "name": "Bell  rings"}),
+        ("layer", {"layer": name, "start": 0.25, "stop": 1.5, "fade_in": 0.1, "fade_out": 9.0}),
+        ("layer", {"layer": name, "mute": True, "solo": True}),
+        ("layer", {"layer": layers[1]["id"], "sound": layers[2]["sound"]}),
+        ("add", {"sound": sound, "offset": 1.0, "mute": True}),
+        ("remove", {"layer": name}),
+        ("set", {"marks": [{"time": 1.5, "label": "late"}, {"id": "m", "time": 0.5, "label": "hit"}]}),
+        ("set", {"curve": {"events": [[0.5, 1.0]], "level": [[0.0, -45.0], [1.0, 0.0]]}}),
+        ("set", {"settings": {"seed": 7, "timing": "curve"}}),
+        ("order", {"layers": None}),
+    ):
+        if verb == "order":
+            values["layers"] = [layer["id"] for layer in reversed(seen[-1]["arrangement"]["layers"])]
+        seen.append(page.do(verb, **values))
+        assert len(seen[-1]["history"]) == len(seen[-2]["history"]) + 1, (verb, values)
+        assert seen[-1]["arrangement"] != seen[-2]["arrangement"]
+    moved, trimmed, muted, exchanged, added, removed, marked, drawn, chosen, _ = (
+        state["arrangement"] for state in seen[1:]
+    )
+    assert moved["layers"][0]["name"] == "Bell rings" and moved["layers"][0]["offset"] == -0.5
+    assert trimmed["layers"][0]["fade_out"] == 1.25, "a fade is no longer than its part"
+    assert muted["layers"][0]["solo"] and exchanged["layers"][1]["sound"] == layers[2]["sound"]
+    assert added["layers"][-1]["sound"] == sound and added["layers"][-1]["offset"] == 1.0
+    assert name not in [layer["id"] for layer in removed["layers"]]
+    assert [mark["label"] for mark in marked["marks"]] == ["hit", "late"] and marked["marks"][0]["id"] == "m"
+    assert drawn["curve"]["level"] == [[0.0, -45.0], [1.0, 0.0]] and chosen["settings"]["seed"] == 7
+
+    # Back to the beginning and forth again, step by step and at once.
+    for state in reversed(seen[:-1]):
+        assert page.do("undo")["arrangement"] == state["arrangement"]
+    for state in seen[1:]:
+        assert page.do("redo")["arrangement"] == state["arrangement"]
+    assert "nothing to redo" in page.ask("redo").json()["error"]
+    assert page.do("go", at=0)["arrangement"]["layers"] == []
+    assert "nothing to undo" in page.ask("undo").json()["error"]
+    assert page.do("go", at=seen[0]["at"])["arrangement"] == seen[0]["arrangement"]
+    # A change drops what was undone, and nothing changes if nothing does.
+    last = page.do("layer", layer=name, gain_db=-1.0)
+    assert last["can_redo"] is None and len(last["history"]) == len(seen[0]["history"]) + 1
+    assert page.do("layer", layer=name, gain_db=-1.0)["history"] == last["history"]
+    assert page.do("rename", name=" A  dog ")["project"]["name"] == "A dog"
+
+
+def test_values_that_make_no_sense(service: StudioService, tmp_path: Path) -> None:
+    project = new_project(service, write_video(tmp_path / "a.mp4", 10, 10, sound=False))
+    client = client_of(service)
+    page = Page(client, project.id)
+    good = {"count": 1, "seed": 0}
+    layer = page.do("make", **good)["arrangement"]["layers"][0]["id"]
+    before = page.get("state").json()
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("make", good | values)
+        for values in (
+            {"count": 0},
+            {"count": 5},
+            {"count": 1.5},
+            {"count": "1"},
+            {"count": True},
+            {"seed": -1},
+            {"seed": 2**32},
+            {"steps": 0},
+            {"steps": 10**400},
+            {"guidance": 1e9},
+            {"temperature": -1},
+            {"guidance": None},
+            {"timing": "motion"},
+            {"timing": "curve"},
+            {"timing": "later"},
+        )
+    ]
+    wrong += [
+        ("layer", {"layer": layer} | values)
+        for values in (
+            {"offset": "1"},
+            {"offset": 1e9},
+            {"start": -1},
+            {"start": 1.0},
+            {"stop": 0},
+            {"gain_db": 99},
+            {"mute": 1},
+            {"name": 3},
+            {"name": "a" * 300},
+            {"sound": "nothing"},
+            {"sound": ["a"]},
+        )
+    ]
+    wrong += [
+        ("layer", {"layer": "nothing"}),
+        ("layer", {}),
+        ("remove", {"layer": None}),
+        ("add", {"sound": None}),
+        ("add", {"sound": []}),
+        ("order", {"layers": [layer, layer]}),
+        ("order", {"layers": {}}),
+        ("set", {"marks": [{"time": -1}]}),
+        ("set", {"marks": [{"time": 1, "id": "a"}, {"time": 2, "id": "a"}]}),
+        ("set", {"marks": {}}),
+        ("set", {"curve": {"events": [[1]]}}),
+        ("set", {"curve": {"events": [[0, 2]]}}),
+        ("set", {"curve": {"level": [[0, 1]]}}),
+        ("set", {"curve": []}),
+        ("set", {"settings": {"steps": 0}}),
+        ("set", {"settings": []}),
+        ("remake", {"layer": layer, "from": "a", "to": 1}),
+        ("extend", {"layer": layer, "seconds": 1000}),
+        ("own", {}),
+        ("place", {"row": 3, "start": 0}),
+        ("find", {"by": "nothing"}),
+        ("understand", {"layer": "nothing"}),
+        ("export", {"what": 3}),
+        ("export", {"what": "mix", "channels": 3}),
+        ("rename", {"name": ""}),
+        ("go", {"at": 99}),
+    ]
+    for verb, values in wrong:
+        answer = page.ask(verb, **values)
+        assert answer.status_code == 409 and answer.json()["error"].endswith("."), (verb, values, answer.text)
+    for number in ("9" * 5000, "-1", "x", "9" * 30):
+        assert client.get(f"/library/{number}.wav").status_code == 404
+    for body in (b"[1]", b"{", b'{"count": NaN, "seed": 0}', b"[" * 4000, b"\xff"):
+        assert client.post(f"{page.address}/do/make", content=body).status_code in (400, 409), body
+    assert page.ask("close", **good).status_code == 404
+    after = page.get("state").json()
+    assert after["arrangement"] == before["arrangement"] and after["history"] == before["history"]
+    assert set(after["jobs"]) == {"look", "make"} and after["jobs"]["make"]["state"] == "done"
+
+
+def test_what_the_server_lets_through(
+    service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(service)
+    assert "script-src 'self'" in client.get("/about").headers["content-security-policy"]
+    here = f"/projects/{project.id}"
+    paths = ["/service.py", "/../pyproject.toml", "/page/..%2Fserver.py", "/page/nothing.js"]
+    paths += [f"{here}/{end}" for end in ("project.json", "upload.mp4", "lock", "sounds/..%2Fproject.json")]
+    paths += [f"{here}/exports/..%2Fproject.json", f"{here}/exports/.kinds.json", "/projects/..%2F/state"]
+    paths += ["/projects/../state", "/projects/nothing/state", "/projects/.hidden/state"]
+    paths += [
         f"/library/{end}" for end in ("99.wav", "-1.wav", "..%2Fa.wav", "0.wav?start=-1", "0.wav?start=nan")
-    )
+    ]
     for path in paths:
-        assert me.get(path).status_code == 404, path
+        assert client.get(path).status_code == 404, path
     for host in ("evil.example", "evil.example:7860", "[", "127.0.0.1.evil.example"):
-        assert me.get("/", headers={"host": host}).status_code == 403, host
-    assert me.post("/clip", headers={"origin": "http://evil.example"}).status_code == 403
-    assert me.post("/do/make", headers={"origin": "null"}).status_code == 403
-    assert me.post("/do/make", headers={"origin": "http://127.0.0.1:7860"}).status_code == 409
+        assert client.get("/about", headers={"host": host}).status_code == 403, host
+    for path in ("/projects", f"{here}/do/make", f"{here}/files"):
+        for origin in ("http://evil.example", "null"):
+            assert client.post(path, headers={"origin": origin}).status_code == 403
+    undo = f"{here}/do/undo"
+    assert client.post(undo, headers={"origin": "http://127.0.0.1:7860"}).status_code == 409
     monkeypatch.setattr(server, "MAX_UPLOAD_BYTES", 1 << 20)
-    assert me.post("/clip", content=b"0" * (1 << 20 | 1)).status_code == 413
-    streamed = me.post("/clip", content=(b"0" * 65536 for _ in range(17)))
+    assert client.post("/projects", content=b"0" * (1 << 20 | 1)).status_code == 413
+    streamed = client.post("/projects", content=(b"0" * 65536 for _ in range(17)))
     assert streamed.status_code == 422 and "1 MB" in streamed.json()["error"]
-    assert me.post("/do/make", content=b"0" * 5000).status_code == 413
+    monkeypatch.setattr(server, "MAX_REQUEST_BYTES", 4096)
+    assert client.post(f"{here}/do/make", content=b"0" * 5000).status_code == 413
 
 
-def test_behind_a_web_server(service: StudioService, tmp_path: Path) -> None:
-    testclient = pytest.importorskip(
-        "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
-    )
-    app = make_app(service, "test", link="https://Studio.example.org:443")
-    video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
+def test_behind_a_web_server(service: StudioService, project: Project) -> None:
+    undo = f"/projects/{project.id}/do/undo"
     for base in ("https://studio.example.org", "http://127.0.0.1:7860"):  # the name may be handed on or not
-        visitor = testclient.TestClient(app, base_url=base)
-        answer = visitor.post("/clip", content=video, headers={"origin": "https://studio.example.org"})
-        assert answer.status_code == 200 and "secure" in answer.headers["set-cookie"].lower()
+        client = client_of(service, base, link="https://Studio.example.org:443")
+        assert client.post(undo, headers={"origin": "https://studio.example.org"}).status_code == 409
         for origin in ("https://evil.example", "null", ""):
-            assert visitor.post("/do/make", headers={"origin": origin}).status_code == 403
+            assert client.post(undo, headers={"origin": origin}).status_code == 403
         for host in ("evil.example", "studio.example.org:8080", "studio.example.org.evil.example"):
-            assert visitor.get("/", headers={"host": host}).status_code == 403
-        assert visitor.get("/", headers={"host": "studio.example.ORG:443"}).status_code == 200
+            assert client.get("/about", headers={"host": host}).status_code == 403
+        assert client.get("/about", headers={"host": "studio.example.ORG:443"}).status_code == 200
 
 
 def test_whoever_goes_away_is_not_read_on(service: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
     uvicorn = pytest.importorskip("uvicorn", reason="no web server: pip install 'vab[studio]'")
     begun, ended = threading.Event(), threading.Event()
 
-    def read(upload: Path, folder: Path, unwanted: Callable[[], bool]) -> Clip:
+    def read(upload: Path, folder: Path, name: str, unwanted: Callable[[], bool]) -> Clip:
         begun.set()
         while not unwanted():
             time.sleep(0.01)
@@ -438,43 +610,38 @@ def test_whoever_goes_away_is_not_read_on(service: StudioService, monkeypatch: p
     running = uvicorn.Server(uvicorn.Config(make_app(service, "test"), log_level="error"))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()
-    visitor = http.client.HTTPConnection(*place.getsockname())
-    visitor.request("POST", "/clip", b"a film")
+    user = http.client.HTTPConnection(*place.getsockname())
+    user.request("POST", "/projects", b"a film")
     assert begun.wait(10)
     time.sleep(0.2)
     assert not ended.is_set()
-    visitor.close()
+    user.close()
     assert ended.wait(10)
     running.should_exit = True
     thread.join(10)
     assert not thread.is_alive()
 
 
-def test_uploads_that_are_many_or_slow(service: StudioService, monkeypatch: pytest.MonkeyPatch) -> None:
-    testclient = pytest.importorskip(
-        "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
-    )
+def test_uploads_that_are_many_or_slow(
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there: list[int] = []
 
-    def read(upload: Path, folder: Path, unwanted: Callable[[], bool]) -> Clip:
-        there.append(len(list(service.sessions.folder.glob("*/upload"))))
+    def read(upload: Path, folder: Path, name: str, unwanted: Callable[[], bool]) -> Clip:
+        there.append(len(list((tmp_path / "projects").glob(".*/arriving"))))
         time.sleep(0.05)
         raise UploadError("No video.")
 
     monkeypatch.setattr(server, "MAX_UPLOADS", 2)
     monkeypatch.setattr(server, "MAX_READING", 1)
     monkeypatch.setattr(server, "prepare", read)
-    app = make_app(service, "test")
-    with testclient.TestClient(app, base_url="http://127.0.0.1:7860") as me:  # one loop for all requests
+    with client_of(service) as client:  # one loop for all requests
         with ThreadPoolExecutor(6) as pool:
-            answers = list(pool.map(lambda _: me.post("/clip", content=b"a film").status_code, range(6)))
+            posts = [pool.submit(client.post, "/projects", content=b"a film") for _ in range(6)]
+            answers = [post.result().status_code for post in posts]
         assert answers == [422] * 6 and len(there) == 6 and max(there) <= 2
         monkeypatch.setattr(server, "MAX_UPLOAD_SECONDS", 0.0)
-        assert "too long to arrive" in me.post("/clip", content=b"a film").json()["error"]
-        monkeypatch.setattr("vab.studio.sessions.MAX_SESSIONS", 0)
-        monkeypatch.setattr(server, "_receive", None)  # not one byte is taken in
-        refused = me.post("/clip", content=b"a film")
-        assert refused.status_code == 503 and "Too many people" in refused.json()["error"]
+        assert "too long to arrive" in client.post("/projects", content=b"a film").json()["error"]
 
 
 def test_an_upload_that_breaks_off_is_no_error_of_the_server(tmp_path: Path) -> None:
@@ -487,43 +654,25 @@ def test_an_upload_that_breaks_off_is_no_error_of_the_server(tmp_path: Path) -> 
         asyncio.run(server._receive(requests.Request({"type": "http"}, leave), tmp_path / "upload"))
 
 
-def test_two_studios_of_one_machine(service: StudioService, tmp_path: Path) -> None:
-    testclient = pytest.importorskip(
-        "starlette.testclient", reason="no web server: pip install 'vab[studio]'"
-    )
-    video = write_video(tmp_path / "a.mp4", 20, 10).read_bytes()
-    ports = (7860, 7861)
-    visitors = [
-        testclient.TestClient(make_app(service, "test"), base_url=f"http://127.0.0.1:{p}") for p in ports
-    ]
-    cookies = [visitor.post("/clip", content=video).cookies for visitor in visitors]
-    assert len({name for jar in cookies for name in jar}) == 2, "one would take the other's place"
-
-
 def test_a_library_without_sounds(maker: TakeMaker, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     write_video(tmp_path / "films" / "silent.mp4", 20, 10, sound=False)
     embedder = maker.pipeline.embedder
     made = Library.create(tmp_path / "library")
     list(made.add([tmp_path / "films" / "silent.mp4"], embedder.embed_files, embedder.fingerprint()))
-    service = StudioService(maker, LibraryView(Library.open(tmp_path / "library")))
-    (service.sessions.folder / "one").mkdir()
-    session = service.sessions.open()
-    service.sessions.replace_clip(
-        session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), service.sessions.folder / "one")
-    )
-    assert service.library is not None and service.library.points == []
+    view = LibraryView(Library.open(tmp_path / "library"))
+    service = StudioService(maker, Projects(tmp_path / "projects"), view)
+    project = new_project(service, write_video(tmp_path / "a.mp4", 10, 10))
+    assert view.points == []
     for verb in ("find", "understand"):
-        service.verbs[verb](session, {})
-        while session.jobs[verb].active:
-            time.sleep(0.01)
-        assert session.jobs[verb].state == "done", session.jobs[verb].error
-        assert session.answers[verb]["hits"] == []
+        service.verbs[verb](project, {})
+        assert done(project, verb).state == "done", project.jobs[verb].error
+        assert project.answers[verb]["hits"] == []
     service.close()
 
 
 def test_what_is_compared_with_a_library_is_in_its_precision(
-    model: Path, library: Path, clip: Clip, monkeypatch: pytest.MonkeyPatch
+    model: Path, library: Path, clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[StudioService] = []
 
@@ -533,10 +682,11 @@ def test_what_is_compared_with_a_library_is_in_its_precision(
 
     monkeypatch.setattr("vab.studio.service.StudioService", service)
     monkeypatch.setattr("vab.web.serve", lambda app, socket: socket.close())
+    words = f"--model {model} --library {library} --projects {tmp_path / 'projects'} --port 0 --device cpu"
     with pytest.raises(SystemExit) as left:
-        main(f"studio --model {model} --library {library} --port 0 --device cpu --precision bfloat16".split())
+        main(f"studio {words} --precision bfloat16".split())
     assert left.value.code == 0
-    found = served[0]._embedded(clip, None).mean("video")
+    found = served[0]._embedded(clip.source).mean("video")
     of_float32 = Embedder.from_pretrained(model, device="cpu").embed_file(clip.source).mean("video")
     assert np.array_equal(found, of_float32)
     assert served[0].maker.pipeline.chosen.precision == "bfloat16"
@@ -545,12 +695,11 @@ def test_what_is_compared_with_a_library_is_in_its_precision(
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_take_that_is_gone_is_another_thing_than_a_failure(
-    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+def test_a_sound_that_is_gone_is_another_thing_than_a_failure(
+    service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
-    session, folder = service.sessions.open(), service.sessions.folder / "one"
-    folder.mkdir()
-    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
+    service.own(project, {})
+    assert done(project).state == "done"
 
     def embed(embedder: Embedder, path: Path) -> None:
         if gone:
@@ -558,50 +707,8 @@ def test_a_take_that_is_gone_is_another_thing_than_a_failure(
         raise MediaError("out of memory")
 
     monkeypatch.setattr(Embedder, "embed_file", embed)
-    service.find(session, {})
-    while session.jobs["find"].active:
-        time.sleep(0.01)
-    assert session.jobs["find"].error == ("This take is not here any more." if gone else INTERNAL_ERROR)
-
-
-def test_values_that_make_no_sense(visitor: Callable[[], Any], tmp_path: Path) -> None:
-    me = visitor()
-    me.post("/clip", content=write_video(tmp_path / "a.mp4", 10, 10, sound=False).read_bytes())
-    good = {"count": 1, "seed": 0}
-    wrong = ({"count": 0}, {"count": 5}, {"count": 1.5}, {"count": "1"}, {"count": True}, {"seed": -1})
-    wrong += (
-        {"seed": 2**32},
-        {"steps": 0},
-        {"steps": 10**400},
-        {"guidance": 1e9},
-        {"temperature": -1},
-        {"guidance": None},
-    )
-    for values in wrong:
-        answer = me.post("/do/make", json=good | values)
-        assert answer.status_code == 409 and answer.json()["error"].endswith("."), values
-    for number in ("9" * 5000, "-1", "x", "9" * 30):
-        assert me.get(f"/library/{number}.wav").status_code == 404
-    for body in (b"[1]", b"{", b'{"count": NaN, "seed": 0}', b"[" * 4000, b"\xff"):
-        assert me.post("/do/make", content=body).status_code in (400, 409), body
-    assert me.post("/do/close", json=good).status_code == 404
-    assert me.post("/do/own").json()["error"] == "This clip came without sound."
-    assert me.post("/do/place", json={"row": 3, "start": 0}).status_code == 409
-    assert set(me.get("/state").json()["jobs"]) == {"look"}
-
-
-def test_a_disk_without_room_for_an_upload_is_a_sentence(
-    visitor: Callable[[], Any], service: StudioService, tmp_path: Path
-) -> None:
-    me, clip = visitor(), write_video(tmp_path / "a.mp4", 10, 10).read_bytes()
-    with files_of_at_most(1000):
-        answer = me.post("/clip", content=clip)
-    assert answer.json()["error"] == "This server cannot keep it just now: File too large."
-    assert answer.status_code == 507
-    with files_of_at_most(len(clip)):  # room for the upload, not for what is made of it
-        assert "This server cannot keep it just now: " in me.post("/clip", content=clip).json()["error"]
-    assert [path for path in service.sessions.folder.iterdir() if path.is_dir()] == []
-    assert me.post("/clip", content=clip).status_code == 200
+    service.find(project, {"by": project.arrangement["layers"][0]["id"]})
+    assert done(project, "find").error == ("This sound is not here any more." if gone else INTERNAL_ERROR)
 
 
 def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
@@ -643,176 +750,110 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
 @pytest.mark.parametrize("verb", ["make", "own", "place"])
 @pytest.mark.parametrize("stage", ["features", "written"])
 def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
-    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
+    service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
 ) -> None:
-    session, folder = service.sessions.open(), service.sessions.folder / "one"
-    folder.mkdir()
-    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
-    files = set(folder.iterdir())
+    done(project, "look")
+    service.maker._features.clear()
     report, score = Job.report, TakeMaker._score
     stages: set[str] = set()
 
     def cancel_there(job: Job, name: str, done: int, total: int) -> None:
         stages.add(name)
         if name == stage:
-            service.cancel(session, {"kind": "make"})
+            service.cancel(project, {"kind": "make"})
         report(job, name, done, total)
 
     def cancel_late(maker: TakeMaker, audio: Audio) -> float | None:
         if stage == "written":
-            service.cancel(session, {"kind": "make"})
+            service.cancel(project, {"kind": "make"})
         return score(maker, audio)
 
     monkeypatch.setattr(Job, "report", cancel_there)
     monkeypatch.setattr(TakeMaker, "_score", cancel_late)
-    service.verbs[verb](session, {"count": 1, "seed": 0, "row": 0, "start": 0})
-    while session.jobs["make"].active:
-        time.sleep(0.01)
-    assert session.jobs["make"].state == "cancelled" and "features" in stages
-    assert session.tracks == [] and set(folder.iterdir()) == files
+    service.verbs[verb](project, {"count": 1, "seed": 0, "row": 0, "start": 0})
+    assert done(project).state == "cancelled" and "features" in stages
+    assert project.arrangement["layers"] == [] and len(project.document["history"]) == 1
+    assert not list((project.folder / "sounds").glob("*"))
 
 
-def test_sessions_end_with_their_visitors(
-    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_take_that_comes_after_an_undo_joins_the_others(
+    service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sessions = service.sessions
-    stays, leaves, returns = everybody = [sessions.open() for _ in range(3)]
-    folders = [sessions.folder / str(n) for n in range(3)]
-    for session, folder in zip(everybody, folders, strict=True):
-        folder.mkdir()
-        sessions.replace_clip(session, Clip(folder, "video", 1.0, 64, 48, False))
-    assert len({session.id for session in everybody}) == 3 and len(stays.id) > 40
-    monkeypatch.setattr("vab.studio.sessions.LEFT_SECONDS", -1.0)
-    sessions.leave(leaves)
-    sessions.leave(returns)
-    assert sessions.find(returns.id) is returns  # it was only loaded anew
-    sessions.sweep()
-    assert [sessions.find(session.id) for session in everybody] == [stays, None, returns]
-    assert [folder.exists() for folder in folders] == [True, False, True]
-    assert sessions.find(None) is None and sessions.find("") is None
-    monkeypatch.setattr("vab.studio.sessions.MAX_SESSIONS", 3)
-    sessions.open()
-    with pytest.raises(UserError, match="Too many"):
-        sessions.open()
+    change = Project.change
+
+    def undo_then(self: Project, did: str, *rest: Any) -> Any:
+        step = change(self, did, *rest)
+        if did == "1 take made":
+            service.undo(project, {})
+        return step
+
+    monkeypatch.setattr(Project, "change", undo_then)
+    service.make(project, {"count": 2, "seed": 0})
+    assert done(project).state == "done"
+    assert project.arrangement["layers"] == [] and service.state(project)["can_redo"] == "2 takes made"
+    service.redo(project, {})
+    assert len(project.arrangement["layers"]) == 2
 
 
-def test_nothing_goes_while_a_take_is_made_of_it(service: StudioService) -> None:
-    session = service.sessions.open()
-    session.jobs["make"] = Job("make", lambda _: None)
-    for verb in ("undo", "remove"):
-        with pytest.raises(UserError, match="is being made"):
-            service.verbs[verb](session, {"track": "any"})
-
-
-def test_undo_goes_so_far_and_no_farther(
-    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_edit_of_a_layer_that_is_gone_is_a_sentence(
+    service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, folder = service.sessions.open(), service.sessions.folder / "one"
-    folder.mkdir()
-    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
-    monkeypatch.setattr("vab.studio.service.MAX_UNDO_STEPS", 2)
-    service.own(session, {})
-    for step in range(5):
-        while session.jobs["make"].active:
-            time.sleep(0.01)
-        if step < 4:
-            service.extend(session, {"track": session.tracks[0].id, "seconds": 0.5, "seed": 0})
-    takes = session.tracks[0].takes
-    assert [take.seconds for take in takes] == [2.0, 2.5, 3.0]
-    assert {path.stem for path in folder.glob("*.wav")} == {take.id for take in takes}
-    assert len(list(folder.glob("picture_*.mp4"))) == 1
-    service.undo(session, {"track": session.tracks[0].id})
-    assert takes[-1].seconds == 2.5 and takes[-1].video.exists()
+    service.own(project, {})
+    done(project)
+    layer = project.arrangement["layers"][0]["id"]
+    remake = TakeMaker.remake
+
+    def remove_then(*values: Any) -> Take:
+        service.remove(project, {"layer": layer})
+        return remake(*values)
+
+    monkeypatch.setattr(TakeMaker, "remake", remove_then)
+    service.remake(project, {"layer": layer, "from": 0.5, "to": 1.0})
+    assert done(project).error == "This layer is not here any more."
+    assert len(list((project.folder / "sounds").glob("*.wav"))) == 1
 
 
-def test_what_a_killed_server_left_is_deleted(
-    service: StudioService, tmp_path: Path, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in ("vab-studio-dead", "vab-studio-begins", "vab-studio-late", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "picture.mp4").write_text("somebody's")
-        if name in ("vab-studio-dead", "other"):
-            (tmp_path / name / "lock").touch()
-    os.utime(tmp_path / "vab-studio-late", (0, 0))
-    running = SessionStore(service.queue)
-    SessionStore(service.queue).close()
-    left = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert not {"vab-studio-dead", "vab-studio-late"} & left
-    assert {"vab-studio-begins", "other", running.folder.name} <= left
-    running.close()
-
-
-def test_a_take_that_comes_too_late_is_dropped(service: StudioService, tmp_path: Path) -> None:
-    session = service.sessions.open()
-    for name in ("one", "two"):
-        (service.sessions.folder / name).mkdir()
-    video = write_video(tmp_path / "a.mp4", 10, 10)
-    service.sessions.replace_clip(session, make_clip(video, service.sessions.folder / "one"))
-    service.make(session, {"count": 4, "seed": 0})
-    job = session.jobs["make"]
-    service.sessions.replace_clip(session, make_clip(video, service.sessions.folder / "two"))
-    while job.active:
-        time.sleep(0.01)
-    assert job.state == "cancelled" and session.tracks == [] and session.jobs == {}
-    assert not (service.sessions.folder / "one").exists()
-
-
-@pytest.mark.parametrize("end", ["clear", "sweep", "close"])
-def test_a_sound_that_is_written_too_late_goes_with_its_clip(
-    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
-) -> None:
-    session, folder = service.sessions.open(), service.sessions.folder / "one"
-    folder.mkdir()
-    service.sessions.replace_clip(session, make_clip(write_video(tmp_path / "a.mp4", 10, 10), folder))
-
-    save = Audio.save
-
-    def write(audio: Audio, path: Path) -> None:
-        if end == "sweep":
-            session.expires = 0.0
-        {
-            "clear": partial(service.sessions.clear, session),
-            "sweep": service.sessions.sweep,
-            "close": service.sessions.close,
-        }[end]()
-        assert not folder.exists()
-        save(audio, path)  # makes the folder again
-
-    monkeypatch.setattr(Audio, "save", write)
-    service.make(session, {"count": 1, "seed": 0})
-    job = session.jobs["make"]
-    while job.active:
-        time.sleep(0.01)
-    assert job.state == "cancelled" and not folder.exists()
+def test_projects_do_not_wait_for_each_others_pages(service: StudioService, tmp_path: Path) -> None:
+    """One queue for all, and jobs of their own for each."""
+    film = write_video(tmp_path / "a.mp4", 10, 10)
+    one, two = new_project(service, film), new_project(service, film)
+    client = client_of(service)
+    pages = [Page(client, project.id) for project in (one, two)]
+    for page in pages:
+        assert page.ask("make", count=1, seed=0).status_code == 200
+    states = [page.do("cancel", kind="nothing") for page in pages]
+    assert [len(state["arrangement"]["layers"]) for state in states] == [1, 1]
+    sound = f"sounds/{states[0]['arrangement']['layers'][0]['sound']}.wav"
+    assert pages[0].get(sound).status_code == 200 and pages[1].get(sound).status_code == 404
+    assert {entry["num_layers"] for entry in client.get("/projects").json()} == {1}
 
 
 def test_ctrl_c_ends_an_upload_without_a_traceback(model: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "vab", "studio", "--port", "0", "--json", "--model", str(model)],
-        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
+        [*STUDIO, "--projects", str(tmp_path / "projects"), "--json", "--model", str(model)],
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     place = urlsplit(json.loads("".join(process.stdout.readline() for _ in range(3)))["link"])
-    visitor = http.client.HTTPConnection(place.hostname or "", place.port)
-    visitor.putrequest("POST", "/clip")
-    visitor.putheader("Content-Length", "1000000")
-    visitor.endheaders(b"the rest never comes")
-    while not list(tmp_path.glob("vab-*/*/upload")):
+    user = http.client.HTTPConnection(place.hostname or "", place.port)
+    user.putrequest("POST", "/projects")
+    user.putheader("Content-Length", "1000000")
+    user.endheaders(b"the rest never comes")
+    while not list(tmp_path.glob("projects/.*/arriving")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
-    visitor.close()
+    user.close()
     assert process.returncode == 130 and said.endswith("vab: interrupted\n")
     assert "Traceback" not in said
-    assert not list(tmp_path.glob("vab-*"))
+    assert not list(tmp_path.glob("projects/*"))
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "vab", "studio", "--port", "0", "--library", str(tmp_path)]
+    command = [*STUDIO, "--projects", str(tmp_path / "projects"), "--library", str(tmp_path)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r"vab: .*holds no library; make one with .*\n", done.stderr)

@@ -65,7 +65,6 @@ def studio(
     from vab.studio.takes import TakeMaker
 
     check_link(link)
-    opened_projects = Projects(projects.expanduser())
     socket = listen(host, port)
     pipeline = VABPipeline.from_pretrained(
         model, device=device, dtype=precision, codec_path=codec_path, vision_path=vision_path
@@ -79,6 +78,7 @@ def studio(
         chosen = query_precision(opened, None, pipeline.device)
         if chosen.precision != pipeline.chosen.precision:
             embedder = pipeline.embedder.beside(chosen)
+    opened_projects = Projects(projects.expanduser())
     url = address(host, socket, link)
     print_result({"link": url}, url, json)
     log(f"serving until Ctrl-C, in {pipeline.chosen.precision}; projects in {opened_projects.folder}")

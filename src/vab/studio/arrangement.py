@@ -6,7 +6,6 @@ the steps of a history may share what they have in common.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -195,7 +194,7 @@ def number(values: Values, name: str, low: float, high: float) -> float:
     """Read a number of a request; ``UserError`` if it is none, or not from ``low`` to ``high``."""
     value = values.get(name)
     shown = name.replace("_", " ").capitalize()
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{shown} must be a number.")
     if not low <= value <= high:
         raise UserError(f"{shown} must be from {low:.12g} to {high:.12g}.")

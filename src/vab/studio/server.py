@@ -34,7 +34,7 @@ from vab.media.write import encode_audio
 from vab.studio.analysis import analyse, peaks
 from vab.studio.arrangement import MAX_LAYERS, MAX_MARKS, MAX_NEW_TAKES
 from vab.studio.export import exported
-from vab.studio.project import NoProject, Project
+from vab.studio.project import DiskError, NoProject, Project
 from vab.studio.queue import UserError
 from vab.studio.service import StudioService
 from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, UploadError, prepare, prepare_sound
@@ -349,8 +349,8 @@ def _file(path: Path, media_type: str) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     """What cannot be done, in a sentence."""
-    status = 404 if isinstance(error, NoProject) else 422 if isinstance(error, UploadError) else 409
-    return _error(str(error), status)
+    kinds = {NoProject: 404, DiskError: 507, UploadError: 422}
+    return _error(str(error), next((kinds[kind] for kind in kinds if isinstance(error, kind)), 409))
 
 
 async def _full(request: Request, error: Exception) -> Response:
