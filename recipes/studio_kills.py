@@ -40,7 +40,7 @@ from vab.studio.service import StudioService
 from vab.studio.takes import TakeMaker
 from vab.web import listen, serve
 
-MAX_LIFE = 1.5  # seconds from the server's first answer to its end, at most
+MAX_LIFE = 2.5  # seconds from the server's first answer to its end, at most
 LIVES_OF_PROJECT = 4  # then another one is made, before the history is full
 
 
@@ -51,14 +51,16 @@ class Killed(Exception):
 class User:
     """Somebody who works in the studio, and remembers what it showed."""
 
-    def __init__(self, clip: bytes, chance: random.Random) -> None:
+    def __init__(self, clip: bytes, projects: Path, chance: random.Random) -> None:
         self.clip = clip
+        self.projects = projects
         self.chance = chance
         self.port = 0
         self.project = ""
         self.lives = 0  # of the project
         self.shown: dict[tuple[str, str], float] = {}  # seconds of each sound, by project and its id
         self.heard: dict[tuple[str, str], str] = {}  # a hash of those that were fetched
+        self.layers: list[Any] = []  # as they were shown last
         self.is_undone = False
         self.num_answers = 0
 
@@ -85,6 +87,7 @@ class User:
         state = json.loads(self.ask(path, None if verb is None else json.dumps(values).encode()))
         for sound, about in state.get("sounds", {}).items():
             self.shown[self.project, sound] = about["seconds"]
+        self.layers = state.get("arrangement", {}).get("layers", self.layers)
         return state
 
     def begin(self) -> None:
@@ -92,6 +95,7 @@ class User:
         if not self.project or self.lives >= LIVES_OF_PROJECT:
             state = json.loads(self.ask("/projects", self.clip, "clip.mp4"))
             self.project, self.lives, self.is_undone = state["project"]["id"], 0, False
+            self.layers = []
 
     def work(self) -> None:
         """Do one thing after another until the server is gone."""
@@ -99,7 +103,7 @@ class User:
         self.lives += 1
         while True:
             state = self.state()
-            busy = any(job["state"] in ("waiting", "working") for job in state["jobs"].values())
+            busy = state["jobs"].get("make", {}).get("state") in ("waiting", "working")
             layers = state["arrangement"]["layers"]
             if busy:
                 time.sleep(0.01)
@@ -128,12 +132,15 @@ class User:
             self.is_undone = True
             self.state("undo")
 
-    def check(self) -> list[str]:
-        """Sentences on what was shown and is not there, or is damaged, in a server that was started again."""
+    def check(self, everything: bool) -> list[str]:
+        """Sentences on what was shown and is not there, or is damaged, in a server that was started again.
+
+        Of the last project, or of ``everything`` that was ever made.
+        """
         lost = []
         listed = {entry["id"]: entry["problem"] for entry in json.loads(self.ask("/projects"))}
         lost += [f"{name}: {problem}" for name, problem in listed.items() if problem]
-        for project in {name for name, _ in self.shown}:
+        for project in {name for name, _ in self.shown if everything or name == self.project}:
             state = json.loads(self.ask(f"/projects/{project}/state"))
             lost += [f"{project}: {problem}" for problem in state.get("problems", [state.get("error")])]
             known = state.get("sounds", {})
@@ -142,6 +149,12 @@ class User:
                     lost.append(f"{project}: the sound {sound} is not there")
                 elif where == project:
                     lost += self._listen(project, sound, seconds)
+        # The layers that were shown last are a step of the history, or part of one to which a take was added.
+        if self.project:
+            document = json.loads((self.projects / self.project / "project.json").read_bytes())
+            steps = [step["arrangement"]["layers"] for step in document["history"]]
+            if not any(all(layer in step for layer in self.layers) for step in steps):
+                lost.append(f"{self.project}: the layers that were shown last are not there")
         return lost
 
     def _listen(self, project: str, sound: str, seconds: float) -> list[str]:
@@ -215,10 +228,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vab-kills-") as name:
         folder = Path(name)
         projects, log = folder / "projects", folder / "log"
-        user = User(write_clip(folder / "clip.mp4"), chance)
+        user = User(write_clip(folder / "clip.mp4"), projects, chance)
         for number in range(chosen.kills + 1):
             process = start(pipeline, user, projects, log)
-            lost += user.check()
+            lost += user.check(number == chosen.kills)
             if number == chosen.kills:
                 process.terminate()
                 process.join()

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from PIL import Image
 from vab.config import SAMPLE_RATE
 from vab.errors import first_line
 from vab.inference.html_report import mel_image
+from vab.media.container import MediaError
 from vab.media.filters import resampled
 from vab.studio import arrangement as arrangements
 from vab.studio.arrangement import Arrangement
@@ -131,18 +133,18 @@ class Project:
             with np.load(self.path(name, "npz"), allow_pickle=False) as file:
                 waveform, raw = file["waveform"], file["raw"]
             heard = read_sound(self.path(name))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self._lacks(name)} ({first_line(error)}).") from None
+        except (OSError, ValueError, KeyError, BadZipFile, MediaError):
+            raise UserError(self._lacks(name)) from None
         return Take.of(about, heard, waveform, raw)
 
     def problems(self) -> list[str]:
         """A sentence for each sound of the arrangement whose file is missing."""
         names = dict.fromkeys(layer["sound"] for layer in self.arrangement["layers"])
-        return [f"{self._lacks(name)}." for name in names if not self.path(name).is_file()]
+        return [self._lacks(name) for name in names if not self.path(name).is_file()]
 
     def _lacks(self, name: str) -> str:
         title = self.document["sounds"][name]["title"]
-        return f"The sound “{title}” cannot be read: put sounds/{name}.wav back, or remove its layer"
+        return f"The sound “{title}” cannot be read: put sounds/{name}.wav back, or remove its layer."
 
     # ---- changes
 
@@ -284,7 +286,7 @@ class Projects:
     def path(self, name: str) -> Path:
         """The folder of a project. ``NoProject``."""
         folder = self.folder / name
-        if Path(name).name != name or name[0] == "." or not (folder / DOCUMENT).exists():
+        if Path(name).name != name or name[:1] in ("", ".") or not (folder / DOCUMENT).exists():
             raise NoProject(GONE)
         return folder
 
@@ -465,7 +467,7 @@ def _as_seen(take: Take) -> NDArray[np.float32]:
 
 def _slug(name: str) -> str:
     """A name in small ASCII letters, digits and hyphens."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    plain = unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9]+", "-", plain)[:MAX_SLUG].strip("-") or "project"
 
 
