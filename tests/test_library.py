@@ -645,6 +645,37 @@ LABELS = (
 )
 
 
+def test_files_are_found_by_words_as_people_type_them(tmp_path: Path) -> None:
+    names = (
+        "doors/DogBark_01",
+        "doors/knock 2",
+        "Dog barking/take_7",
+        "hotdog/sizzle",
+        "horses/hoof",
+        "x/dog",
+    )
+    files = [write(tmp_path / "dog days" / f"{name}.wav", name) for name in names]
+    library = Library.create(tmp_path / "db")
+    run(library, files)
+
+    def found(text: str, k: int = 99) -> list[str]:
+        return [f"{Path(hit.path).parent.name}/{Path(hit.path).stem}" for hit in library.words(text, k=k)]
+
+    # the label before the name; the folder above counts for nothing, a part of a word only from its beginning
+    assert found("dogs") == ["Dog barking/take_7", "doors/DogBark_01", "x/dog"]
+    assert (
+        found("BARK dog") == ["doors/DogBark_01", "Dog barking/take_7"]
+        and found("dog", 1) == found("dogs")[:1]
+    )
+    assert found("horse") == found("Horses hoof") == ["horses/hoof"]
+    assert found("door knock") == ["doors/knock 2"] and found("bark 01") == ["doors/DogBark_01"]
+    assert found("sizz") == ["hotdog/sizzle"] and found("days") == found("cat") == []
+    sounds = {hit.path for hit in library.words("dog", "audio")}
+    assert sounds == {hit.path for hit in library.words("dog") if hit.stream != "video"}
+    with pytest.raises(LibraryError, match=r"no word in ' -!'"):
+        library.words(" -!")
+
+
 @pytest.mark.parametrize("exact_below", [1, 10_000])
 def test_a_label_is_found_by_its_words(tmp_path: Path, exact_below: int) -> None:
     """The same with the indexes and without, for rows that they do not hold yet, and after changes."""
@@ -865,6 +896,10 @@ def test_command_line(
     code, out, _ = call(capsys, "search", "media/db", "--audio", query)
     assert code == 0 and out.splitlines()[0].split() == ["score", "seconds", "stream", "label", "file"]
     assert len(out.splitlines()) == 1 + len(brute(files, queries(1)[0], "audio", 10))
+    code, out, _ = call(capsys, "search", "media/db", "--words", "class 2", "--label", "CLASS 2", "--json")
+    assert code == 0 and sorted(hit["path"] for hit in json.loads(out)["hits"]) == inside
+    code, _, err = call(capsys, "search", "media/db", "--words", "class", "--audio", query)
+    assert code == 2 and "--words searches by itself" in err
     assert call(capsys, "search", "media/db", "--label", "nothing") == (0, "media/db: nothing found\n", "")
 
     code, out, _ = call(capsys, "index", "show", "media/db")

@@ -121,6 +121,7 @@ def search(
     video: File = None,
     audio: File = None,
     label: Annotated[str | None, tyro.conf.arg(metavar="LABEL")] = None,
+    words: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"], metavar="N")] = 10,
     kind: Annotated[Literal["audio", "video"] | None, tyro.conf.arg(metavar="audio|video")] = None,
     under: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
@@ -134,7 +135,7 @@ def search(
     vision_path: WeightsPath = None,
     json: bool = False,
 ) -> int:
-    """Search a library for files that match a sound, a video or image, or a label.
+    """Search a library for files that match a sound, a video or image, a label, or words.
 
     Each hit is a file of the library with its best window in seconds, the stream that was compared, and the
     score: the cosine similarity in the model's own embedding, -1 to 1. It says how near the two are to the
@@ -146,6 +147,8 @@ def search(
         audio: a sound to search by, or a video whose audio is used.
         label: only files whose label has these words, in upper or lower case: dog also finds "Dog barking",
             but not "hotdog". Alone, it lists them.
+        words: files whose label, name or folder has all of these words, the best first; a plural is found as
+            its singular, DogBark_01.wav by "dogs bark".
         k: the largest number of hits.
         kind: the stream of the library to compare with. Default: audio; with --label alone, both.
         under: only files in this folder, at any depth.
@@ -160,8 +163,10 @@ def search(
         vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         json: print one JSON document to standard output.
     """
-    if video is None and audio is None and label is None:
-        raise SettingError("what to search for? give one of --video, --audio, --label")
+    if video is None and audio is None and label is None and words is None:
+        raise SettingError("what to search for? give one of --video, --audio, --label, --words")
+    if words is not None and (video is not None or audio is not None or windows):
+        raise SettingError("--words searches by itself: leave out --video, --audio and --windows")
     if video is not None and audio is not None:
         raise SettingError("give --video or --audio, not both")
     if k < 1:
@@ -185,9 +190,12 @@ def search(
         library.check(network.fingerprint())
         vector = _query(network.embed_file(file), file, "video" if video else "audio")
         stream = kind or "audio"
-    # Without a query file the label alone decides, and hits come by path.
-    hits = library.search(vector, stream, k, filters, windows)
-    query = {"video": _text(video), "audio": _text(audio), "label": label, "kind": stream}
+    # Without a query file words decide, or the label alone, and hits come by path.
+    if words is not None:
+        hits = library.words(words, kind, k, filters)
+    else:
+        hits = library.search(vector, stream, k, filters, windows)
+    query = {"video": _text(video), "audio": _text(audio), "label": label, "words": words, "kind": stream}
     document = {"library": str(db), "query": query, "hits": [asdict(hit) for hit in hits]}
     print_result(document, _table(hits) if hits else f"{db}: nothing found", json)
     return 0

@@ -34,6 +34,7 @@ from vab.library.table import (
     dim_of,
     rows_of,
 )
+from vab.library.words import rank, words_of
 from vab.utils import Precision
 from vab.utils.files import read_json, write_json
 from vab.utils.locks import exclusive
@@ -234,6 +235,40 @@ class Library:
             if vector is None:
                 return self._listed(kind, k, where, windows)
             return self._ranked(vector, kind or "audio", k, where, windows, exact)
+
+        return self.table.newest(read)
+
+    def words(
+        self, text: str, kind: Kind | None = None, k: int = 10, filters: Filters | None = None
+    ) -> list[Hit]:
+        """The ``k`` files whose label, name or folder has all of these words, the best first, else by path.
+
+        ``kind``: what a file must have. How words are compared: :mod:`vab.library.words`. ``LibraryError``
+        for a text without a word.
+        """
+        wanted = words_of(text)
+        if not wanted:
+            raise LibraryError(f"there is no word in {text!r}")
+        has = f"{kind} IS NOT NULL" if kind else "number = 0"
+        where = " AND ".join(filter(None, [has, (filters or Filters()).sql()]))
+
+        def read() -> list[Hit]:
+            self.meta = self._read_meta()
+            if not self.table:
+                return []
+            # 1. Names and labels of all files.
+            ranks: dict[str, int] = {}
+            for batch in self.table.batches({"path": "path", "label": "label"}, where):
+                for path, label in zip(batch["path"].to_pylist(), batch["label"].to_pylist(), strict=True):
+                    if worth := rank(wanted, path, label):
+                        ranks[path] = worth
+            # 2. The rows of the best of them.
+            best = sorted(ranks, key=lambda path: (-ranks[path], path))[:k]
+            hits: dict[str, Hit] = {}
+            for first in range(0, len(best), MAX_PATHS):
+                part = best[first : first + MAX_PATHS]
+                hits |= {hit.path: hit for hit in self._listed(kind, len(part), among(part), False)}
+            return [hits[path] for path in best if path in hits]
 
         return self.table.newest(read)
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vab.library.library import Hit, Library
-from vab.library.table import composed
+from vab.library.table import Filters, composed
 from vab.media.reader import read_audio
 
 MAX_MAP_POINTS = 2000
@@ -22,11 +22,11 @@ PREVIEW_SECONDS = 10.0  # of a sound, played from the best window on
 
 @dataclass(frozen=True)
 class SoundHit:
-    """A search hit: number of the sound, start of its best window, and cosine similarity."""
+    """A search hit: number of the sound, start of its best window, and cosine similarity if there is one."""
 
     row: int
     start: float  # seconds
-    score: float
+    score: float | None
 
 
 class LibraryView:
@@ -75,8 +75,24 @@ class LibraryView:
 
     def search(self, vector: NDArray[np.float32], count: int) -> list[SoundHit]:
         """The sounds nearest to an audio or video vector [D]. ``LibraryError`` as ``Library.search``."""
-        hits: list[Hit] = self._library.search(vector, "audio", count)
-        return [SoundHit(self._row(hit.path, hit.label), hit.start, hit.score or 0.0) for hit in hits]
+        return self._numbered(self._library.search(vector, "audio", count))
+
+    @property
+    def labels_with_counts(self) -> list[tuple[str, int]]:
+        """All labels of the library with the number of files of each, the most frequent first."""
+        labels = self._library.counts()["labels"]
+        return sorted(((label, count) for label, count in labels.items() if label), key=lambda each: -each[1])
+
+    def words(self, text: str, count: int) -> list[SoundHit]:
+        """The sounds whose label, name or folder has these words. ``LibraryError`` if there is no word."""
+        return self._numbered(self._library.words(text, "audio", count))
+
+    def labelled(self, label: str, count: int) -> list[SoundHit]:
+        """The sounds whose label has these words, by path."""
+        return self._numbered(self._library.search(None, "audio", count, Filters(label=label)))
+
+    def _numbered(self, hits: list[Hit]) -> list[SoundHit]:
+        return [SoundHit(self._row(hit.path, hit.label), hit.start, hit.score) for hit in hits]
 
     def sound(self, row: int, start: float, seconds: float = PREVIEW_SECONDS) -> NDArray[np.float32]:
         """Read up to ``seconds`` of a sound from ``start`` on: float32 [S]; shorter where the file ends.

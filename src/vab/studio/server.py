@@ -173,6 +173,7 @@ class Endpoints:
             "defaults": self.service.default_settings(),
             "limits": limits,
             "sounds": None if library is None else len(library.paths),
+            "labels": [] if library is None else library.labels_with_counts,
             "learned": maker.pipeline.finetuned.pictured,
             "timing": maker.follows_curves,
             "motion": maker.follows_motion,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vab.config import DecodeConfig
-from vab.errors import SettingError
+from vab.errors import SettingError, first_line
 from vab.inference.embedder import Embedder
 from vab.inference.embeddings import Embedded, Kind
 from vab.library.table import LibraryError
@@ -25,7 +25,7 @@ from vab.sampling.parallel import decode_settings
 from vab.studio import arrangement as arrangements
 from vab.studio import export as exports
 from vab.studio.arrangement import MAX_NEW_TAKES, MAX_SECONDS, Arrangement, Values, integer, number, text
-from vab.studio.library_view import LibraryView
+from vab.studio.library_view import LibraryView, SoundHit
 from vab.studio.mix import RATE, read_sound
 from vab.studio.project import Project, Projects, Step, keeping
 from vab.studio.queue import Job, JobQueue, UserError
@@ -34,7 +34,8 @@ from vab.studio.uploads import Clip, UploadError, prepare_sound
 from vab.timing.curve import TimingCurve
 from vab.utils.progress import StageProgress
 
-MAX_HITS = 12  # sounds found in the library
+MAX_HITS = 12  # sounds found in the library by another sound or a picture
+MAX_FOUND = 60  # by words or a label
 MAX_CLASSES = 5  # shown, the most probable ones
 STAGE_LABELS = {
     "decode_video": "reading the picture",
@@ -395,9 +396,17 @@ class StudioService:
     # ---- what is asked about it
 
     def find(self, project: Project, values: Values) -> None:
-        """Find the sounds of the library nearest to the picture, or to the sound of a layer."""
+        """Find sounds of the library: nearest to the picture or to a layer's sound, or by words or label.
+
+        ``by``: ``picture``, the id of a layer, ``text:WORDS`` or ``label:NAME``.
+        """
         library = self._need_library()
         by = values.get("by", "picture")
+        way, colon, wanted = str(by).partition(":")
+        if colon and way in ("text", "label"):
+            lookup = library.words if way == "text" else library.labelled
+            self._start(project, "find", partial(self._look_up, project, by, lookup, wanted))
+            return
         kind: Kind = "video" if by == "picture" else "audio"
         path = project.clip.source
         if by != "picture":
@@ -409,6 +418,23 @@ class StudioService:
             _set_answer(project, "find", {"by": by, "hits": hits}, progress)
 
         self._start(project, "find", work)
+
+    def _look_up(
+        self,
+        project: Project,
+        by: str,
+        lookup: Callable[[str, int], list[SoundHit]],
+        wanted: str,
+        progress: StageProgress,
+    ) -> None:
+        """The job that finds sounds by what is written of them."""
+        progress("looking", 0, 1)
+        try:
+            hits = lookup(wanted, MAX_FOUND)
+        except LibraryError as error:
+            raise UserError(f"{first_line(error).capitalize()}.") from None
+        library = self._need_library()
+        _set_answer(project, "find", {"by": by, "hits": [_hit(library, hit) for hit in hits]}, progress)
 
     def nearest_to(self, project: Project, wav: Path) -> Job:
         """The job that finds the sounds nearest to ``wav``; they are its ``result``."""
@@ -549,10 +575,12 @@ class StudioService:
             hits = library.search(vector, MAX_HITS)
         except LibraryError:
             raise UserError("The library cannot be searched right now.") from None
-        return [
-            asdict(hit) | {"name": library.paths[hit.row].name, "label": library.labels[hit.row]}
-            for hit in hits
-        ]
+        return [_hit(library, hit) for hit in hits]
+
+
+def _hit(library: LibraryView, hit: SoundHit) -> dict[str, Any]:
+    """A hit as the page shows it."""
+    return asdict(hit) | {"name": library.paths[hit.row].name, "label": library.labels[hit.row]}
 
 
 def _shown(about: Values, name: str) -> dict[str, Any]:
