@@ -456,7 +456,7 @@ def client(built: Study) -> Iterator[tuple[Any, Answers]]:
     from vab.listening.server import make_app
 
     answers = Answers(built)
-    with testclient.TestClient(make_app(built, answers)) as client:
+    with testclient.TestClient(make_app(built, answers), base_url="http://localhost") as client:
         yield client, answers
 
 
@@ -511,11 +511,13 @@ def test_broken_answers_are_refused(client: tuple[Any, Answers]) -> None:
     trial = web.post(f"/{rater}/next").json()["trial"]
     before = answers.all()
     for body, status in (
-        (b"{", 409),
-        (b"[1]", 409),
-        (b"\xff", 409),
+        (b"{", 400),
+        (b"[1]", 400),
+        (b"\xff", 400),
         (b"{}", 409),
-        (b"[" * 4000, 409),
+        (b'{"quality": NaN}', 400),
+        (b'{"quality": ' + b"9" * 3000 + b"}", 400),
+        (b"[" * 4000, 400),
         (b" " * 5000, 413),
     ):
         reply = web.post(f"/{rater}/{trial}/answer", content=body)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vab.cli.options import Link
+from vab.cli.options import AllowHost, Link
 from vab.cli.output import log, print_result
 from vab.errors import SettingError
 
@@ -78,6 +78,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7870,
     link: Link = None,
+    allow_host: AllowHost = (),
     json: bool = False,
 ) -> int:
     """Serve the page of a study until Ctrl-C, and print a link for each rater.
@@ -88,33 +89,38 @@ def serve(
     Args:
         study: the folder of the study.
         people: the number of links. Asking for more than last time adds some; existing ones stay valid.
-        host: the address to listen on. 127.0.0.1 serves this machine only; for others, put a web server with
-            HTTPS in front and give its address with --link.
+        host: the address to listen on. 127.0.0.1 serves this machine only, 0.0.0.0 whoever reaches it, by
+            plain HTTP; for the internet, put a web server with HTTPS in front, with its address as --link.
         port: the port to listen on; 0 picks a free one.
         link: the public address of the page, such as https://study.example.org.
+        allow_host: further names of this machine to answer to, such as studio.local.
         json: print the links as one JSON document to standard output.
     """
     from vab.listening.answers import Answers
     from vab.listening.server import make_app
     from vab.listening.study import open_study
-    from vab.web import address, check_link, listen
-    from vab.web import serve as run
+    from vab.web.access import check_server, grant, listen
 
     if people < 1:
         raise SettingError("--people must be 1 or more")
-    check_link(link)
+    check_server()
+    from vab.web.server import serve as run
+
     opened = open_study(study)
     answers = Answers(opened)
-    app = make_app(opened, answers)
-    place = listen(host, port)
+    listener = listen(host, port)
+    # a rater's link is a secret of its own: no token is asked for
+    access = grant(listener, host, link=link, allow_hosts=allow_host, ask_token=False)
+    app = make_app(opened, answers, access)
     answers.invite(people)
-    base = address(host, place, link)
-    links = [(f"{base}/{rater}", done) for rater, done in answers.progress()]
+    links = [(f"{access.address}/{rater}", done) for rater, done in answers.progress()]
     lines = [f"{link}  {f'{done:,} answered' if done else ''}".rstrip() for link, done in links]
     document = {"links": [{"link": link, "answered": done} for link, done in links]}
     print_result(document, "\n".join(["a link for each person:", *lines]), json)
+    if notice := access.notice("whoever has one of these links answers as that person"):
+        log(notice)
     log("serving until Ctrl-C")
-    run(app, place)
+    run(app, listener, access)
     return 0
 
 

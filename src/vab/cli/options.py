@@ -21,6 +21,7 @@ Files = Annotated[
 Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|DIR|HUB_ID")]
 WeightsPath = Annotated[str | None, tyro.conf.arg(metavar="PATH|HUB_ID")]
 Link = Annotated[str | None, tyro.conf.arg(metavar="URL")]
+AllowHost = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = PrecisionChoice
 Devices = Annotated[int, tyro.conf.arg(metavar="N")]

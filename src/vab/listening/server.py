@@ -12,21 +12,22 @@ from typing import Any
 
 from vab.listening.answers import Answers, Refused, UnknownRater
 from vab.listening.study import MEDIA, Study
-from vab.utils.files import json_object
-from vab.web import HEADERS as COMMON
-from vab.web import check_server
+from vab.web.access import Access, check_server
 
 PAGE = Path(__file__).parent / "page"
 MAX_ANSWER_BYTES = 4096
-HEADERS = COMMON | {
+HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "media-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Robots-Tag": "noindex",
 }
 
 
-def make_app(study: Study, answers: Answers) -> Any:
-    """The web application (ASGI) of a study. ``ServerError`` without starlette (``vab[studio]``)."""
+def make_app(study: Study, answers: Answers, access: Access | None = None) -> Any:
+    """The web application (ASGI) of a study, for those with ``access``: by default, on this machine.
+
+    ``ServerError`` without starlette (``vab[studio]``).
+    """
     check_server()
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
@@ -34,13 +35,16 @@ def make_app(study: Study, answers: Answers) -> Any:
     from starlette.responses import FileResponse, JSONResponse, Response
     from starlette.routing import Route
 
+    from vab.web.guard import protect
+    from vab.web.values import ERRORS, read_values
+
     def page(request: Request) -> Response:
         # the same page for everybody; the link alone says who asks
         known = request.path_params.get("rater") in {rater for rater, _ in answers.progress()}
-        return FileResponse(PAGE / "page.html", 200 if known else 404, HEADERS)
+        return FileResponse(PAGE / "page.html", 200 if known else 404)
 
     def asset(request: Request) -> Response:
-        return FileResponse(PAGE / request.url.path.rpartition("/")[2], headers=HEADERS)
+        return FileResponse(PAGE / request.url.path.rpartition("/")[2])
 
     def state(rater: str) -> Response:
         upcoming = answers.next(rater)
@@ -50,29 +54,20 @@ def make_app(study: Study, answers: Answers) -> Any:
             places = range(1, len(upcoming.trial.files) + 1)
             document |= {"trial": upcoming.trial.id, "survey": upcoming.trial.survey}
             document["videos"] = [f"{rater}/{upcoming.trial.id}/{place}.mp4" for place in places]
-        return JSONResponse(document, headers=HEADERS)
+        return JSONResponse(document)
 
     def ask(request: Request) -> Response:
         return _answered(lambda: state(request.path_params["rater"]))
 
-    def keep(rater: str, trial: str, body: bytes) -> Response:
-        try:
-            grades = json_object(body)
-        except ValueError:
-            raise Refused("The answer arrived broken.") from None
+    def keep(rater: str, trial: str, grades: dict[str, Any]) -> Response:
         answers.answer(rater, trial, grades)
         return state(rater)
 
     async def answer(request: Request) -> Response:
-        # read no more than an answer can be, whatever is announced
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_ANSWER_BYTES:
-                return _error("The answer is too long.", 413)
+        grades = await read_values(request, MAX_ANSWER_BYTES)
         rater = request.path_params["rater"]
         trial = request.path_params["trial"]
-        return await run_in_threadpool(_answered, lambda: keep(rater, trial, body))
+        return await run_in_threadpool(_answered, lambda: keep(rater, trial, grades))
 
     def video(request: Request) -> Response:
         rater = request.path_params["rater"]
@@ -83,7 +78,7 @@ def make_app(study: Study, answers: Answers) -> Any:
         if trial is None or place not in places:
             return _error("There is no such video.", 404)
         files = trial.files[::-1] if study.swapped(rater, trial.id) else trial.files
-        headers = HEADERS | {"Cache-Control": "private, max-age=3600"}
+        headers = {"Cache-Control": "private, max-age=3600"}
         return FileResponse(
             study.folder / MEDIA / files[places.index(place)], headers=headers, media_type="video/mp4"
         )
@@ -99,9 +94,10 @@ def make_app(study: Study, answers: Answers) -> Any:
             return _error(f"The answer cannot be kept just now ({error}). Please try again later.", 503)
 
     def _error(message: str, status: int) -> Response:
-        return JSONResponse({"error": message}, status, HEADERS)
+        return JSONResponse({"error": message}, status)
 
-    return Starlette(
+    app = Starlette(
+        exception_handlers=ERRORS,
         routes=[
             Route("/", page),
             Route("/page.css", asset),
@@ -110,5 +106,6 @@ def make_app(study: Study, answers: Answers) -> Any:
             Route("/{rater}/next", ask, methods=["POST"]),
             Route("/{rater}/{trial}/answer", answer, methods=["POST"]),
             Route("/{rater}/{trial}/{place}.mp4", video),
-        ]
+        ],
     )
+    return protect(app, access or Access(), HEADERS)

@@ -1,7 +1,8 @@
 """The web server of the studio: its pages, their JSON endpoints and media files (ASGI, needs starlette).
 
-Whoever reaches it may see and change every project. What a browser may fetch is the pages' own files, the
-files of a project by the names that its document has, and sounds of the library by number.
+Whoever may come in (``vab.web.access``) may see and change every project. What a browser may fetch is the
+pages' own files, the files of a project by the names that its document has, and sounds of the library by
+number.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ import asyncio
 import io
 import math
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import anyio.to_thread
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from vab.config import SAMPLE_RATE
 from vab.errors import first_line
@@ -38,21 +39,18 @@ from vab.studio.project import DiskError, NoProject, Project
 from vab.studio.queue import UserError
 from vab.studio.service import StudioService
 from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, UploadError, prepare, prepare_sound
-from vab.utils.files import json_object
-from vab.web import HEADERS as COMMON
+from vab.web.access import Access
+from vab.web.guard import protect, visitor_of
+from vab.web.values import ERRORS, read_values
 
 PAGE = Path(__file__).parent / "page"
 MAX_REQUEST_BYTES = 1 << 20  # of a request that is no upload: a curve has thousands of points
 MAX_READING = 2  # uploads that are read at the same time; others wait
-MAX_UPLOADS = 10  # uploads on the disk, arriving or waiting to be read; others are not taken in yet
-MAX_UPLOAD_SECONDS = 600.0  # until an upload has arrived
 MAX_START_SECONDS = 1e6  # of a sound of the library
-LOCAL = {"127.0.0.1", "localhost", "::1"}
-HEADERS = COMMON | {
+HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "media-src 'self' blob:; img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(self), microphone=(self), geolocation=()",
 }
 MEDIA = {"wav": "audio/wav", "png": "image/png"}
@@ -60,11 +58,10 @@ MEDIA = {"wav": "audio/wav", "png": "image/png"}
 T = TypeVar("T")
 
 
-def make_app(service: StudioService, model: str, local: bool = True, link: str | None = None) -> Starlette:
-    """The web application (ASGI). ``local``: only answer to names of this machine.
+def make_app(service: StudioService, model: str, access: Access | None = None) -> ASGIApp:
+    """The web application (ASGI), for those with ``access``: by default, on this machine.
 
-    ``link`` is the address of a web server in front, whose name is answered to as well. When the application
-    is shut down the service is closed.
+    When the application is shut down the service is closed.
     """
     endpoints = Endpoints(service, model)
 
@@ -74,7 +71,7 @@ def make_app(service: StudioService, model: str, local: bool = True, link: str |
         await run_in_threadpool(service.close)
 
     project = "/projects/{project}"
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", endpoints.list_page),
             Route("/page/{name}", endpoints.page),
@@ -94,32 +91,11 @@ def make_app(service: StudioService, model: str, local: bool = True, link: str |
             Route(f"{project}/exports/{{name}}", endpoints.exported),
             Route(f"{project}/{{name}}", endpoints.picture),
         ],
-        middleware=[Middleware(BaseHTTPMiddleware, dispatch=Guard(local, link))],
-        exception_handlers={UserError: _refused, UploadError: _refused, MediaError: _refused, OSError: _full},
+        exception_handlers=ERRORS
+        | {UserError: _refused, UploadError: _refused, MediaError: _refused, OSError: _full},
         lifespan=lifespan,
     )
-
-
-class Guard:
-    """Refuses requests from the pages of other sites; adds the headers to every answer."""
-
-    def __init__(self, local: bool, link: str | None) -> None:
-        self.local = local
-        self.front = {_plain(urlsplit(link).netloc)} if link else set()
-
-    async def __call__(self, request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        """The answer to a request."""
-        host = _plain(request.headers.get("host", ""))
-        origin = request.headers.get("origin")
-        known = not self.local or _name_of(host) in LOCAL or host in self.front
-        own = origin is None or _plain(origin.partition("://")[2]) in {host, *self.front}
-        if not known or (request.method != "GET" and not own):
-            answer = _error("This request comes from another site.", 403)
-        else:
-            answer = await call(request)
-        for name, value in HEADERS.items():
-            answer.headers.setdefault(name, value)
-        return answer
+    return protect(app, access or Access(), HEADERS)
 
 
 class Endpoints:
@@ -129,7 +105,6 @@ class Endpoints:
         self.service = service
         self.model = model
         self.reading = anyio.CapacityLimiter(MAX_READING)
-        self.arriving = anyio.CapacityLimiter(MAX_UPLOADS)
 
     def project_of(self, request: Request) -> Project:
         """The project that an address names. ``ProjectError``."""
@@ -218,39 +193,34 @@ class Endpoints:
     async def create(self, request: Request) -> Response:
         """Make a project of a clip: the body is the file, its name is in a header."""
         name = unquote(request.headers.get("file-name", ""))
-
-        def make(raw: Path, unwanted: Callable[[], bool]) -> Project:
-            clip = prepare(raw, raw.parent, name, unwanted=unwanted)
-            return self.service.create(clip, Path(clip.name).stem)
-
-        return await self._take_in(request, make)
-
-    async def _take_in(
-        self, request: Request, use: Callable[[Path, Callable[[], bool]], Project]
-    ) -> Response:
-        """Receive a file and use it in a thread, while the user waits; the state of the project then."""
-        if _number(request.headers.get("content-length") or "0") > MAX_UPLOAD_BYTES:
-            return _error(_too_large(), 413)
-        project = await self._received(request, use)
+        async with self._arrived(request) as (raw, unwanted):
+            clip = await self._read(request, partial(prepare, raw, raw.parent, name, unwanted=unwanted))
+            project = await run_in_threadpool(self.service.create, clip, Path(clip.name).stem)
         return JSONResponse(await run_in_threadpool(self.service.state, project))
 
-    async def _received(self, request: Request, use: Callable[[Path, Callable[[], bool]], T]) -> T:
-        """Receive the body into a folder that goes in the end, and use it."""
+    @asynccontextmanager
+    async def _arrived(self, request: Request) -> AsyncIterator[tuple[Path, Callable[[], bool]]]:
+        """The body, as a file that is there inside the block, and what tells if its sender has gone away."""
+        if _number(request.headers.get("content-length") or "0") > MAX_UPLOAD_BYTES:
+            raise HTTPException(413, _too_large())
         disconnected = threading.Event()
         watch = None
-        async with self.arriving:
-            folder = self.service.projects.new_folder()
-            raw = (await run_in_threadpool(folder.__enter__)) / "arriving"
-            try:
-                await _receive(request, raw)
-                watch = asyncio.create_task(_watch(request, disconnected))
-                read = partial(use, raw, disconnected.is_set)
-                return await anyio.to_thread.run_sync(read, limiter=self.reading, abandon_on_cancel=True)
-            finally:
-                disconnected.set()  # also ends a child whose answer nobody waits for any more
-                if watch is not None:
-                    watch.cancel()
-                folder.__exit__(None, None, None)
+        folder = self.service.projects.new_folder()
+        raw = (await run_in_threadpool(folder.__enter__)) / "arriving"
+        try:
+            await _receive(request, raw)
+            watch = asyncio.create_task(_watch(request, disconnected))
+            yield raw, disconnected.is_set
+        finally:
+            disconnected.set()  # also ends a child whose answer nobody waits for any more
+            if watch is not None:
+                watch.cancel()
+            folder.__exit__(None, None, None)
+
+    async def _read(self, request: Request, read: Callable[[], T]) -> T:
+        """Read an upload in a thread: a few at once, and one of each visitor, so that they take turns."""
+        async with visitor_of(request.scope).turn:
+            return await anyio.to_thread.run_sync(read, limiter=self.reading, abandon_on_cancel=True)
 
     def state(self, request: Request) -> Response:
         """All that the page of a project shows."""
@@ -258,22 +228,14 @@ class Endpoints:
 
     async def act(self, request: Request) -> Response:
         """Carry out a verb of the service with the values in the body, a small JSON object."""
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_REQUEST_BYTES:
-                return _error("The request is too long.", 413)
-        return await run_in_threadpool(self._act, request, body)
+        values = await read_values(request, MAX_REQUEST_BYTES)
+        return await run_in_threadpool(self._act, request, values)
 
-    def _act(self, request: Request, body: bytes) -> Response:
+    def _act(self, request: Request, values: dict[str, Any]) -> Response:
         project = self.project_of(request)
         verb = self.service.verbs.get(request.path_params["verb"])
         if verb is None:
             return _error("There is no such thing to do.", 404)
-        try:
-            values = json_object(body or b"{}")
-        except ValueError:
-            return _error("The request arrived broken.", 400)
         verb(project, values)
         return JSONResponse({} if project.is_gone else self.service.state(project))
 
@@ -281,31 +243,27 @@ class Endpoints:
         """Make a layer of a sound, or of the sound of a film."""
         project = await run_in_threadpool(self.project_of, request)
         title = Path(unquote(request.headers.get("file-name", ""))).stem
-
-        def add(raw: Path, unwanted: Callable[[], bool]) -> Project:
+        async with self._arrived(request) as (raw, unwanted):
             wav = raw.with_name("sound.wav")
-            prepare_sound(raw, wav, unwanted=unwanted)
-            self.service.add_file(project, wav, title)
-            return project
-
-        return await self._take_in(request, add)
+            await self._read(request, partial(prepare_sound, raw, wav, unwanted=unwanted))
+            await run_in_threadpool(self.service.add_file, project, wav, title)
+        return JSONResponse(await run_in_threadpool(self.service.state, project))
 
     async def find(self, request: Request) -> Response:
         """The sounds of the library that are nearest to one that is given."""
         project = await run_in_threadpool(self.project_of, request)
-
-        def search(raw: Path, unwanted: Callable[[], bool]) -> Any:
+        async with self._arrived(request) as (raw, unwanted):
             wav = raw.with_name("sound.wav")
-            prepare_sound(raw, wav, unwanted=unwanted)
-            job = self.service.nearest_to(project, wav)
-            while not job.ended.wait(0.1):
+            await self._read(request, partial(prepare_sound, raw, wav, unwanted=unwanted))
+            # what waits in the queue holds no thread, and no place among those that are read
+            job = await run_in_threadpool(self.service.nearest_to, project, wav)
+            while not job.ended.is_set():
+                await asyncio.sleep(0.1)
                 if unwanted():
                     self.service.queue.cancel(job)
-            if job.state != "done":
-                raise UserError(job.error or "Cancelled.")
-            return job.result
-
-        return JSONResponse({"hits": await self._received(request, search)})
+        if job.state != "done":
+            raise UserError(job.error or "Cancelled.")
+        return JSONResponse({"hits": job.result})
 
     def analysis(self, request: Request) -> Response:
         """Cuts of the clip, onsets of its motion and of the sounds."""
@@ -372,18 +330,15 @@ def _error(message: str, status: int) -> Response:
 
 
 async def _receive(request: Request, path: Path) -> None:
-    """Write the body of a request to a file. ``UploadError`` if it is too large, too slow or breaks off."""
+    """Write the body of a request to a file. ``UploadError`` if it is too large or breaks off."""
     size = 0
     try:
-        async with asyncio.timeout(MAX_UPLOAD_SECONDS):
-            with path.open("wb") as file:
-                async for part in request.stream():
-                    size += len(part)
-                    if size > MAX_UPLOAD_BYTES:
-                        raise UploadError(_too_large())
-                    file.write(part)
-    except TimeoutError:
-        raise UploadError(f"It takes too long to arrive (more than {MAX_UPLOAD_SECONDS:g} s).") from None
+        with path.open("wb") as file:
+            async for part in request.stream():
+                size += len(part)
+                if size > MAX_UPLOAD_BYTES:
+                    raise UploadError(_too_large())
+                file.write(part)
     except ClientDisconnect:
         raise UploadError("Cancelled.") from None
 
@@ -392,19 +347,6 @@ async def _watch(request: Request, disconnected: threading.Event) -> None:
     """Set the event when the visitor has gone away, or does not want to wait any more."""
     await request.receive()  # all of the body is here: what comes next is that the connection is closed
     disconnected.set()
-
-
-def _plain(host: str) -> str:
-    """A host and its port in lower case, without the default ports."""
-    return host.lower().removesuffix(":443").removesuffix(":80")
-
-
-def _name_of(host: str) -> str | None:
-    """The name in a ``Host`` header, without the port; None if there is none to be had."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
 
 
 def _too_large() -> str:
