@@ -397,7 +397,9 @@ def test_work_on_a_project_over_http(service: StudioService, tmp_path: Path) -> 
     assert state["arrangement"]["layers"][-1]["name"] == "high"
     assert state["sounds"][state["arrangement"]["layers"][-1]["sound"]]["kind"] == "file"
     dropped = client.post(f"{page.address}/find", content=wav).json()
-    assert dropped["hits"][0]["name"] == "high.wav" and dropped["hits"][0]["score"] > 0.9
+    assert {hit["name"]: hit["score"] for hit in dropped["hits"]}["high.wav"] > 0.9
+    named = page.do("find", by="label:low")["answers"]["find"]
+    assert [hit["name"] for hit in named["hits"]] == ["low.wav"] and named["by"] == "label:low"
 
     # 5. What the model makes of it.
     told = page.do("understand", layer=placed["id"])["answers"]["understand"]

@@ -97,7 +97,7 @@ def changed(layer: Values, values: Values, sounds: Mapping[str, Values]) -> dict
     """
     new = dict(layer)
     if "sound" in values:
-        if values["sound"] not in sounds:
+        if not isinstance(values["sound"], str) or values["sound"] not in sounds:
             raise UserError("This sound is not here any more.")
         new["sound"] = values["sound"]
     if "name" in values:
