@@ -2,9 +2,9 @@
 
     python recipes/studio_first_sound.py [--takes N] [OPTION OF VAB STUDIO ...]
 
-The visitor uploads the clip, looks at it for as long as the studio does, and asks; a second visit shows what
-is left of the first one's loading. A sound is there once its samples have arrived. Beside the seconds stand
-those that the server computed meanwhile, which do not hang on what else runs on the machine.
+The user makes a project of the clip, looks at it for as long as the studio does, and asks; a second project
+shows what is left of the first one's loading. A sound is there once its samples have arrived. Beside the
+seconds stand those that the server computed meanwhile, which do not hang on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 import urllib.request
-from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         clip = write_clip(Path(name)).read_bytes()
         begin = time.monotonic()
-        words = [sys.executable, "-m", "vab", "studio", "--port", "0", "--json", *others]
+        words = [sys.executable, "-m", "vab", "studio", "--port", "0", "--json"]
+        words += ["--projects", f"{name}/projects", *others]
         server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
@@ -49,45 +49,47 @@ def main() -> int:
 
 
 def visit(link: str, server: int, clip: bytes, takes: int) -> dict[str, Any]:
-    """Upload a clip and ask for takes; seconds, and processor seconds of the server, until each is there."""
-    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+    """Make a project and ask for takes; seconds, and processor seconds of the server, until each is there."""
 
     def ask(path: str, body: bytes | None = None) -> bytes:
-        with opener.open(urllib.request.Request(f"{link}/{path}", body), timeout=600) as reply:
+        with urllib.request.urlopen(urllib.request.Request(f"{link}/{path}", body), timeout=600) as reply:
             content: bytes = reply.read()
             return content
 
-    def state(kind: str, tracks: int = 0) -> Any:
-        """The state once a job is over, or has made so many tracks."""
+    def state(kind: str, takes: int = 0) -> Any:
+        """The state once a job is over, or has made so many takes."""
         while True:
-            found = json.loads(ask("state"))
+            found = json.loads(ask(f"{project}/state"))
             job = found["jobs"].get(kind, {"state": "done"})
-            if job["state"] not in ("waiting", "working") or 0 < tracks <= len(found["tracks"]):
+            made = len(found["arrangement"]["layers"])
+            if job["state"] not in ("waiting", "working") or 0 < takes <= made:
                 assert job["state"] in ("done", "working"), job
                 return found
             time.sleep(POLL)
 
     # 1. The clip, and the look at it.
     begin = time.monotonic()
-    ask("clip", clip)
+    project = f"projects/{json.loads(ask('projects', clip))['project']['id']}"
     uploaded = time.monotonic()
     state("look")
     looked = time.monotonic()
 
     # 2. The takes, one after another.
     asked, computed = time.monotonic(), processor_seconds(server)
-    ask("do/make", json.dumps({"count": takes, "seed": 0}).encode())
+    ask(f"{project}/do/make", json.dumps({"count": takes, "seed": 0}).encode())
     found = []
     for count in range(1, takes + 1):
-        track = state("make", count)["tracks"][count - 1]
-        assert len(ask(f"{track['url']}.wav")) > 10 * 32_000, "a sound of another length"
+        shown = state("make", count)
+        sound = shown["sounds"][shown["arrangement"]["layers"][count - 1]["sound"]]
+        assert len(ask(f"{project}/{sound['url']}.wav")) > 10 * 144_000, "a sound of another length"
         seconds = {"seconds": time.monotonic() - asked, "processor": processor_seconds(server) - computed}
         found.append({name: round(value, 2) for name, value in seconds.items()})
+    first = shown["sounds"][shown["arrangement"]["layers"][0]["sound"]]
     return {
         "upload": round(uploaded - begin, 2),
         "look": round(looked - uploaded, 2),
         "takes": found,
-        "first": track["timings"] if takes == 1 else state("make")["tracks"][0]["timings"],
+        "first": first["timings"],
     }
 
 

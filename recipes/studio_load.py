@@ -1,10 +1,11 @@
-"""Many visitors at the studio at once: how long each waits, and whether anybody gets at another's files.
+"""Many projects in the studio at once: how long each waits, and whether any are mixed up.
 
-    python recipes/studio_load.py --visitors 10
+    python recipes/studio_load.py --projects 10
 
-Starts `vab studio`, and as many browsers' worth of requests as told: each uploads a clip of its own colour,
-has a take made, redoes a second of it, and checks picture and sound. Then each asks for the files of all the
-others. Prints one JSON document; exit code 1 if a visitor failed or a file of another's was served.
+Starts `vab studio`, and as many browsers' worth of requests as told: each makes a project of a clip of its
+own colour, has a take made, remakes a second of it, and checks picture and sound. Then the sounds of each
+project are asked for in all the others. Prints one JSON document; exit code 1 if one failed or another's sound
+was served.
 """
 
 from __future__ import annotations
@@ -20,37 +21,39 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 
-from vab.media.reader import read_frames
+from vab.media.reader import read_audio, read_frames
+from vab.studio.mix import RATE
 
 SECONDS, FPS = 5, 10
-LATEST = 1800.0  # seconds until a visitor gives up
+LATEST = 1800.0  # seconds until a tab gives up
 
 
-class Visitor:
-    """A browser: its cookies, its clip, and what happened."""
+class Tab:
+    """A tab of a browser: its project, and what happened."""
 
     def __init__(self, link: str, number: int, of: int, folder: Path) -> None:
         self.link, self.number, self.folder = link, number, folder
         self.level = round(40 + 180 * number / of)  # grey of its clip
-        self.opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+        self.project = ""
+        self.sounds: list[str] = []
         self.waits: dict[str, float] = {}
-        self.files: list[str] = []
         self.fault = ""
 
     def ask(self, path: str, body: bytes | None = None) -> bytes:
-        with self.opener.open(urllib.request.Request(f"{self.link}/{path}", body), timeout=LATEST) as reply:
+        address = f"{self.link}/projects" + (f"/{self.project}/{path}" if path else "")
+        with urllib.request.urlopen(urllib.request.Request(address, body), timeout=LATEST) as reply:
             found: bytes = reply.read()
             return found
 
-    def finished(self) -> Any:
-        """The state once the job is done."""
+    def finished(self, verb: str, **values: Any) -> Any:
+        """The state once a verb is done."""
+        self.ask(f"do/{verb}", json.dumps(values).encode())
         stop = time.monotonic() + LATEST
         while time.monotonic() < stop:
             state = json.loads(self.ask("state"))
@@ -62,45 +65,42 @@ class Visitor:
         raise TimeoutError
 
     def visit(self) -> None:
-        """The whole visit; what went wrong is in ``fault``."""
+        """All of it; what went wrong is in ``fault``."""
         try:
             self._visit()
         except Exception as error:
             self.fault = f"{type(error).__name__}: {error}"
 
     def _visit(self) -> None:
+        # 1. A project, and a take.
         begin = time.monotonic()
         clip = write_clip(self.folder / f"{self.number}.mp4", self.level).read_bytes()
-        self.ask("clip", clip)
+        self.project = json.loads(self.ask("", clip))["project"]["id"]
         self.waits["upload"] = time.monotonic() - begin
-        self.ask("do/make", json.dumps({"count": 1, "seed": self.number}).encode())
-        track = self.finished()["tracks"][0]
+        [layer] = self.finished("make", count=1, seed=self.number)["arrangement"]["layers"]
         self.waits["take"] = time.monotonic() - begin
-        first = self.ask(f"{track['url']}.wav")[44:]
-        span = {"track": track["id"], "seed": 0, "from": 1, "to": 2}
-        self.ask("do/redo", json.dumps(span).encode())
-        state = self.finished()
-        self.waits["all"] = time.monotonic() - begin
-        track = state["tracks"][0]
-        again = self.ask(f"{track['url']}.wav")[44:]
-        assert len(state["tracks"]) == 1 and len(first) == len(again) == SECONDS * 32000, (
-            "a sound of another length"
-        )
-        assert first[:32000] == again[:32000] and first[64000:] == again[64000:], "what was kept has changed"
-        assert first[32000:64000] != again[32000:64000], "nothing was redone"
-        self.files = [
-            state["clip"]["url"],
-            *(f"{track['url']}.{end}" for end in ("mp4", "wav", "png", "outline")),
-        ]
-        for name in self.files[:2]:
-            (self.folder / f"{self.number}.got").write_bytes(self.ask(name))
-            seen = next(read_frames(self.folder / f"{self.number}.got", 1.0)).mean()
-            assert abs(seen - self.level) < 6, f"a picture of level {seen:.0f}, not {self.level}"
 
-    def served(self, files: list[str]) -> list[str]:
-        """Those of the files of others that this visitor gets all the same."""
+        # 2. The second of its seconds anew.
+        span = {"from": 1, "to": 2}
+        [again] = self.finished("remake", layer=layer["id"], **span)["arrangement"]["layers"]
+        self.waits["all"] = time.monotonic() - begin
+        self.sounds = [f"sounds/{sound}.wav" for sound in (layer["sound"], again["sound"])]
+        first, second = (read_audio(self.ask(sound), rate=RATE) for sound in self.sounds)
+        assert len(first) == len(second) == SECONDS * RATE, "a sound of another length"
+        fade = round(FADE_SECONDS * RATE)
+        assert np.array_equal(first[: RATE - fade], second[: RATE - fade]), "what was kept has changed"
+        assert np.array_equal(first[2 * RATE + fade :], second[2 * RATE + fade :]), (
+            "what was kept has changed"
+        )
+        assert not np.array_equal(first[RATE : 2 * RATE], second[RATE : 2 * RATE]), "nothing was remade"
+        (self.folder / f"{self.number}.got").write_bytes(self.ask("picture.mp4"))
+        seen = next(read_frames(self.folder / f"{self.number}.got", 1.0)).mean()
+        assert abs(seen - self.level) < 6, f"a picture of level {seen:.0f}, not {self.level}"
+
+    def served(self, sounds: list[str]) -> list[str]:
+        """Those of the sounds of others that are served as this project's all the same."""
         found = []
-        for name in files:
+        for name in sounds:
             try:
                 self.ask(name)
                 found.append(name)
@@ -124,50 +124,52 @@ def write_clip(path: Path, level: int) -> Path:
 def main() -> int:
     """Run and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--visitors", type=int, default=10)
-    count = parser.parse_args().visitors
+    parser.add_argument("--projects", type=int, default=10)
+    count = parser.parse_args().projects
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "server").mkdir()
         words = [sys.executable, "-m", "vab", "studio", "--port", "0", "--json"]
-        environment = os.environ | {"TMPDIR": str(folder / "server")}
-        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+        words += ["--projects", str(folder / "projects")]
+        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None
             link = json.loads("".join(server.stdout.readline() for _ in range(3)))["link"]
-            visitors = [Visitor(link, n, count, folder) for n in range(count)]
-            threads = [threading.Thread(target=visitor.visit) for visitor in visitors]
+            tabs = [Tab(link, n, count, folder) for n in range(count)]
+            threads = [threading.Thread(target=tab.visit) for tab in tabs]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
             foreign = [
-                file
-                for visitor in visitors
-                for other in visitors
-                if other is not visitor
-                for file in visitor.served(other.files)
+                sound
+                for tab in tabs
+                for other in tabs
+                if other is not tab
+                for sound in tab.served(other.sounds)
             ]
         finally:
             server.terminate()
             server.wait(30)
-        left = len(list((folder / "server").glob("vab-*")))
+        kept = len(list((folder / "projects").glob("*/project.json")))
+        left = len(list((folder / "projects").glob("**/.*.tmp*")))
     waits = {
         what: {"median": round(statistics.median(times), 1), "max": round(max(times), 1)}
         for what in ("upload", "take", "all")
-        if (times := [visitor.waits[what] for visitor in visitors if what in visitor.waits])
+        if (times := [tab.waits[what] for tab in tabs if what in tab.waits])
     }
-    failures = [visitor.fault for visitor in visitors if visitor.fault]
-    asked = sum(len(visitor.files) for visitor in visitors) * (count - 1)
+    failures = [tab.fault for tab in tabs if tab.fault]
     document = {
-        "visitors": count,
+        "projects": count,
+        "kept": kept,
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
         "seconds": waits,
+        "failures": failures,
+        "foreign sounds served": len(foreign),
+        "half-written files left": left,
     }
-    document |= {"failures": failures, "foreign files asked for": asked, "foreign files served": len(foreign)}
-    print(json.dumps(document | {"folders left behind": left}, indent=1))
-    return 1 if failures or foreign or left else 0
+    print(json.dumps(document, indent=1))
+    return 1 if failures or foreign or left or kept != count else 0
 
 
 if __name__ == "__main__":
