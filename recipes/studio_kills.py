@@ -38,7 +38,8 @@ from vab.studio.project import Projects
 from vab.studio.server import make_app
 from vab.studio.service import StudioService
 from vab.studio.takes import TakeMaker
-from vab.web import listen, serve
+from vab.web.access import grant, listen
+from vab.web.server import serve
 
 MAX_LIFE = 2.5  # seconds from the server's first answer to its end, at most
 LIVES_OF_PROJECT = 4  # then another one is made, before the history is full
@@ -177,7 +178,8 @@ def be_server(pipeline: VABPipeline, projects: Path, listener: socket.socket, lo
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     service = StudioService(TakeMaker(pipeline), Projects(projects))
-    serve(make_app(service, "vab-tiny"), listener)
+    access = grant(listener, "127.0.0.1")
+    serve(make_app(service, "vab-tiny", access), listener, access)
 
 
 def start(pipeline: VABPipeline, user: User, projects: Path, log: Path) -> Any:
