@@ -41,8 +41,9 @@ from vab.studio.takes import TakeMaker
 from vab.web.access import grant, listen
 from vab.web.server import serve
 
-MAX_LIFE = 2.5  # seconds from the server's first answer to its end, at most
-LIVES_OF_PROJECT = 4  # then another one is made, before the history is full
+MAX_LIFE = 4.0  # seconds from the server's first answer to its end, at most
+LIVES_OF_PROJECT = 4  # then another one is made
+MAX_STEPS = 80  # the same, before the history is full and its first steps go
 
 
 class Killed(Exception):
@@ -63,6 +64,7 @@ class User:
         self.heard: dict[tuple[str, str], str] = {}  # a hash of those that were fetched
         self.layers: list[Any] = []  # as they were shown last
         self.is_undone = False
+        self.is_busy = False  # a sound was being made when it was seen last
         self.num_answers = 0
 
     def ask(self, path: str, body: bytes | None = None, name: str = "") -> bytes:
@@ -97,6 +99,10 @@ class User:
             state = json.loads(self.ask("/projects", self.clip, "clip.mp4"))
             self.project, self.lives, self.is_undone = state["project"]["id"], 0, False
             self.layers = []
+            self.state("make", count=1, steps=1)
+            while not self.layers:
+                self.state()
+                time.sleep(0.01)
 
     def work(self) -> None:
         """Do one thing after another until the server is gone."""
@@ -105,8 +111,12 @@ class User:
         while True:
             state = self.state()
             busy = state["jobs"].get("make", {}).get("state") in ("waiting", "working")
+            self.is_busy = busy
             layers = state["arrangement"]["layers"]
-            if busy:
+            if state["at"] > MAX_STEPS:
+                self.project = ""
+                self.begin()
+            elif busy:
                 time.sleep(0.01)
             elif self.is_undone or state["can_redo"]:  # a change would drop what was undone
                 self.state("redo")
@@ -238,13 +248,12 @@ def main() -> int:
                 process.terminate()
                 process.join()
                 break
-            if chance.random() < 0.7:  # else a project may be killed while it is made
+            if chance.random() > 0.3:  # else a project may be killed while it is made
                 user.begin()
             killed(process, chance.uniform(0.0, MAX_LIFE), user.work)
-            busy += any(projects.glob("**/.*.tmp*"))
+            busy += user.is_busy
 
-        # What kills left behind: files half written, which go when something is written beside them, and
-        # sounds that were on the disk before the document had named them.
+        # What kills left behind: sounds that were on the disk before the document had named them.
         documents = {path.parent: json.loads(path.read_bytes()) for path in projects.glob("*/project.json")}
         unnamed = [
             path
@@ -254,7 +263,7 @@ def main() -> int:
         ]
         figures = {
             "kills": chosen.kills,
-            "while something was being written": busy,
+            "while a sound was being made": busy,
             "projects": len(documents),
             "answers": user.num_answers,
             "sounds shown": len(user.shown),
