@@ -179,13 +179,13 @@ def upload(folder: Path, name: str, **options: Any) -> Clip:
 
 def test_an_upload_stays_as_it_came_beside_a_picture_to_look_at(tmp_path: Path) -> None:
     original = write_film(
-        tmp_path / "a.mov", [n / 25 for n in range(50)], size=(1600, 900), sounds=[("aac", 2.0)]
+        tmp_path / "a.mov", [n / 25 for n in range(5)], size=(1600, 900), sounds=[("aac", 0.2)]
     ).read_bytes()
     (tmp_path / "p").mkdir()
     clip = prepare(tmp_path / "a.mov", tmp_path / "p", "../my/Scene 12.MOV")
     assert (clip.name, clip.upload, clip.source) == ("Scene 12.MOV", "upload.mov", tmp_path / "p/upload.mov")
     assert clip.source.read_bytes() == original
-    assert (clip.kind, clip.seconds, clip.fps, clip.width, clip.height) == ("video", 2.0, 25.0, 1600, 900)
+    assert (clip.kind, clip.seconds, clip.fps, clip.width, clip.height) == ("video", 0.2, 25.0, 1600, 900)
     assert clip.has_sound and clip.shown == (1280, 720)
     assert shown(clip.picture) == shown(clip.source)
     with Image.open(clip.poster) as poster:

@@ -63,7 +63,8 @@ def fast_moments(motion: Motion, num_frames: int) -> NDArray[np.float64]:
     highest = _around(amount, NEAR).max(1)
     usual = _around(amount, FAR).mean(1)
     first = np.diff(amount, prepend=-np.inf) > 0  # a plateau has one
-    return (np.flatnonzero(first & (amount >= highest) & (amount > usual + FASTER)) + 0.5) / FRAME_RATE
+    places = np.flatnonzero(first & (amount >= highest) & (amount > usual + FASTER))
+    return (places + 0.5) / np.float64(FRAME_RATE)
 
 
 def _around(values: NDArray[np.floating], radius: int) -> NDArray[np.floating]:

@@ -292,6 +292,7 @@ class _Picture(MediaFile):
 
     def pictures(self, size: int | None = None, apart: float = 0.0) -> Iterator[tuple[float, np.ndarray]]:
         """As :meth:`MediaFile.pictures`; of a photo as many as an editor expects of a film."""
+        timed: Iterator[tuple[float, np.ndarray]]
         if self.is_image:
             width, height = self.nominal_size
             short = max(1, STILL_PIXELS * min(width, height) // max(width, height))
