@@ -756,6 +756,9 @@ def test_cuts_motion_and_onsets_are_found_and_kept(tmp_path: Path) -> None:
 def test_motion_is_found_where_a_ball_bounces(tmp_path: Path) -> None:
     bounces = np.array([0.4, 1.1, 1.8])
     document = make_project(tmp_path / "p", sounds={}, frames=draw_frames(bounces, 2.0, "small"))
+    with av.open(str(tmp_path / "p" / "picture.mp4")) as picture:  # any frame is on screen at once
+        alone = [n for n, frame in enumerate(picture.decode(video=0)) if frame.key_frame]
+    assert np.diff([*alone, 50]).max() <= 24
     found = analyse(tmp_path / "p", document)
     assert not found["cuts"] and len(found["motion"]) == 3
     assert np.abs(np.array(found["motion"]) - bounces).max() < 0.06

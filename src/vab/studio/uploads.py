@@ -52,6 +52,7 @@ MAX_FPS = 30.0  # of the picture that is shown
 SHORTEST_SECONDS = (
     0.72 / MAX_FPS
 )  # between two of its frames: those of a recording come a little early or late
+GOP = 24  # its frames from one that stands alone to the next, so that any is on screen at once
 PHOTO_SECONDS = 10.0
 PHOTO_FPS = 5.0
 
@@ -302,7 +303,7 @@ def write_picture(
                 watch(moment, pixels)
                 yield moment, pixels
 
-        picture = EncodedPicture(watched(), None, base, rate, length, MAX_SIDE_PIXELS)
+        picture = EncodedPicture(watched(), None, base, rate, length, MAX_SIDE_PIXELS, GOP)
         write_film(temporary, CONTAINERS[".mp4"], picture)
         return picture.size
 

@@ -136,6 +136,7 @@ class EncodedPicture:
         rate: Fraction,
         seconds: float,
         longest: int = LONGEST_SIDE,
+        gop: int | None = None,
     ) -> None:
         self._pictures = pictures  # (seconds, uint8 [H,W,3])
         self._source = stream
@@ -143,6 +144,7 @@ class EncodedPicture:
         self._rate = max(Fraction(1), rate)  # frames a second, on average
         self._end = round(seconds / self._base)
         self._longest = longest  # pixels of the longer side, at most
+        self._gop = gop  # frames from one that stands alone to the next, at most; None: as the encoder likes
         self.size = (0, 0)  # width, height; known when open
         self.edit_seconds: float | None = None  # nothing is hidden
 
@@ -156,6 +158,8 @@ class EncodedPicture:
         stream = target.add_stream(container.picture, rate=self._rate, options=options)
         stream.width, stream.height = self.size
         stream.codec_context.thread_count = _MAX_THREADS
+        if self._gop is not None:
+            stream.codec_context.gop_size = self._gop
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = self._base
         self._colours(stream.codec_context)
