@@ -29,7 +29,7 @@ from vab.media.write import write_audio
 from vab.studio import uploads
 from vab.studio.analysis import analyse, peaks
 from vab.studio.export import Exported, export, exported, frame_number, safe_name, timecode
-from vab.studio.mix import RATE, heard, mix, read_sound, samples, summed, track, write_sound
+from vab.studio.mix import RATE, heard, mix, mix_length, read_sound, summed, track, write_sound
 from vab.studio.uploads import Clip, UploadError, make_clip, prepare, prepare_sound
 
 STEP = 2.0**-23  # of 24 bits
@@ -104,7 +104,7 @@ SOUNDS = {"one": noise(40 / RATE, 1, 1, 0.5), "two": noise(70 / RATE, 2, 2, 0.5)
 def mixed(chosen: Sequence[dict[str, Any]], seconds: float) -> np.ndarray:
     """The mix of layers of ``SOUNDS``, without their files."""
     parts = [track(SOUNDS[layer["sound"]], layer) for layer in heard(chosen)]
-    return summed(parts, max(samples(seconds), *(part.end for part in parts), 0))
+    return summed(parts, mix_length(chosen, seconds))
 
 
 @given(st.lists(layers, max_size=5), ticks)

@@ -35,7 +35,6 @@ from vab.studio.mix import (
     CHANNELS,
     RATE,
     Layer,
-    Track,
     heard,
     mix_length,
     samples,
@@ -191,20 +190,20 @@ def safe_name(text: str, longest: int) -> str:
 class _Heard:
     """The layers that are heard, as they are exported: [C,S] at 48 kHz, all of one length."""
 
+    folder: Path  # of the project
     layers: list[Layer]
     numbers: list[int]  # of each in the arrangement, from 1
-    parts: list[Track]
     length: int  # S
     channels: int  # C
     made_with: list[Mapping[str, Any]]  # of each; empty if no model made it
 
     def mix(self) -> NDArray[np.float32]:
         """All of them."""
-        return self._in_channels(summed(self.parts, self.length))
+        return self._in_channels(summed(tracks(self.folder, self.layers), self.length))
 
     def stem(self, number: int) -> NDArray[np.float32]:
         """One alone, counted from 0."""
-        return self._in_channels(summed(self.parts[number : number + 1], self.length))
+        return self._in_channels(summed(tracks(self.folder, self.layers[number : number + 1]), self.length))
 
     def tags(self, number: int | None = None) -> dict[str, str]:
         """The tags of a file of all of them, or of one; none if nothing in it is made by a model.
@@ -236,10 +235,9 @@ def _heard(
     if not found:
         raise SettingError("Nothing is heard: there is no layer, or all are muted.")
     numbers = [next(n for n, one in enumerate(layers, 1) if one is layer) for layer in found]
-    parts = tracks(folder, layers)
-    length = samples(clip.seconds) if past_end == "cut" else mix_length(parts, clip.seconds)
+    length = samples(clip.seconds) if past_end == "cut" else mix_length(found, clip.seconds)
     made_with = [document["sounds"][layer["sound"]].get("made_with") or {} for layer in found]
-    return _Heard(found, numbers, parts, length, channels, made_with)
+    return _Heard(folder, found, numbers, length, channels, made_with)
 
 
 def _levelled(sound: NDArray[np.float32], loudness: float | None) -> tuple[NDArray[np.float32], list[str]]:

@@ -6,7 +6,7 @@ The page does the same arithmetic, so that what is heard is what is exported. No
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +29,6 @@ class Track(NamedTuple):
 
     first: int  # may be negative: what lies before the start of the mix is not heard
     waveform: NDArray[np.float32]
-
-    @property
-    def end(self) -> int:
-        """The sample of the mix after its last one."""
-        return self.first + self.waveform.shape[1]
 
 
 def write_sound(path: Path, waveform: NDArray[np.floating]) -> None:
@@ -95,19 +90,22 @@ def _fade(fade: int, length: int) -> NDArray[np.float32]:
     return ramp
 
 
-def tracks(folder: Path, layers: Sequence[Layer]) -> list[Track]:
-    """The heard layers of a project, in order. ``MediaError`` for a sound that cannot be read."""
-    found = heard(layers)
-    sounds = {layer["sound"]: read_sound(sound_path(folder, layer["sound"])) for layer in found}
-    return [track(sounds[layer["sound"]], layer) for layer in found]
+def tracks(folder: Path, layers: Sequence[Layer]) -> Iterator[Track]:
+    """The heard layers of a project, in order, each read when it is asked for.
+
+    ``MediaError`` for a sound that cannot be read.
+    """
+    for layer in heard(layers):
+        yield track(read_sound(sound_path(folder, layer["sound"])), layer)
 
 
-def mix_length(parts: Sequence[Track], seconds: float) -> int:
-    """Samples of the mix: as long as the clip, or to the end of the last track if that is later."""
-    return max(samples(seconds), *(part.end for part in parts), 0)
+def mix_length(layers: Sequence[Layer], seconds: float) -> int:
+    """Samples of the mix: as long as the clip, or to the end of the last heard layer if that is later."""
+    ends = [samples(layer["offset"]) + samples(layer["stop"] - layer["start"]) for layer in heard(layers)]
+    return max([samples(seconds), *ends])
 
 
-def summed(parts: Sequence[Track], length: int) -> NDArray[np.float32]:
+def summed(parts: Iterable[Track], length: int) -> NDArray[np.float32]:
     """The sum of tracks, float32 [2,length]."""
     result = np.zeros((CHANNELS, length), np.float32)
     for first, waveform in parts:
@@ -122,5 +120,4 @@ def mix(folder: Path, layers: Sequence[Layer], seconds: float) -> NDArray[np.flo
 
     ``MediaError`` for a sound that cannot be read.
     """
-    parts = tracks(folder, layers)
-    return summed(parts, mix_length(parts, seconds))
+    return summed(tracks(folder, layers), mix_length(layers, seconds))
