@@ -208,11 +208,7 @@ function paint(context, width, height, id) {
   else paintWave(context, layer, inner, colour(own ? "wave" : "wave-off"));
   paintFades(context, layer, inner);
   paintAgain(context, layer, inner);
-  context.fillStyle = colour("onset");
-  for (const time of onsetsOf(layer)) {
-    const x = Math.round(toX(time));
-    if (x > -4 && x < width + 4) context.fillRect(x, inner.top, 1, 5);
-  }
+  paintOnsets(context, layer, inner, colour(own ? "onset" : "wave-off"));
   context.fillStyle = colour(own ? "on-title" : "on-title-off");
   context.font = font();
   context.textBaseline = "middle";
@@ -223,6 +219,18 @@ function paint(context, width, height, id) {
   context.beginPath();
   context.roundRect(left, top, right - left, bottom - top, 4);
   context.stroke();
+}
+
+// Where its sound sets in; from afar not all of them have room.
+function paintOnsets(context, layer, { a, b, top }, ink) {
+  context.fillStyle = ink;
+  let last = -Infinity;
+  for (const time of onsetsOf(layer)) {
+    const x = Math.round(toX(time));
+    if (x < a || x > b || x - last < 4) continue;
+    context.fillRect(x, top, 1, 5);
+    last = x;
+  }
 }
 
 // It is out of sight: where?
@@ -476,6 +484,20 @@ $("layer-span").onclick = () => {
   select({ span: [layer.offset, layer.offset + length(layer)] });
 };
 
+// The selected part of a layer's sound, in the sound's own seconds; null if none of it is selected.
+function partOf(layer) {
+  if (!selection.span) return null;
+  const [from, to] = selection.span.map((time) => Math.min(layer.stop, Math.max(layer.start, time - layer.offset + layer.start)));
+  return to - from >= LEAST ? { from, to } : null;
+}
+
+const remake = (rest) => () => act("remake", { layer: selection.layer, ...partOf(layerOf(selection.layer)), rest });
+$("remake").onclick = remake(false);
+$("remake-rest").onclick = remake(true);
+$("extend").onclick = () => act("extend", { layer: selection.layer, seconds: $("extend-by").valueAsNumber });
+
+const busy = () => Object.values(state.jobs).some((job) => job.state === "waiting" || job.state === "working");
+
 function showInspector() {
   const layer = selection.layer && layerOf(selection.layer);
   $("inspector").hidden = !layer;
@@ -490,6 +512,9 @@ function showInspector() {
   if (document.activeElement !== $("layer-name")) $("layer-name").value = layer.name;
   $("layer-up").disabled = n === 0;
   $("layer-down").disabled = n === list.length - 1;
+  $("remaking").hidden = !state.sounds[layer.sound].editable;
+  $("remake").disabled = $("remake-rest").disabled = busy() || !partOf(layer);
+  $("extend").disabled = busy();
   $("layer-at").textContent = `${clock(layer.offset)} to ${clock(layer.offset + length(layer))}`;
 }
 

@@ -177,6 +177,12 @@ const KEYS = {
   Escape: () => select({ span: null }),
 };
 
+// The space bar presses a button that the keyboard has come to; after a click on one it still plays.
+let clicked = null;
+addEventListener("pointerdown", (event) => { clicked = event.target.closest?.("button, a, summary, input") ?? null; }, true);
+addEventListener("focusin", (event) => { if (event.target !== clicked) clicked = null; });
+addEventListener("keyup", (event) => event.key === " " && event.target === clicked && event.preventDefault());
+
 addEventListener("keydown", (event) => {
   const { target, key } = event;
   const typing = target.matches(TYPED);
@@ -190,8 +196,7 @@ addEventListener("keydown", (event) => {
     return history("redo");
   }
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
-  // the space bar presses a button that the keyboard has come to; after a click on one it still plays
-  if (key === " " && target.matches("button, a, summary, input") && target.matches(":focus-visible")) return;
+  if (key === " " && target.matches("button, a, summary, input") && target !== clicked) return;
   if (target.matches("input") && key.startsWith("Arrow")) return; // a slider's or a choice's own
   if (target.closest("#panels") && !" mtlp".includes(key) && !/^[0-9]$/.test(key)) return;
   const number = /^[1-9]$/.test(key) && state.arrangement.layers[Number(key) - 1];

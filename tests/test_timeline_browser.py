@@ -1,0 +1,341 @@
+"""The timeline of the workbench in a real Chromium: what is heard, dragged, tapped and exported."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vab.studio.mix import RATE
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+FPS, CUT, SECONDS = 25, 2.0, 4.0  # of the film: two shots
+
+pytest.importorskip("uvicorn", reason="no web server: pip install 'vab[studio]'")
+
+UNNAMED = """[...document.querySelectorAll("input, select, button, a, video, img, svg, meter, summary, output")]
+  .filter((element) => element.checkVisibility() && !(
+    element.labels?.length || element.textContent.trim() || element.closest("[aria-hidden]") ||
+    ["aria-label", "aria-labelledby", "alt"].some((name) => element.getAttribute(name))
+  )).map((element) => element.outerHTML)"""
+SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+TORN = """[...document.querySelectorAll(".field")].filter((field) => field.checkVisibility()).filter((field) => {
+  const [word, input] = [field.getBoundingClientRect(), field.querySelector("input").getBoundingClientRect()];
+  return word.height > 1.6 * input.height || input.right > innerWidth + 1;
+}).map((field) => field.textContent)"""
+POSITION = """async () => (await import(new URL("../../page/audio.js", location))).player.position"""
+TO_X = """async (time) => (await import(new URL("../../page/timeline.js", location))).toX(time)"""
+TO_TIME = """async (x) => (await import(new URL("../../page/timeline.js", location))).toTime(x)"""
+# Which of two tones is louder in what is heard just now: the frequency of the strongest bin, 0 if nothing is.
+PITCH = """async () => {
+  const { player, RATE } = await import(new URL("../../page/audio.js", location));
+  const bins = new Float32Array(player.meter.frequencyBinCount);
+  player.meter.getFloatFrequencyData(bins);
+  const strongest = bins.indexOf(Math.max(...bins));
+  return bins[strongest] < -60 ? 0 : (strongest * RATE) / player.meter.fftSize;
+}"""
+# The largest difference of an exported mix from the page's own, and from what its audio engine plays.
+DIFFERENCES = """async (url) => {
+  const { mix, parseWav, player, render } = await import(new URL("../../page/audio.js", location));
+  const { state } = await import(new URL("../../page/api.js", location));
+  const exported = parseWav(await (await fetch(url)).arrayBuffer());
+  const { layers } = state.arrangement;
+  await Promise.all(layers.map((layer) => player.load(layer.sound, `${state.sounds[layer.sound].url}.wav`)));
+  const own = mix(layers, player.sounds, state.clip.seconds);
+  const heard = await render(layers, player.sounds, state.clip.seconds);
+  const lengths = [exported, own, heard].map((sides) => sides.map((side) => side.length));
+  const apart = (sides) => Math.max(...sides.map((side, c) => side.reduce((most, level, n) => Math.max(most, Math.abs(level - exported[c][n])), 0)));
+  const loudest = Math.max(...exported.map((side) => side.reduce((most, level) => Math.max(most, Math.abs(level)), 0)));
+  return { lengths, own: apart(own), heard: apart(heard), loudest };
+}"""
+# Tap, as a hand would, whenever a click is heard: at each rise of the level. Resolves after so many seconds.
+TAP = """async (seconds) => {
+  const { player } = await import(new URL("../../page/audio.js", location));
+  const levels = new Float32Array(256);
+  let quiet = true;
+  const look = () => {
+    player.meter.getFloatTimeDomainData(levels);
+    const loud = levels.some((level) => Math.abs(level) > 0.1);
+    if (loud && quiet) document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "t", bubbles: true }));
+    quiet = !loud;
+  };
+  const timer = setInterval(look, 2);
+  await new Promise((done) => setTimeout(done, seconds * 1000));
+  clearInterval(timer);
+}"""
+
+
+class Studio:
+    """A running `vab studio`, and requests to it."""
+
+    def __init__(self, link: str) -> None:
+        self.link = link
+
+    def ask(self, path: str, body: bytes | None = None, name: str = "") -> Any:
+        headers = {"File-Name": quote(name)} if name else {}
+        with urlopen(Request(self.link + path, body, headers), timeout=60) as reply:
+            return json.load(reply)
+
+    def do(self, project: str, verb: str, **values: Any) -> Any:
+        return self.ask(f"/projects/{project}/do/{verb}", json.dumps(values).encode())
+
+    def state(self, project: str) -> Any:
+        return self.ask(f"/projects/{project}/state")
+
+    def layers(self, project: str) -> list[dict[str, Any]]:
+        return list(self.state(project)["arrangement"]["layers"])
+
+    def add(self, project: str, name: str, waveform: NDArray[np.float64]) -> dict[str, Any]:
+        """Add a layer of a sound [C,S] at 48 kHz."""
+        count = len(self.layers(project))
+        self.ask(f"/projects/{project}/files", wav(waveform), f"{name}.wav")
+        until(lambda: len(self.layers(project)) > count)
+        return self.layers(project)[-1]
+
+
+def wav(waveform: NDArray[np.float64]) -> bytes:
+    """A WAV file of 16 bits."""
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setnchannels(len(waveform))
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(np.rint(waveform.T * 32767).astype("<i2").tobytes())
+    return stream.getvalue()
+
+
+def tone(hertz: float, seconds: float, level: float = 0.3) -> NDArray[np.float64]:
+    return level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)[None]
+
+
+def write_film(path: Path) -> Path:
+    """Two still shots of one colour each."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for n in range(round(SECONDS * FPS)):
+            # stripes, across in one shot and down in the other
+            lines = (np.arange(96)[:, None] if n < CUT * FPS else np.arange(160)[None]) // 8 % 2
+            picture = np.broadcast_to(lines[..., None] * 200 + 20, (96, 160, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    stop = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < stop, f"waited for {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def studio(chromium: Any, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """`vab studio` in a process of its own, with a random model of the least size."""
+    projects = tmp_path_factory.mktemp("projects")
+    words = [sys.executable, "-m", "vab", "studio", "--model", str(model), "--projects", str(projects)]
+    process = subprocess.Popen(
+        [*words, "--port", "0", "--json"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield Studio(json.loads("".join(process.stdout.readline() for _ in range(3)))["link"])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        process.stdout.close()
+
+
+@pytest.fixture
+def project(studio: Studio, tmp_path: Path) -> str:
+    """A new project on the film of two shots."""
+    film = write_film(tmp_path / "two shots.mp4")
+    return str(studio.ask("/projects", film.read_bytes(), film.name)["project"]["id"])
+
+
+@pytest.fixture
+def faults() -> Iterator[list[str]]:
+    """Errors of the page, lines of the console, requests elsewhere."""
+    found: list[str] = []
+    yield found
+    assert found == []
+
+
+def open_page(browser: Any, studio: Studio, project: str, faults: list[str], **settings: Any) -> Any:
+    page = browser.new_context(**{"viewport": {"width": 1440, "height": 900}} | settings).new_page()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda line: faults.append(line.text))
+    page.on(
+        "request", lambda request: None if request.url.startswith(studio.link) else faults.append(request.url)
+    )
+    page.goto(f"{studio.link}/projects/{project}/")
+    page.locator("#layers .layer").first.wait_for()
+    return page
+
+
+def test_the_mix_that_is_heard_is_the_one_that_is_exported(
+    studio: Studio, project: str, browser: Any, faults: list[str]
+) -> None:
+    noise = np.random.default_rng(0).uniform(-0.4, 0.4, (2, 2 * RATE))
+    first = studio.add(project, "noise", noise)
+    second = studio.add(project, "tone", tone(333, 3.0))
+    muted = studio.add(project, "muted", tone(500, 3.0))
+    # begins before the film, ends after it; cut, faded and with odd numbers of samples
+    studio.do(project, "layer", layer=first["id"], offset=-0.31237, start=0.123456, fade_in=0.5, gain_db=-4.7)
+    studio.do(
+        project, "layer", layer=second["id"], offset=1.700003, stop=2.9, fade_in=0.2, fade_out=1.1, gain_db=3
+    )
+    studio.do(project, "layer", layer=muted["id"], mute=True)
+    studio.do(project, "export", what="mix", format="wav")
+    until(lambda: bool(studio.state(project)["exports"]))
+    page = open_page(browser, studio, project, faults)
+    found = page.evaluate(DIFFERENCES, studio.state(project)["exports"][0]["url"])
+    length = round(1.700003 * RATE) + round(2.9 * RATE)  # to the end of the tone
+    assert found["lengths"] == [[length, length]] * 3
+    assert 0.3 < found["loudest"] < 1
+    assert found["own"] <= 2.0**-23 and found["heard"] <= 2.0**-23
+
+
+def test_a_walk(studio: Studio, project: str, browser: Any, faults: list[str]) -> None:
+    for hertz in (300, 1500):
+        studio.add(project, f"{hertz} Hz", tone(hertz, 3.6))
+    page = open_page(browser, studio, project, faults)
+    heads = page.locator("#layers .layer")
+
+    # it plays, and the picture goes with it
+    page.keyboard.press(" ")
+    until(lambda: page.evaluate(POSITION) > 0.5)
+    apart = "Math.abs(document.getElementById('picture').currentTime - {})"
+    until(lambda: page.evaluate(apart.format(page.evaluate(POSITION))) < 0.15)
+    page.locator("#loop").click()
+
+    # one layer alone and the mix again, at the same place, without a gap
+    for key, lowest, highest in (("1", 250, 350), ("2", 1450, 1550)):
+        before = page.evaluate(POSITION)
+        page.keyboard.press(key)
+        until(lambda low=lowest, high=highest: low < page.evaluate(PITCH) < high)
+        assert heads.nth(int(key) - 1).locator(".alone").get_attribute("aria-pressed") == "true"
+        until(lambda before=before: page.evaluate(POSITION) != before)
+        assert page.locator("#play").inner_text() == "Pause"
+    page.keyboard.press("2")
+    assert page.locator("#hearing").inner_text() == ""
+
+    # mute is heard at once and is a step of the history
+    heads.nth(0).get_by_role("button", name="Mute 300 Hz").click()
+    until(lambda: 1450 < page.evaluate(PITCH) < 1550)
+    until(lambda: studio.layers(project)[0]["mute"])
+    page.keyboard.press(" ")
+    assert page.locator("#play").inner_text() == "Play"
+
+    # dragged by its title near the cut, a layer begins at the cut; Alt lets it be
+    def drag_to(seconds: float) -> None:
+        box = heads.nth(1).locator("canvas").bounding_box()
+        start, end = (page.evaluate(TO_X, time) for time in (studio.layers(project)[1]["offset"], seconds))
+        page.mouse.move(box["x"] + start + 60, box["y"] + 12)
+        page.mouse.down()
+        page.mouse.move(box["x"] + end + 60, box["y"] + 12, steps=8)
+        page.mouse.up()
+
+    [cut] = studio.ask(f"/projects/{project}/analysis")["cuts"]
+    assert cut == pytest.approx(CUT, abs=0.05)
+    page.keyboard.press("Home")
+    drag_to(CUT + 0.012)
+    until(lambda: studio.layers(project)[1]["offset"] == cut)
+    page.keyboard.press("Control+z")
+    until(lambda: studio.layers(project)[1]["offset"] == 0)
+    page.keyboard.press("Control+Shift+Z")
+    until(lambda: studio.layers(project)[1]["offset"] == cut)
+    page.keyboard.down("Alt")
+    drag_to(CUT - 0.02)
+    page.keyboard.up("Alt")
+    until(lambda: 0.001 < abs(studio.layers(project)[1]["offset"] - cut) < 0.03)
+
+    # down to single samples, about the pointer
+    lane = heads.nth(1).locator("canvas").bounding_box()
+    page.mouse.move(lane["x"] + lane["width"] / 2, lane["y"] + 50)
+    there = page.evaluate(TO_TIME, lane["width"] / 2)
+    for _ in range(40):
+        page.mouse.wheel(0, -300)
+    until(lambda: page.locator("#scale").inner_text() == "24.0 pixels a sample")
+    assert page.evaluate(TO_TIME, lane["width"] / 2) == pytest.approx(there, abs=1e-4)
+    page.keyboard.press("f")
+    until(lambda: "samples a pixel" in page.locator("#scale").inner_text())
+
+    # by the keyboard: moved by a frame, trimmed; several keys are one step
+    before = studio.state(project)["at"]
+    offset = studio.layers(project)[1]["offset"]
+    heads.nth(1).locator(".name").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    until(lambda: studio.layers(project)[1]["offset"] == pytest.approx(offset - 3 / FPS, abs=1e-4))
+    assert studio.state(project)["at"] == before + 1
+    page.keyboard.press("Shift+ArrowLeft")
+    until(lambda: studio.layers(project)[1]["stop"] == pytest.approx(3.6 - 1 / FPS, abs=1e-4))
+
+    # a mark, by key; a selection by its fields
+    page.locator("#timeline .label").first.click()
+    page.keyboard.press("m")
+    until(lambda: len(studio.state(project)["arrangement"]["marks"]) == 1)
+    page.locator("#from").fill("1")
+    page.locator("#to").fill("1.5")
+    page.locator("#to").press("Enter")
+    page.locator("#play-span").click()
+    until(lambda: page.locator("#play").inner_text() == "Play")
+    assert page.evaluate(POSITION) == pytest.approx(1.5, abs=1e-3)
+
+
+def test_taps_are_where_they_are_heard(studio: Studio, project: str, browser: Any, faults: list[str]) -> None:
+    clicks = np.zeros((1, round(3.8 * RATE)))
+    times = np.arange(0.5, 3.6, 0.5)
+    for at in times:
+        clicks[0, round(at * RATE) : round(at * RATE) + 2400] = tone(1000, 0.05, 0.6)
+    studio.add(project, "clicks", clicks)
+    page = open_page(browser, studio, project, faults)
+    page.keyboard.press(" ")
+    page.evaluate(TAP, 4.2)
+    until(lambda: studio.state(project)["arrangement"]["curve"] is not None)
+    events = np.array(studio.state(project)["arrangement"]["curve"]["events"])
+    assert len(events) == len(times)
+    assert np.median(np.abs(events[:, 0] - times)) < 0.04, events
+    # the taps of a row are one step
+    page.keyboard.press("Control+z")
+    until(lambda: studio.state(project)["arrangement"]["curve"] is None)
+
+
+@pytest.mark.parametrize("width, dark", [(390, True), (1440, False), (2560, True)])
+def test_sizes(studio: Studio, project: str, browser: Any, faults: list[str], width: int, dark: bool) -> None:
+    studio.add(project, "A name that is rather long for the head of a layer", tone(300, 3.0))
+    studio.do(project, "set", marks=[{"id": "a", "time": 1.0, "label": "Door"}])
+    page = open_page(
+        browser,
+        studio,
+        project,
+        faults,
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if dark else "light",
+    )
+    for summary in page.locator("#lists summary").all():
+        summary.click()
+    assert page.evaluate(UNNAMED) == []
+    assert page.evaluate(TORN) == []
+    assert not page.evaluate(SIDEWAYS)
+    heads = page.evaluate("document.querySelector('.layer .head').getBoundingClientRect().right")
+    canvas = page.locator("#layers canvas").bounding_box()
+    assert canvas["x"] + canvas["width"] > width - 20, "the lanes end before the window does"
+    assert canvas["x"] == pytest.approx(0 if width < 960 else heads, abs=1)
