@@ -11,6 +11,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,15 +30,15 @@ FPS, CUT, SECONDS = 25, 2.0, 4.0  # of the film: two shots
 
 pytest.importorskip("uvicorn", reason="no web server: pip install 'vab[studio]'")
 
-UNNAMED = """[...document.querySelectorAll("input, select, button, a, video, img, svg, meter, summary, output")]
+UNNAMED = """[...document.querySelectorAll("input, select, button, a, video, meter, summary, output")]
   .filter((element) => element.checkVisibility() && !(
     element.labels?.length || element.textContent.trim() || element.closest("[aria-hidden]") ||
     ["aria-label", "aria-labelledby", "alt"].some((name) => element.getAttribute(name))
   )).map((element) => element.outerHTML)"""
 SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-TORN = """[...document.querySelectorAll(".field")].filter((field) => field.checkVisibility()).filter((field) => {
-  const [word, input] = [field.getBoundingClientRect(), field.querySelector("input").getBoundingClientRect()];
-  return word.height > 1.6 * input.height || input.right > innerWidth + 1;
+TORN = """[...document.querySelectorAll(".field, .pair")].filter((field) => {
+  const [whole, input] = [field, field.querySelector("input")].map((each) => each.getBoundingClientRect());
+  return field.checkVisibility() && (whole.height > 1.6 * input.height || input.right > innerWidth + 1);
 }).map((field) => field.textContent)"""
 POSITION = """async () => (await import(new URL("../../page/audio.js", location))).player.position"""
 TO_X = """async (time) => (await import(new URL("../../page/timeline.js", location))).toX(time)"""
@@ -60,8 +61,9 @@ DIFFERENCES = """async (url) => {
   const own = mix(layers, player.sounds, state.clip.seconds);
   const heard = await render(layers, player.sounds, state.clip.seconds);
   const lengths = [exported, own, heard].map((sides) => sides.map((side) => side.length));
-  const apart = (sides) => Math.max(...sides.map((side, c) => side.reduce((most, level, n) => Math.max(most, Math.abs(level - exported[c][n])), 0)));
-  const loudest = Math.max(...exported.map((side) => side.reduce((most, level) => Math.max(most, Math.abs(level)), 0)));
+  const most = (side, level) => side.reduce((top, value, n) => Math.max(top, Math.abs(level(value, n))), 0);
+  const apart = (sides) => Math.max(...sides.map((side, c) => most(side, (x, n) => x - exported[c][n])));
+  const loudest = Math.max(...exported.map((side) => most(side, (value) => value)));
   return { lengths, own: apart(own), heard: apart(heard), loudest };
 }"""
 # Tap, as a hand would, whenever a click is heard: at each rise of the level. Resolves after so many seconds.
@@ -225,20 +227,26 @@ def test_a_walk(studio: Studio, project: str, browser: Any, faults: list[str]) -
     until(lambda: page.evaluate(apart.format(page.evaluate(POSITION))) < 0.15)
     page.locator("#loop").click()
 
+    def sounds(lowest: float, highest: float) -> bool:
+        return bool(lowest < page.evaluate(PITCH) < highest)
+
+    def moved(before: float) -> bool:
+        return bool(page.evaluate(POSITION) != before)
+
     # one layer alone and the mix again, at the same place, without a gap
     for key, lowest, highest in (("1", 250, 350), ("2", 1450, 1550)):
         before = page.evaluate(POSITION)
         page.keyboard.press(key)
-        until(lambda low=lowest, high=highest: low < page.evaluate(PITCH) < high)
+        until(partial(sounds, lowest, highest))
         assert heads.nth(int(key) - 1).locator(".alone").get_attribute("aria-pressed") == "true"
-        until(lambda before=before: page.evaluate(POSITION) != before)
+        until(partial(moved, before))
         assert page.locator("#play").inner_text() == "Pause"
     page.keyboard.press("2")
     assert page.locator("#hearing").inner_text() == ""
 
     # mute is heard at once and is a step of the history
     heads.nth(0).get_by_role("button", name="Mute 300 Hz").click()
-    until(lambda: 1450 < page.evaluate(PITCH) < 1550)
+    until(partial(sounds, 1450, 1550))
     until(lambda: studio.layers(project)[0]["mute"])
     page.keyboard.press(" ")
     assert page.locator("#play").inner_text() == "Play"
@@ -316,6 +324,67 @@ def test_taps_are_where_they_are_heard(studio: Studio, project: str, browser: An
     # the taps of a row are one step
     page.keyboard.press("Control+z")
     until(lambda: studio.state(project)["arrangement"]["curve"] is None)
+
+
+def test_edges_corners_and_the_curve(studio: Studio, project: str, browser: Any, faults: list[str]) -> None:
+    studio.add(project, "tone", tone(300, 3.6))
+    page = open_page(browser, studio, project, faults)
+    until(lambda: bool(studio.ask(f"/projects/{project}/analysis")["cuts"]))
+    lane, curve = page.locator("#layers canvas"), page.locator("#curve")
+
+    def drag(canvas: Any, start: float, end: float, y: float, up: float = 0) -> None:
+        """From a second to a second, at a height, and up."""
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        a, b = (box["x"] + page.evaluate(TO_X, time) for time in (start, end))
+        page.mouse.move(a, box["y"] + y)
+        page.mouse.down()
+        page.mouse.move(b, box["y"] + y - up, steps=6)
+        page.mouse.up()
+
+    def layer() -> dict[str, Any]:
+        return studio.layers(project)[0]
+
+    # its edges are trimmed, and what stays is heard where it was; the end snaps to the cut
+    drag(lane, 0.004, 0.7, 50)
+    until(lambda: layer()["start"] == pytest.approx(0.7, abs=0.02))
+    assert layer()["offset"] == layer()["start"]
+    drag(lane, 3.595, 2.01, 50)
+    [cut] = studio.ask(f"/projects/{project}/analysis")["cuts"]
+    until(lambda: layer()["stop"] == pytest.approx(cut, abs=1e-4))
+    # its corners are fades
+    drag(lane, 0.7 + 5 / page.evaluate(TO_X, 1), 1.0, 26)
+    until(lambda: layer()["fade_in"] == pytest.approx(0.3, abs=0.02))
+    # its body selects a part, which the model makes anew
+    drag(lane, 1.1, 1.6, 50)
+    assert float(page.locator("#from").input_value()) == pytest.approx(1.1, abs=0.02)
+    was = layer()["sound"]
+    page.locator("#remake").click()
+    until(lambda: layer()["sound"] != was)
+    assert studio.state(project)["sounds"][layer()["sound"]]["again"] == pytest.approx([1.1, 1.6], abs=0.02)
+    page.locator("#timeline .label").first.click()
+    page.keyboard.press("Escape")
+    assert page.locator("#from").input_value() == "" and page.locator("#remake").is_disabled()
+
+    # an event of the curve is clicked, then dragged to the cut and down; deleted by key
+    drag(curve, 1.3, 1.3, 10)
+    events = lambda: (studio.state(project)["arrangement"]["curve"] or {"events": []})["events"]  # noqa: E731
+    until(lambda: len(events()) == 1)
+    assert events()[0] == pytest.approx([1.3, 1.0], abs=0.05)
+    drag(curve, 1.3, cut + 0.01, 10, up=-30)
+    until(lambda: events()[0][0] == pytest.approx(cut, abs=1e-3))
+    assert events()[0][1] == pytest.approx(0.6, abs=0.1)
+    curve.focus()
+    page.keyboard.press("Delete")
+    until(lambda: events() == [])
+
+    # a level is drawn: it follows the pointer in place of what was there
+    page.get_by_label("Level", exact=True).click()
+    drag(curve, 0.5, 3.0, 20, up=-40)
+    until(lambda: bool(studio.state(project)["arrangement"]["curve"]))
+    times, level = np.array(studio.state(project)["arrangement"]["curve"]["level"]).T
+    assert times[0] == pytest.approx(0.5, abs=0.05) and (np.diff(times) > 0).all()
+    assert (np.diff(level) < 0).all() and -45 <= level[-1] < level[0] <= 0
 
 
 @pytest.mark.parametrize("width, dark", [(390, True), (1440, False), (2560, True)])

@@ -12,7 +12,7 @@ const LEAST = 0.02; // seconds that a layer is long at least
 const PAUSE = 600; // milliseconds without another key until a change by the keyboard is made
 const FINE = 0.01; // seconds
 const GAIN = { least: -60, most: 24 }; // dB
-const PEAKS = 200; // bins a second that the server's peaks have at most
+const PEAKS = 200; // pixels a second from which samples are drawn, not peaks: as many as there are peaks
 const $ = (id) => document.getElementById(id);
 
 // ---- changes that are on their way ----
@@ -262,7 +262,7 @@ function paintWave(context, layer, { a, b, top, bottom }, ink) {
   context.fillRect(a, Math.round(middle), b - a, 1);
   if (channels && view.scale > RATE / 2) return paintSamples(context, channels, layer, { a, b, middle, tall, gain, ink });
   const known = peaks.get(layer.sound);
-  const near = view.scale > PEAKS / 2;
+  const near = view.scale > PEAKS;
   if (!(near && channels) && !known) {
     fetchPeaks(layer.sound);
     if (!channels) return;
