@@ -397,9 +397,9 @@ function press(event, canvas, id) {
   if (found === "move") canvas.style.cursor = "grabbing";
   const begin = timeOf(event, canvas);
   const edges = { offset: was.offset, end: was.offset + length(was) };
-  const own = found === "move" ? [edges.offset, edges.end, ...onsetsOf(was)] : [];
+  const onsets = onsetsOf(was);
   const changes = {
-    move: (by, move) => ({ offset: was.offset + by + snap(own.map((time) => time + by), move, { except: id }) }),
+    move: (by, move) => ({ offset: was.offset + by + snap([edges.offset + by, edges.end + by], move, { except: id, softer: onsets.map((time) => time + by) }) }),
     start: (by, move) => trimStart(was, by + snap([edges.offset + by], move, { except: id })),
     stop: (by, move) => ({ stop: was.stop + by + snap([edges.end + by], move, { except: id }) }),
     fade_in: (by, move) => ({ fade_in: was.fade_in + by + snap([edges.offset + was.fade_in + by], move, { except: id }) }),

@@ -1,11 +1,13 @@
 // The time axis that all lanes share: zoom, scroll, ruler, picture lane, the selection, named marks, snapping.
 
 import { act, onState, state } from "./api.js";
-import { player, RATE } from "./audio.js";
+import { heard, player, RATE } from "./audio.js";
 import { make } from "./dom.js";
+import { paintFrames } from "./frames.js";
 
 const MAX_SCALE = 24 * RATE; // pixels per second: one sample is 24 pixels wide
 const NEAR = 8; // pixels within which something snaps
+const SECOND = 4; // pixels that an onset of a sound counts as farther away than a cut
 const LEAST = 0.01; // seconds, of a selection
 const $ = (id) => document.getElementById(id);
 
@@ -250,26 +252,21 @@ export const font = () => `11px ${getComputedStyle(document.body).fontFamily}`;
 
 // The picture: where its shots begin, and where something in it starts to move.
 function paintPicture(context, width, height) {
-  const shots = [0, ...analysis.cuts, state.clip.seconds];
-  context.font = font();
-  context.textBaseline = "top";
-  shots.slice(0, -1).forEach((from, n) => {
-    const [a, b] = [toX(from), toX(shots[n + 1])];
-    context.fillStyle = colour(n % 2 ? "shot-b" : "shot-a");
-    context.fillRect(a, 2, Math.max(1, b - a - 1), height - 4);
-    if (b - Math.max(a, 0) > 56) {
-      context.fillStyle = colour("soft");
-      context.fillText(`shot ${n + 1}`, Math.max(a, 0) + 5, 5);
-    }
-  });
+  const [a, b] = [Math.max(0, toX(0)), Math.min(width, toX(state.clip.seconds))];
+  context.fillStyle = colour("shot");
+  context.fillRect(a, 0, b - a, height);
+  paintFrames(context, b, height, toX, toTime);
   context.fillStyle = colour("motion");
+  context.strokeStyle = colour("lane");
   for (const time of analysis.motion) {
-    const x = Math.round(toX(time));
+    const x = Math.round(toX(time)) + 0.5;
     context.beginPath();
-    context.moveTo(x, height - 12);
-    context.lineTo(x + 4, height - 3);
-    context.lineTo(x - 4, height - 3);
+    context.moveTo(x, height - 11);
+    context.lineTo(x + 5, height - 1);
+    context.lineTo(x - 5, height - 1);
+    context.closePath();
     context.fill();
+    context.stroke();
   }
 }
 
@@ -339,27 +336,30 @@ export function onsetsOf(layer) {
   return onsets.filter((time) => time >= layer.start && time < layer.stop).map((time) => layer.offset + time - layer.start);
 }
 
-// What there is to snap to; `except`: a layer that does not count, the one that moves.
+// What there is to snap to, as [time, pixels it counts as farther away]; `except`: the layer that moves.
 function targets(except) {
   const others = player.layers.filter((layer) => layer.id !== except);
-  return [0, state.clip.seconds, player.position, ...analysis.cuts, ...analysis.motion, ...marks().map((mark) => mark.time), ...(selection.span ?? []), ...others.flatMap((layer) => [layer.offset, layer.offset + layer.stop - layer.start, ...onsetsOf(layer)])];
+  const sharp = [0, state.clip.seconds, player.position, ...analysis.cuts, ...analysis.motion, ...marks().map((mark) => mark.time), ...(selection.span ?? []), ...others.flatMap((layer) => [layer.offset, layer.offset + layer.stop - layer.start])];
+  const onsets = heard(others).flatMap(onsetsOf); // there are many: they must not hide a cut
+  return [...sharp.map((time) => [time, 0]), ...onsets.map((time) => [time, SECOND])];
 }
 
 // The seconds by which `times`, moved together, must be shifted so that one of them lies on a target; else 0.
-// Alt turns it off while it is held down.
-export function snap(times, event, { except = null, without = [] } = {}) {
+// `softer`: times that give way to those. Alt turns it off while it is held down.
+export function snap(times, event, { except = null, without = [], softer = [] } = {}) {
   view.snapped = null;
   if (view.snaps === Boolean(event?.altKey)) return 0;
-  let best = NEAR / view.scale;
+  let best = NEAR;
   let shift = 0;
-  const found = targets(except).filter((time) => !without.includes(time));
-  for (const time of times)
-    for (const target of found)
-      if (Math.abs(target - time) < best) {
-        best = Math.abs(target - time);
-        shift = target - time;
-        view.snapped = target;
-      }
+  const moved = [...times.map((time) => [time, 0]), ...softer.map((time) => [time, SECOND / 2])];
+  for (const [target, farther] of targets(except))
+    for (const [time, more] of moved) {
+      const away = Math.abs(target - time) * view.scale + farther + more;
+      if (away >= best || without.includes(target)) continue;
+      best = away;
+      shift = target - time;
+      view.snapped = target;
+    }
   return shift;
 }
 
@@ -370,7 +370,7 @@ export function unsnap() {
 
 // The next place to snap to, before or after a time: the keys [ and ] go there.
 export function neighbour(time, direction) {
-  const found = targets(null).filter((target) => (target - time) * direction > 1e-4 && target !== player.position);
+  const found = targets(null).map(([target]) => target).filter((target) => (target - time) * direction > 1e-4 && target !== player.position);
   return found.length ? found.reduce((best, target) => (Math.abs(target - time) < Math.abs(best - time) ? target : best)) : time;
 }
 

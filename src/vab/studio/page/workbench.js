@@ -4,6 +4,7 @@ import { act, onState, say, state } from "./api.js";
 import { player } from "./audio.js";
 import * as curve from "./curve.js";
 import { make } from "./dom.js";
+import { readFrames } from "./frames.js";
 import * as layers from "./layers.js";
 import "./panels.js";
 import { addMark, clock, fit, follow, frameAt, frameSeconds, neighbour, onSelection, redraw, scroll, select, selection, view, zoom } from "./timeline.js";
@@ -246,6 +247,7 @@ onState(() => {
   source = state.clip.url;
   picture.src = source;
   picture.poster = "poster.jpg";
+  readFrames(source, state.clip.seconds, redraw);
   const [wide, high] = state.clip.shown ?? [state.clip.width, state.clip.height];
   $("screen").style.aspectRatio = `${wide} / ${high}`;
   step();
