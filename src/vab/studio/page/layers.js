@@ -484,20 +484,6 @@ $("layer-span").onclick = () => {
   select({ span: [layer.offset, layer.offset + length(layer)] });
 };
 
-// The selected part of a layer's sound, in the sound's own seconds; null if none of it is selected.
-function partOf(layer) {
-  if (!selection.span) return null;
-  const [from, to] = selection.span.map((time) => Math.min(layer.stop, Math.max(layer.start, time - layer.offset + layer.start)));
-  return to - from >= LEAST ? { from, to } : null;
-}
-
-const remake = (rest) => () => act("remake", { layer: selection.layer, ...partOf(layerOf(selection.layer)), rest });
-$("remake").onclick = remake(false);
-$("remake-rest").onclick = remake(true);
-$("extend").onclick = () => act("extend", { layer: selection.layer, seconds: $("extend-by").valueAsNumber });
-
-const busy = () => Object.values(state.jobs).some((job) => job.state === "waiting" || job.state === "working");
-
 function showInspector() {
   const layer = selection.layer && layerOf(selection.layer);
   $("inspector").hidden = !layer;
@@ -512,9 +498,6 @@ function showInspector() {
   if (document.activeElement !== $("layer-name")) $("layer-name").value = layer.name;
   $("layer-up").disabled = n === 0;
   $("layer-down").disabled = n === list.length - 1;
-  $("remaking").hidden = !state.sounds[layer.sound].editable;
-  $("remake").disabled = $("remake-rest").disabled = busy() || !partOf(layer);
-  $("extend").disabled = busy();
   $("layer-at").textContent = `${clock(layer.offset)} to ${clock(layer.offset + length(layer))}`;
 }
 

@@ -3,7 +3,6 @@
 import { act, onState, say, state } from "./api.js";
 import { player } from "./audio.js";
 import * as curve from "./curve.js";
-import { make } from "./dom.js";
 import { readFrames } from "./frames.js";
 import * as layers from "./layers.js";
 import "./panels.js";
@@ -214,7 +213,6 @@ addEventListener("pointerup", (event) => event.target.matches?.("#timeline input
 
 $("undo").onclick = () => history("undo");
 $("redo").onclick = () => history("redo");
-$("history").onchange = () => act("go", { at: Number($("history").value) });
 $("project-name").onchange = () => {
   const name = $("project-name").value.trim();
   if (name) act("rename", { name });
@@ -222,17 +220,11 @@ $("project-name").onchange = () => {
 };
 $("inspector").onsubmit = (event) => event.preventDefault();
 
-let shown = "";
-
 function showHistory() {
   $("undo").disabled = !state.can_undo;
   $("redo").disabled = !state.can_redo;
   $("undo").title = state.can_undo ? `Undo: ${state.can_undo} (Ctrl Z)` : "Nothing to undo";
   $("redo").title = state.can_redo ? `Redo: ${state.can_redo} (Ctrl Shift Z)` : "Nothing to redo";
-  const key = JSON.stringify(state.history);
-  if (key !== shown) $("history").replaceChildren(...state.history.map((did, n) => make("option", { value: n, textContent: `${n + 1}. ${did}` })).toReversed());
-  shown = key;
-  $("history").value = state.at;
 }
 
 let source = "";
