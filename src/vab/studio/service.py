@@ -370,7 +370,11 @@ class StudioService:
                 new["settings"] = arrangements.checked_settings(now["settings"], values["settings"])
             new = {name: value for name, value in new.items() if value != now[name]}
             if new:
-                project.change(f"{' and '.join(new)} changed", lambda now: {**now, **new})
+                # Settings that are changed one after another are one step.
+                did = f"{' and '.join(new)} changed"
+                last = project.document["history"][-1]
+                again = did == "settings changed" == last["did"] and now is last["arrangement"]
+                project.change(did, lambda now: {**now, **new}, amended=last if again else None)
 
     def rename(self, project: Project, values: Values) -> None:
         """Give the project another name."""

@@ -84,7 +84,15 @@ async function change(path, options) {
   }
 }
 
-export const act = (verb, values = {}) => change(`do/${verb}`, { method: "POST", body: JSON.stringify(values) });
+// Changes reach the server in the order in which they were made.
+let last = Promise.resolve();
+
+export function act(verb, values = {}) {
+  const body = JSON.stringify(values);
+  last = last.then(() => change(`do/${verb}`, { method: "POST", body }));
+  return last;
+}
+
 export const addFile = (file, signal) => change("files", fileRequest(file, signal));
 
 export const isActive = (kind) => ["waiting", "working"].includes(state.jobs[kind]?.state);

@@ -7,7 +7,6 @@ import * as find from "./find.js";
 import * as layers from "./layers.js";
 import { clock, onSelection, select, selection } from "./timeline.js";
 
-const PAUSE = 800; // milliseconds without another change of a setting until they are kept
 const MIME = { wav: "audio/wav", flac: "audio/flac", mp4: "video/mp4", mov: "video/quicktime", mkv: "video/x-matroska", webm: "video/webm", csv: "text/csv" };
 const NAMES = ["make", "find", "understand", "export", "history"];
 const $ = (id) => document.getElementById(id);
@@ -62,18 +61,17 @@ const CONTENT = {
       <p class="soft">Fit is how close the model itself finds a sound to the picture, from -1 to 1. It does not measure quality: the sound that a clip was recorded with often has a lower fit than a take, because the model judges its own work.</p></section>`,
   export: `
     <form id="export-form">
-      <div class="choice" role="radiogroup" aria-label="What to export">
-        <label><input type="radio" name="what" value="film" checked> Film</label><label><input type="radio" name="what" value="mix"> Mix</label><label><input type="radio" name="what" value="stems"> Stems</label><label><input type="radio" name="what" value="markers"> Markers</label>
-      </div>
+      <div id="export-top" class="row"><div class="choice" role="radiogroup" aria-label="What to export">
+        <label><input type="radio" name="what" value="film" checked> Film</label><label><input type="radio" name="what" value="mix"> Mix</label><label><input type="radio" name="what" value="stems"> Stems</label><label><input type="radio" name="what" value="markers"> Markers</label></div>
+        <button id="export">Export</button></div>
       <p id="about-what" class="soft"></p>
       <div class="fields">
         <label class="wide">Name <input name="name" maxlength="80" autocomplete="off"></label>
         <label>Format <select name="format"></select></label>
         <label>Channels <select name="channels"><option value="2">stereo</option><option value="1">mono</option></select></label>
         <label>Loudness <select name="loudness"><option value="">as it is</option><option value="-14">-14 LUFS, streaming</option><option value="-16">-16 LUFS, podcasts</option><option value="-23">-23 LUFS, broadcast</option></select></label>
-        <label>Sound after the end <select name="past_end"><option value="freeze">hold the last frame</option><option value="cut">cut it off</option></select></label>
+        <label>After the end <select name="past_end"><option value="freeze">hold last frame</option><option value="cut">cut the sound</option></select></label>
       </div>
-      <p class="row"><button id="export">Export</button></p>
     </form>
     <ul id="export-notes" class="warning" hidden></ul>
     <section aria-labelledby="files-title"><h3 id="files-title">Exported files</h3>
@@ -126,7 +124,6 @@ async function settled(verb, values) {
 const form = $("settings");
 const fields = [...form.querySelectorAll("input, select")];
 let kept = ""; // the settings that are shown as they are in the project
-let timer = 0; // until those that were changed are kept
 
 function settings() {
   const used = fields.filter((field) => !field.disabled && field.value !== "");
@@ -145,26 +142,16 @@ function showSettings() {
   $("timing-field").hidden = $("timing-term").hidden = $("timing-text").hidden = form.elements.timing.disabled = !timing;
   form.elements.timing.options[1].disabled = form.elements.timing.options[1].hidden = !motion;
   const now = JSON.stringify(state.arrangement.settings);
-  if (now === kept || timer) return;
+  if (now === kept || changing) return;
   kept = now;
   fill(state.arrangement.settings);
 }
 
-function keep() {
-  clearTimeout(timer);
-  timer = 0;
-  if (form.checkValidity()) act("set", { settings: settings() });
-}
+const keep = () => form.checkValidity() && act("set", { settings: settings() });
 
-form.onchange = () => {
-  clearTimeout(timer);
-  timer = setTimeout(keep, PAUSE);
-};
-addEventListener("pagehide", () => timer && keep());
+form.onchange = keep;
 form.onsubmit = (event) => {
   event.preventDefault();
-  clearTimeout(timer);
-  timer = 0;
   settled("make", settings());
 };
 $("defaults").onclick = () => {
@@ -304,7 +291,7 @@ $("understand").onclick = () => settled("understand", { layer: $("understand-by"
 // ---- export ----
 
 const WHAT = {
-  film: ["The clip with the mix as its sound. The picture is copied as it is where the format can hold it.", [["auto", "the clip's, if it can"], ["mp4", "MP4"], ["mov", "MOV"], ["mkv", "MKV"], ["webm", "WebM"]]],
+  film: ["The clip with the mix as its sound. The picture is copied as it is where the format can hold it.", [["auto", "as the clip"], ["mp4", "MP4"], ["mov", "MOV"], ["mkv", "MKV"], ["webm", "WebM"]]],
   mix: ["All that is heard, in one file.", [["wav", "WAV, 24 bit"], ["flac", "FLAC"]]],
   stems: ["One file for each layer that is heard. All begin at 0:00 and add up to the mix.", [["wav", "WAV, 24 bit"], ["flac", "FLAC"]]],
   markers: ["The marks of the timeline, for an editing program.", [["edl", "EDL"], ["csv", "CSV table"]]],
