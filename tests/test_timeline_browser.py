@@ -43,6 +43,7 @@ TORN = """[...document.querySelectorAll("#timeline :is(.field, .pair)")].filter(
 POSITION = """async () => (await import(new URL("../../page/audio.js", location))).player.position"""
 TO_X = """async (time) => (await import(new URL("../../page/timeline.js", location))).toX(time)"""
 TO_TIME = """async (x) => (await import(new URL("../../page/timeline.js", location))).toTime(x)"""
+CUTS = """async () => (await import(new URL("../../page/timeline.js", location))).analysis.cuts"""
 # Which of two tones is louder in what is heard just now: the frequency of the strongest bin, 0 if nothing is.
 PITCH = """async () => {
   const { player, RATE } = await import(new URL("../../page/audio.js", location));
@@ -191,6 +192,14 @@ def open_page(browser: Any, studio: Studio, project: str, faults: list[str], **s
     return page
 
 
+def wait_for_cut(page: Any) -> float:
+    """When the second shot begins, once the page knows it."""
+    until(lambda: bool(page.evaluate(CUTS)))
+    [cut] = page.evaluate(CUTS)
+    assert cut == pytest.approx(CUT, abs=0.05)
+    return float(cut)
+
+
 def test_the_mix_that_is_heard_is_the_one_that_is_exported(
     studio: Studio, project: str, browser: Any, faults: list[str]
 ) -> None:
@@ -260,8 +269,7 @@ def test_a_walk(studio: Studio, project: str, browser: Any, faults: list[str]) -
         page.mouse.move(box["x"] + end + 60, box["y"] + 12, steps=8)
         page.mouse.up()
 
-    [cut] = studio.ask(f"/projects/{project}/analysis")["cuts"]
-    assert cut == pytest.approx(CUT, abs=0.05)
+    cut = wait_for_cut(page)
     page.keyboard.press("Home")
     drag_to(CUT + 0.012)
     until(lambda: studio.layers(project)[1]["offset"] == cut)
@@ -303,7 +311,13 @@ def test_a_walk(studio: Studio, project: str, browser: Any, faults: list[str]) -
     page.locator("#from").fill("1")
     page.locator("#to").fill("1.5")
     page.locator("#to").press("Enter")
-    page.locator("#play-span").click()
+    assert page.locator("#loop").get_attribute("aria-pressed") == "true"
+    page.locator("#play").click()
+    stop = time.monotonic() + 1.5  # three rounds
+    while time.monotonic() < stop:
+        assert 1 - 1e-3 <= page.evaluate(POSITION) <= 1.5 + 1e-3
+    assert page.locator("#play").inner_text() == "Pause"
+    page.locator("#play-span").click()  # once, and no longer round
     until(lambda: page.locator("#play").inner_text() == "Play")
     assert page.evaluate(POSITION) == pytest.approx(1.5, abs=1e-3)
 
@@ -329,7 +343,7 @@ def test_taps_are_where_they_are_heard(studio: Studio, project: str, browser: An
 def test_edges_corners_and_the_curve(studio: Studio, project: str, browser: Any, faults: list[str]) -> None:
     studio.add(project, "tone", tone(300, 3.6))
     page = open_page(browser, studio, project, faults)
-    until(lambda: bool(studio.ask(f"/projects/{project}/analysis")["cuts"]))
+    cut = wait_for_cut(page)
     lane, curve = page.locator("#layers canvas"), page.locator("#curve")
 
     def drag(canvas: Any, start: float, end: float, y: float, up: float = 0) -> None:
@@ -350,7 +364,6 @@ def test_edges_corners_and_the_curve(studio: Studio, project: str, browser: Any,
     until(lambda: layer()["start"] == pytest.approx(0.7, abs=0.02))
     assert layer()["offset"] == layer()["start"]
     drag(lane, 3.595, 2.01, 50)
-    [cut] = studio.ask(f"/projects/{project}/analysis")["cuts"]
     until(lambda: layer()["stop"] == pytest.approx(cut, abs=1e-4))
     # its corners are fades
     drag(lane, 0.7 + 5 / page.evaluate(TO_X, 1), 1.0, 26)
