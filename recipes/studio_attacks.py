@@ -3,9 +3,9 @@
     python recipes/studio_attacks.py
 
 Starts `vab studio`, and, one after another: connections with half a head, uploads that stop after a byte,
-readers that do not read, many requests at once, many uploads at once. Meanwhile somebody else asks for a state
-and uploads a film, over and over: from an address of their own, and from that of the attacker. Prints one JSON
-document: median and longest seconds, before and during each attack; exit code 1 if any of them failed.
+readers that do not read, many requests at once, many uploads at once. Meanwhile somebody else asks for a
+state and uploads a film, over and over: from an address of their own, and from that of the attacker. Prints
+one JSON document: median and longest seconds, before and during each attack; exit code 1 if any failed.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class Visitor:
 
 
 @contextmanager
-def held(server: Server, count: int, say: bytes) -> Iterator[None]:
-    """Keep so many connections open that have said this much; those that are closed are made anew."""
+def held(server: Server, count: int, say: bytes, read: bool = True) -> Iterator[None]:
+    """Keep so many connections open that have said this much; those that are seen to end are made anew."""
     end = threading.Event()
 
     def hold() -> None:
@@ -121,7 +121,7 @@ def held(server: Server, count: int, say: bytes) -> Iterator[None]:
             still = []
             for one in connections:
                 try:
-                    gone = say.startswith(b"POST") and one.recv(1) is not None  # an answer: it is over
+                    gone = read and one.recv(1) is not None  # closed, or an answer
                 except BlockingIOError:
                     gone = False
                 except OSError:
@@ -170,10 +170,8 @@ def nothing() -> Iterator[None]:
 
 def measure(server: Server, attack: Any, film: bytes, seconds: float) -> dict[str, Any]:
     """What two visitors saw in so many seconds of an attack."""
-    visitors = {
-        "other address": Visitor(server, OTHER, film),
-        "same address": Visitor(server, ATTACKER, film),
-    }
+    addresses = {"other address": OTHER, "same address": ATTACKER}
+    visitors = {name: Visitor(server, address, film) for name, address in addresses.items()}
     end = threading.Event()
     threads = [threading.Thread(target=visitor.visit, args=(end,)) for visitor in visitors.values()]
     with attack:
@@ -227,7 +225,7 @@ def main() -> int:
         try:
             project = json.loads(server.ask(OTHER, "POST /projects", film))["project"]["id"]
             time.sleep(5)  # it makes a take for itself, to be warm
-            picture = f"GET /projects/{project}/state HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 500
+            states = f"GET /projects/{project}/state HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 500
             head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "
             upload = b"POST /projects HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\nx"
             state = f"GET /projects/{project}/state"
@@ -237,7 +235,7 @@ def main() -> int:
                 "2000 half heads": held(server, 2000, head),
                 "10 uploads of 5000 bytes that stop after one": held(server, 10, upload % 5000),
                 "10 uploads of 100 MB that stop after one byte": held(server, 10, upload % 100_000_000),
-                "50 readers that ask for 500 states and read none": held(server, 50, picture),
+                "50 readers that ask for 500 states and read none": held(server, 50, states, read=False),
                 "20 threads that ask for a state": repeated(20, lambda: server.ask(ATTACKER, state)),
                 "50 threads that upload a photo": repeated(
                     50, lambda: server.ask(ATTACKER, "POST /projects", photo)
