@@ -116,9 +116,10 @@ class StudioService:
     def open(self, name: str) -> Project:
         """A project by the name of its folder; its clip is looked at when it is opened. ``ProjectError``."""
         project = self.projects.open(name)
-        with project.lock:
-            if "look" not in project.jobs:
-                self._look(project)
+        if "look" not in project.jobs:  # asked without the lock: nobody waits while something is written
+            with project.lock:
+                if "look" not in project.jobs:
+                    self._look(project)
         return project
 
     def _look(self, project: Project) -> None:
