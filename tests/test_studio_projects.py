@@ -315,6 +315,8 @@ def test_a_folder_that_goes_while_it_is_open(new: Callable[..., Project], projec
     assert projects.open("another name").document["at"] == 1
     projects.delete(projects.open("another name"))
     assert list(projects.folder.iterdir()) == [] and projects.entries() == []
+    (projects.folder / ".dog.deleted").mkdir()  # by a process that was killed meanwhile
+    assert not list(Projects(projects.folder).folder.iterdir())
 
 
 def test_the_list_has_what_was_changed_last_first(new: Callable[..., Project], projects: Projects) -> None:

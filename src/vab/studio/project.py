@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -40,6 +41,7 @@ from vab.utils.locks import LockedError, exclusive
 FORMAT, VERSION = "vab project", 1
 DOCUMENT = "project.json"
 LOCK = "lock"
+DELETED = ".deleted"  # ends the name of a project that is being deleted
 SOUNDS, EXPORTS = "sounds", "exports"
 MAX_STEPS = 100  # of the history
 MAX_SLUG = 40  # characters of a project's name in that of its folder
@@ -86,17 +88,15 @@ class Project:
         self.answers: dict[str, Any] = {}  # of finished jobs that make no sound, by kind
         self.lock = threading.RLock()
         self.is_gone = False
-        self._held = ExitStack()
-        try:
-            self._held.enter_context(exclusive(folder / LOCK, "has this project open"))
-            self.document = read_document(folder)
-        except LockedError as error:
-            raise ProjectError(f"{str(error).capitalize()}.") from None
-        except OSError as error:
-            raise ProjectError(f"This project cannot be opened: {first_line(error)}.") from None
-        except ProjectError:
-            self._held.close()
-            raise
+        with ExitStack() as held:
+            try:
+                held.enter_context(exclusive(folder / LOCK, "has this project open"))
+                self.document = read_document(folder)
+            except LockedError as error:
+                raise ProjectError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
+            except OSError as error:
+                raise ProjectError(f"This project cannot be opened: {first_line(error)}.") from None
+            self._held = held.pop_all()
         self.clip = Clip.of(folder, self.document["clip"])
 
     def close(self) -> None:
@@ -247,6 +247,8 @@ class Projects:
     def __init__(self, folder: Path) -> None:
         """``OSError`` if the folder is missing and cannot be made."""
         folder.mkdir(parents=True, exist_ok=True)
+        for gone in folder.glob(f".*{DELETED}"):  # by a process that was killed meanwhile
+            shutil.rmtree(gone, ignore_errors=True)
         self.folder = folder
         self._open: dict[str, Project] = {}
         self._lock = threading.Lock()
@@ -327,12 +329,14 @@ class Projects:
     def delete(self, project: Project) -> None:
         """Delete a project with all of its files."""
         with self._lock, project.lock:
-            # First the name, so that there is never half a project.
-            with temporary_folder(project.folder) as folder, keeping():
-                project.folder.rename(folder / "deleted")
-                project.is_gone = True
+            # First the name, so that there is never half a project; that needs no room on a full disk.
+            gone = project.folder.with_name(f".{project.id}{DELETED}")
+            with keeping():
+                project.folder.rename(gone)
+            project.is_gone = True
             project.close()
             self._open.pop(project.id, None)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def close(self) -> None:
         """Let others open them."""

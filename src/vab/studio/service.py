@@ -229,9 +229,6 @@ class StudioService:
         shift = layer["offset"] - layer["start"]  # of the sound against the clip
         timing = self._timing(project, settings, sound["seconds"] + longer, shift)
         name = layer["sound"]
-        # Each try differs, also after an undo; the same clicks give the same takes.
-        tries = project.count_try(name)
-        seed = (settings["seed"] + tries) % 2**32
 
         def replaced(now: Arrangement, new: str, about: Values) -> dict[str, Any]:
             there = arrangements.layer_of(now, layer["id"])
@@ -240,6 +237,9 @@ class StudioService:
             return arrangements.with_layer(now, {**there, "sound": new, "stop": stop})
 
         def work(progress: StageProgress) -> None:
+            # Each try differs, also after an undo; the same clicks give the same takes.
+            tries = project.count_try(name)
+            seed = (settings["seed"] + tries) % 2**32
             try:
                 take = make(project.take(name), seed, decode, progress, timing, shift)
             except SettingError as error:  # of the span or the length
