@@ -233,7 +233,7 @@ def test_the_ending_is_that_of_what_was_found(tmp_path: Path, made: str, name: s
     else:
         write_film(path, [0.0, 0.04])
     path = path.rename(tmp_path / f"upload{Path(name).suffix}".lower())
-    assert f"upload{make_clip(path, tmp_path).upload}" == expected
+    assert make_clip(path, tmp_path).upload == expected
 
 
 def test_names_that_no_disk_would_take_are_shown_without_harm(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def make_project(
         Image.fromarray(bars(5, 640, 480)).save(path)
     else:
         write_film(path, film.pop("times", [n / 25 for n in range(50)]), **film)
-    clip = make_clip(path, folder).values | {"upload": path.name, "name": name}
+    clip = make_clip(path, folder).values | {"name": name}
     sounds = {"one": noise(1.0, 1), "two": noise(1.5, 2, 1)} if sounds is None else sounds
     for sound, wave in sounds.items():
         write_sound(folder / "sounds" / f"{sound}.wav", wave)

@@ -20,7 +20,7 @@ from vab.timing.sound import onset_times
 from vab.utils.files import write_json, write_whole
 
 BINS = 200  # of a sound's outline, a second
-STILL = 0.05  # grey levels in 40 ms: a picture that changes by less stands still
+STILL = 0.6  # grey levels in 40 ms: a still picture changes by less, as its codec renews it
 NEAR, FAR = 8, 25  # audio frames on either side, 160 ms and half a second
 FASTER = 0.35  # nats of motion above the usual
 CUT_SECONDS = 0.06  # around a cut, in which all of the picture changes

@@ -140,7 +140,6 @@ def prepare(
     answer = _ask("clip", seconds, unwanted, kept, folder)
 
     # 2. The ending that is right, if that is another.
-    answer["upload"] = f"{UPLOAD}{answer['upload']}"
     os.replace(kept, folder / answer["upload"])
     return Clip.of(folder, {**answer, "name": name})
 
@@ -203,9 +202,9 @@ def _ask(verb: str, seconds: float, unwanted: Callable[[], bool], *arguments: Pa
 
 
 def make_clip(upload: Path, folder: Path) -> Clip:
-    """Look at a file that lies in ``folder`` or elsewhere, and write its picture and poster into ``folder``.
+    """Look at a file, and write its picture and poster into ``folder``; ``UploadError``, ``MediaError``.
 
-    ``UploadError``, ``MediaError`` if it is no use. The clip's ``upload`` is the ending that is right.
+    The file stays where it is; the clip's ``upload`` is the name that it should have in the folder.
     """
     with MediaFile(upload, _check_frame) as file:
         return _image_clip(file, folder) if file.is_image else _video_clip(file, folder)
@@ -220,8 +219,8 @@ def _image_clip(file: MediaFile, folder: Path) -> Clip:
     photo.save(folder / "photo.png")
     shown = write_picture(folder / "photo.png", folder / "picture.mp4", PHOTO_SECONDS)
     _write_poster(photo, folder)
-    suffix = _right_suffix(file)
-    return Clip(folder, "image", "", suffix, PHOTO_SECONDS, PHOTO_FPS, width, height, shown, False)
+    upload = f"{UPLOAD}{_right_suffix(file)}"
+    return Clip(folder, "image", "", upload, PHOTO_SECONDS, PHOTO_FPS, width, height, shown, False)
 
 
 def _video_clip(file: MediaFile, folder: Path) -> Clip:
@@ -254,9 +253,9 @@ def _video_clip(file: MediaFile, folder: Path) -> Clip:
         except MediaError:
             has_sound = False
     size = file.info.width, file.info.height
-    suffix = _right_suffix(file)
+    upload = f"{UPLOAD}{_right_suffix(file)}"
     return Clip(
-        folder, "video", "", suffix, seconds, file.times.fps, *size, shown, has_sound, _timecode_of(file)
+        folder, "video", "", upload, seconds, file.times.fps, *size, shown, has_sound, _timecode_of(file)
     )
 
 
