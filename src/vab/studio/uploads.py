@@ -316,8 +316,9 @@ def _write_poster(picture: Image.Image, folder: Path) -> None:
 
 def _right_suffix(file: MediaFile) -> str:
     """The ending of the format that was found: that of the name itself, if it is one of them."""
-    image = open_image(file.path)
-    if image is not None:
+    if file.is_image or file.handle.film is not None:
+        image = open_image(file.path)
+        assert image is not None
         with image:
             kind = image.format or ""
         endings = {suffix for suffix, name in Image.registered_extensions().items() if name == kind}
