@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from vab.inference.pipeline import VABPipeline
 from vab.models.heads import Finetuned, load_finetuned
 from vab.models.hub import KNOWN, ModelError, known_models
 from vab.models.known import ClassStatistics, Known
+from vab.studio.project import Projects
 from vab.studio.service import StudioService
 from vab.studio.takes import TakeMaker
 from vab.studio.uploads import make_clip
@@ -233,19 +234,15 @@ def test_classes_are_said_with_doubt(bars: Path, capsys: pytest.CaptureFixture[s
 def test_the_studio_looks_at_a_clip_that_is_taken_in(
     bundled: VABPipeline, bars: Path, tmp_path: Path
 ) -> None:
-    service = StudioService(TakeMaker(bundled))
+    service = StudioService(TakeMaker(bundled), Projects(tmp_path / "projects"))
     try:
         for picture, is_known in ((bars, False), (CAT, True)):
-            folder = tmp_path / picture.stem
-            folder.mkdir()
-            session, clip = service.sessions.open(), make_clip(picture, folder)
-            service.sessions.replace_clip(session, clip)
-            service.look(session, clip)
-            stop = time.monotonic() + 60
-            while session.jobs["look"].active:
-                assert time.monotonic() < stop
-                time.sleep(0.02)
-            assert session.answers["known"]["is_known"] is is_known
+            with service.projects.new_folder() as folder:
+                upload = shutil.copy(picture, folder / f"upload{picture.suffix}")
+                clip = replace(make_clip(upload, folder), upload=upload.name, name=picture.name)
+                project = service.create(clip, picture.stem)
+            assert project.jobs["look"].ended.wait(60)
+            assert project.answers["known"]["is_known"] is is_known
     finally:
         service.close()
 
