@@ -84,6 +84,31 @@ def with_layers(arrangement: Arrangement, layers: Sequence[Values]) -> dict[str,
     return {**arrangement, "layers": list(layers)}
 
 
+def plus(arrangement: Arrangement, layer: Values) -> dict[str, Any]:
+    """With one more layer."""
+    return with_layers(arrangement, [*arrangement["layers"], layer])
+
+
+def beside(arrangement: Arrangement, sound: str, about: Values) -> dict[str, Any]:
+    """With a layer of a new sound, which is heard beside the others; ``about``: the sound in the document."""
+    return plus(arrangement, new_layer(sound, about))
+
+
+def with_take(
+    arrangement: Arrangement, sounds: Mapping[str, Values], sound: str, about: Values, is_first: bool
+) -> dict[str, Any]:
+    """With a layer of a new take. Takes are alternatives: of all, the first of those made last is heard.
+
+    ``sounds``: those that the other layers refer to.
+    """
+    layers = arrangement["layers"]
+    if is_first:
+        layers = [
+            {**layer, "mute": True} if sounds[layer["sound"]]["kind"] == "take" else layer for layer in layers
+        ]
+    return with_layers(arrangement, [*layers, new_layer(sound, about, mute=not is_first)])
+
+
 def with_layer(arrangement: Arrangement, layer: Values) -> dict[str, Any]:
     """With ``layer`` in the place of the one that has its id."""
     layers = [layer if other["id"] == layer["id"] else other for other in arrangement["layers"]]

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from vab.studio.library_view import LibraryView, SoundHit
 from vab.studio.mix import RATE, read_sound
 from vab.studio.project import Project, Projects, Step, keeping
 from vab.studio.queue import Job, JobQueue, UserError
+from vab.studio.state import state_of
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, prepare_sound
 from vab.timing.curve import TimingCurve
@@ -38,13 +38,6 @@ from vab.utils.progress import StageProgress
 MAX_HITS = 12  # sounds found in the library by another sound or a picture
 MAX_FOUND = 60  # by words or a label
 MAX_CLASSES = 5  # shown, the most probable ones
-STAGE_LABELS = {
-    "decode_video": "reading the picture",
-    "features": "looking at the picture",
-    "sampling": "making sound",
-    "refining": "adding detail",
-    "codec": "writing the sound",
-}
 
 
 class StudioService:
@@ -142,29 +135,7 @@ class StudioService:
 
     def state(self, project: Project) -> dict[str, Any]:
         """All that the page of a project shows."""
-        document = project.document
-        steps, at = document["history"], document["at"]
-        sounds = {name: _shown(about, name) for name, about in document["sounds"].items()}
-        return {
-            "project": {"id": project.id, "name": document["name"], "changed": document["changed"]},
-            "clip": document["clip"] | {"url": "picture.mp4"},
-            "sounds": sounds,
-            "arrangement": steps[at]["arrangement"],
-            "history": [step["did"] for step in steps],
-            "at": at,
-            "can_undo": steps[at]["did"] if at else None,
-            "can_redo": steps[at + 1]["did"] if at + 1 < len(steps) else None,
-            "jobs": {kind: self._job(job) for kind, job in list(project.jobs.items())},
-            "answers": dict(project.answers),
-            "exports": _exported(project),
-            "problems": project.problems(),
-        }
-
-    def _job(self, job: Job) -> dict[str, Any]:
-        stage = STAGE_LABELS.get(job.stage, job.stage)
-        ahead = self.queue.ahead(job) if job.active else 0
-        share = round(job.share, 3)
-        return {"state": job.state, "stage": stage, "share": share, "error": job.error, "ahead": ahead}
+        return state_of(project, self.queue)
 
     # ---- sounds by the model
 
@@ -185,7 +156,10 @@ class StudioService:
                 def add(
                     now: Arrangement, name: str, about: Values, is_first: bool = not done
                 ) -> dict[str, Any]:
-                    return _with_take({**now, "settings": settings}, project, name, about, is_first)
+                    sounds = project.document["sounds"]
+                    return arrangements.with_take(
+                        {**now, "settings": settings}, sounds, name, about, is_first
+                    )
 
                 step = self._hand_over(project, take, "take", did, add, progress, amended=step)
 
@@ -267,7 +241,7 @@ class StudioService:
                     raise UserError(str(error)) from None
                 heard = read_sound(wav)
             take = self.maker.place(project.clip, heard, "As it came", progress)
-            self._hand_over(project, take, "own", "own sound added", _beside, progress)
+            self._hand_over(project, take, "own", "own sound added", arrangements.beside, progress)
 
         self._start(project, "make", work)
 
@@ -284,7 +258,7 @@ class StudioService:
             except MediaError:
                 raise UserError("This file of the library cannot be read any more.") from None
             take = self.maker.place(project.clip, heard, library.paths[row].name, progress)
-            self._hand_over(project, take, "library", f"{take.title} added", _beside, progress)
+            self._hand_over(project, take, "library", f"{take.title} added", arrangements.beside, progress)
 
         self._start(project, "make", work)
 
@@ -295,7 +269,7 @@ class StudioService:
 
         def work(progress: StageProgress) -> None:
             take = self.maker.place(project.clip, heard, title or "Sound", progress)
-            self._hand_over(project, take, "file", f"{take.title} added", _beside, progress)
+            self._hand_over(project, take, "file", f"{take.title} added", arrangements.beside, progress)
 
         self._start(project, "make", work)
 
@@ -343,7 +317,7 @@ class StudioService:
         with project.lock:
             layer = arrangements.new_layer(str(name), sound)
             layer = arrangements.changed(layer, values, project.document["sounds"])
-            project.change(f"layer added: {layer['name']}", lambda now: _plus(now, layer))
+            project.change(f"layer added: {layer['name']}", lambda now: arrangements.plus(now, layer))
 
     def remove(self, project: Project, values: Values) -> None:
         """Remove a layer; undo brings it back."""
@@ -589,46 +563,8 @@ def _hit(library: LibraryView, hit: SoundHit) -> dict[str, Any]:
     return asdict(hit) | {"name": library.paths[hit.row].name, "label": library.labels[hit.row]}
 
 
-def _shown(about: Values, name: str) -> dict[str, Any]:
-    """A sound as the page shows it: stages in words, figures that can be read."""
-    timings = {STAGE_LABELS.get(stage, stage): round(value, 2) for stage, value in about["timings"].items()}
-    score = about["score"] if about["score"] is None else round(about["score"], 3)
-    return {**about, "timings": timings, "score": score, "url": f"sounds/{name}"}
-
-
-def _exported(project: Project) -> list[dict[str, Any]]:
-    """The files that were exported last."""
-    files = exports.exported(project.folder)
-    return [
-        {"name": path.name, "bytes": path.stat().st_size, "url": f"exports/{quote(path.name)}"}
-        for path in files
-    ]
-
-
 def _check_space(project: Project, count: int) -> None:
     arrangements.with_layers({}, [*project.arrangement["layers"], *[{}] * count])
-
-
-def _plus(now: Arrangement, layer: Values) -> dict[str, Any]:
-    return arrangements.with_layers(now, [*now["layers"], layer])
-
-
-def _beside(now: Arrangement, name: str, about: Values) -> dict[str, Any]:
-    """With a layer of a sound that is heard beside the others."""
-    return _plus(now, arrangements.new_layer(name, about))
-
-
-def _with_take(
-    now: Arrangement, project: Project, name: str, about: Values, is_first: bool
-) -> dict[str, Any]:
-    """With a layer of a new take: of all takes the first one of them is heard, as they are alternatives."""
-    layers = now["layers"]
-    if is_first:
-        sounds = project.document["sounds"]
-        layers = [
-            {**layer, "mute": True} if sounds[layer["sound"]]["kind"] == "take" else layer for layer in layers
-        ]
-    return arrangements.with_layers(now, [*layers, arrangements.new_layer(name, about, mute=not is_first)])
 
 
 def _set_answer(project: Project, kind: str, answer: Any, progress: StageProgress) -> None:
