@@ -211,6 +211,9 @@ def test_a_sound_that_is_missing_is_told(
     assert project.jobs["make"].ended.wait(60) and "cannot be read" in project.jobs["make"].error
     service.remake(project, {"layer": layers[0]["id"], "from": 0.1, "to": 0.5})
     assert project.jobs["make"].ended.wait(60) and project.jobs["make"].state == "done"
+    service.layer(project, {"layer": layers[1]["id"], "mute": False})
+    service.export(project, {"what": "mix"})
+    assert project.jobs["export"].ended.wait(60) and project.jobs["export"].error == problem
     path.with_suffix(".away").rename(path)
     assert service.state(project)["problems"] == [] and np.abs(project.take(lost).heard).max() > 0
     assert kept in project.document["sounds"]

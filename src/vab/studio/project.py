@@ -45,6 +45,7 @@ DELETED = ".deleted"  # ends the name of a project that is being deleted
 SOUNDS, EXPORTS = "sounds", "exports"
 MAX_STEPS = 100  # of the history
 MAX_SLUG = 40  # characters of a project's name in that of its folder
+UNREADABLE = "A file of this project cannot be read any more."
 GONE = "There is no such project: it was deleted, or its folder was moved or renamed."
 _ID = re.compile(r"[0-9a-z]{1,32}")  # of a sound: it is the name of a file
 

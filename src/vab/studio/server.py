@@ -35,7 +35,7 @@ from vab.media.write import encode_audio
 from vab.studio.analysis import analyse, peaks
 from vab.studio.arrangement import MAX_LAYERS, MAX_MARKS, MAX_NEW_TAKES
 from vab.studio.export import exported
-from vab.studio.project import DiskError, NoProject, Project
+from vab.studio.project import UNREADABLE, DiskError, NoProject, Project
 from vab.studio.queue import UserError
 from vab.studio.service import StudioService
 from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, UploadError, prepare, prepare_sound
@@ -308,6 +308,8 @@ def _file(path: Path, media_type: str) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     """What cannot be done, in a sentence."""
+    if isinstance(error, MediaError):  # it says where the file is, which is nobody's business
+        return _error(UNREADABLE, 410)
     kinds = {NoProject: 404, DiskError: 507, UploadError: 422}
     return _error(str(error), next((kinds[kind] for kind in kinds if isinstance(error, kind)), 409))
 

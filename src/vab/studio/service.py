@@ -27,7 +27,7 @@ from vab.studio import export as exports
 from vab.studio.arrangement import MAX_NEW_TAKES, MAX_SECONDS, Arrangement, Values, integer, number, text
 from vab.studio.library_view import LibraryView, SoundHit
 from vab.studio.mix import RATE, read_sound
-from vab.studio.project import Project, Projects, Step, keeping
+from vab.studio.project import UNREADABLE, Project, Projects, Step, keeping
 from vab.studio.queue import Job, JobQueue, UserError
 from vab.studio.state import state_of
 from vab.studio.takes import Take, TakeMaker
@@ -127,7 +127,7 @@ class StudioService:
             try:
                 known = self.maker.look(project.clip)
             except MediaError:
-                raise UserError("The clip of this project cannot be read any more.") from None
+                raise UserError(UNREADABLE) from None
             if known is not None:
                 _set_answer(project, "known", known.document(), progress)
 
@@ -373,8 +373,6 @@ class StudioService:
         """Go to the step ``at`` of the history."""
         project.go(integer(values, "at", 0, len(project.document["history"]) - 1))
 
-    # ---- what is asked about it
-
     def find(self, project: Project, values: Values) -> None:
         """Find sounds of the library: nearest to the picture or to a layer's sound, or by words or label.
 
@@ -472,8 +470,10 @@ class StudioService:
             try:
                 with keeping():
                     made = exports.export(project.folder, project.document, what, **given, progress=progress)
-            except (SettingError, MediaError) as error:
+            except SettingError as error:
                 raise UserError(str(error)) from None
+            except MediaError:
+                raise UserError(" ".join(project.problems()) or UNREADABLE) from None
             answer = {"files": [path.name for path in made.files], "notes": made.notes}
             project.answers["export"] = answer
 
