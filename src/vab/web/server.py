@@ -27,7 +27,8 @@ READ_SECONDS = 60.0  # in which a reader takes ...
 READ_BYTES = 48 << 10  # ... so much of a response
 MAX_CONNECTIONS = 1000  # fewer if the process may open fewer than four times as many files
 MAX_FROM_ONE = 100  # from one address
-MAX_BACKLOG = 128  # connections that the system takes in before we do; they come to us all at once
+MAX_AT_ONCE = 128  # connections that are taken in at once; they are four turns of the loop under way
+MAX_BACKLOG = 1024  # connections that the system holds until then
 NOISE = ("Invalid HTTP request received.", "Unsupported upgrade request.")  # nothing that its owner can mend
 
 
@@ -48,7 +49,7 @@ def make_server(app: Any, access: Access) -> uvicorn.Server:
         app,
         ws="none",
         proxy_headers=access.link is not None,
-        backlog=min(MAX_BACKLOG, part),
+        backlog=min(MAX_AT_ONCE, part // 4),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -62,7 +63,15 @@ def make_server(app: Any, access: Access) -> uvicorn.Server:
     connections = _Connections(min(MAX_CONNECTIONS, part), front)
     config.http = partial(_Protocol, connections)  # type: ignore[assignment]
     logging.getLogger("uvicorn.error").addFilter(_is_worth_telling)
-    return uvicorn.Server(config)
+    return _Server(config)
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # asyncio takes in at once as many as the system holds, which may be more than there are files for
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(MAX_BACKLOG)
 
 
 def _most_files() -> int:
