@@ -29,6 +29,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from helpers.studies import write_systems
+from helpers.tiny import write_model
 from vab.listening.study import build_study
 from vab.web import guard, server
 from vab.web.access import LOOPBACK, Access, ServerError, grant, listen
@@ -559,24 +560,56 @@ def test_what_is_passed_on_can_be_counted_with(content: bytes) -> None:
 # The command line
 
 
-def test_vab_says_what_it_opens(tmp_path: Path) -> None:
-    study = tmp_path / "study"
-    build_study(write_systems(tmp_path, ("a", "b"), ("clip",)), study)
-    words = [sys.executable, "-m", "vab", "evaluate", "listening", "serve", str(study), "--port", "0"]
-    words += ["--host", "0.0.0.0", "--allow-host", "study.local", "--json"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@contextmanager
+def command(*words: str) -> Iterator[tuple[Any, list[str]]]:
+    """A verb that serves with ``--json``: its document, and in the end what it has logged."""
+    line = [sys.executable, "-m", "vab", *words, "--port", "0", "--json"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    told: list[str] = []
     try:
         assert process.stdout is not None
         document = ""
         while not document.endswith("\n}\n"):
             document += process.stdout.readline()
-        link = json.loads(document)["links"][0]["link"]
-        port = int(link.split(":")[2].split("/")[0])
-        path = link.split("/", 3)[3]
-        for host, status in (("study.local", b"200"), ("127.0.0.1", b"200"), ("evil.example", b"403")):
-            with connect(port, f"GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode()) as one:
-                assert read_all(one).split()[1] == status
+            assert process.poll() is None
+        yield json.loads(document), told
     finally:
         process.terminate()
-        _, told = process.communicate(timeout=20)
-    assert "0.0.0.0" not in link and "answers as that person" in told and "plain HTTP" in told
+        told.append(process.communicate(timeout=30)[1])
+
+
+def status(link: str, host: str, more: str = "") -> int:
+    """The status of a response to a request for a link, sent to this machine for the name of a host."""
+    address, _, path = link.removeprefix("http://").partition("/")
+    with connect(
+        int(address.rpartition(":")[2]), f"GET /{path} HTTP/1.0\r\nHost: {host}\r\n{more}\r\n".encode()
+    ) as one:
+        return int(read_all(one).split()[1])
+
+
+def test_a_study_says_what_it_opens(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    build_study(write_systems(tmp_path, ("a", "b"), ("clip",)), study)
+    words = ["evaluate", "listening", "serve", str(study), "--host", "0.0.0.0", "--allow-host", "study.local"]
+    with command(*words) as (document, told):
+        link = document["links"][0]["link"]
+        assert "0.0.0.0" not in link
+        hosts = ("study.local", "127.0.0.1", "evil.example")
+        assert [status(link, host) for host in hosts] == [200, 200, 403]
+    assert "answers as that person" in told[0] and "plain HTTP" in told[0]
+
+
+def test_a_studio_for_others_asks_for_the_token(tmp_path: Path) -> None:
+    model, token = write_model(tmp_path / "model"), tmp_path / "token"
+    words = ["studio", "--host", "0.0.0.0", "--model", str(model), "--projects", str(tmp_path / "projects")]
+    with command(*words, "--token", str(token), "--device", "cpu") as (document, told):
+        link = document["link"]
+        page, _, given = link.partition("?token=")
+        assert given == token.read_text().strip()
+        assert [status(page, "localhost"), status(link, "localhost"), status(link, "evil.example")] == [
+            401,
+            200,
+            403,
+        ]
+        assert status(page + "projects", "localhost", f"Authorization: Bearer {given}\r\n") == 200
+    assert "deletes all projects" in told[0] and "plain HTTP" in told[0]
