@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import socket
 import statistics
@@ -33,8 +34,27 @@ ATTACKER, OTHER = "127.0.0.2", "127.0.0.3"  # of this machine, as all of 127.0.0
 LATEST = 60.0  # seconds until somebody gives up
 
 
+def connect(port: int, source: str) -> socket.socket:
+    """A connection from an address of this machine."""
+    return socket.create_connection(("127.0.0.1", port), timeout=LATEST, source_address=(source, 0))
+
+
+def ask(port: int, source: str, request: str, body: bytes = b"") -> bytes:
+    """The body of a response; ``OSError`` unless it is a good one."""
+    length = f"Content-Length: {len(body)}\r\n" if body else ""
+    head = f"{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n"
+    with connect(port, source) as connection:
+        connection.sendall(head.encode() + body)
+        answer = b""
+        while part := connection.recv(1 << 16):
+            answer += part
+    if not answer.startswith(b"HTTP/1.1 200"):
+        raise OSError(answer[:300].decode(errors="replace") or "nothing came back")
+    return answer.partition(b"\r\n\r\n")[2]
+
+
 class Server:
-    """A studio, and what its attackers have open."""
+    """A studio of its own."""
 
     def __init__(self, folder: Path, files: int) -> None:
         words = [sys.executable, "-m", "vab", "studio", "--port", "0", "--json", "--projects", str(folder)]
@@ -44,23 +64,6 @@ class Server:
         assert self.process.stdout is not None
         link = json.loads("".join(self.process.stdout.readline() for _ in range(3)))["link"]
         self.port = int(link.rpartition(":")[2])
-
-    def connect(self, source: str) -> socket.socket:
-        """A connection from an address of this machine."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=LATEST, source_address=(source, 0))
-
-    def ask(self, source: str, request: str, body: bytes = b"") -> bytes:
-        """The body of a response; ``OSError`` unless it is a good one."""
-        length = f"Content-Length: {len(body)}\r\n" if body else ""
-        head = f"{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n"
-        with self.connect(source) as connection:
-            connection.sendall(head.encode() + body)
-            answer = b""
-            while part := connection.recv(1 << 16):
-                answer += part
-        if not answer.startswith(b"HTTP/1.1 200"):
-            raise OSError(answer[:300].decode(errors="replace") or "nothing came back")
-        return answer.partition(b"\r\n\r\n")[2]
 
     @property
     def open_files(self) -> int:
@@ -72,8 +75,8 @@ class Visitor:
     """Somebody who asks for a state ten times a second, and for a new project every second."""
 
     def __init__(self, server: Server, source: str, film: bytes) -> None:
-        self.server, self.source = server, source
-        self.project = json.loads(server.ask(source, "POST /projects", film))["project"]["id"]
+        self.port, self.source = server.port, source
+        self.project = json.loads(ask(server.port, source, "POST /projects", film))["project"]["id"]
         self.film = film
         self.seconds: dict[str, list[float]] = {"state": [], "upload": []}
         self.faults: list[str] = []
@@ -90,7 +93,7 @@ class Visitor:
             while True:
                 start = time.monotonic()
                 try:
-                    self.server.ask(self.source, request, body)
+                    ask(self.port, self.source, request, body)
                 except OSError as error:
                     self.faults.append(f"{kind}: {error}")
                 self.seconds[kind].append(time.monotonic() - start)
@@ -104,62 +107,51 @@ class Visitor:
             thread.join()
 
 
-@contextmanager
-def held(server: Server, count: int, say: bytes, read: bool = True) -> Iterator[None]:
+def hold(port: int, count: int, say: bytes, read: bool) -> None:
     """Keep so many connections open that have said this much; those that are seen to end are made anew."""
-    end = threading.Event()
-
-    def hold() -> None:
-        connections: list[socket.socket] = []
-        while not end.is_set():
-            while len(connections) < count and not end.is_set():
-                with suppress(OSError):
-                    one = server.connect(ATTACKER)
-                    one.setblocking(False)
-                    connections.append(one)
-                    one.send(say)
-            still = []
-            for one in connections:
-                try:
-                    gone = read and one.recv(1) is not None  # closed, or an answer
-                except BlockingIOError:
-                    gone = False
-                except OSError:
-                    gone = True
-                one.close() if gone else still.append(one)
-            connections = still
-            end.wait(0.5)
+    connections: list[socket.socket] = []
+    while True:
+        while len(connections) < count:
+            with suppress(OSError):
+                one = connect(port, ATTACKER)
+                one.setblocking(False)
+                connections.append(one)
+                one.send(say)
+        still = []
         for one in connections:
-            one.close()
+            try:
+                gone = read and one.recv(1) is not None  # closed, or an answer
+            except BlockingIOError:
+                gone = False
+            except OSError:
+                gone = True
+            one.close() if gone else still.append(one)
+        connections = still
+        time.sleep(0.5)
 
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
 
-
-@contextmanager
-def repeated(count: int, act: Callable[[], Any]) -> Iterator[None]:
-    """Do something in so many threads, over and over."""
-    end = threading.Event()
+def repeat(port: int, count: int, request: str, body: bytes) -> None:
+    """Ask for the same in so many threads, over and over."""
 
     def go() -> None:
-        while not end.is_set():
+        while True:
             with suppress(OSError):
-                act()
+                ask(port, ATTACKER, request, body)
 
-    threads = [threading.Thread(target=go) for _ in range(count)]
-    for thread in threads:
-        thread.start()
+    for _ in range(count):
+        threading.Thread(target=go).start()
+
+
+@contextmanager
+def attack(what: Callable[..., None], *how: Any) -> Iterator[None]:
+    """Attack from a process of its own, so that those who measure are not held up by it."""
+    process = multiprocessing.get_context("fork").Process(target=what, args=how, daemon=True)
+    process.start()
     try:
         yield
     finally:
-        end.set()
-        for thread in threads:
-            thread.join()
+        process.kill()
+        process.join()
 
 
 @contextmanager
@@ -168,13 +160,13 @@ def nothing() -> Iterator[None]:
     yield
 
 
-def measure(server: Server, attack: Any, film: bytes, seconds: float) -> dict[str, Any]:
+def measure(server: Server, attacked: Any, film: bytes, seconds: float) -> dict[str, Any]:
     """What two visitors saw in so many seconds of an attack."""
     addresses = {"other address": OTHER, "same address": ATTACKER}
     visitors = {name: Visitor(server, address, film) for name, address in addresses.items()}
     end = threading.Event()
     threads = [threading.Thread(target=visitor.visit, args=(end,)) for visitor in visitors.values()]
-    with attack:
+    with attacked:
         time.sleep(1)
         for thread in threads:
             thread.start()
@@ -223,25 +215,24 @@ def main() -> int:
         film, photo = write_film(folder / "film.mp4"), write_photo(folder / "photo.jpg")
         server = Server(folder / "projects", given.files)
         try:
-            project = json.loads(server.ask(OTHER, "POST /projects", film))["project"]["id"]
+            project = json.loads(ask(server.port, OTHER, "POST /projects", film))["project"]["id"]
             time.sleep(5)  # it makes a take for itself, to be warm
             states = f"GET /projects/{project}/state HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 500
             head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "
             upload = b"POST /projects HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\nx"
             state = f"GET /projects/{project}/state"
+            port = server.port
             attacks = {
                 "nothing": nothing(),
-                "300 half heads": held(server, 300, head),
-                "2000 half heads": held(server, 2000, head),
-                "10 uploads of 5000 bytes that stop after one": held(server, 10, upload % 5000),
-                "10 uploads of 100 MB that stop after one byte": held(server, 10, upload % 100_000_000),
-                "50 readers that ask for 500 states and read none": held(server, 50, states, read=False),
-                "20 threads that ask for a state": repeated(20, lambda: server.ask(ATTACKER, state)),
-                "50 threads that upload a photo": repeated(
-                    50, lambda: server.ask(ATTACKER, "POST /projects", photo)
-                ),
+                "300 half heads": attack(hold, port, 300, head, True),
+                "2000 half heads": attack(hold, port, 2000, head, True),
+                "10 uploads of 5000 bytes that stop after one": attack(hold, port, 10, upload % 5000, True),
+                "10 uploads of 100 MB that stop after one byte": attack(hold, port, 10, upload % 10**8, True),
+                "50 readers that ask for 500 states and read none": attack(hold, port, 50, states, False),
+                "20 threads that ask for a state": attack(repeat, port, 20, state, b""),
+                "50 threads that upload a photo": attack(repeat, port, 50, "POST /projects", photo),
             }
-            seconds = {what: measure(server, attack, film, given.seconds) for what, attack in attacks.items()}
+            seconds = {what: measure(server, each, film, given.seconds) for what, each in attacks.items()}
             time.sleep(15)
             left = server.open_files
         finally:
