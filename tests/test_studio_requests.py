@@ -110,6 +110,7 @@ PLACES += ["HERE/sounds/{}.wav", "HERE/sounds/{}.peaks", "HERE/sounds/SOUND.{}",
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(PLACES), ODD, st.sampled_from(["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"]))
 @example("/projects/{}/state", "\0", "GET")
+@example("/projects/{}/state", "a" * 300, "GET")
 @example("/library/{}.wav", "9" * 5000, "GET")
 def test_any_address(studio: tuple[Any, str, StudioService], place: str, odd: str, method: str) -> None:
     client, here, service = studio

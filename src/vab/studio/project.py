@@ -289,7 +289,8 @@ class Projects:
     def path(self, name: str) -> Path:
         """The folder of a project. ``NoProject``."""
         folder = self.folder / name
-        if Path(name).name != name or name[:1] in ("", ".") or not (folder / DOCUMENT).exists():
+        # os.path.exists is False for what no folder can be called, too
+        if Path(name).name != name or name[:1] in ("", ".") or not os.path.exists(folder / DOCUMENT):
             raise NoProject(GONE)
         return folder
 
