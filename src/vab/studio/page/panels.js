@@ -23,8 +23,9 @@ const CONTENT = {
         <label>Guidance <input name="guidance" type="number" min="0" max="20" step="any" required></label>
         <label>Temperature <input name="temperature" type="number" min="0" max="100" step="any" required></label>
         <label id="timing-field">Timing <select name="timing"><option value="none">the model's own</option><option value="motion">follow the motion</option><option value="curve">follow the curve</option></select></label>
+        <button id="make">Make takes</button>
       </div>
-      <p class="row"><button id="make">Make takes</button> <button id="defaults" type="button" class="plain">Reset settings</button></p>
+      <button id="defaults" type="button" class="link">Reset settings</button>
       <details><summary>What the settings do</summary><dl>
         <dt>Takes</dt><dd>How many sounds to make. They are alternatives: the first new one is heard, the others are muted.</dd>
         <dt>Seed</dt><dd>The same seed and settings give the same takes.</dd>
@@ -35,17 +36,14 @@ const CONTENT = {
       </dl></details>
     </form>
     <section aria-labelledby="change-title">
-      <h3 id="change-title">Change a layer</h3>
-      <div class="row"><span class="pair"><label for="change-layer">Layer</label> <select id="change-layer"></select></span>
-        <span id="part" class="soft"></span></div>
+      <div class="row"><h3 id="change-title">Change</h3> <select id="change-layer" aria-label="Layer to change"></select> <span id="part" class="soft"></span></div>
       <div class="row"><button id="remake-part" type="button" class="plain" aria-describedby="part">Remake part</button>
         <button id="remake-rest" type="button" class="plain" aria-describedby="part">Remake rest</button>
         <span class="pair"><button id="extend" type="button" class="plain">Extend</button> <label>by <input id="longer" type="number" min="0.1" max="60" step="0.1" value="2"></label> s</span></div>
       <p id="change-hint" class="soft"></p>
     </section>
     <section aria-labelledby="add-title">
-      <h3 id="add-title">Add sound</h3>
-      <div class="row"><button id="own" type="button" class="plain">The clip's own sound</button>
+      <div class="row"><h3 id="add-title">Add sound</h3> <button id="own" type="button" class="plain">The clip's own sound</button>
         <label class="button plain">Files of yours<input id="add-files" type="file" multiple accept="audio/*,video/*" aria-label="Add sound files of yours as layers"></label></div>
       <p class="soft">Or drop sound files anywhere on this page. Each becomes a layer.</p>
     </section>`,
@@ -78,7 +76,7 @@ const CONTENT = {
       <p id="no-files" class="soft">None yet.</p>
       <ul id="files"></ul>
       <p id="drag-hint" class="soft" hidden>Download a file, or drag it into another program or folder. The next export of the same kind takes its place.</p></section>`,
-  history: `<p class="soft">Every change is kept. Choose a step to go back to it, or forward again.</p><ol id="steps" reversed></ol>`,
+  history: `<p class="soft">Choose a step to go back to it, or forward again.</p><ol id="steps" reversed></ol>`,
 };
 
 $("panels").innerHTML = `
@@ -183,7 +181,7 @@ function part() {
 
 function showChange() {
   if (!state.clip) return;
-  find.layerChoices($("change-layer"), ["", "choose"]);
+  find.layerChoices($("change-layer"), ["", "a layer"]);
   if (layer()) $("change-layer").value = layer().id;
   const own = layer();
   const editable = Boolean(own && state.sounds[own.sound]?.editable);

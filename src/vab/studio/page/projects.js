@@ -31,7 +31,7 @@ function showAbout() {
   write($("model"), `with ${about.model}`);
   const names = about.learned.slice(0, 40).map(plain);
   const more = about.learned.length > 40 ? " and more" : "";
-  const learned = names.length ? ` The model learned these sounds: ${names.join(", ")}${more}.` : "";
+  const learned = names.length && !projects.length ? ` The model learned these sounds: ${names.join(", ")}${more}.` : "";
   write($("limits"), `Up to ${about.limits.seconds} seconds and ${about.limits.bytes >> 20} MB. Nothing leaves the computer that serves this page.${learned}`);
 }
 
@@ -40,7 +40,8 @@ function show() {
   const found = projects.filter((entry) => entry.name.toLowerCase().includes(sought));
   const byName = (a, b) => a.name.localeCompare(b.name, "en", { numeric: true });
   const byChange = (a, b) => (b.changed ?? "").localeCompare(a.changed ?? "");
-  found.sort($("order").value === "name" ? byName : byChange);
+  const order = $("order").value === "name" ? byName : byChange;
+  found.sort((a, b) => Boolean(a.problem) - Boolean(b.problem) || order(a, b)); // what cannot be opened comes last
   document.body.classList.toggle("none", !projects.length);
   write($("count"), projects.length ? `${found.length < projects.length ? `${found.length} of ` : ""}${projects.length}` : "");
   $("list-tools").hidden = projects.length <= FEW;
