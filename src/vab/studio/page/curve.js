@@ -132,8 +132,10 @@ canvas.onpointerdown = (event) => {
     draft = { ...curve(), [kind]: replaced(curve()[kind], now, next) };
     chosen = now = next;
     show();
-  }, (far) => {
-    if (far || !known) edit(curve());
+  }, (far, last, cancelled) => {
+    if (cancelled) draft = null;
+    else if (far || !known) return edit(curve());
+    show();
   });
 };
 
@@ -158,7 +160,11 @@ function drawLevel(event) {
     show();
   };
   put(event);
-  drag(canvas, event, put, () => edit(curve()));
+  drag(canvas, event, put, (far, last, cancelled) => {
+    if (!cancelled) return edit(curve());
+    draft = null;
+    show();
+  });
 }
 
 canvas.ondblclick = (event) => {

@@ -380,16 +380,19 @@ let held = false; // something is dragged
 
 export const timeOf = (event, canvas) => toTime(event.clientX - canvas.getBoundingClientRect().left);
 
-// Follow the pointer until it is let go. `moved` is called once it has gone `slack` pixels, `done(dragged)` at the end.
+// Follow the pointer until it is let go. `moved` is called once it has gone `slack` pixels, and at the end
+// `done(dragged, event, cancelled)`: a second finger makes it a pinch, and nothing of it is kept.
 export function drag(element, event, moved, done, slack = 3) {
   if (event.button || (event.pointerType === "touch" && fingers.size > 1)) return;
   let far = false;
+  let pinched = false;
   held = true;
   element.setPointerCapture(event.pointerId);
   const move = (next) => {
     if (next.pointerId !== event.pointerId) return;
     far ||= Math.abs(next.clientX - event.clientX) >= slack || Math.abs(next.clientY - event.clientY) >= slack;
-    if (far && fingers.size < 2) moved(next);
+    pinched ||= fingers.size > 1;
+    if (far && !pinched) moved(next);
   };
   const end = (last) => {
     if (last.pointerId !== event.pointerId) return;
@@ -397,7 +400,8 @@ export function drag(element, event, moved, done, slack = 3) {
     element.removeEventListener("pointermove", move);
     element.removeEventListener("pointerup", end);
     element.removeEventListener("pointercancel", end);
-    done(far && last.type === "pointerup", last);
+    const cancelled = pinched || last.type === "pointercancel";
+    done(far && !cancelled, last, cancelled);
     unsnap();
   };
   element.addEventListener("pointermove", move);
@@ -412,8 +416,8 @@ export function grab(canvas, event) {
   drag(canvas, event, (move) => {
     const time = timeOf(move, canvas);
     select({ span: [a, time + snap([time], move, { without: selection.span ?? [] })] });
-  }, (far, last) => {
-    if (far || last.type === "pointercancel") return;
+  }, (far, last, cancelled) => {
+    if (far || cancelled) return;
     select({ span: null });
     player.seek(a);
   });
@@ -511,8 +515,9 @@ $("ruler").onpointerdown = (event) => {
     const moved = { ...mark, time: time + snap([time], move, { without: [mark.time, marks().find((each) => each.id === mark.id).time] }) };
     dragged = state.arrangement.marks.map((each) => (each.id === mark.id ? moved : each));
     redraw();
-  }, async (far) => {
-    if (far) await changeMark(mark.id, { time: dragged.find((each) => each.id === mark.id).time });
+  }, async (far, last, cancelled) => {
+    if (cancelled) dragged = null;
+    else if (far) await changeMark(mark.id, { time: dragged.find((each) => each.id === mark.id).time });
     else player.seek(mark.time);
     dragged = null;
     redraw();

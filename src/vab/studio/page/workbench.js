@@ -6,7 +6,7 @@ import * as curve from "./curve.js";
 import { readFrames } from "./frames.js";
 import * as layers from "./layers.js";
 import "./panels.js";
-import { addMark, clock, fit, follow, frameAt, frameSeconds, neighbour, onSelection, redraw, scroll, select, selection, view, zoom } from "./timeline.js";
+import { addMark, clock, drag, fit, follow, frameAt, frameSeconds, neighbour, onSelection, redraw, scroll, select, selection, view, zoom } from "./timeline.js";
 
 const DRIFT = 0.02; // seconds that the picture may be off before its speed is changed
 const JUMP = 0.2; // and before it is made to jump
@@ -125,6 +125,36 @@ $("mel").onchange = () => {
   redraw();
 };
 
+// The line between picture and timeline is dragged, or moved by arrow keys: how much of the window the timeline has.
+const SPLIT = { least: 20, most: 85, step: 2, name: "vab timeline height" };
+
+function split(share) {
+  share = Math.min(SPLIT.most, Math.max(SPLIT.least, share));
+  $("timeline").style.setProperty("--tall", `${share}vh`);
+  $("timeline").style.height = `${share}vh`;
+  $("split").setAttribute("aria-valuenow", Math.round(share));
+  try {
+    localStorage.setItem(SPLIT.name, share);
+  } catch {
+    // a browser that keeps nothing: it is as ever the next time
+  }
+}
+
+$("split").onpointerdown = (event) => drag($("split"), event, (move) => split((100 * (innerHeight - move.clientY)) / innerHeight), () => {});
+$("split").onkeydown = (event) => {
+  const way = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+  if (!way) return;
+  split((100 * $("timeline").clientHeight) / innerHeight + way * SPLIT.step);
+  event.preventDefault();
+  event.stopPropagation();
+};
+try {
+  const kept = Number(localStorage.getItem(SPLIT.name));
+  if (kept) split(kept);
+} catch {
+  // as above
+}
+
 // ---- keys ----
 
 const TYPED = "input:not([type=checkbox], [type=radio], [type=range]), select, textarea";
@@ -235,6 +265,7 @@ onState(() => {
   document.title = `${state.project.name} - vab studio`;
   if (document.activeElement !== $("project-name")) $("project-name").value = state.project.name;
   $("whole").textContent = `/ ${clock(player.end)}`;
+  $("stage").inert = $("timeline").inert = false; // now there is something to work on
   if (source === state.clip.url) return;
   source = state.clip.url;
   picture.src = source;
