@@ -45,7 +45,7 @@ export function change(id, fields) {
   return commit(id);
 }
 
-// Several keys in a row are one step.
+// Make a change that may go on: several keys in a row are one step.
 function later(id, fields) {
   draft(id, fields);
   clearTimeout(timers.get(id));
@@ -90,7 +90,7 @@ function newRow(id) {
   const gain = make("input", { type: "range", min: -40, max: 12, step: 0.5, className: "gain" });
   const level = make("output", { className: "level" });
   gain.oninput = () => draft(id, { gain_db: gain.valueAsNumber });
-  gain.onchange = () => commit(id);
+  gain.onchange = () => later(id, {});
   gain.ondblclick = () => change(id, { gain_db: 0 });
   name.onkeydown = (event) => key(event, id);
   const head = make("div", { className: "head" }, make("div", { className: "title" }, alone, name), make("div", { className: "mixer" }, mute, solo, gain, level));
@@ -465,7 +465,7 @@ for (const name of FIELDS)
   $(`layer-${name}`).onchange = (event) => {
     const value = event.target.valueAsNumber;
     const layer = layerOf(selection.layer);
-    if (layer && Number.isFinite(value)) change(layer.id, name === "offset" ? { offset: value } : allowed(layer, { [name]: value }));
+    if (layer && Number.isFinite(value)) later(layer.id, name === "offset" ? { offset: value } : allowed(layer, { [name]: value }));
   };
 $("layer-name").onchange = (event) => {
   const name = event.target.value.trim();
