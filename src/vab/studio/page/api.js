@@ -4,6 +4,7 @@ const QUICK = 300; // milliseconds until the state is asked for again while some
 const SLOW = 15000; // and else: another tab may have changed it
 const AGAIN = 2000; // and while the server cannot be reached
 const LOST = "The studio cannot be reached. Trying again. Your projects are on its disk.";
+const KEPT = 60000; // bytes of a request that a browser sends even when the page is being closed
 const $ = (id) => document.getElementById(id);
 const watchers = [];
 const observers = [];
@@ -89,7 +90,7 @@ let last = Promise.resolve();
 
 export function act(verb, values = {}) {
   const body = JSON.stringify(values);
-  last = last.then(() => change(`do/${verb}`, { method: "POST", body }));
+  last = last.then(() => change(`do/${verb}`, { method: "POST", body, keepalive: body.length < KEPT }));
   return last;
 }
 

@@ -122,6 +122,7 @@ async function settled(verb, values) {
 const form = $("settings");
 const fields = [...form.querySelectorAll("input, select")];
 let kept = ""; // the settings that are shown as they are in the project
+let keeping = 0; // changes of them that are not yet
 
 function settings() {
   const used = fields.filter((field) => !field.disabled && field.value !== "");
@@ -140,12 +141,18 @@ function showSettings() {
   $("timing-field").hidden = $("timing-term").hidden = $("timing-text").hidden = form.elements.timing.disabled = !timing;
   form.elements.timing.options[1].disabled = form.elements.timing.options[1].hidden = !motion;
   const now = JSON.stringify(state.arrangement.settings);
-  if (now === kept || changing) return;
+  if (now === kept || keeping) return;
   kept = now;
   fill(state.arrangement.settings);
 }
 
-const keep = () => form.checkValidity() && act("set", { settings: settings() });
+async function keep() {
+  if (!form.checkValidity()) return; // the field shows it
+  keeping++;
+  await act("set", { settings: settings() });
+  keeping--;
+  if (state.clip) showSettings();
+}
 
 form.onchange = keep;
 form.onsubmit = (event) => {
@@ -240,6 +247,8 @@ async function addFiles(files) {
 addEventListener("dragover", (event) => {
   if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
+  const finds = open === "find" && event.target.closest("#panels");
+  $("panels").dataset.drop = finds ? "Drop a sound to find what is like it" : "Drop sounds to add them as layers";
   $("panels").classList.add("over");
 });
 addEventListener("dragleave", (event) => event.relatedTarget || $("panels").classList.remove("over"));
@@ -417,6 +426,8 @@ function showJobs() {
 }
 
 // ---- saved ----
+
+addEventListener("beforeunload", (event) => reading && event.preventDefault());
 
 function showSaved() {
   const broken = Boolean(problem) && !state.clip;
