@@ -55,11 +55,11 @@ LISTENING = "document.getElementById('listening')"
 
 
 class Studio:
-    """`vab studio` in a process of its own, with the sounds of examples/ as its library; it can be killed."""
+    """`vab studio` in a process of its own; it can be killed."""
 
-    def __init__(self, library: Path, projects: Path) -> None:
+    def __init__(self, projects: Path, *options: str) -> None:
         self.projects = projects
-        self.words = [sys.executable, "-m", "vab", "studio", "--library", str(library), "--json"]
+        self.words = [sys.executable, "-m", "vab", "studio", *options, "--json"]
         self.words += ["--projects", str(projects), "--port"]
         self.link = self.start("0")
 
@@ -79,11 +79,12 @@ class Studio:
 
 @pytest.fixture(scope="module")
 def studio(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """One with vab-tiny, and the sounds of examples/ as its library."""
     library = tmp_path_factory.mktemp("library") / "library"
     sounds = str(ROOT / "examples" / "sounds")
     words = [sys.executable, "-m", "vab", "library", "add", str(library), sounds]
     subprocess.run(words, env=ENVIRONMENT, check=True)
-    running = Studio(library, tmp_path_factory.mktemp("projects"))
+    running = Studio(tmp_path_factory.mktemp("projects"), "--library", str(library))
     try:
         yield running
     finally:
@@ -432,20 +433,31 @@ def test_on_a_phone_in_the_dark(studio: Studio, browser: Any, faults: list[str],
 
 
 @pytest.mark.slow
-def test_the_studio_is_killed_and_started_again(studio: Studio, browser: Any, faults: list[str]) -> None:
-    page = open_page(browser, studio.link, faults)
-    link = new_project(page, CAT)
-    make(page, 1)
-    before = heard(studio, link, 0)
-    page.get_by_label("Steps", exact=True).fill("100")
-    page.get_by_role("button", name="Make takes").click()
-    page.locator("#job-make").wait_for()
-    studio.end(signal.SIGKILL)
-    page.get_by_text("The studio cannot be reached").wait_for()
-    assert page.locator("#saved").inner_text() == "Not connected"
-    healthy(page)
-    studio.start(studio.link.rsplit(":", 1)[1])
-    page.get_by_text("The studio was started again while it was working").wait_for()
-    page.locator("#saved", has_text="Saved").wait_for()
-    assert heard(studio, link, 0) == before and layers(page).count() == 1
-    assert page.locator("#make").is_enabled() and page.locator("#job-make").count() == 0
+def test_the_studio_is_killed_and_started_again(
+    model: Path, browser: Any, faults: list[str], tmp_path: Path
+) -> None:
+    studio = Studio(tmp_path, "--model", str(model))
+    try:
+        page = open_page(browser, studio.link, faults)
+        link = new_project(page, CAT)
+        make(page, 1)
+        before = heard(studio, link, 0)
+        tab(page, "Find")
+        page.get_by_text("No library is open").wait_for()
+        tab(page, "Make")
+        page.get_by_label("Takes", exact=True).fill("4")
+        page.get_by_label("Steps", exact=True).fill("100")
+        page.get_by_role("button", name="Make takes").click()
+        page.get_by_role("button", name="Cancel: making sound").wait_for()
+        studio.end(signal.SIGKILL)
+        page.get_by_text("The studio cannot be reached").wait_for()
+        assert page.locator("#saved").inner_text() == "Not connected"
+        healthy(page)
+        studio.start(studio.link.rsplit(":", 1)[1])
+        page.get_by_text("The studio was started again while it was working").wait_for()
+        page.locator("#saved", has_text="Saved").wait_for()
+        assert heard(studio, link, 0) == before
+        until(lambda: layers(page).count() == len(document_of(studio, link)["sounds"]))
+        assert page.locator("#make").is_enabled() and page.locator("#job-make").count() == 0
+    finally:
+        studio.end(signal.SIGTERM)
