@@ -304,10 +304,10 @@ def test_understand_find_and_add_files(
     page.get_by_text("Nearest to dog.ogg").wait_for()
     assert page.locator("#hits .what span").first.inner_text() == "dog.ogg"
 
-    page.get_by_label("Words").fill("cat")
+    page.get_by_label("Words").fill("telephone")
     page.get_by_label("Words").press("Enter")
-    page.get_by_text("For \u201ccat\u201d").wait_for()
-    until(lambda: page.locator("#hits .what span").first.inner_text() == "cat.ogg")
+    page.get_by_text("For \u201ctelephone\u201d").wait_for()
+    until(lambda: page.locator("#hits .what span").first.inner_text() == "telephone.ogg")
     page.get_by_label("Label").select_option("rooster")
     page.get_by_text("With the label rooster").wait_for()
     until(lambda: page.locator("#hits .what span").all_inner_texts() == ["rooster.ogg"])

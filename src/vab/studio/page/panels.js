@@ -71,7 +71,7 @@ const CONTENT = {
         <label>After the end <select name="past_end"><option value="freeze">hold last frame</option><option value="cut">cut the sound</option></select></label>
       </div>
     </form>
-    <ul id="export-notes" class="warning" hidden></ul>
+    <ul id="export-notes" hidden></ul>
     <section aria-labelledby="files-title"><h3 id="files-title">Exported files</h3>
       <p id="no-files" class="soft">None yet.</p>
       <ul id="files"></ul>
