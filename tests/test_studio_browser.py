@@ -51,6 +51,12 @@ DRAGGED = """() => {
   document.querySelector("#files a").dispatchEvent(new DragEvent("dragstart", { dataTransfer: data }));
   return data.getData("DownloadURL");
 }"""
+PHONE = {
+    "viewport": {"width": 390, "height": 844},
+    "color_scheme": "dark",
+    "has_touch": True,
+    "is_mobile": True,
+}
 LISTENING = "document.getElementById('listening')"
 
 
@@ -283,6 +289,13 @@ def test_from_a_clip_to_a_film(
     healthy(page)
     shoot(page, pictures / "export.png")
 
+    # the same project elsewhere
+    phone = open_page(browser, studio.link, faults, **PHONE)
+    phone.goto(link)
+    until(lambda: layers(phone).count() == 3)
+    phone.wait_for_timeout(1000)  # the waveforms are drawn
+    shoot(phone, pictures / "phone.png")
+
 
 @pytest.mark.slow
 def test_understand_find_and_add_files(
@@ -385,11 +398,8 @@ def test_the_list_and_two_tabs(
 
 
 @pytest.mark.slow
-def test_on_a_phone_in_the_dark(studio: Studio, browser: Any, faults: list[str], pictures: Path) -> None:
-    phone = {"width": 390, "height": 844}
-    page = open_page(
-        browser, studio.link, faults, viewport=phone, color_scheme="dark", has_touch=True, is_mobile=True
-    )
+def test_on_a_phone_in_the_dark(studio: Studio, browser: Any, faults: list[str]) -> None:
+    page = open_page(browser, studio.link, faults, **PHONE)
     page.locator("#model", has_text="vab-tiny").wait_for()
     healthy(page)
 
@@ -429,7 +439,6 @@ def test_on_a_phone_in_the_dark(studio: Studio, browser: Any, faults: list[str],
     for name in ("Find", "Understand", "Export", "History", "Make"):
         tab(page, name)
         healthy(page)
-    shoot(page, pictures / "phone.png")
 
 
 @pytest.mark.slow
