@@ -241,6 +241,33 @@ def test_a_stage_cuts_the_curve_like_the_features(folder: Path, monkeypatch: pyt
     assert spans((160, 240)) == [(0, 100), (50, 150), (150, 250)]
 
 
+def test_a_curve_is_guided_up_to_the_last_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = load_stage(folder)
+    rows: list[int] = []
+    forward = stage.network.forward
+
+    def watched(tokens: Tensor, *others: Tensor, **named: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        return forward(tokens, *others, **named)
+
+    monkeypatch.setattr(stage.network, "forward", watched)
+    tokens, features = torch.zeros(2, 100).long(), torch.randn(2, 1280)
+
+    def passes(timing: Tensor | None, **changes: float) -> list[int]:
+        rows.clear()
+        chosen = replace(DecodeConfig(num_steps=8, guidance_scale=3.0), **changes)  # type: ignore[arg-type]
+        noise = torch.Generator().manual_seed(0)
+        stage.fill(tokens, tokens.bool(), features, chosen, noise, timing=timing)
+        return list(rows)
+
+    told = torch.rand(100, 4)
+    assert passes(None, guidance_until=0.25) == [2, 2] + [1] * 6
+    assert passes(told, guidance_until=0.25) == passes(told) == [2] * 8
+    # that alone: when it begins, and how often, is as it was set
+    assert passes(told, guidance_from=0.25, guidance_until=0.5) == [1, 1] + [2] * 6
+    assert passes(told, guidance_until=0.25, guidance_every=2) == [2, 1] * 4
+
+
 def test_a_curve_leads_the_sound_and_none_leaves_it(pipe: VABPipeline, clip: Path) -> None:
     plain, led = pipe.generate(clip, seed=3), pipe.generate(clip, seed=3, timing=curve())
     assert not np.array_equal(plain.waveform, led.waveform)

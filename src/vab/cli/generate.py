@@ -75,7 +75,8 @@ def generate(
         seed: the random seed; the same seed, file and settings give the same sound.
         steps: decoding steps (not for FoleyGen). Default: the model's own, as for the next three options.
         guidance: scale of classifier-free guidance: how closely the sound follows the video; 1 is none. With
-            --speed fast, and with vab-tiny by itself, the first quarter of the steps has it.
+            --speed fast, and with vab-tiny by itself, the first quarter of the steps has it; where a timing
+            curve leads the sound, all of them have.
         temperature: randomness of the order in which tokens are decoded; for FoleyGen, of the tokens.
         rerank: number of candidates for each sound; the one that fits the video best is kept, that is, the
             one whose embedding, by the model itself, is nearest to the video's (cosine). A good fit is no

@@ -158,7 +158,7 @@ class Stage:
             model_fn,
             window,
             decode.guidance_scale,
-            guided_steps(decode),
+            guided_steps(decode, told=timing is not None),
             decode.guidance_every,
             timing,
             decode.timing_scale,
