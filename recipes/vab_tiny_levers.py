@@ -4,11 +4,12 @@
         paper guidance_from=0.5 num_steps=8,order=halton dtype=bfloat16 [--json FILE]
 
 A setting is ``paper``, or fields of DecodeConfig that differ from the paper's; ``dtype`` is the
-networks' number format, and ``model=DIR`` another model, such as a student. Every setting makes a sound of
-one window for the same dev photos with the same seeds; with ``--after SETTING``, a sixth second of the sounds
-of that setting. Tokens and YAMNet's scores are kept in ``--out``, so that a run goes on where it was cut, and
-a new setting costs its own sounds alone. ``--make`` stops there; ``--time N`` times the settings in turn
-instead, N rounds of one sound each.
+networks' number format, and ``model=DIR`` another model, such as a student; ``timing=true`` leads the sounds
+by the timing curves of real dev sounds of the photo's class. Every setting makes a sound of one window for
+the same dev photos with the same seeds; with ``--after SETTING``, a sixth second of the sounds of that
+setting. Tokens and YAMNet's scores are kept in ``--out``, so that a run goes on where it was cut, and a new
+setting costs its own sounds alone. ``--make`` stops there; ``--time N`` times the settings in turn instead, N
+rounds of one sound each.
 
 Measured are the judge's share (see judge.py), and Fréchet distance and KL divergence on YAMNet from real dev
 sounds of the photo's class through the codec. Differences from the first setting are paired, and their 95 %
@@ -43,6 +44,7 @@ from vab.evaluate.metrics.distances import RESAMPLES, divergences, frechet
 from vab.evaluate.metrics.statistics import Interval, bootstrap
 from vab.inference.pipeline import VABPipeline
 from vab.presets import at_speed
+from vab.timing.unsure import timing_of
 from vab.training.batches import make_generator
 
 PHOTOS = 20  # of a class, at most
@@ -88,6 +90,7 @@ class Setting(NamedTuple):
     pipeline: VABPipeline
     decode: DecodeConfig
     dtype: torch.dtype
+    led: bool  # by the curve of a real sound of the class
 
     @classmethod
     def named(cls, text: str, model: Path | None) -> Setting:
@@ -98,8 +101,9 @@ class Setting(NamedTuple):
         # One that is named here, a student, goes by its own settings; the model by the paper's.
         own = pipeline.config.decode if other else at_speed(pipeline.config.decode, "paper")
         dtype = getattr(torch, words.pop("dtype", "float32"))
+        led = words.pop("timing", "none") == "true"
         values = {name: type(getattr(own, name))(word) for name, word in words.items()}
-        return cls(text, pipeline, replace(own, **values), dtype)
+        return cls(text, pipeline, replace(own, **values), dtype, led)
 
 
 @torch.no_grad()
@@ -132,13 +136,18 @@ def make(
         noise = [make_generator(plan.seeds[n], "sound", plan.photos[n]) for n in part]
         tokens = torch.zeros(len(part), model.num_codebooks, model.audio_length, dtype=torch.int64)
         known = torch.zeros_like(tokens, dtype=torch.bool)
+        timing = None
+        if setting.led:
+            stored = store.gather("timing", np.array([rows[plan.true[n]] for n in part]))
+            whole = torch.ones(stored.shape[:2])
+            timing = torch.from_numpy(timing_of(stored, whole, stored[:, :, 1].max(1)))
         if after is not None:
             with np.load(after / path.name) as file:
                 tokens = torch.from_numpy(file["tokens"].astype(np.int64))
             tokens = functional.pad(tokens, (0, SECOND))
             known = functional.pad(~known, (0, SECOND))
             features = torch.cat([features, features[:, -1:]], dim=1)
-        tokens = pipeline.first.fill(tokens, known, features, setting.decode, noise)
+        tokens = pipeline.first.fill(tokens, known, features, setting.decode, noise, timing=timing)
         waveforms = [pipeline.codec.decode(one[None])[0].numpy() for one in tokens]
         if after is not None:
             waveforms = [waveform[-2 * RATE :] for waveform in waveforms]

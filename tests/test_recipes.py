@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from helpers.tiny import write_model
+from helpers.tiny import write_model, write_video
 from helpers.training import PRESET, fill, metrics, preset
 from vab.data.store import LatentStore
 from vab.evaluate.embedding import embed_store
 from vab.inference.pipeline import VABPipeline
+from vab.media.reader import read_audio
 from vab.models.heads import load_finetuned
 from vab.training.batches import ClipBatches
 from vab.training.trainer import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import vab_tiny_pack
+import vab_tiny_timing
 import vab_tiny_understands as recipe
 
 
@@ -109,3 +111,19 @@ def test_what_is_packed_is_the_model_in_half_precision(tmp_path: Path) -> None:
         full, half = load_file(run / path), load_file(out / path)
         assert full.keys() == half.keys() and all(half[name].equal(full[name].half()) for name in full)
     VABPipeline.from_pretrained(out, device="cpu")
+
+
+def test_a_clip_gets_sounds_without_and_with_its_own_timing(tmp_path: Path) -> None:
+    pipeline = VABPipeline.from_pretrained(write_model(tmp_path / "model", timing=True), device="cpu")
+    clip = write_video(tmp_path / "clip.mp4", 21, 10)
+    for kind in ("none", "true"):
+        vab_tiny_timing.make(pipeline, clip, kind, 0.0, tmp_path)
+    sounds = {
+        kind: [read_audio(tmp_path / kind / seed / "clip.wav") for seed in "123"] for kind in ("none", "true")
+    }
+    assert all(len(sound) == round(2.1 * 16_000) for each in sounds.values() for sound in each)
+    assert all(not np.array_equal(*pair) for pair in zip(*sounds.values(), strict=True))
+    # what is there stays
+    before = (tmp_path / "true" / "2" / "clip.wav").stat().st_mtime_ns
+    vab_tiny_timing.make(pipeline, clip, "true", 6.0, tmp_path)
+    assert (tmp_path / "true" / "2" / "clip.wav").stat().st_mtime_ns == before

@@ -5,7 +5,7 @@ What is counted, and the letters, are those of ``vab.models.flops``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vab.config import FRAME_RATE, DecodeConfig, ModelConfig, Preset, video_frames
 from vab.models.flops import head_flops, layer_flops, pass_flops
@@ -23,13 +23,13 @@ class Cost:
 
 
 def token_cost(preset: Preset, frames: int, decode: DecodeConfig | None = None) -> Cost:
-    """Cost of ``vab.sampling.stages.Stage.fill`` for ``frames`` audio frames, none of them known.
+    """Cost of ``vab.sampling.stages.Stage.fill`` for ``frames`` audio frames, none known, without a curve.
 
     For VAB a pass goes over a whole window, ``decode.num_steps`` times (section 3.3). For FoleyGen it goes
     over one step, with the keys and values of all before it kept (appendix E). ``decode``: other settings
     than the preset's own.
     """
-    config = preset.model
+    config = replace(preset.model, timing=False)  # without a curve its adapter computes nothing
     decode = decode or preset.decode
     passes = guided = 0
     flops = 0.0

@@ -1,0 +1,78 @@
+"""Whether a model's sounds happen when the clips' own do: without a curve, led by motion, led by the truth.
+
+    python recipes/vab_tiny_timing.py ../shared/data MODEL runs/timing [--kinds none motion true]
+
+For each clip three sounds of its first 5 s are written to ``OUT/KIND/1`` to ``3``; those that are there stay.
+Then ``vab evaluate timing`` measures them on half 2 of the clips, and on the impacts of both halves, as in
+docs/results.md. ``true`` follows the clip's own sound, which is the most that a curve can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from vab.evaluate.timing.folders import half_of
+from vab.inference.pipeline import VABPipeline
+from vab.media.file import MediaFile
+from vab.media.reader import write_wav
+
+SECONDS = 5.0  # of each clip
+SEEDS = 3
+IMPACTS = "CondFoleyGen"  # how the names of the impacts begin
+SOURCES = {"none": "none", "motion": "motion", "true": "sound:{}"}  # kind -> vab generate --timing
+
+
+def clips_of(data: Path) -> list[Path]:
+    """The clips with a sound that are measured: half 2, and the impacts of half 1."""
+    found = []
+    for path in sorted((data / "clips").iterdir()):
+        if half_of(path.stem) == 2 or path.stem.startswith(IMPACTS):
+            with MediaFile(path) as file:
+                if file.has_audio and file.has_video:
+                    found.append(path)
+    return found
+
+
+def make(pipeline: VABPipeline, clip: Path, kind: str, scale: float, out: Path) -> None:
+    """The sounds of a clip, as the model has them: nothing levels them."""
+    names = [out / kind / str(n + 1) / f"{clip.stem}.wav" for n in range(SEEDS)]
+    if all(name.exists() for name in names):
+        return
+    decode = replace(pipeline.config.decode, timing_scale=scale)
+    with MediaFile(clip) as file:
+        seconds = min(SECONDS, file.seconds)
+    timing = SOURCES[kind].format(clip)
+    sounds = pipeline.generate_many(clip, SEEDS, decode=decode, timing=timing, seconds=seconds)
+    for name, sound in zip(names, sounds, strict=True):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        write_wav(name, sound.raw)
+
+
+def main() -> None:
+    """Make what is missing, then measure."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kinds", nargs="*", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--timing-scale", type=float, default=0.0)
+    args = parser.parse_args()
+    pipeline = VABPipeline.from_pretrained(args.model, device="cpu", dtype="auto")
+    clips = clips_of(args.data)
+    for number, clip in enumerate(clips, start=1):
+        for kind in args.kinds:
+            make(pipeline, clip, kind, args.timing_scale, args.out)
+        print(f"{number} of {len(clips)}: {clip.stem}", flush=True)
+    folders = [str(args.out / kind) for kind in args.kinds]
+    command = [sys.executable, "-m", "vab", "evaluate", "timing", *folders]
+    command += ["--against", str(args.data / "clips")]
+    for chosen in (["--half", "2"], ["--clips", IMPACTS]):
+        subprocess.run([*command, *chosen], check=True)
+
+
+if __name__ == "__main__":
+    main()
