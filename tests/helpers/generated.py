@@ -8,6 +8,7 @@ tokens [K,T], the features [F,dim] they were made for, the levels of the sound) 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import sys
 import wave
@@ -26,6 +27,8 @@ from vab.config import from_dict
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cat.mp4"
 DECODE = {"steps": 16, "guidance": 4.0, "temperature": 4.5, "top_k": 0, "candidates": 1}
+# 0.1.0 knew nothing of timing
+UNTOLD = {"timing": "none"} if "timing" in inspect.signature(VABPipeline.generate_many).parameters else {}
 # a case's file, seed, spans of its own sound that stay, and whether by the folder ``model`` beside ``clips``
 CASES: dict[str, dict[str, Any]] = {
     "cat": {"file": str(EXAMPLE), "seed": 0},
@@ -101,7 +104,7 @@ def main(clips: Path, out: Path) -> None:
             made = next(small.generate_many(path, 1, seed=seed))
         else:
             decode = from_dict(DecodeConfig, DECODE)
-            made = next(bundled.generate_many(path, 1, seed=seed, decode=decode, keep=keep))
+            made = next(bundled.generate_many(path, 1, seed=seed, decode=decode, keep=keep, **UNTOLD))
         raw = getattr(made, "raw", made.waveform)  # 0.1.0 had no other
         write_wav(out / f"{name}.wav", raw)
         assert made.tokens is not None and made.features is not None

@@ -155,7 +155,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         >>> pipe = VABPipeline.from_pretrained(device="cpu")
         >>> pipe
-        VABPipeline(vab-tiny, 4.6 M parameters, cpu, float32)
+        VABPipeline(vab-tiny, 4.7 M parameters, cpu, float32)
         """
         # 1. Settings first: a slip of the pen must not wait for a download.
         here = ("source", "device", "dtype", "torch_dtype", "codec_path", "vision_path")
@@ -286,7 +286,7 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         >>> pipe.to("cpu").to(torch.bfloat16).dtype
         torch.bfloat16
         >>> pipe.to("cpu", torch.float32)
-        VABPipeline(vab-tiny, 4.6 M parameters, cpu, float32)
+        VABPipeline(vab-tiny, 4.7 M parameters, cpu, float32)
         """
         # 1. As in torch, one may be given without its keyword, or both.
         for value in where:
