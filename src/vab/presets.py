@@ -234,7 +234,7 @@ _OTHERS = (
     ),
     Preset(
         "foleygen-tiny",
-        "FoleyGen at the size of vab-tiny and with its training, but for the timing curve",
+        "FoleyGen at the size and with the training of vab-tiny, but for the curve",
         replace(_TINY, num_expert_layers=0),
         replace(_TINY_TRAIN, objective="causal"),
         _FOLEYGEN_DECODE,
