@@ -21,7 +21,7 @@ SIZES += " --model.hidden-dim 32 --model.num-layers 2 --model.num-expert-layers 
 SIZES += " --train.batch-size 2 --train.save-every 1 --train.log-every 1 --max-steps 2"
 CODEC = "--steps 1 --batch-size 2 --code-seconds 20 --codec.codebook-size 32 --codec.dim 8"
 VERBS = {
-    "pretrain": f"pretrain vab-tiny --store STORE --run OUT {SIZES}",
+    "pretrain": f"pretrain vab-tiny --store STORE --run OUT {SIZES} --model.no-timing",
     "contrastive": f"finetune contrastive vab-tiny-contrastive --store STORE --run OUT {SIZES}",
     "codec train": f"codec train MANIFEST --run OUT {CODEC}",
     "reconstruct": "codec reconstruct CLIP -o OUT",

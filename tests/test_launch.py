@@ -42,6 +42,7 @@ OPTIONS = [
     *("--model.fps", "5", "--model.num-codebooks", "2", "--model.codebook-size", "16"),
     *("--model.codebook-dim", "4", "--model.vision-dim", "8", "--model.hidden-dim", "32"),
     *("--model.num-layers", "2", "--model.num-expert-layers", "1", "--model.num-heads", "2"),
+    "--model.no-timing",
     *("--train.batch-size", "5", "--train.precision", "32-true", "--train.log-every", "1"),
     *("--train.save-every", "3", "--train.warmup-steps", "3", "--train.learning-rate", "3e-3"),
     *("--train.optimizer", "adamw", "--train.ema", "0.9"),
