@@ -488,7 +488,8 @@ def test_timing_on_the_command_line(
         code, _, err = vab(capsys, "generate", *both, "--timing", timing)
         assert code == 2 and message in err and len(err.strip().splitlines()) == 1
     # a model that is told none says so; what goes beyond one clip fails for that clip
-    code, _, err = vab(capsys, "generate", tmp_path / "a.mp4", "-o", tmp_path / "out", "--timing", "motion")
+    deaf = write_model(tmp_path / "deaf")
+    code, _, err = vab(capsys, "generate", *both[:-3], deaf, "--timing", "motion")
     assert code == 2 and "takes no timing curve" in err
     (tmp_path / "d.csv").write_text("seconds,onset\n5.0,1\n")
     code, _, err = vab(capsys, "generate", *both, "--timing", tmp_path / "d.csv")
