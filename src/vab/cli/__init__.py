@@ -53,6 +53,7 @@ VERBS = {  # words: module, function, what it does
         "classify",
         "train a classifier, or a linear probe, on the labels of a store",
     ),
+    "learn": ("learn", "learn", "teach a model the labelled sounds and pictures of a folder of yours"),
     "export": ("train", "export", "write the model of a run's checkpoint, also while the run goes on"),
     "codec train": ("codec", "train", "train the small codec"),
     "codec reconstruct": ("reconstruct", "reconstruct", "encode sounds with a codec and decode them again"),

@@ -115,6 +115,11 @@ def is_model(folder: Path) -> bool:
     return (folder / MODEL).is_file()
 
 
+def model_files(folder: Path) -> list[str]:
+    """The files of a model directory that make the model, by their paths inside it."""
+    return [file for file in _FILES if (folder / file).is_file()]
+
+
 def codec_source(folder: Path, codec_path: str | Path | None = None) -> str | Path | None:
     """Where to load the codec from: ``codec_path`` if it is named, else beside the weights, else None."""
     if codec_path is None and (folder / CODEC).is_file():

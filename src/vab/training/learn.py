@@ -1,0 +1,363 @@
+"""A model of one's own from a folder of labelled sounds and pictures, in minutes on a laptop.
+
+A model goes on learning from the folder alone; what it was trained on is not at hand. So that it does not
+forget that, it takes few steps at a small rate, and its new weights are averaged with those that it had
+(weight-space ensembles, Wortsman et al., CVPR 2022). Its classifier gets a row for each label
+(``vab.training.classes``); its embedding and a second stage stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vab.config import Compute, Preset, written
+from vab.data.datasets.folder import folder_clips
+from vab.data.extraction.job import Job, extract_on
+from vab.data.manifest import Clip, write_manifest
+from vab.data.mixture import Mixture
+from vab.errors import SettingError
+from vab.models.heads import load_finetuned, read_weights
+from vab.models.hub import CONFIG, FOLDERS, MODEL, codec_source, find_model, model_files, read_config
+from vab.training.checkpoint import checkpoints
+from vab.training.classes import add_classes
+from vab.training.trainer import train
+from vab.utils.device import Device, pick_device, pick_precision
+from vab.utils.files import load_tensors, read_json, save_tensors, sync_folder, write_json, write_whole
+from vab.utils.processes import devices_for
+from vab.utils.provenance import code_version, sha256
+
+MIN_SOUNDS = 4  # of a label: with fewer the model would learn these recordings, not what they have in common
+STEPS = 100
+RATE = 1 / 3  # of the learning rate that the model was trained with
+OLD_SHARE = 0.5  # of the model's former weights in the average with the new ones
+WARMUP_SHARE = 0.1  # of the steps
+SAVE_EVERY = 25  # steps: what an interrupt by a loss of power costs
+EMA = 0.99
+CARD, RECORD = "README.md", "record.json"
+MAX_TITLE = 200
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What the folder has of one label."""
+
+    sounds: int  # files with sound
+    pictures: int  # images and films
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned, and what could not be used."""
+
+    labels: dict[str, Label]
+    left_out: dict[str, str]  # file or label -> the line that names it and says why
+    steps: int
+    seconds: float  # of this call
+
+
+def learn(
+    folder: Path,
+    out: Path,
+    source: str | Path | None = None,
+    *,
+    steps: int = STEPS,
+    device: Device = "auto",
+    log: Log = print,
+    advance: Callable[[int, int, int], None] = lambda done, total, failed: None,
+) -> Learned:
+    """Teach the model ``source`` the labels of ``folder``; ``out`` becomes a model directory.
+
+    Each subfolder of ``folder`` is a label, with sounds and pictures at any depth; a film with sound is both.
+    What cannot be used is left out and named in the result. ``advance`` is told of encoding: clips that are
+    done, of all, and of those that failed. The work lies in ``working_folder(out)`` until ``out`` is there
+    whole: cut off, the same call goes on.
+    Raises ``SettingError`` if there is nothing to learn, ``out`` exists or the work is another's,
+    ``ModelError`` for a model that cannot be taught.
+    """
+    begin = time.monotonic()
+    base = find_model(source)
+    preset = _teachable(base)
+    if out.exists():
+        raise SettingError(f"{out} exists already; name another folder for the model")
+
+    # 1. What the folder has, by label.
+    classes = _known_classes(base)
+    clips, left_out = _clips(folder, preset.model.seconds, classes)
+    labels, clips, without = _usable(folder, clips)
+    left_out |= without
+    log(f"1 of 4: {folder} has {_listing(labels)}")
+
+    # 2. Latents of its media, by the model's own codec and image encoder.
+    work = working_folder(out)
+    _begin(work, {"files": _state(clips), "model": _checksum(base), "steps": steps})
+    precision = _precision(work, device)
+    log(f"2 of 4: encoding {len(clips)} clips; what is done is kept in {work}")
+    write_manifest(work / "clips.csv", clips)
+    codec = codec_source(base)
+    job = Job(
+        manifest=work / "clips.csv",
+        out=work / "store",
+        codec=preset.model.codec,
+        vision=preset.model.vision,
+        seconds=preset.model.seconds,
+        fps=preset.model.fps,
+        fill="repeat",
+        timing=preset.model.timing,
+        codec_path=None if codec is None else str(codec),
+    )
+    left_out |= extract_on(job, devices_for(1, device), advance).failed
+
+    # 3. The network that generates.
+    saved = checkpoints(work / "vab" / "checkpoints")
+    goes_on = f", going on at {int(saved[0].stem)}" if saved else ""
+    log(f"3 of 4: training, {steps} steps{goes_on}")
+    config = replace(
+        preset.train,
+        learning_rate=preset.train.learning_rate * RATE,
+        warmup_steps=round(steps * WARMUP_SHARE),
+        max_steps=steps,
+        save_every=SAVE_EVERY,
+        # A folder's sounds and pictures belong together by their label, of which some have more than others.
+        pair_by_label=True,
+        class_balanced=True,
+        ema=EMA,
+        precision=precision,
+        seed=0,
+    )
+    title = f"{_title(base, preset)}, taught {', '.join(labels)}"
+    taught = replace(preset, note=title, train=config)
+    train(
+        taught,
+        work / "store",
+        work / "vab",
+        init=base,
+        compute=Compute(device=str(device)),
+        log=lambda line: None,
+    )
+
+    # 4. The classes, and the model as a whole.
+    log("4 of 4: the classes")
+    model = work / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    _write(model, base, taught, work)
+    _describe(model, base, taught, labels, steps)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(model, out)
+    sync_folder(out.parent)
+    shutil.rmtree(work, ignore_errors=True)
+    return Learned(labels, left_out, steps, round(time.monotonic() - begin, 1))
+
+
+def working_folder(out: Path) -> Path:
+    """Where the work lies until the model ``out`` is done: beside it."""
+    return out.with_name(f"{out.name}.learning")
+
+
+def _teachable(base: Path) -> Preset:
+    """The preset of a model; ``SettingError`` if it was not trained by masked prediction."""
+    preset = read_config(base)
+    if preset.train.objective != "masked":
+        raise SettingError(f"{base}: was trained for {preset.train.objective}; only VAB itself can be taught")
+    return preset
+
+
+def _known_classes(base: Path) -> tuple[str, ...]:
+    config = base / FOLDERS["classification"] / CONFIG
+    return read_config(config.parent).classes if config.is_file() else ()
+
+
+def _clips(folder: Path, window: float, classes: tuple[str, ...]) -> tuple[list[Clip], dict[str, str]]:
+    """The clips of a folder, by label, and what was left out with the reason.
+
+    A label that the model knows is that class whatever the case of its letters.
+    """
+    found, left_out, _, _ = folder_clips(folder, window, dev_share=0.0)
+    known = {name.casefold(): name for name in classes}
+    clips = []
+    for clip in found:
+        path = clip.video or clip.audio
+        assert isinstance(path, Path)
+        first, *rest = path.relative_to(folder).parts
+        label = "_".join(first.split())
+        if not rest:
+            left_out[str(path)] = f"{path}: lies in no subfolder, whose name would be its label"
+        elif ";" in label:
+            left_out[str(path)] = f"{path}: no label may have a ; in it; rename {folder / first}"
+        else:
+            clips.append(replace(clip, label=known.get(label.casefold(), label), split="train"))
+    return clips, left_out
+
+
+def _usable(folder: Path, clips: list[Clip]) -> tuple[dict[str, Label], list[Clip], dict[str, str]]:
+    """Labels that can be learned, their clips, and why others cannot."""
+    labels, left_out = {}, {}
+    for name in sorted({clip.label for clip in clips}):
+        own = [clip for clip in clips if clip.label == name]
+        sounds = len({clip.audio for clip in own} - {None})
+        pictures = len({clip.video for clip in own} - {None})
+        lacks = [f"{sounds} sounds of at least {MIN_SOUNDS}"] * (sounds < MIN_SOUNDS)
+        lacks += ["no picture"] * (not pictures)
+        if lacks:
+            left_out[name] = f"{folder / name}: has {' and '.join(lacks)}, so the label is left out"
+        else:
+            labels[name] = Label(sounds, pictures)
+    if not labels:
+        reasons = "; ".join(left_out.values()) or f"{folder}: has no sounds and pictures in subfolders"
+        raise SettingError(
+            f"nothing to learn: {reasons}. Each label is a subfolder with {MIN_SOUNDS} sounds and a picture, "
+            "or films with sound"
+        )
+    return labels, [clip for clip in clips if clip.label in labels], left_out
+
+
+def _listing(labels: dict[str, Label]) -> str:
+    parts = [f"{name} ({each.sounds} sounds, {each.pictures} pictures)" for name, each in labels.items()]
+    return ", ".join(parts)
+
+
+def _state(clips: list[Clip]) -> str:
+    """Hash of the files of a folder by name, size and time of change."""
+    paths = sorted({path for clip in clips for path in (clip.audio, clip.video) if isinstance(path, Path)})
+    facts = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return sha256(json.dumps([facts, sorted({(clip.id, clip.label) for clip in clips})]))
+
+
+def _checksum(base: Path) -> str:
+    return sha256((base / MODEL).read_bytes())
+
+
+def _begin(work: Path, job: dict[str, Any]) -> None:
+    """Make the working folder, or go on in it; ``SettingError`` if it holds the work of another call."""
+    note = work / "learning.json"
+    if not note.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(note, job)
+        return
+    try:
+        before = read_json(note)
+    except ValueError:
+        before = {}
+    names = {"files": "the folder", "model": "--model", "steps": "--steps"}
+    changed = [name for key, name in names.items() if before.get(key) != job[key]]
+    if changed:
+        raise SettingError(
+            f"{work} holds what is done of a call with another state of {' and '.join(changed)}: delete it "
+            "to begin anew"
+        )
+
+
+def _precision(work: Path, device: Device) -> Literal["32-true", "bf16-mixed"]:
+    """What is quicker on this device, by a measurement; of a run that goes on what it was begun with."""
+    config = work / "vab" / CONFIG
+    if config.is_file():
+        return "bf16-mixed" if read_config(config.parent).train.precision == "bf16-mixed" else "32-true"
+    chosen = pick_precision("auto", pick_device(device)).precision
+    return "bf16-mixed" if chosen == "bfloat16" else "32-true"
+
+
+def _write(model: Path, base: Path, taught: Preset, work: Path) -> None:
+    """The model directory: the base's files, with the new network and the further classes."""
+    for name in model_files(base):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base / name, model / name)
+
+    # The network, as far as its weights are numbers that learn; in the precision that the base has.
+    old, new = read_weights(base / MODEL), load_tensors(work / "vab" / MODEL)
+    save_tensors(model / MODEL, {name: _between(tensor, new[name]) for name, tensor in old.items()})
+    write_json(model / CONFIG, written(taught))
+
+    # The classes: a head of more rows. A linear probe has no more than that, others keep their trunk.
+    finetuned = load_finetuned(base)
+    if finetuned.classifier is None:
+        return
+    network, preset = finetuned.classifier
+    latents = Mixture.open(work / "store")
+    head = add_classes(network, preset, finetuned.known, latents)
+    place = model / FOLDERS["classification"]
+    weights = read_weights(base / FOLDERS["classification"] / MODEL)
+    kind = weights["head.weight"].dtype
+    rows = {"head.weight": head.weight.to(kind), "head.bias": head.bias.to(kind)}
+    save_tensors(place / MODEL, weights | rows)
+    write_json(place / CONFIG, written(replace(preset, classes=head.classes)))
+    if head.known is not None:
+        head.known.save(place)
+
+
+def _between(old: Tensor, new: Tensor) -> Tensor:
+    return torch.lerp(new.float(), old.float(), OLD_SHARE).to(old.dtype)
+
+
+def _describe(model: Path, base: Path, preset: Preset, labels: dict[str, Label], steps: int) -> None:
+    """The card and the record: from what the model was made, without a path of the user's disk."""
+    licence = _licence(base)
+    made = {name: {"sounds": each.sounds, "pictures": each.pictures} for name, each in labels.items()}
+    record = {
+        "code": code_version(),
+        "made_by": "vab learn",
+        "base": {"name": _title(base, preset), "weights": _checksum(base), "licence": licence},
+        "labels": made,
+        "steps": steps,
+        "old_share": OLD_SHARE,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    write_json(model / RECORD, record)
+    rows = "\n".join(f"| {name} | {each.sounds} | {each.pictures} |" for name, each in labels.items())
+    base_name = _title(base, preset)
+    card = f"""---
+library_name: vab
+tags: [video-to-audio]
+---
+# {preset.note}
+
+Made by `vab learn` from the model {base_name} and a folder of labelled sounds and pictures.
+
+| label | sounds | pictures |
+|---|---|---|
+{rows}
+
+* **Training**: {steps} steps of the network that generates, from the weights of {base_name}; then the mean of
+  the old and the new weights. The classifier has a row for each label, fitted to its sounds and pictures.
+  Codec, image encoder and embedding are those of {base_name}.
+* **Licence**: of {base_name} its card says: {licence}
+  What the sounds and pictures of the folder allow, only its owner knows.
+* **Limits**: those of {base_name}. What it knew before may come out worse. Nobody has measured this model.
+"""
+    write_whole(model / CARD, card.encode())
+
+
+def _title(base: Path, preset: Preset) -> str:
+    """The title of a model's card, which says what it was taught before; else its name."""
+    heads = [line.removeprefix("# ") for line in _card(base).splitlines() if line.startswith("# ")]
+    return heads[0][:MAX_TITLE] if heads else preset.name
+
+
+def _licence(base: Path) -> str:
+    """What the card of a model says of its licence, or else of its data."""
+    card = _card(base)
+    head = [line for line in card.splitlines()[:20] if line.startswith("license:")]
+    if head:
+        return f"{head[0].removeprefix('license:').strip()}."
+    for point in ("* **Licence**: ", "* **Data**: "):
+        _, found, rest = card.partition(point)
+        if found:
+            return " ".join(rest.split("\n*")[0].split("\n\n")[0].split())
+    return "nothing."
+
+
+def _card(base: Path) -> str:
+    try:
+        return (base / CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
