@@ -32,7 +32,9 @@ NEVER_SHOWN = [
         {"doctor", "pretrain", "finetune contrastive", "finetune classify", "finetune distill"},
         "what is not there is not measured",
     ),
-    ("vab.utils.shares", {"evaluate ablation"}, "it takes all, and only its devices share"),
+    ("vab.utils.shares", {"evaluate ablation", "learn"}, "it takes all, and only its devices share"),
+    ("vab.data.extraction.stored", {"learn"}, "it encodes all pictures itself"),
+    ("vab.data.mixture", {"learn"}, "it has one store, which it made"),
 ]
 
 

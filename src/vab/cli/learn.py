@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from vab.cli.interrupt import check
-from vab.cli.options import Device, Model
+from vab.cli.options import Device, Model, WeightsPath
 from vab.cli.output import log, print_result
 from vab.errors import SettingError
 from vab.utils.progress import count_bar
@@ -21,6 +21,8 @@ def learn(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="MODEL")],
     model: Model = None,
     steps: int = 100,
+    codec_path: WeightsPath = None,
+    vision_path: WeightsPath = None,
     device: Device = "auto",
     json: bool = False,
 ) -> int:
@@ -38,6 +40,8 @@ def learn(
         model: the model to start from: a name (see vab models), a model directory or a Hub id. Default: the
             bundled vab-tiny.
         steps: the number of training steps.
+        codec_path: file, folder or Hub id of the codec's weights, instead of the default ones.
+        vision_path: file, folder or Hub id of the image encoder's weights, instead of the default ones.
         device: the device to compute on.
         json: print one JSON document to standard output.
     """
@@ -47,24 +51,25 @@ def learn(
     if not folder.is_dir():
         raise SettingError(f"{folder}: is no folder")
 
-    from vab.training.learn import learn as teach
-    from vab.training.learn import working_folder
+    from vab.training.teaching.learn import learn as teach
 
-    try:
-        with count_bar("encode") as advance:
+    with count_bar("encode") as advance:
 
-            def report(done: int, total: int, failed: int) -> None:
-                check()
-                advance(done, total, f"({failed} failed)")
+        def report(done: int, total: int, failed: int) -> None:
+            check()
+            advance(done, total, f"({failed} failed)")
 
-            learned = teach(folder, out, model, steps=steps, device=device, log=log, advance=report)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if working_folder(out).is_dir():
-            message = f"stopped; the same command goes on with what is in {working_folder(out)}"
-            log(message)
-            if isinstance(stop, KeyboardInterrupt):
-                raise KeyboardInterrupt(message) from stop
-        raise
+        learned = teach(
+            folder,
+            out,
+            model,
+            steps=steps,
+            device=device,
+            codec_path=codec_path,
+            vision_path=vision_path,
+            log=log,
+            advance=report,
+        )
     for line in learned.left_out.values():
         log(line)
     text = (

@@ -3,7 +3,7 @@
 A model goes on learning from the folder alone; what it was trained on is not at hand. So that it does not
 forget that, it takes few steps at a small rate, and its new weights are averaged with those that it had
 (weight-space ensembles, Wortsman et al., CVPR 2022). Its classifier gets a row for each label
-(``vab.training.classes``); its embedding and a second stage stay as they are.
+(``vab.training.teaching.classes``); its embedding and a second stage stay as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from vab.errors import SettingError
 from vab.models.heads import load_finetuned, read_weights
 from vab.models.hub import CONFIG, FOLDERS, MODEL, codec_source, find_model, model_files, read_config
 from vab.training.checkpoint import checkpoints
-from vab.training.classes import add_classes
+from vab.training.teaching.classes import add_classes
 from vab.training.trainer import train
 from vab.utils.device import Device, pick_device, pick_precision
 from vab.utils.files import load_tensors, read_json, save_tensors, sync_folder, write_json, write_whole
@@ -74,6 +75,8 @@ def learn(
     *,
     steps: int = STEPS,
     device: Device = "auto",
+    codec_path: str | None = None,
+    vision_path: str | None = None,
     log: Log = print,
     advance: Callable[[int, int, int], None] = lambda done, total, failed: None,
 ) -> Learned:
@@ -81,8 +84,9 @@ def learn(
 
     Each subfolder of ``folder`` is a label, with sounds and pictures at any depth; a film with sound is both.
     What cannot be used is left out and named in the result. ``advance`` is told of encoding: clips that are
-    done, of all, and of those that failed. The work lies in ``working_folder(out)`` until ``out`` is there
-    whole: cut off, the same call goes on.
+    done, of all, and of those that failed. ``codec_path`` and ``vision_path`` are weights of the codec and
+    the image encoder, instead of the default ones. The work lies in ``working_folder(out)`` until ``out`` is
+    there whole: cut off, the same call goes on.
     Raises ``SettingError`` if there is nothing to learn, ``out`` exists or the work is another's,
     ``ModelError`` for a model that cannot be taught.
     """
@@ -103,66 +107,81 @@ def learn(
     work = working_folder(out)
     _begin(work, {"files": _state(clips), "model": _checksum(base), "steps": steps})
     precision = _precision(work, device)
-    log(f"2 of 4: encoding {len(clips)} clips; what is done is kept in {work}")
-    write_manifest(work / "clips.csv", clips)
-    codec = codec_source(base)
-    job = Job(
-        manifest=work / "clips.csv",
-        out=work / "store",
-        codec=preset.model.codec,
-        vision=preset.model.vision,
-        seconds=preset.model.seconds,
-        fps=preset.model.fps,
-        fill="repeat",
-        timing=preset.model.timing,
-        codec_path=None if codec is None else str(codec),
-    )
-    left_out |= extract_on(job, devices_for(1, device), advance).failed
+    with _saying_how_to_go_on(work, log):
+        log(f"2 of 4: encoding {len(clips)} clips; what is done is kept in {work}")
+        write_manifest(work / "clips.csv", clips)
+        codec = codec_source(base, codec_path)
+        job = Job(
+            manifest=work / "clips.csv",
+            out=work / "store",
+            codec=preset.model.codec,
+            vision=preset.model.vision,
+            seconds=preset.model.seconds,
+            fps=preset.model.fps,
+            fill="repeat",
+            timing=preset.model.timing,
+            codec_path=None if codec is None else str(codec),
+            vision_path=vision_path,
+        )
+        left_out |= extract_on(job, devices_for(1, device), advance).failed
 
-    # 3. The network that generates.
-    saved = checkpoints(work / "vab" / "checkpoints")
-    goes_on = f", going on at {int(saved[0].stem)}" if saved else ""
-    log(f"3 of 4: training, {steps} steps{goes_on}")
-    config = replace(
-        preset.train,
-        learning_rate=preset.train.learning_rate * RATE,
-        warmup_steps=round(steps * WARMUP_SHARE),
-        max_steps=steps,
-        save_every=SAVE_EVERY,
-        # A folder's sounds and pictures belong together by their label, of which some have more than others.
-        pair_by_label=True,
-        class_balanced=True,
-        ema=EMA,
-        precision=precision,
-        seed=0,
-    )
-    title = f"{_title(base, preset)}, taught {', '.join(labels)}"
-    taught = replace(preset, note=title, train=config)
-    train(
-        taught,
-        work / "store",
-        work / "vab",
-        init=base,
-        compute=Compute(device=str(device)),
-        log=lambda line: None,
-    )
+        # 3. The network that generates.
+        saved = checkpoints(work / "vab" / "checkpoints")
+        goes_on = f", going on at {int(saved[0].stem)}" if saved else ""
+        log(f"3 of 4: training, {steps} steps{goes_on}")
+        config = replace(
+            preset.train,
+            learning_rate=preset.train.learning_rate * RATE,
+            warmup_steps=round(steps * WARMUP_SHARE),
+            max_steps=steps,
+            save_every=SAVE_EVERY,
+            # Sounds and pictures belong together by their label, of which some have more than others.
+            pair_by_label=True,
+            class_balanced=True,
+            ema=EMA,
+            precision=precision,
+            seed=0,
+        )
+        title = f"{_title(base, preset)}, taught {', '.join(labels)}"
+        taught = replace(preset, note=title, train=config)
+        train(
+            taught,
+            work / "store",
+            work / "vab",
+            init=base,
+            compute=Compute(device=str(device)),
+            log=lambda line: None,
+        )
 
-    # 4. The classes, and the model as a whole.
-    log("4 of 4: the classes")
-    model = work / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    _write(model, base, taught, work)
-    _describe(model, base, taught, labels, steps)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(model, out)
-    sync_folder(out.parent)
-    shutil.rmtree(work, ignore_errors=True)
+        # 4. The classes, and the model as a whole.
+        log("4 of 4: the classes")
+        model = work / "model"
+        shutil.rmtree(model, ignore_errors=True)
+        _write(model, base, taught, work)
+        _describe(model, base, taught, labels, steps)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(model, out)
+        sync_folder(out.parent)
+        shutil.rmtree(work, ignore_errors=True)
     return Learned(labels, left_out, steps, round(time.monotonic() - begin, 1))
 
 
 def working_folder(out: Path) -> Path:
     """Where the work lies until the model ``out`` is done: beside it."""
     return out.with_name(f"{out.name}.learning")
+
+
+@contextmanager
+def _saying_how_to_go_on(work: Path, log: Log) -> Iterator[None]:
+    """Whoever interrupts the block is told where its work is."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        message = f"stopped; the same command goes on with what is in {work}"
+        log(message)
+        if isinstance(stop, SystemExit):
+            raise
+        raise KeyboardInterrupt(message) from stop
 
 
 def _teachable(base: Path) -> Preset:
