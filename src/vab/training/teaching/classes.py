@@ -65,7 +65,10 @@ def add_classes(network: Classifier, preset: Preset, known: ClassStatistics | No
         counts.extend([total / len(some)] * len(some))
 
     found = {(n, kind): _vectors(network, preset, latents, classes[n], kind) for n in rows for kind in "av"}
-    norm = torch.cat([*found.values()]).norm(dim=1).mean()
+    pictured = [n for n in old if means[n].any()]
+    # Vectors of pictures are longer than those of sounds: these are the measure, if there are any.
+    pictures = torch.cat([own for (_, kind), own in found.items() if kind == "v"])
+    norm = (pictures if len(pictures) else torch.cat([*found.values()])).norm(dim=1).mean()
     inverse = torch.linalg.pinv(weight[old])  # [D,n]: the least move for a change of logits
     for (n, kind), own in found.items():
         if not len(own):
@@ -79,7 +82,6 @@ def add_classes(network: Classifier, preset: Preset, known: ClassStatistics | No
             logits = copies @ weight[old].T + bias[old]
             wanted = torch.eye(len(old)) * logits.amax(1).mean()
             take(copies + (wanted - logits) @ inverse.T, old, MOVED_WEIGHT)
-    pictured = [n for n in old if means[n].any()]
     if pictured:
         take(means[pictured] * norm, pictured, MEANS_WEIGHT)
 
