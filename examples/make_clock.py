@@ -22,7 +22,7 @@ JUMPS = [0.5 + second for second in range(SECONDS)]
 
 
 def hand_of(time: float) -> float:
-    """Where the second hand points at ``time``, in seconds on the face: it jumps, too far, and swings back."""
+    """Where the second hand points at ``time``, in seconds of the face: it jumps too far and swings back."""
     angle = 20.0
     for jump in JUMPS:
         since = time - jump

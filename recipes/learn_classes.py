@@ -24,7 +24,7 @@ from vab.data.mixture import Mixture
 from vab.data.store import CODEBOOKS, LatentStore
 from vab.models.heads import load_finetuned
 from vab.models.hub import find_model
-from vab.training.classes import add_classes
+from vab.training.teaching.classes import add_classes
 
 SOUNDS, PHOTOS = 20, 30  # of a label, to learn from
 
