@@ -123,6 +123,7 @@ const form = $("settings");
 const fields = [...form.querySelectorAll("input, select")];
 let kept = ""; // the settings that are shown as they are in the project
 let keeping = 0; // changes of them that are not yet
+let typing = false; // in a field, which is not to be filled meanwhile
 
 function settings() {
   const used = fields.filter((field) => !field.disabled && field.value !== "");
@@ -141,19 +142,22 @@ function showSettings() {
   $("timing-field").hidden = $("timing-term").hidden = $("timing-text").hidden = form.elements.timing.disabled = !timing;
   form.elements.timing.options[1].disabled = form.elements.timing.options[1].hidden = !motion;
   const now = JSON.stringify(state.arrangement.settings);
-  if (now === kept || keeping) return;
+  if (now === kept || keeping || typing) return;
   kept = now;
   fill(state.arrangement.settings);
 }
 
 async function keep() {
   if (!form.checkValidity()) return; // the field shows it
+  typing = false;
   keeping++;
   await act("set", { settings: settings() });
   keeping--;
   if (state.clip) showSettings();
 }
 
+form.oninput = () => { typing = true; };
+form.addEventListener("focusout", () => { typing = false; });
 form.onchange = keep;
 form.onsubmit = (event) => {
   event.preventDefault();
