@@ -3,6 +3,7 @@
 #   make test     every test
 #   make lint     style, format and types
 #   make format   put the code into the house's format
+#   make sounds   docs/sounds again: what the README lets people hear
 #   make docs     the site of the documentation: build/docs/site/index.html; a small environment of its own
 #   make bench    how fast is it here? seconds of each stage, minutes in all
 #   make gpu      what only a GPU can show: docs/gpu.md; five minutes. DEVICE=cpu: the same at a small size
@@ -15,6 +16,7 @@ VENV ?= .venv
 DOCS_VENV ?= $(VENV)-docs
 OUT ?= demo
 CLIP ?= examples/cat.mp4
+MOVING ?= examples/clock.mp4
 JOBS ?= 2
 DEVICE ?= cuda
 
@@ -23,13 +25,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STEM := $(basename $(notdir $(CLIP)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench gpu gpu-train wheels release-check wheel-check lowest-check clean
+.PHONY: help demo sounds test lint format docs bench gpu gpu-train wheels release-check wheel-check lowest-check clean
 
 help:
-	@sed -n '2,12s/^#   //p' Makefile
+	@sed -n '2,13s/^#   //p' Makefile
 
 demo: $(VENV)/installed
-	$(BIN)/vab generate "$(CLIP)" -o "$(OUT)"
+	$(BIN)/vab generate "$(CLIP)" $(MOVING) -o "$(OUT)"
 	$(BIN)/vab classify "$(OUT)/$(STEM).mp4" --by video
 	@rm -rf "$(OUT)/vab-demo-library"
 	$(BIN)/vab library add "$(OUT)/vab-demo-library" examples/sounds
@@ -39,6 +41,12 @@ demo: $(VENV)/installed
 		print(f'its level:        {level.loudness:.1f} LUFS, true peak {level.true_peak:.1f} dBTP')"
 	@echo "sound:            $(abspath $(OUT))/$(STEM).wav"
 	@echo "video with sound: $(abspath $(OUT))/$(STEM).mp4"
+	@echo "and in time:      $(abspath $(OUT))/$(notdir $(MOVING))"
+
+# The bundled model's own results for the clips that may ship, with the default settings.
+sounds: $(VENV)/installed
+	$(BIN)/vab generate examples/cat.mp4 examples/clock.mp4 -o docs/sounds
+	rm docs/sounds/*.wav
 
 # One thread per process: the tests run in JOBS processes. A test that hangs fails after 240 s (pyproject.toml).
 test: $(VENV)/installed-dev

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ import pytest
 from PIL import Image
 
 from vab.cli import main
+from vab.inference.pipeline import VABPipeline
+from vab.media.file import MediaFile
+from vab.media.loudness import measure
 from vab.media.reader import probe, read_audio
+from vab.timing.sound import onset_times
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import make_clock
 import make_sounds
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +81,36 @@ def test_the_demo_finds_sounds_for_its_clip(tmp_path: Path, capsys: pytest.Captu
     hits = json.loads(said)["hits"]
     assert len(hits) == 5 and len({hit["label"] for hit in hits}) == 5
     assert hits[0]["score"] > hits[-1]["score"]
+
+
+def heard_jumps(waveform: np.ndarray) -> int:
+    """How many of the clock's eight jumps have an onset within 0.1 s."""
+    onsets = onset_times(waveform)
+    return sum(float(np.abs(onsets - jump).min(initial=9)) < 0.1 for jump in make_clock.JUMPS)
+
+
+def test_the_clock_jumps_when_its_script_says() -> None:
+    """In the film that ships, by what changes from one picture to the next."""
+    with MediaFile(ROOT / "examples" / "clock.mp4") as film:
+        seconds, pictures = zip(*film.pictures(), strict=True)
+    moved = np.array([np.abs(a.astype(int) - b).mean() for a, b in pairwise(pictures)])
+    moving = np.array(seconds[1:])[moved > 0.2 * moved.max()]
+    since = [moving[moving >= jump - 0.001].min() - jump for jump in make_clock.JUMPS]
+    assert max(since) <= 0.041  # a frame
+    assert all(
+        min(time - jump for jump in make_clock.JUMPS if time >= jump - 0.001) < 0.25 for time in moving
+    )
+
+
+def test_the_model_makes_the_clock_tick_where_it_jumps_and_so_do_the_sounds_that_ship() -> None:
+    shown = ROOT / "docs" / "sounds"
+    assert heard_jumps(read_audio(shown / "clock.mp4")) == 8
+    for name in ("cat", "clock"):
+        sound = read_audio(shown / f"{name}.mp4")
+        assert len(sound) == pytest.approx(8 * 16_000, abs=400)  # AAC has whole frames
+        level = measure(sound, 16_000)
+        assert level.loudness == pytest.approx(-23, abs=1) and level.true_peak < 0
+    # the model as it is now: the film's motion is its default, and without it the jumps are not met
+    pipe = VABPipeline.from_pretrained(device="cpu")
+    assert heard_jumps(pipe.generate(ROOT / "examples" / "clock.mp4").waveform) >= 7
+    assert heard_jumps(pipe.generate(ROOT / "examples" / "clock.mp4", timing="none").waveform) <= 6
