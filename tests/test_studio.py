@@ -403,10 +403,13 @@ def test_work_on_a_project_over_http(service: StudioService, tmp_path: Path) -> 
 
     # 5. What the model makes of it.
     told = page.do("understand", layer=placed["id"])["answers"]["understand"]
-    assert set(told["classes"]) == {"video", "audio", "both"} and set(told["places"]) == {"picture", "take"}
+    assert set(told["classes"]) == {"video", "audio", "both"}
     assert {name for name, _ in told["classes"]["both"]} == {"bell", "cat", "dog"}
     assert told["hits"][0]["name"] == "low.wav"
-    assert len(client.get("/map").json()["points"]) == 3
+    about = client.get("/about").json()
+    assert about["sounds"] == sum(count for _, count in about["labels"]) == 3
+    words = page.do("find", by="text:HIGHs")["answers"]["find"]
+    assert [hit["name"] for hit in words["hits"]] == ["high.wav"] and words["hits"][0]["score"] is None
 
     # 6. Exports.
     state = page.do("export", what="mix", name="a#b")
@@ -663,7 +666,7 @@ def test_a_library_without_sounds(maker: TakeMaker, tmp_path: Path) -> None:
     view = LibraryView(Library.open(tmp_path / "library"))
     service = StudioService(maker, Projects(tmp_path / "projects"), view)
     project = new_project(service, write_video(tmp_path / "a.mp4", 10, 10))
-    assert view.points == []
+    assert view.contents() == {"sounds": 1, "labels": [("films", 1)]}
     for verb in ("find", "understand"):
         service.verbs[verb](project, {})
         assert done(project, verb).state == "done", project.jobs[verb].error

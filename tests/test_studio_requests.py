@@ -103,7 +103,7 @@ def test_any_values_of_any_verb(
 ODD = st.text(max_size=20)
 ODD |= st.sampled_from(["\0", "..", ".", "%", "a" * 300, "9" * 5000, "-1", "nan", "1e400"])
 PLACES = ["/{}", "/page/{}", "/library/{}.wav", "/library/0.wav?start={}", "/projects/{}", "/projects/{}/"]
-PLACES += ["/projects/{}/state", "/projects/{}/poster.jpg", "/map?{}", "/about?{}={}", "HERE/{}"]
+PLACES += ["/projects/{}/state", "/projects/{}/poster.jpg", "/about?{}={}", "HERE/{}"]
 PLACES += ["HERE/sounds/{}.wav", "HERE/sounds/{}.peaks", "HERE/sounds/SOUND.{}", "HERE/exports/{}"]
 
 

@@ -76,7 +76,6 @@ def make_app(service: StudioService, model: str, access: Access | None = None) -
             Route("/", endpoints.list_page),
             Route("/page/{name}", endpoints.page),
             Route("/about", endpoints.about),
-            Route("/map", endpoints.map),
             Route("/library/{row}.wav", endpoints.library_sound),
             Route("/projects", endpoints.entries, methods=["GET"]),
             Route("/projects", endpoints.create, methods=["POST"]),
@@ -147,24 +146,12 @@ class Endpoints:
             "model": self.model,
             "defaults": self.service.default_settings(),
             "limits": limits,
-            "sounds": None if library is None else len(library.paths),
-            "labels": [] if library is None else library.labels_with_counts,
+            **({"sounds": None, "labels": []} if library is None else library.contents()),
             "learned": maker.pipeline.finetuned.pictured,
             "timing": maker.follows_curves,
             "motion": maker.follows_motion,
         }
         return JSONResponse(about)
-
-    def map(self, request: Request) -> Response:
-        """The points of the library's map."""
-        library = self.service.library
-        if library is None:
-            return JSONResponse({"points": []})
-        points = [
-            {"row": row, "x": x, "y": y, "label": library.labels[row], "name": library.paths[row].name}
-            for row, x, y in library.points
-        ]
-        return JSONResponse({"points": points})
 
     def library_sound(self, request: Request) -> Response:
         """A few seconds of a sound of the library, WAV."""

@@ -426,12 +426,12 @@ class StudioService:
         return job
 
     def understand(self, project: Project, values: Values) -> None:
-        """Classify the picture, the sound of a layer and both; find the nearest sounds, places on the map."""
+        """Classify the picture, the sound of a layer and both; find the nearest sounds."""
         layer = values.get("layer")
         sound = None if layer is None else arrangements.layer_of(project.arrangement, layer)["sound"]
 
         def work(progress: StageProgress) -> None:
-            answer: dict[str, Any] = {"by": layer, "classes": {}, "hits": [], "places": {}}
+            answer: dict[str, Any] = {"by": layer, "classes": {}, "hits": []}
             with TemporaryDirectory(prefix="vab-film-") as folder:
                 path = project.clip.source if sound is None else _film(project, sound, Path(folder))
                 # 1. Classes from each modality that there is.
@@ -439,17 +439,13 @@ class StudioService:
                 for done, inputs in enumerate(kinds):
                     progress("naming what is there", done, 3)
                     answer["classes"][inputs] = self._classes(path, inputs)
-                # 2. The nearest sounds, and where clip and sound are on the map of the library.
+                # 2. The nearest sounds.
                 if self.library is not None:
                     progress("comparing", 0, 1)
                     embedded = self._embedded(path)
-                    video = embedded.mean("video")
                     audio = None if sound is None else embedded.mean("audio")
-                    nearest = self._nearest(self.library, video if audio is None else audio)
+                    nearest = self._nearest(self.library, embedded.mean("video") if audio is None else audio)
                     answer["hits"] = nearest[:MAX_CLASSES]
-                    for kind, vector in (("picture", video), ("take", audio)):
-                        if vector is not None and self.library.points:
-                            answer["places"][kind] = self.library.place(vector)
             _set_answer(project, "understand", answer, progress)
 
         self._start(project, "understand", work)
