@@ -194,6 +194,63 @@ def test_what_cannot_be_opened_says_why_and_stays(
     assert projects.entries()[0]["problem"] is None
 
 
+INSIDE = {  # what is put into a document that was whole, by where: each breaks a page or a job
+    "at": [0.5, True, None],
+    "name": ["\ud800", 1],
+    "clip.seconds": [1e9, 0, float("nan"), "1"],
+    "clip.fps": [0, -1, True],
+    "clip.upload": ["", ".", "..", "../upload.mp4", "upload\0.mp4", "project.json"],
+    "clip.width": [0, 64.5],
+    "clip.shown": [[64], [64, "48"]],
+    "clip.has_sound": ["no"],
+    "clip.timecode": [1],
+    "sounds.ID.seconds": [1e9, 0, float("inf")],
+    "sounds.ID.score": ["good", True, float("nan"), [1]],
+    "sounds.ID.timings": [{"sampling": "long"}, [1], None],
+    "sounds.ID.again": [["0", "1"], 1],
+    "sounds.ID.made_with": [None, "vab"],
+    "sounds.ID.channels": ["2"],
+    "sounds.ID.editable": [1],
+    "sounds.ID.num_tries": [0.5],
+    "sounds.ID.parent": [1],
+    "history.1.arrangement.settings": [{}, {"seed": 0}, []],
+    "history.1.arrangement.marks": [[{"time": 1.0}], [{"id": 1, "time": 1.0, "label": ""}]],
+    "history.1.arrangement.curve": [{"events": []}],
+    "history.1.arrangement.layers": [{}],
+    "history.1.arrangement.layers.0.stop": [100.0],
+    "history.1.arrangement.layers.0.fade_in": [1e12],
+}
+
+
+def test_one_bad_document_spoils_nothing_else(
+    new: Callable[..., Project], projects: Projects, maker: TakeMaker
+) -> None:
+    testclient = pytest.importorskip("starlette.testclient", reason="pip install 'vab[studio]'")
+    from vab.studio.server import make_app
+
+    whole, bad = new("whole"), new("bad")
+    name = put(bad, sound())
+    written = (bad.folder / "project.json").read_text()
+    projects.close()
+    service = StudioService(maker, projects)
+    client = testclient.TestClient(make_app(service, "test"), base_url="http://127.0.0.1:7860")
+    for where, values in INSIDE.items():
+        *keys, last = (int(key) if key.isdigit() else key for key in where.replace("ID", name).split("."))
+        for value in values:
+            document = inner = json.loads(written)
+            for key in keys:
+                inner = inner[key]
+            inner[last] = value
+            (bad.folder / "project.json").write_text(json.dumps(document))
+            entries = {entry["id"]: entry["problem"] for entry in client.get("/projects").json()}
+            assert entries.keys() == {whole.id, bad.id} and entries[whole.id] is None, (where, value)
+            assert entries[bad.id] and "is damaged" in entries[bad.id], (where, value)
+            assert client.get(f"/projects/{bad.id}/state").status_code == 409
+    (bad.folder / "project.json").write_text(written)
+    assert client.get(f"/projects/{bad.id}/state").status_code == 200
+    service.close()
+
+
 def test_a_sound_that_is_missing_is_told(
     new: Callable[..., Project], projects: Projects, maker: TakeMaker
 ) -> None:

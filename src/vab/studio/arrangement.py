@@ -22,6 +22,7 @@ GAINS = (-100.0, 24.0)  # dB of a layer
 LEVELS = (-45.0, 0.0)  # dB of a curve
 MAX_TEXT = 200  # characters of a name or a label
 TIMINGS = ("none", "motion", "curve")
+SETTINGS = ("count", "seed", "steps", "guidance", "temperature", "timing")
 
 Arrangement = Mapping[str, Any]
 Values = Mapping[str, Any]

@@ -7,6 +7,7 @@ anybody is told. What cannot be written changes nothing.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -34,7 +35,7 @@ from vab.studio.arrangement import Arrangement
 from vab.studio.mix import RATE, read_sound, write_sound
 from vab.studio.queue import Job, UserError
 from vab.studio.takes import Take
-from vab.studio.uploads import Clip
+from vab.studio.uploads import MAX_SOUND_SECONDS, MAX_VIDEO_SECONDS, UPLOAD, Clip
 from vab.utils.files import atomic, read_json, sync_folder, temporary_folder, write_whole
 from vab.utils.locks import LockedError, exclusive
 
@@ -48,6 +49,21 @@ MAX_SLUG = 40  # characters of a project's name in that of its folder
 UNREADABLE = "A file of this project cannot be read any more."
 GONE = "There is no such project: it was deleted, or its folder was moved or renamed."
 _ID = re.compile(r"[0-9a-z]{1,32}")  # of a sound: it is the name of a file
+_UPLOAD = re.compile(rf"{UPLOAD}(\.[a-z0-9]{{1,8}})?")
+_ABOUT: dict[str, tuple[type, ...]] = {  # what a document says of a sound
+    "kind": (str,),
+    "title": (str,),
+    "seconds": (int, float),
+    "channels": (int,),
+    "editable": (bool,),
+    "own": (bool,),
+    "score": (int, float, type(None)),
+    "gain_db": (int, float),
+    "timings": (dict,),
+    "again": (list, type(None)),
+    "num_tries": (int,),
+    "made_with": (dict,),
+}
 
 Step = dict[str, Any]
 
@@ -352,7 +368,8 @@ def read_document(folder: Path) -> dict[str, Any]:
     """The document of a project, as this version has it. ``ProjectError`` says why it cannot be used."""
     try:
         document = read_json(folder / DOCUMENT)
-    except ValueError as error:
+        _as_bytes(document)  # what could not be written again is not taken either
+    except (ValueError, RecursionError) as error:
         raise ProjectError(_damaged(first_line(error))) from None
     except OSError as error:
         raise ProjectError(f"{DOCUMENT} cannot be read: {first_line(error)}.") from None
@@ -374,9 +391,14 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 def write_document(folder: Path, document: Mapping[str, Any]) -> None:
     """Write the document whole or not at all. ``DiskError``."""
-    content = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    content = _as_bytes(document)
     with keeping():
-        write_whole(folder / DOCUMENT, content.encode())
+        write_whole(folder / DOCUMENT, content)
+
+
+def _as_bytes(document: Mapping[str, Any]) -> bytes:
+    """A document as JSON in UTF-8. ``ValueError`` for NaN, an endless number, and half a letter."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _damaged(reason: str) -> str:
@@ -385,58 +407,71 @@ def _damaged(reason: str) -> str:
 
 def _check(document: Mapping[str, Any]) -> None:
     """Raise KeyError, TypeError or ValueError for a document that is not as it is written here."""
-    # 1. What the clip is: names of files have no folders.
+    # 1. What the clip is: the name of its file has no folders.
     for name in ("id", "name", "created", "changed"):
-        _is(document[name], str, name)
+        _is(document[name], name, str)
     clip = Clip.of(Path(), document["clip"])
-    if clip.kind not in ("video", "image") or Path(clip.upload).name != clip.upload:
+    if clip.kind not in ("video", "image") or _UPLOAD.fullmatch(clip.upload) is None:
         raise ValueError("its clip is none")
-    for value in (clip.seconds, clip.fps, clip.width, clip.height, *clip.shown):
-        _is(value, (int, float), "a number of its clip")
+    _is(clip.name, "the name of its clip", str)
+    _is(clip.has_sound, "has_sound", bool)
+    _is(clip.timecode, "the timecode of its clip", str, type(None))
+    _is_in(clip.seconds, "the seconds of its clip", MAX_VIDEO_SECONDS)
+    _is_in(clip.fps, "the frame rate of its clip", math.inf)
+    width, height = clip.shown
+    for value in (clip.width, clip.height, width, height):
+        _is(value, "a side of its clip", int)
+        _is_in(value, "a side of its clip", math.inf)
 
     # 2. The sounds.
     for sound, about in document["sounds"].items():
         if _ID.fullmatch(sound) is None:
-            raise ValueError(f"{sound!r} is no name of a sound")
-        _is(about["title"], str, "a title")
-        _is(about["seconds"], (int, float), "the seconds of a sound")
-        _is(about["num_tries"], int, "num_tries")
-        for name in (
-            "kind",
-            "channels",
-            "editable",
-            "own",
-            "score",
-            "gain_db",
-            "timings",
-            "again",
-            "made_with",
-        ):
-            about[name]
+            raise ValueError(f"{sound!r:.80} is no name of a sound")
+        for name, kinds in _ABOUT.items():
+            _is(about[name], f"{name} of a sound", *kinds)
+        _is(about.get("parent"), "the parent of a sound", str, type(None))
+        _is_in(about["seconds"], "the seconds of a sound", MAX_SOUND_SECONDS)
+        for value in [*about["timings"].values(), *(about["again"] or ())]:
+            _is(value, "a time of a sound", int, float)
 
     # 3. The history refers to sounds that there are.
     steps = document["history"]
+    _is(document["at"], '"at"', int)
     if not 0 <= document["at"] < len(steps):
         raise ValueError('"at" is no step of its history')
     for step in steps:
-        _is(step["did"], str, "did")
+        _is(step["did"], "did", str)
         arrangement = step["arrangement"]
+        for name in arrangements.SETTINGS:
+            arrangement["settings"][name]
         arrangements.checked_settings({}, arrangement["settings"])
-        arrangements.checked_marks(arrangement["marks"])
-        arrangements.checked_curve(arrangement["curve"])
+        if arrangements.checked_marks(arrangement["marks"]) != arrangement["marks"]:
+            raise ValueError("its marks are not as they are written here")
+        if arrangements.checked_curve(arrangement["curve"]) != arrangement["curve"]:
+            raise ValueError("its curve is not as it is written here")
+        _is(arrangement["layers"], "layers", list)
+        arrangements.with_layers({}, arrangement["layers"])
         for layer in arrangement["layers"]:
             if layer["sound"] not in document["sounds"]:
-                raise ValueError(f"a layer has the sound {layer['sound']!r}, which is not in the list")
+                raise ValueError(f"a layer has the sound {layer['sound']!r:.80}, which is not in the list")
             for name in ("id", "name"):
-                _is(layer[name], str, f"the {name} of a layer")
+                _is(layer[name], f"the {name} of a layer", str)
             for name in arrangements.EDITS:
                 layer[name]
-            arrangements.changed(layer, layer, document["sounds"])
+            if arrangements.changed(layer, layer, document["sounds"])["stop"] != layer["stop"]:
+                raise ValueError("a layer goes beyond the end of its sound")
 
 
-def _is(value: object, kind: type | tuple[type, ...], name: str) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} is {value!r}")
+def _is(value: object, name: str, *kinds: type) -> None:
+    if type(value) not in kinds:  # True is no number
+        raise ValueError(f"{name} is {value!r:.80}")
+
+
+def _is_in(value: Any, name: str, most: float) -> None:
+    """A number above 0, up to ``most``."""
+    _is(value, name, int, float)
+    if not 0 < value <= most:
+        raise ValueError(f"{name} is {value!r:.80}")
 
 
 def _entry(folder: Path, modified: float) -> dict[str, Any]:
