@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from vab.studio.project import NoProject, Project, ProjectError, Projects
 from vab.studio.service import StudioService
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, make_clip
+from vab.utils import files as files_module
 from vab.utils.files import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -194,7 +196,9 @@ def test_what_cannot_be_opened_says_why_and_stays(
     assert projects.entries()[0]["problem"] is None
 
 
-INSIDE = {  # what is put into a document that was whole, by where: each breaks a page or a job
+INSIDE: dict[
+    str, list[Any]
+] = {  # what is put into a document that was whole, by where: each breaks a page or a job
     "at": [0.5, True, None],
     "name": ["\ud800", 1],
     "clip.seconds": [1e9, 0, float("nan"), "1"],
@@ -361,6 +365,40 @@ def test_a_full_disk_leaves_everything_as_it_was(
     assert all(after[key] == before[key] for key in ("project", "sounds", "arrangement", "history", "at"))
     assert {path: path.read_bytes() for path in project.folder.rglob("*") if path.is_file()} == files
     assert client.post(f"{here}/do/layer", json={"layer": layer, "gain_db": -3}).json()["at"] == 2
+    service.close()
+
+
+def test_a_sound_that_the_document_names_stays(
+    new: Callable[..., Project], projects: Projects, maker: TakeMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = StudioService(maker, projects)
+    project = new()
+
+    def make() -> set[str]:
+        """The files of the sounds that there are; all those that the document on the disk names."""
+        service.make(project, {"count": 1, "steps": 1})
+        assert project.jobs["make"].ended.wait(60) and project.jobs["make"].state == "done"
+        document = json.loads((project.folder / "project.json").read_bytes())
+        assert document == project.document and document["sounds"]
+        there = {path.stem for path in (project.folder / "sounds").glob("*.wav")}
+        assert there == document["sounds"].keys()
+        return there
+
+    # 1. What is not needed any more cannot be deleted.
+    undone = put(project, sound())
+    service.undo(project, {})
+    (project.folder / "sounds" / f"{undone}.peaks").mkdir()
+    assert undone not in make()
+    # 2. The document has its name, but the disk refuses to sync its folder.
+    sync_folder = files_module.sync_folder
+
+    def refuse(folder: Path) -> None:
+        if folder == project.folder:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync_folder(folder)
+
+    monkeypatch.setattr(files_module, "sync_folder", refuse)
+    assert len(make()) == 2
     service.close()
 
 

@@ -15,7 +15,7 @@ import shutil
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -234,9 +234,10 @@ class Project:
         return name
 
     def forget_sound(self, name: str) -> None:
-        """Delete the files of a sound that no document names."""
+        """Delete the files of a sound that no document names, as far as the disk lets them go."""
         for path in self.path(name).parent.glob(f"{name}.*"):  # with what was computed from it
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
     def _check_folder(self) -> None:
         """``NoProject`` if the folder is not there any more: writing into it would make another one."""
@@ -391,9 +392,13 @@ def read_document(folder: Path) -> dict[str, Any]:
 
 def write_document(folder: Path, document: Mapping[str, Any]) -> None:
     """Write the document whole or not at all. ``DiskError``."""
-    content = _as_bytes(document)
+    content, path = _as_bytes(document), folder / DOCUMENT
     with keeping():
-        write_whole(folder / DOCUMENT, content)
+        try:
+            write_whole(path, content)
+        except OSError:
+            if path.read_bytes() != content:  # else it has its name, and only a sync after that was refused
+                raise
 
 
 def _as_bytes(document: Mapping[str, Any]) -> bytes:

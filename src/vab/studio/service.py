@@ -293,7 +293,8 @@ class StudioService:
                 progress("codec", 1, 1)  # the last moment to cancel: the project is locked
                 return project.change(did, lambda now: how(now, name, about), {name: about}, amended)
         except BaseException:
-            project.forget_sound(name)
+            if name not in project.document["sounds"]:
+                project.forget_sound(name)
             raise
 
     # ---- the arrangement
