@@ -798,6 +798,38 @@ def test_a_take_that_comes_after_an_undo_joins_the_others(
     assert len(project.arrangement["layers"]) == 2
 
 
+@pytest.mark.parametrize("verb", ["make", "own", "extend"])
+def test_what_was_asked_for_before_an_undo_drops_nothing(
+    service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    for _ in range(2):
+        service.own(project, {})
+        done(project)
+    sounds = set(project.document["sounds"])
+    layer = project.arrangement["layers"][0]["id"]
+    write = Project.write_sound
+
+    def undo_then(self: Project, take: Take) -> str:
+        service.undo(project, {})
+        return write(self, take)
+
+    monkeypatch.setattr(Project, "write_sound", undo_then)
+    service.verbs[verb](project, {"count": 1, "seed": 0, "layer": layer, "seconds": 1.0})
+    assert done(project).state == "done"
+    # It is what one sees, made of what was there after the undo; what was undone lies before it.
+    steps, at = project.document["history"], project.document["at"]
+    assert (
+        len(steps) == 4 and at == 3 and len(project.arrangement["layers"]) == (1 if verb == "extend" else 2)
+    )
+    assert len(steps[2]["arrangement"]["layers"]) == 2 and sounds < set(project.document["sounds"])
+    # An undo before the request is another matter.
+    monkeypatch.undo()
+    service.go(project, {"at": 1})
+    service.own(project, {})
+    done(project)
+    assert len(project.document["history"]) == 3 and project.document["at"] == 2
+
+
 def test_an_edit_of_a_layer_that_is_gone_is_a_sentence(
     service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,6 +135,12 @@ def test_sounds_go_with_the_last_step_that_has_them(
     assert set(project.document["sounds"]) == {first, third}, "an undo would give them back"
     for _ in range(2):
         project.change("nothing", dict)
+    # A history that was longer: the steps at its beginning go, and the current one stays so.
+    project.go(1)
+    monkeypatch.setattr(projects_module, "MAX_STEPS", 2)
+    project.change("amended", dict, None, project.document["history"][-1])
+    assert [step["did"] for step in project.document["history"]] == ["nothing", "amended"]
+    assert project.document["at"] == 0
     assert not project.document["sounds"] and [path.name for path in files.iterdir()] == ["mine.wav"]
 
 

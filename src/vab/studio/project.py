@@ -125,8 +125,14 @@ class Project:
     @property
     def arrangement(self) -> Arrangement:
         """The arrangement as it is now."""
+        found: Arrangement = self.step["arrangement"]
+        return found
+
+    @property
+    def step(self) -> Step:
+        """The current step of the history."""
         document = self.document
-        found: Arrangement = document["history"][document["at"]]["arrangement"]
+        found: Step = document["history"][document["at"]]
         return found
 
     def sound(self, name: str) -> dict[str, Any]:
@@ -171,25 +177,29 @@ class Project:
         how: Callable[[Arrangement], Arrangement],
         sounds: Mapping[str, Any] | None = None,
         amended: Step | None = None,
+        since: Step | None = None,
     ) -> Step:
         """Add a step to the history: ``how`` makes the new arrangement of that which is there.
 
         ``sounds``: what the document says of new ones, whose files are written. ``amended``: a step whose
         place the new one takes, undone or not, if it is still the last one. Else those that were undone are
-        gone. Returns the step. ``DiskError`` if the disk refuses it.
+        gone, unless the current step is another one than that of the request, ``since``: then the new step
+        comes after them. Returns the step. ``DiskError`` if the disk refuses it.
         """
         with self.lock:
             steps, at = list(self.document["history"]), self.document["at"]
             if amended is not None and steps[-1] is amended:
-                steps.pop()
-                before = amended
+                before = steps.pop()
             else:
                 before = steps[at]
-                del steps[at + 1 :]
-                at = min(at + 1, MAX_STEPS - 1)
+                if since is None or since is before:
+                    del steps[at + 1 :]
+                at = len(steps)
             step = {"did": did, "arrangement": how(before["arrangement"])}
+            steps.append(step)
+            too_many = max(0, len(steps) - MAX_STEPS)
             everything = {**self.document["sounds"], **(sounds or {})}
-            self._keep({"sounds": everything, "history": [*steps, step][-MAX_STEPS:], "at": at})
+            self._keep({"sounds": everything, "history": steps[too_many:], "at": max(0, at - too_many)})
             return step
 
     def go(self, at: int) -> None:

@@ -34,6 +34,7 @@ class Job:
     share: float = 0.0  # of that stage, 0..1
     error: str = ""
     result: Any = None  # for whoever waits for it
+    since: Any = None  # the step of the project when it was asked for
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 

@@ -291,7 +291,8 @@ class StudioService:
         try:
             with project.lock:
                 progress("codec", 1, 1)  # the last moment to cancel: the project is locked
-                return project.change(did, lambda now: how(now, name, about), {name: about}, amended)
+                since = project.jobs["make"].since
+                return project.change(did, lambda now: how(now, name, about), {name: about}, amended, since)
         except BaseException:
             if name not in project.document["sounds"]:
                 project.forget_sound(name)
@@ -494,7 +495,7 @@ class StudioService:
             job = project.jobs.get(kind)
             if job is not None and job.active:
                 raise UserError("One thing after another: wait for the last one, or cancel it.")
-            job = project.jobs[kind] = Job(kind, work)
+            job = project.jobs[kind] = Job(kind, work, since=project.step)
         self.queue.add(job)
         return job
 
