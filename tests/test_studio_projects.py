@@ -202,9 +202,8 @@ def test_what_cannot_be_opened_says_why_and_stays(
     assert projects.entries()[0]["problem"] is None
 
 
-INSIDE: dict[
-    str, list[Any]
-] = {  # what is put into a document that was whole, by where: each breaks a page or a job
+# What is put into a document that was whole, by where: each breaks a page or a job.
+INSIDE: dict[str, list[Any]] = {
     "at": [0.5, True, None],
     "name": ["\ud800", 1],
     "clip.seconds": [1e9, 0, float("nan"), "1"],
@@ -405,6 +404,33 @@ def test_a_sound_that_the_document_names_stays(
 
     monkeypatch.setattr(files_module, "sync_folder", refuse)
     assert len(make()) == 2
+    service.close()
+
+
+@pytest.mark.parametrize("link", ["poster.jpg", "picture.mp4", "sounds", "sounds/ID.wav", "exports/a.wav"])
+def test_nothing_outside_a_project_is_served(
+    new: Callable[..., Project], projects: Projects, maker: TakeMaker, tmp_path: Path, link: str
+) -> None:
+    testclient = pytest.importorskip("starlette.testclient", reason="pip install 'vab[studio]'")
+    from vab.studio.server import make_app
+
+    project = new()
+    name = put(project, sound())
+    (project.folder / "exports").mkdir()
+    shutil.copy(project.path(name), project.folder / "exports" / "a.wav")
+    # A folder of projects may lie on another disk, behind a link of its own.
+    (tmp_path / "here").symlink_to(projects.folder)
+    projects.close()
+    service = StudioService(maker, Projects(tmp_path / "here"))
+    client = testclient.TestClient(make_app(service, "test"), base_url="http://127.0.0.1:7860")
+    path = link.replace("ID", name)
+    addresses = [f"/projects/{project.id}/{path}"]
+    if link.startswith("sounds"):
+        addresses = [f"/projects/{project.id}/sounds/{name}.{ending}" for ending in ("wav", "peaks")]
+    assert [client.get(address).status_code for address in addresses] == [200] * len(addresses)
+    (project.folder / path).rename(tmp_path / "secret")
+    (project.folder / path).symlink_to(tmp_path / "secret")
+    assert [client.get(address).status_code for address in addresses] == [404] * len(addresses)
     service.close()
 
 

@@ -113,11 +113,11 @@ class Endpoints:
 
     def list_page(self, request: Request) -> Response:
         """The list of the projects."""
-        return _file(PAGE / "projects.html", "text/html")
+        return _file(PAGE, PAGE / "projects.html", "text/html")
 
     def workbench_page(self, request: Request) -> Response:
         """The workbench on a project."""
-        return _file(PAGE / "workbench.html", "text/html")
+        return _file(PAGE, PAGE / "workbench.html", "text/html")
 
     def page(self, request: Request) -> Response:
         """A file of the pages."""
@@ -261,36 +261,44 @@ class Endpoints:
         """A file of a sound."""
         project = self.project_of(request)
         name, ending = request.path_params["sound"], request.path_params["ending"]
-        if name not in project.document["sounds"] or not project.path(name).is_file():
+        if name not in project.document["sounds"] or not _is_in(project.folder, project.path(name)):
             return _error("There is no such sound.", 404)
         if ending == "peaks":
             return Response(peaks(project.path(name)), media_type="application/octet-stream")
-        if ending not in MEDIA or not project.path(name, ending).is_file():
+        if ending not in MEDIA:
             return _error("There is no such file.", 404)
-        return FileResponse(project.path(name, ending), media_type=MEDIA[ending])
+        return _file(project.folder, project.path(name, ending), MEDIA[ending])
 
     def exported(self, request: Request) -> Response:
         """A file that was exported."""
         project, name = self.project_of(request), request.path_params["name"]
         for path in exported(project.folder):
             if path.name == name:
-                return FileResponse(path, filename=name)
+                return _file(project.folder, path, filename=name)
         return _error("There is no such file.", 404)
 
     def picture(self, request: Request) -> Response:
         """The picture of the clip, or its poster, which is shown of a project that cannot be opened too."""
         name = request.path_params["name"]
         if name == "picture.mp4":
-            return _file(self.project_of(request).clip.picture, "video/mp4")
+            project = self.project_of(request)
+            return _file(project.folder, project.clip.picture, "video/mp4")
         if name == "poster.jpg":
-            return _file(self.service.projects.path(request.path_params["project"]) / name, "image/jpeg")
+            folder = self.service.projects.path(request.path_params["project"])
+            return _file(folder, folder / name, "image/jpeg")
         return _error("There is no such file.", 404)
 
 
-def _file(path: Path, media_type: str) -> Response:
-    if not path.is_file():
+def _file(folder: Path, path: Path, media_type: str | None = None, filename: str | None = None) -> Response:
+    """A file in a folder, or below it."""
+    if not _is_in(folder, path):
         return _error("This file is missing.", 404)
-    return FileResponse(path, media_type=media_type)
+    return FileResponse(path, media_type=media_type, filename=filename)
+
+
+def _is_in(folder: Path, path: Path) -> bool:
+    """True for a file of a folder; what a link in it names elsewhere is none, whoever put it there."""
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
 
 
 async def _refused(request: Request, error: Exception) -> Response:
