@@ -818,9 +818,8 @@ def test_what_was_asked_for_before_an_undo_drops_nothing(
     assert done(project).state == "done"
     # It is what one sees, made of what was there after the undo; what was undone lies before it.
     steps, at = project.document["history"], project.document["at"]
-    assert (
-        len(steps) == 4 and at == 3 and len(project.arrangement["layers"]) == (1 if verb == "extend" else 2)
-    )
+    assert len(steps) == 4 and at == 3
+    assert len(project.arrangement["layers"]) == (1 if verb == "extend" else 2)
     assert len(steps[2]["arrangement"]["layers"]) == 2 and sounds < set(project.document["sounds"])
     # An undo before the request is another matter.
     monkeypatch.undo()
@@ -828,6 +827,26 @@ def test_what_was_asked_for_before_an_undo_drops_nothing(
     service.own(project, {})
     done(project)
     assert len(project.document["history"]) == 3 and project.document["at"] == 2
+
+
+@pytest.mark.parametrize("arriving", ["1 take made", "2 takes made"])
+def test_settings_that_are_changed_while_takes_are_made_stay(
+    service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch, arriving: str
+) -> None:
+    change = Project.change
+
+    def change_after_setting(self: Project, did: str, *rest: Any, **more: Any) -> Any:
+        if did == arriving:
+            service.set(self, {"settings": {"guidance": 7.5}})
+        return change(self, did, *rest, **more)
+
+    monkeypatch.setattr(Project, "change", change_after_setting)
+    service.make(project, {"count": 2, "seed": 3})
+    assert done(project).state == "done"
+    settings = project.arrangement["settings"]
+    assert settings["guidance"] == 7.5 and len(project.arrangement["layers"]) == 2
+    # Those of the request are there if a take was before them.
+    assert settings["seed"] == (3 if arriving == "2 takes made" else 0)
 
 
 def test_an_edit_of_a_layer_that_is_gone_is_a_sentence(

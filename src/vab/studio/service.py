@@ -140,8 +140,12 @@ class StudioService:
     # ---- sounds by the model
 
     def make(self, project: Project, values: Values) -> None:
-        """Make ``count`` new takes. The settings of the request become those of the arrangement."""
-        settings = arrangements.checked_settings(project.arrangement["settings"], values)
+        """Make ``count`` new takes. The settings of the request become those of the arrangement.
+
+        Those that are changed before a take is there stay as they are then.
+        """
+        before = project.arrangement["settings"]
+        settings = arrangements.checked_settings(before, values)
         count = integer(settings, "count", 1, MAX_NEW_TAKES)
         decode = self._decode(settings)
         _check_space(project, count)
@@ -156,10 +160,9 @@ class StudioService:
                 def add(
                     now: Arrangement, name: str, about: Values, is_first: bool = not done
                 ) -> dict[str, Any]:
-                    sounds = project.document["sounds"]
-                    return arrangements.with_take(
-                        {**now, "settings": settings}, sounds, name, about, is_first
-                    )
+                    if now["settings"] == before:
+                        now = {**now, "settings": settings}
+                    return arrangements.with_take(now, project.document["sounds"], name, about, is_first)
 
                 step = self._hand_over(project, take, "take", did, add, progress, amended=step)
 
