@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import os
@@ -10,8 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +28,13 @@ from helpers.tiny import write_model, write_video
 from vab.studio import project as projects_module
 from vab.studio.arrangement import new_layer, with_layers
 from vab.studio.project import NoProject, Project, ProjectError, Projects
+from vab.studio.queue import Job, JobQueue, UserError
 from vab.studio.service import StudioService
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, make_clip
 from vab.utils import files as files_module
 from vab.utils.files import write_whole
+from vab.utils.progress import StageProgress
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"count": 2, "seed": 0, "steps": 4, "guidance": 3.0, "temperature": 1.0, "timing": "none"}
@@ -432,6 +438,67 @@ def test_nothing_outside_a_project_is_served(
     (project.folder / path).symlink_to(tmp_path / "secret")
     assert [client.get(address).status_code for address in addresses] == [404] * len(addresses)
     service.close()
+
+
+def test_what_nobody_looks_at_is_closed(
+    new: Callable[..., Project], projects: Projects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, busy, *others = (new(str(number)) for number in range(5))
+    names = [project.id for project in (first, busy, *others)]
+    monkeypatch.setattr(projects_module, "MAX_OPEN", 2)
+
+    def still_open() -> list[bool]:
+        """Asked of the locks, as another process would."""
+        free = []
+        for name in names:
+            with suppress(ProjectError):
+                Project(projects.folder / name).close()
+                free.append(name)
+        return [name not in free for name in names]
+
+    projects.open(first.id)
+    assert all(still_open()), "somebody may look at each"
+    monkeypatch.setattr(projects_module, "IDLE_SECONDS", 0.0)
+    busy.jobs["make"] = Job("make", lambda _: None)
+    assert projects.open(first.id) is first
+    assert still_open() == [True, True, False, False, True]
+    # Who still has one that was closed cannot write over what others do.
+    again = projects.open(others[0].id)
+    again.rename("again")
+    with pytest.raises(ProjectError, match="closed meanwhile"):
+        others[0].rename("late")
+    assert (
+        again is not others[0] and json.loads((again.folder / "project.json").read_bytes())["name"] == "again"
+    )
+
+
+def test_a_job_that_has_ended_holds_nothing() -> None:
+    queue = JobQueue()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def job_with(take: Take) -> Job:
+        def work(_: StageProgress) -> None:
+            begun.set()
+            go_on.wait(60)
+            if take.title == "Seed 0":
+                raise UserError("It fails.")
+
+        return Job("make", work)
+
+    sounds = [sound(seed) for seed in range(3)]
+    held = [weakref.ref(each) for each in sounds]
+    jobs = [job_with(each) for each in sounds]
+    for job in jobs:
+        queue.add(job)
+    assert begun.wait(60)
+    queue.cancel(jobs[2])
+    go_on.set()
+    assert all(job.ended.wait(60) for job in jobs)
+    assert [job.state for job in jobs] == ["failed", "done", "cancelled"]
+    sounds.clear()
+    gc.collect()  # a traceback goes in a circle
+    assert [each() for each in held] == [None, None, None]
+    queue.close()
 
 
 def test_a_folder_that_goes_while_it_is_open(new: Callable[..., Project], projects: Projects) -> None:

@@ -13,6 +13,7 @@ import re
 import secrets
 import shutil
 import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,6 +46,8 @@ LOCK = "lock"
 DELETED = ".deleted"  # ends the name of a project that is being deleted
 SOUNDS, EXPORTS = "sounds", "exports"
 MAX_STEPS = 100  # of the history
+MAX_OPEN = 20  # projects that stay open though nobody asks for them
+IDLE_SECONDS = 600.0  # then nobody does: a page that is open asks again and again
 MAX_SLUG = 40  # characters of a project's name in that of its folder
 UNREADABLE = "A file of this project cannot be read any more."
 GONE = "There is no such project: it was deleted, or its folder was moved or renamed."
@@ -104,7 +107,8 @@ class Project:
         self.jobs: dict[str, Job] = {}  # the newest of each kind
         self.answers: dict[str, Any] = {}  # of finished jobs that make no sound, by kind
         self.lock = threading.RLock()
-        self.is_gone = False
+        self.is_gone = self.is_closed = False
+        self.asked = time.monotonic()  # seconds, when it was last asked for
         with ExitStack() as held:
             try:
                 held.enter_context(exclusive(folder / LOCK, "has this project open"))
@@ -117,7 +121,8 @@ class Project:
         self.clip = Clip.of(folder, self.document["clip"])
 
     def close(self) -> None:
-        """Let others open it."""
+        """Let others open it; whoever still has it here can change nothing any more."""
+        self.is_closed = True
         self._held.close()
 
     # ---- what it holds
@@ -250,9 +255,11 @@ class Project:
                 path.unlink()
 
     def _check_folder(self) -> None:
-        """``NoProject`` if the folder is not there any more: writing into it would make another one."""
+        """``ProjectError`` if it was let go, or is not there: writing into it would make another one."""
         if not (self.folder / DOCUMENT).is_file():
             raise NoProject(GONE)
+        if self.is_closed:
+            raise ProjectError("This project was closed meanwhile: load its page again.")
 
     def _keep(self, values: Mapping[str, Any]) -> None:
         """Write the document with other values, then go by it; sounds that no step refers to go."""
@@ -309,9 +316,18 @@ class Projects:
         with self._lock:
             if name in self._open and not (self._open[name].folder / DOCUMENT).exists():
                 self._open.pop(name).close()
-            if name not in self._open:
-                self._open[name] = Project(self.path(name))
-            return self._open[name]
+            project = self._open.pop(name, None) or Project(self.path(name))
+            project.asked = time.monotonic()
+            self._open[name] = project  # those that were asked for last are the last ones
+            self._close_idle()
+            return project
+
+    def _close_idle(self) -> None:
+        """Close those that nobody looks at and that nothing is made for; a few may stay open."""
+        for project in list(self._open.values())[:-MAX_OPEN]:
+            is_idle = time.monotonic() - project.asked > IDLE_SECONDS
+            if is_idle and not any(job.active for job in list(project.jobs.values())):
+                self._open.pop(project.id).close()
 
     def path(self, name: str) -> Path:
         """The folder of a project. ``NoProject``."""

@@ -25,7 +25,7 @@ class Cancelled(Exception):
 
 @dataclass(eq=False)
 class Job:
-    """A piece of work and its progress. ``work`` is called in the thread of the queue."""
+    """A piece of work and its progress. ``work`` is called in the thread of the queue, then let go."""
 
     kind: str
     work: Callable[[StageProgress], None]
@@ -49,6 +49,15 @@ class Job:
             raise Cancelled
         self.stage = stage
         self.share = done / max(1, total)
+
+    def end(self) -> None:
+        """Tell those who wait, and let go of the sounds that its work holds."""
+        self.work = _nothing
+        self.ended.set()
+
+
+def _nothing(_: StageProgress) -> None:
+    """What is left to do of a job that has ended."""
 
 
 class JobQueue:
@@ -78,7 +87,7 @@ class JobQueue:
             job.cancelled.set()
             if job.state == "waiting":
                 job.state = "cancelled"
-                job.ended.set()
+                job.end()
                 if job in self._jobs:
                     self._jobs.remove(job)
 
@@ -121,4 +130,4 @@ class JobQueue:
             yield job
             with self._change:
                 self._jobs.remove(job)
-                job.ended.set()
+                job.end()

@@ -228,21 +228,23 @@ class Endpoints:
 
     async def add_file(self, request: Request) -> Response:
         """Make a layer of a sound, or of the sound of a film."""
-        project = await run_in_threadpool(self.project_of, request)
+        await run_in_threadpool(self.project_of, request)  # before its file is waited for
         title = Path(unquote(request.headers.get("file-name", ""))).stem
         async with self._arrived(request) as (raw, unwanted):
             wav = raw.with_name("sound.wav")
             await self._read(request, partial(prepare_sound, raw, wav, unwanted=unwanted))
+            project = await run_in_threadpool(self.project_of, request)
             await run_in_threadpool(self.service.add_file, project, wav, title)
         return JSONResponse(await run_in_threadpool(self.service.state, project))
 
     async def find(self, request: Request) -> Response:
         """The sounds of the library that are nearest to one that is given."""
-        project = await run_in_threadpool(self.project_of, request)
+        await run_in_threadpool(self.project_of, request)
         async with self._arrived(request) as (raw, unwanted):
             wav = raw.with_name("sound.wav")
             await self._read(request, partial(prepare_sound, raw, wav, unwanted=unwanted))
             # what waits in the queue holds no thread, and no place among those that are read
+            project = await run_in_threadpool(self.project_of, request)
             job = await run_in_threadpool(self.service.nearest_to, project, wav)
             while not job.ended.is_set():
                 await asyncio.sleep(0.1)
