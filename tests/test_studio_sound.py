@@ -558,6 +558,29 @@ def test_exports_replace_those_of_their_kind_and_no_others(tmp_path: Path) -> No
     assert [path.name for path in exported(folder)] == ["Other_mix.flac", "Scene 12_01 A.wav"]
 
 
+def test_exports_of_a_stranger_s_project_lead_nowhere_else(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    document = make_project(folder, TWO, marks=MARKS)
+    (tmp_path / "mine.txt").write_text("not theirs")
+    (folder / "exports").mkdir(exist_ok=True)
+    names = [str(tmp_path / "mine.txt"), "../../mine.txt", "..", ".kinds.json", "", 3]
+    for kinds in ({"markers edl": names, "mix": 5}, [1], "x", {"markers edl": {"a": 1}}):
+        (folder / "exports" / ".kinds.json").write_text(json.dumps(kinds))
+        assert export(folder, document, "markers").files[0].is_file()
+        assert (tmp_path / "mine.txt").read_text() == "not theirs"
+
+
+def test_an_export_that_differs_in_case_alone_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac and on Windows both names are one file."""
+    folder = tmp_path / "p"
+    document = make_project(folder, TWO)
+    export(folder, document, "mix", name="Scene")
+    gone: list[str] = []
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: gone.append(path.name))
+    export(folder, document, "mix", name="scene")
+    assert "Scene_mix.wav" not in gone
+
+
 def test_an_export_that_is_cancelled_leaves_the_last_one(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     document = make_project(folder, TWO)
@@ -723,14 +746,24 @@ def test_marks_count_from_the_time_code_of_the_clip(tmp_path: Path) -> None:
     assert "FCM: DROP FRAME" in text and "* LOC: 10:00:00;13 BLUE" in text  # 15 frames later
 
 
+def test_a_drop_frame_code_at_a_whole_rate_is_read_as_it_is_written(tmp_path: Path) -> None:
+    def code(target: Any, stream: Any) -> None:
+        stream.metadata["timecode"] = "01:00:00;00"
+
+    times = [n / 30 for n in range(60)]
+    document = make_project(tmp_path / "p", marks=MARKS[1:2], times=times, rate=Fraction(30), prepare=code)
+    text = export(tmp_path / "p", document, "markers").files[0].read_text()
+    assert "FCM: NON-DROP FRAME" in text and "* LOC: 01:00:00:15 BLUE" in text
+
+
 @pytest.mark.parametrize("rate", [Fraction(30_000, 1001), Fraction(60_000, 1001)])
 def test_drop_frame_numbers_go_forth_and_back(rate: Fraction) -> None:
     whole = round(rate)
-    first = frame_number("00:01:00;00" if whole == 0 else f"00:01:00;{whole // 15:02d}", rate)
+    first = frame_number(f"00:01:00;{whole // 15:02d}", rate, True)
     assert timecode(first - 1, rate, True) == f"00:00:59;{whole - 1}"
     for frame in [*range(0, 40_000, 37), *range(first - 3, first + 3)]:
-        assert frame_number(timecode(frame, rate, True), rate) == frame
-    assert frame_number("00:10:00;00", rate) == round(600 * rate)
+        assert frame_number(timecode(frame, rate, True), rate, True) == frame
+    assert frame_number("00:10:00;00", rate, True) == round(600 * rate)
 
 
 # ---- analysis

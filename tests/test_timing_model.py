@@ -266,6 +266,7 @@ def test_a_curve_is_guided_up_to_the_last_step(folder: Path, monkeypatch: pytest
     # that alone: when it begins, and how often, is as it was set
     assert passes(told, guidance_from=0.25, guidance_until=0.5) == [1, 1] + [2] * 6
     assert passes(told, guidance_until=0.25, guidance_every=2) == [2, 1] * 4
+    assert passes(told, guidance_until=0.0) == passes(None, guidance_until=0.0) == [1] * 8
 
 
 def test_a_curve_leads_the_sound_and_none_leaves_it(pipe: VABPipeline, clip: Path) -> None:

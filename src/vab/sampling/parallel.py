@@ -117,16 +117,21 @@ def classifier_free_guidance(
     return logits_fn
 
 
-def guided_steps(config: DecodeConfig, told: bool = False) -> range:
-    """The numbers of the steps, from 1, that go with guidance.
+def led_by_curve(config: DecodeConfig) -> DecodeConfig:
+    """The settings by which a clip is decoded that is told a timing curve: guided up to its last step.
 
-    The first steps settle what is heard, but not when: a clip that is ``told`` by a timing curve is guided up
-    to its last step, whatever ``config.guidance_until`` says.
+    The first steps settle what is heard, but not when. Where no step is guided none is with a curve either.
     """
+    guided = config.guidance_until > config.guidance_from
+    return replace(config, guidance_until=1.0) if guided else config
+
+
+def guided_steps(config: DecodeConfig) -> range:
+    """The numbers of the steps, from 1, that go with guidance."""
     # Step n begins when n - 1 have passed. Rounded: 0.55 of 20 steps are 11.000000000000002 as a float.
     begin, end = (
         1 + math.ceil(round(share * config.num_steps, 6))
-        for share in (config.guidance_from, 1.0 if told else config.guidance_until)
+        for share in (config.guidance_from, config.guidance_until)
     )
     return range(begin, end)
 

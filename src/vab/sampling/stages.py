@@ -29,6 +29,7 @@ from vab.sampling.parallel import (
     StepProgress,
     classifier_free_guidance,
     guided_steps,
+    led_by_curve,
 )
 
 OVERLAP_SECONDS = 1.0  # that neighbouring windows share
@@ -158,7 +159,7 @@ class Stage:
             model_fn,
             window,
             decode.guidance_scale,
-            guided_steps(decode, told=timing is not None),
+            guided_steps(decode if timing is None else led_by_curve(decode)),
             decode.guidance_every,
             timing,
             decode.timing_scale,

@@ -151,11 +151,10 @@ def _tell(progress: StageProgress | None, stage: str, done: int, total: int = 1)
 def _take_over(exports: Path, kind: str, files: Sequence[Path]) -> list[Path]:
     """Move new files in place of the last ones of their kind."""
     # 1. From now on the new ones are known to be of this kind, whatever happens next.
-    kinds: dict[str, list[str]] = {}
-    with suppress(OSError, ValueError):
-        kinds = read_json(exports / _KINDS)
+    kinds = _kinds(exports)
     names = [path.name for path in files]
-    former = [name for name in kinds.get(kind, []) if name not in names]
+    new = {name.casefold() for name in names}  # where a and A are one file, it is the new one
+    former = [name for name in kinds.get(kind, []) if name.casefold() not in new]
     others = {other: [n for n in found if n not in names] for other, found in kinds.items()}
     write_json(exports / _KINDS, others | {kind: [*former, *names]})
 
@@ -168,6 +167,23 @@ def _take_over(exports: Path, kind: str, files: Sequence[Path]) -> list[Path]:
         (exports / name).unlink(missing_ok=True)
     write_json(exports / _KINDS, others | {kind: names})
     return placed
+
+
+def _kinds(exports: Path) -> dict[str, list[str]]:
+    """The names of what was exported, by kind. The project may be a stranger's: names lead nowhere else."""
+    kinds: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        kinds = read_json(exports / _KINDS)
+    return {
+        kind: [name for name in names if isinstance(name, str) and _is_plain(name)]
+        for kind, names in kinds.items()
+        if isinstance(names, list)
+    }
+
+
+def _is_plain(name: str) -> bool:
+    """True for the name of a file in the folder itself, on every system."""
+    return not name.startswith(".") and not set("/\\:\0") & set(name) and bool(name)
 
 
 # ---- names
@@ -361,12 +377,12 @@ def timecode(frame: int, rate: Fraction, drop: bool = False) -> str:
     return f"{hours % 24:02d}:{minutes:02d}:{seconds:02d}{';' if drop else ':'}{frames:02d}"
 
 
-def frame_number(code: str, rate: Fraction) -> int:
-    """The frame that has a time code, drop-frame if it has a ``;`` or ``.`` before the frames."""
+def frame_number(code: str, rate: Fraction, drop: bool = False) -> int:
+    """The frame that has a time code: the inverse of :func:`timecode`."""
     hours, minutes, seconds, frames = map(int, re.split("[:;.]", code))
     whole = round(rate)
     number = ((hours * 60 + minutes) * 60 + seconds) * whole + frames
-    if code[8] != ":":
+    if drop:
         passed = hours * 60 + minutes
         number -= round(rate * 2 / 30) * (passed - passed // 10)
     return number
@@ -377,7 +393,7 @@ def _marked(clip: Clip, marks: Sequence[Mapping[str, Any]]) -> tuple[Fraction, b
     rate = timeline_rate(clip)
     start = clip.timecode or _START
     drop = start[8] != ":" and rate.denominator > 1 and round(rate) % 30 == 0
-    first = frame_number(start, rate)
+    first = frame_number(start, rate, drop)
     found: dict[int, list[Any]] = {}
     for mark in sorted(marks, key=lambda mark: mark["time"]):
         found.setdefault(first + round(mark["time"] * rate), []).append(mark)
