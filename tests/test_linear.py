@@ -23,7 +23,7 @@ SMALL = replace(PRESETS["vab-tiny"].model, seconds=1.0, codebook_size=16, num_la
 
 def built(kind: type[VAB] = VAB) -> VAB:
     torch.manual_seed(0)
-    model = kind(SMALL if kind is VAB else replace(SMALL, num_expert_layers=0)).eval()
+    model = kind(SMALL if kind is VAB else replace(SMALL, num_expert_layers=0, timing=False)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:  # larger than at the start, so that attention and GELU matter

@@ -278,9 +278,9 @@ def test_a_walk(studio: Studio, project: str, browser: Any, faults: list[str]) -
     page.keyboard.press("Control+Shift+Z")
     until(lambda: studio.layers(project)[1]["offset"] == cut)
     page.keyboard.down("Alt")
-    drag_to(CUT - 0.02)
+    drag_to(cut - 0.03)  # more pixels than a click may wander, fewer than a cut draws
     page.keyboard.up("Alt")
-    until(lambda: 0.001 < abs(studio.layers(project)[1]["offset"] - cut) < 0.03)
+    until(lambda: 0.001 < abs(studio.layers(project)[1]["offset"] - cut) < 0.05)
 
     # down to single samples, about the pointer
     lane = heads.nth(1).locator("canvas").bounding_box()
