@@ -16,7 +16,8 @@ PLAY = """async () => {
   tone.connect(context.destination);
   tone.start();
   await context.resume();
-  for (let wait = 0; wait < 200 && context.currentTime < 0.3; wait++) await new Promise((done) => setTimeout(done, 50));
+  for (let wait = 0; wait < 200 && context.currentTime < 0.3; wait++)
+    await new Promise((done) => setTimeout(done, 50));
   return context.currentTime;
 }"""
 

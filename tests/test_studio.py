@@ -38,7 +38,7 @@ from vab.media.reader import write_wav
 from vab.studio import takes
 from vab.studio.library_view import LibraryView
 from vab.studio.project import Project, Projects
-from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue
+from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, UserError
 from vab.studio.service import StudioService
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, make_clip
@@ -471,6 +471,36 @@ def test_every_change_can_be_undone(service: StudioService, project: Project) ->
     assert last["can_redo"] is None and len(last["history"]) == len(seen[0]["history"]) + 1
     assert page.do("layer", layer=name, gain_db=-1.0)["history"] == last["history"]
     assert page.do("rename", name=" A  dog ")["project"]["name"] == "A dog"
+
+
+def test_what_another_tab_changed_is_not_overwritten(service: StudioService, project: Project) -> None:
+    first, second = ({"id": name, "time": time, "label": name} for name, time in (("a", 0.1), ("b", 0.5)))
+    service.set(project, {"marks": [first], "was": {"marks": []}})
+    with pytest.raises(UserError, match="marks changed elsewhere"):
+        service.set(project, {"marks": [second], "was": {"marks": []}})
+    assert project.arrangement["marks"] == [first]
+    service.set(project, {"marks": [first, second], "was": {"marks": [first]}})
+    curve = {"events": [[0.2, 1.0]], "level": []}
+    service.set(project, {"curve": curve, "was": {"curve": None}})
+    with pytest.raises(UserError, match="curve changed elsewhere"):
+        service.set(project, {"curve": None, "was": {"curve": None}})
+    assert project.arrangement["curve"] == curve and project.arrangement["marks"] == [first, second]
+
+
+def test_a_new_take_is_heard_and_a_longer_one_is_longer(service: StudioService, project: Project) -> None:
+    """Whatever was solo before, and where its layer was trimmed."""
+    service.make(project, {"count": 1, "seed": 0})
+    assert done(project).state == "done"
+    old = project.arrangement["layers"][0]["id"]
+    service.layer(project, {"layer": old, "solo": True, "stop": 0.5})
+    service.make(project, {"count": 1, "seed": 1})
+    assert done(project).state == "done"
+    layers = project.arrangement["layers"]
+    assert [(layer["mute"], layer["solo"]) for layer in layers] == [(True, False), (False, False)]
+    service.extend(project, {"layer": old, "seconds": 1.0})
+    assert done(project).state == "done", project.jobs["make"].error
+    longer = project.arrangement["layers"][0]
+    assert longer["stop"] == project.sound(longer["sound"])["seconds"] > 1.0
 
 
 def test_values_that_make_no_sense(service: StudioService, tmp_path: Path) -> None:

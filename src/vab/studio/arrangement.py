@@ -95,6 +95,15 @@ def beside(arrangement: Arrangement, sound: str, about: Values) -> dict[str, Any
     return plus(arrangement, new_layer(sound, about))
 
 
+def as_seen(now: Arrangement, values: Values) -> Arrangement:
+    """``now``; ``UserError`` if what a request replaces, ``was``, is not that: another tab changed it."""
+    was = values.get("was")
+    for name, seen in was.items() if isinstance(was, dict) else ():
+        if name in ("marks", "curve") and seen != now[name]:
+            raise UserError(f"The {name} changed elsewhere meanwhile; this is how it is now.")
+    return now
+
+
 def with_take(
     arrangement: Arrangement, sounds: Mapping[str, Values], sound: str, about: Values, is_first: bool
 ) -> dict[str, Any]:
@@ -105,7 +114,8 @@ def with_take(
     layers = arrangement["layers"]
     if is_first:
         layers = [
-            {**layer, "mute": True} if sounds[layer["sound"]]["kind"] == "take" else layer for layer in layers
+            {**layer, "mute": True, "solo": False} if sounds[layer["sound"]]["kind"] == "take" else layer
+            for layer in layers
         ]
     return with_layers(arrangement, [*layers, new_layer(sound, about, mute=not is_first)])
 

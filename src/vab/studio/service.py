@@ -209,7 +209,7 @@ class StudioService:
 
         def replaced(now: Arrangement, new: str, about: Values) -> dict[str, Any]:
             there = arrangements.layer_of(now, layer["id"])
-            whole = there["stop"] >= sound["seconds"]  # it ends where the sound ends, then too
+            whole = longer > 0 or there["stop"] >= sound["seconds"]  # it ends where the sound ends, then too
             stop = about["seconds"] if whole else min(there["stop"], about["seconds"])
             return arrangements.with_layer(now, {**there, "sound": new, "stop": stop})
 
@@ -340,7 +340,7 @@ class StudioService:
     def set(self, project: Project, values: Values) -> None:
         """Replace the marks or the curve, or change settings."""
         with project.lock:
-            now = project.arrangement
+            now = arrangements.as_seen(project.arrangement, values)
             new: dict[str, Any] = {}
             if "marks" in values:
                 new["marks"] = arrangements.checked_marks(values["marks"])

@@ -34,6 +34,7 @@ export function say(text) {
   $("notice").hidden = !text;
 }
 
+export const said = () => $("notice-text").textContent;
 export const lost = () => $("notice-text").textContent === LOST;
 
 export async function ask(path, options) {
@@ -122,6 +123,7 @@ async function refresh() {
 // Begin to follow a project, once all parts of its page are there.
 export function start() {
   document.addEventListener("visibilitychange", () => document.hidden || follow(true));
+  addEventListener("focus", () => follow(true)); // another window may have changed it
   addEventListener("pageshow", (event) => event.persisted && follow(true));
   setTimeout(refresh);
 }

@@ -18,26 +18,37 @@ let kind = "events"; // what the lane edits: "events" or "level"
 let chosen = null; // the chosen point: one of the curve's own
 let timer = 0;
 
+let base = null; // the curve that the draft began with
+let saving = Promise.resolve();
+
 export const curve = () => draft ?? state.arrangement.curve ?? EMPTY;
 const inOrder = (points) => points.toSorted((a, b) => a[0] - b[0]);
 const canvas = $("curve");
 
 function edit(next, wait = 0) {
+  if (!draft) base = state.arrangement.curve;
   draft = next;
   show();
   clearTimeout(timer);
   timer = setTimeout(save, wait);
 }
 
-async function save() {
+function save() {
   clearTimeout(timer);
   timer = 0;
+  saving = saving.then(saveDraft); // one after another: each says what it replaces
+  return saving;
+}
+
+async function saveDraft() {
   const own = draft;
   if (!own) return;
   const empty = !own.events.length && !own.level.length;
   const rounded = (points) => inOrder(points).map(([time, value]) => [Number(time.toFixed(4)), Number(value.toFixed(3))]);
-  await act("set", { curve: empty ? null : { events: rounded(own.events), level: rounded(own.level) } });
-  if (draft === own) draft = null; // else there is more to come
+  const next = empty ? null : { events: rounded(own.events), level: rounded(own.level) };
+  const done = await act("set", { curve: next, was: { curve: base } });
+  if (done) base = state.arrangement.curve;
+  if (!done || draft === own) draft = null; // else there is more to come
   show();
 }
 
@@ -253,6 +264,8 @@ $("curve-details").ontoggle = () => {
   listed = "";
   show();
 };
+
+addEventListener("analysed", () => state.clip && show());
 
 let ready = false;
 onState(() => {

@@ -31,6 +31,8 @@ let labels = "";
 
 async function search(by) {
   own = null;
+  if (!by.startsWith("label:")) $("label").value = "";
+  if (!by.startsWith("text:")) $("words").value = "";
   if (await act("find", { by })) show();
 }
 

@@ -87,7 +87,7 @@ function newRow(id) {
   const name = make("button", { type: "button", className: "name", "aria-describedby": "layer-keys", onclick: () => select({ layer: id }) });
   const mute = make("button", { type: "button", className: "toggle mute", textContent: "M", onclick: () => change(id, { mute: !layerOf(id).mute }) });
   const solo = make("button", { type: "button", className: "toggle solo", textContent: "S", onclick: () => change(id, { solo: !layerOf(id).solo }) });
-  const gain = make("input", { type: "range", min: -40, max: 12, step: 0.5, className: "gain" });
+  const gain = make("input", { type: "range", min: GAIN.least, max: GAIN.most, step: 0.5, className: "gain" });
   const level = make("output", { className: "level" });
   gain.oninput = () => draft(id, { gain_db: gain.valueAsNumber });
   gain.onchange = () => later(id, {});
@@ -518,12 +518,13 @@ onState(() => {
   const used = new Set(layers().map((layer) => layer.sound));
   for (const id of used) player.load(id, `${state.sounds[id].url}.wav`).catch((error) => console.warn(error.message));
   for (const id of [...peaks.keys(), ...mels.keys()]) if (!ids.has(id)) peaks.delete(id), mels.delete(id);
-  // a layer that is new is the chosen one
-  const now = state.arrangement.layers.map((layer) => layer.id);
-  const fresh = now.find((id) => !shown.includes(id));
-  const gone = selection.layer && !now.includes(selection.layer);
-  if (gone || (fresh && shown.length) || (!selection.layer && now.length)) selection.layer = fresh ?? now[0] ?? null;
-  shown = now;
+  // a new layer that is heard is the chosen one; of several takes that is the first, at the start one that is heard
+  const now = state.arrangement.layers;
+  const fresh = shown.length ? now.find((layer) => !layer.mute && !shown.includes(layer.id)) : null;
+  const there = now.some((layer) => layer.id === selection.layer);
+  if (fresh || !there) selection.layer = (fresh ?? now.find((layer) => !layer.mute) ?? now[0])?.id ?? null;
+  shown = now.map((layer) => layer.id);
   refresh();
+  if (fresh) rows.get(fresh.id)?.root.scrollIntoView({ block: "nearest" });
   if (view.fits) fit();
 });

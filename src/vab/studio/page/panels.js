@@ -1,6 +1,6 @@
 // The panels beside the picture: make, find, understand, export, history; what is being made, and that it is saved.
 
-import { about, act, addFile, changing, isActive, onState, onStatus, problem, ROOT, say, start, state } from "./api.js";
+import { about, act, addFile, changing, isActive, onState, onStatus, problem, ROOT, said, say, start, state } from "./api.js";
 import * as curve from "./curve.js";
 import { bytes, make, plain, write } from "./dom.js";
 import * as find from "./find.js";
@@ -22,7 +22,7 @@ const CONTENT = {
         <label>Steps <input name="steps" type="number" min="1" max="100" step="1" required></label>
         <label>Guidance <input name="guidance" type="number" min="0" max="20" step="any" required></label>
         <label>Temperature <input name="temperature" type="number" min="0" max="100" step="any" required></label>
-        <label id="timing-field">Timing <select name="timing"><option value="none">the model's own</option><option value="motion">follow the motion</option><option value="curve">follow the curve</option></select></label>
+        <label id="timing-field" class="wide">Timing <select name="timing"><option value="none">the model's own</option><option value="motion">follow the motion</option><option value="curve">follow the curve</option></select></label>
         <button id="make">Make takes</button>
       </div>
       <button id="defaults" type="button" class="link">Reset settings</button>
@@ -151,7 +151,9 @@ async function keep() {
   if (!form.checkValidity()) return; // the field shows it
   typing = false;
   keeping++;
-  await act("set", { settings: settings() });
+  const now = state.arrangement.settings;
+  const changed = Object.entries(settings()).filter(([name, value]) => value !== now[name]); // another tab may have changed others
+  if (changed.length && !(await act("set", { settings: Object.fromEntries(changed) }))) kept = ""; // it was refused: as it is
   keeping--;
   if (state.clip) showSettings();
 }
@@ -230,21 +232,23 @@ $("add-files").onchange = () => {
 async function addFiles(files) {
   waiting.push(...files);
   if (reading) return;
+  const refused = []; // the others are added all the same
   while (waiting.length) {
     const file = waiting.shift();
     if (file.size > about.limits.bytes) {
-      say(`${file.name} is too large: ${about.limits.bytes >> 20} MB are the most here.`);
+      refused.push(`${file.name} is too large: ${about.limits.bytes >> 20} MB are the most here.`);
       continue;
     }
     const stop = new AbortController();
     reading = { name: file.name, stop };
     showJobs();
     const done = await addFile(file, stop.signal);
-    if (!done && !stop.signal.aborted) waiting.length = 0; // what is wrong is said: let it be read
+    if (!done && !stop.signal.aborted) refused.push(`${file.name}: ${said()}`);
     while (waiting.length && isActive("make")) await new Promise((go) => setTimeout(go, 200)); // one after another
   }
   reading = null;
   showJobs();
+  if (refused.length) say(refused.join(" "));
 }
 
 // anywhere on the page: a browser would open a file that is dropped beside the panels

@@ -473,7 +473,7 @@ export function addMark(time = player.position) {
   return saveMarks([...state.arrangement.marks, { id: named(), time, label }]);
 }
 
-const saveMarks = (list) => act("set", { marks: list.toSorted((a, b) => a.time - b.time) });
+const saveMarks = (list) => act("set", { marks: list.toSorted((a, b) => a.time - b.time), was: { marks: state.arrangement.marks } });
 const changeMark = (id, fields) => saveMarks(state.arrangement.marks.map((mark) => (mark.id === id ? { ...mark, ...fields } : mark)));
 const removeMark = (id) => saveMarks(state.arrangement.marks.filter((mark) => mark.id !== id));
 
@@ -554,6 +554,7 @@ async function analyse() {
   const found = await reply.json();
   if (analysed !== key) return; // a later one is on its way
   analysis = found;
+  dispatchEvent(new Event("analysed"));
   redraw();
 }
 

@@ -228,7 +228,7 @@ addEventListener("keydown", (event) => {
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   if (key === " " && target.matches("button, a, summary, input") && target !== clicked) return;
   if (target.matches("input") && key.startsWith("Arrow")) return; // a slider's or a choice's own
-  if (target.closest("#panels") && !" mtlp".includes(key) && !/^[0-9]$/.test(key)) return;
+  if (target.closest("#panels") && target !== clicked && !" mtlp".includes(key) && !/^[0-9]$/.test(key)) return;
   const number = /^[1-9]$/.test(key) && state.arrangement.layers[Number(key) - 1];
   const action = number ? () => layers.hearAlone(number.id) : KEYS[key.length === 1 ? key.toLowerCase() : key];
   if (!action || (event.repeat && " ptlm0123456789".includes(key.toLowerCase()))) return;
