@@ -786,6 +786,7 @@ def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
     service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
 ) -> None:
     done(project, "look")
+    assert service.library is not None and service.library.words("low", 1)  # found: it has a number
     service.maker._features.clear()
     report, score = Job.report, TakeMaker._score
     stages: set[str] = set()
