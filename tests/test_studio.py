@@ -687,6 +687,15 @@ def test_an_upload_that_breaks_off_is_no_error_of_the_server(tmp_path: Path) -> 
         asyncio.run(server._receive(requests.Request({"type": "http"}, leave), tmp_path / "upload"))
 
 
+def test_a_number_means_the_same_sound_after_a_restart_or_none(maker: TakeMaker, library: Path) -> None:
+    first, again = (LibraryView(Library.open(library)) for _ in range(2))
+    low, high = (first.words(word, 1)[0].row for word in ("low", "high"))
+    assert first.path(low).name == "low.wav" and first.path(high).name == "high.wav"
+    with pytest.raises(UserError, match="search once more"):
+        again.path(low)
+    assert again.words("high", 1)[0].row == high and again.path(high).name == "high.wav"
+
+
 def test_a_library_without_sounds(maker: TakeMaker, tmp_path: Path) -> None:
     (tmp_path / "films").mkdir()
     write_video(tmp_path / "films" / "silent.mp4", 20, 10, sound=False)
@@ -786,7 +795,8 @@ def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
     service: StudioService, project: Project, monkeypatch: pytest.MonkeyPatch, verb: str, stage: str
 ) -> None:
     done(project, "look")
-    assert service.library is not None and service.library.words("low", 1)  # found: it has a number
+    assert service.library is not None
+    row = service.library.words("low", 1)[0].row  # found: it has a number
     service.maker._features.clear()
     report, score = Job.report, TakeMaker._score
     stages: set[str] = set()
@@ -804,7 +814,7 @@ def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(
 
     monkeypatch.setattr(Job, "report", cancel_there)
     monkeypatch.setattr(TakeMaker, "_score", cancel_late)
-    service.verbs[verb](project, {"count": 1, "seed": 0, "row": 0, "start": 0})
+    service.verbs[verb](project, {"count": 1, "seed": 0, "row": row, "start": 0})
     assert done(project).state == "cancelled" and "features" in stages
     assert project.arrangement["layers"] == [] and len(project.document["history"]) == 1
     assert not list((project.folder / "sounds").glob("*"))

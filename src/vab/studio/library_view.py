@@ -5,7 +5,7 @@ A visitor names a sound by its number, never by a path, and hears what is decode
 
 from __future__ import annotations
 
-import threading
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from vab.library.library import Hit, Library
 from vab.library.table import Filters, composed
 from vab.media.reader import read_audio
+from vab.studio.queue import UserError
+from vab.utils.provenance import sha256
 
+MAX_ROW = 2**48 - 1
 PREVIEW_SECONDS = 10.0  # of a sound, played from the best window on
 
 
@@ -30,23 +33,27 @@ class SoundHit:
 
 
 class LibraryView:
-    """Numbered sounds of a library. Numbers stay as they are while files are added."""
+    """Sounds of a library by number: a hash of the path, so that no number ever means another sound.
+
+    A sound is there once it was found; a page from before a restart is told to search again.
+    """
 
     def __init__(self, library: Library) -> None:
         self._library = library
-        self._lock = threading.Lock()
-        self._rows: dict[str, int] = {}  # by path
-        self.paths: list[Path] = []
-        self.labels: list[str] = []
+        self._paths: dict[int, Path] = {}
+        self.labels: dict[int, str] = {}
 
     def _row(self, path: str, label: str) -> int:
-        """The number of a file, a new one if it has none."""
-        with self._lock:
-            if path not in self._rows:
-                self._rows[path] = len(self.paths)
-                self.paths.append(Path(path))
-                self.labels.append(composed(label))
-            return self._rows[path]
+        """The number of a file that was found."""
+        row = int(sha256(os.fsencode(path))[:12], 16)
+        self._paths[row], self.labels[row] = Path(path), composed(label)
+        return row
+
+    def path(self, row: int) -> Path:
+        """The file of a number. ``UserError`` if it was not found since the start."""
+        if row not in self._paths:
+            raise UserError("This was found before the studio was started again: search once more.")
+        return self._paths[row]
 
     def search(self, vector: NDArray[np.float32], count: int) -> list[SoundHit]:
         """The sounds nearest to an audio or video vector [D]. ``LibraryError`` as ``Library.search``."""
@@ -72,11 +79,9 @@ class LibraryView:
     def sound(self, row: int, start: float, seconds: float = PREVIEW_SECONDS) -> NDArray[np.float32]:
         """Read up to ``seconds`` of a sound from ``start`` on: float32 [S]; shorter where the file ends.
 
-        ``IndexError`` for a number that does not exist, ``MediaError`` if the file cannot be read.
+        ``UserError`` as :meth:`path`, ``MediaError`` if the file cannot be read.
         """
-        if not 0 <= row < len(self.paths):
-            raise IndexError(row)
-        padded = read_audio(self.paths[row], start, seconds)
+        padded = read_audio(self.path(row), start, seconds)
         # What is missing was filled with silence: cut it off again.
         nonzero = np.flatnonzero(padded)
         return padded[: nonzero[-1] + 1] if len(nonzero) else padded[:1]

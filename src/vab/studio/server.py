@@ -161,7 +161,7 @@ class Endpoints:
             if library is None or not 0 <= start < MAX_START_SECONDS:
                 raise ValueError
             data = _wav(library.sound(int(request.path_params["row"]), start))
-        except (ValueError, IndexError):
+        except (ValueError, UserError):
             return _error("There is no such sound.", 404)
         except MediaError:
             return _error("This file of the library cannot be read any more.", 410)

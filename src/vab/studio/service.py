@@ -25,7 +25,7 @@ from vab.sampling.parallel import decode_settings
 from vab.studio import arrangement as arrangements
 from vab.studio import export as exports
 from vab.studio.arrangement import MAX_NEW_TAKES, MAX_SECONDS, Arrangement, Values, integer, number, text
-from vab.studio.library_view import LibraryView, SoundHit
+from vab.studio.library_view import MAX_ROW, LibraryView, SoundHit
 from vab.studio.mix import RATE, read_sound
 from vab.studio.project import UNREADABLE, Project, Projects, Step, keeping
 from vab.studio.queue import Job, JobQueue, UserError
@@ -251,16 +251,16 @@ class StudioService:
     def place(self, project: Project, values: Values) -> None:
         """Make a layer of the sound ``row`` of the library, from ``start`` on."""
         library = self._need_library()
-        row = integer(values, "row", 0, len(library.paths) - 1)
+        path = library.path(integer(values, "row", 0, MAX_ROW))
         start = number(values, "start", 0, MAX_SECONDS)
         _check_space(project, 1)
 
         def work(progress: StageProgress) -> None:
             try:
-                heard = _read(library.paths[row], start, project.clip.seconds)
+                heard = _read(path, start, project.clip.seconds)
             except MediaError:
                 raise UserError("This file of the library cannot be read any more.") from None
-            take = self.maker.place(project.clip, heard, library.paths[row].name, progress)
+            take = self.maker.place(project.clip, heard, path.name, progress)
             self._hand_over(project, take, "library", f"{take.title} added", arrangements.beside, progress)
 
         self._start(project, "make", work)
@@ -561,7 +561,7 @@ class StudioService:
 
 def _hit(library: LibraryView, hit: SoundHit) -> dict[str, Any]:
     """A hit as the page shows it."""
-    return asdict(hit) | {"name": library.paths[hit.row].name, "label": library.labels[hit.row]}
+    return asdict(hit) | {"name": library.path(hit.row).name, "label": library.labels[hit.row]}
 
 
 def _check_space(project: Project, count: int) -> None:
