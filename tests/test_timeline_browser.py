@@ -277,6 +277,8 @@ def test_a_walk(studio: Studio, project: str, browser: Any, faults: list[str]) -
     until(lambda: studio.layers(project)[1]["offset"] == 0)
     page.keyboard.press("Control+Shift+Z")
     until(lambda: studio.layers(project)[1]["offset"] == cut)
+    # the page knows it a little later than the disk
+    until(lambda: float(page.locator("#layer-offset").input_value()) == pytest.approx(cut, abs=6e-4))
     page.keyboard.down("Alt")
     drag_to(cut - 0.03)  # more pixels than a click may wander, fewer than a cut draws
     page.keyboard.up("Alt")
