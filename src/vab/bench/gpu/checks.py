@@ -183,12 +183,13 @@ def _taught(objective: Objective) -> Preset:
         hidden_dim=64,
         num_layers=2,
         num_expert_layers=1,
+        timing=False,
         num_heads=2,
         codebook_size=64,
     )
-    # FoleyGen has no experts
+    # FoleyGen has no experts, and no timing curve
     if objective == "causal":
-        model = replace(model, num_expert_layers=0)
+        model = replace(model, num_expert_layers=0, timing=False)
     config = replace(
         PRESETS["vab-tiny"].train,
         objective=objective,
