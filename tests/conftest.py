@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from helpers.films import as_urgent_as_others
+
 ROOT = Path(__file__).resolve().parents[1]
 BROWSER_SECONDS = 200  # for one test; less than pytest's own limit, which cannot end a wait for the browser
 
@@ -29,6 +31,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAB_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_test_is_real_time() -> Iterator[None]:
+    """A test that encoded AV1 leaves a real-time process, beside which nothing else gets on."""
+    yield
+    as_urgent_as_others()
 
 
 @pytest.fixture(scope="session")

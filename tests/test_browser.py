@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from helpers.films import as_urgent_as_others, write_film
+
 PLAY = """async () => {
   const context = new AudioContext(), tone = context.createOscillator();
   tone.connect(context.destination);
@@ -62,3 +64,10 @@ def test_a_page_that_hangs_ends_with_the_browser(browser: Any, chromium_command:
     while any(fields(folder)[:1] not in ([], ["Z"]) for folder in members(group)):
         assert time.monotonic() < stop, "some of its processes are left"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_film_of_av1_leaves_no_real_time_process(tmp_path: Path) -> None:
+    write_film(tmp_path / "film.mp4", [0.0, 0.04], codec="libsvtav1")
+    as_urgent_as_others()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,16 @@ CODEC_OPTIONS = {
     "libx264": {"preset": "ultrafast", "x264-params": "log=-1"},
     "libx265": {"x265-params": "log-level=none"},
 }
+
+
+def as_urgent_as_others() -> None:
+    """Give up real-time priority.
+
+    SVT-AV1, which encodes with ``libsvtav1``, gives it to the thread that calls it where it may (as root),
+    and never takes it back.
+    """
+    if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def bars(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
