@@ -29,7 +29,7 @@ from vab.media.write import write_audio
 from vab.studio import uploads
 from vab.studio.analysis import analyse, peaks
 from vab.studio.export import Exported, export, exported, frame_number, safe_name, timecode
-from vab.studio.mix import RATE, heard, mix, mix_length, read_sound, summed, track, write_sound
+from vab.studio.mix import RATE, heard, mix_length, read_sound, summed, track, tracks, write_sound
 from vab.studio.uploads import Clip, UploadError, make_clip, prepare, prepare_sound
 
 STEP = 2.0**-23  # of 24 bits
@@ -52,6 +52,11 @@ def noise(seconds: float, channels: int = 2, seed: int = 0, level: float = 0.1) 
     """[C,S] at 48 kHz."""
     wave = np.random.default_rng(seed).standard_normal((channels, round(seconds * RATE)))
     return (level * wave).clip(-1, 1).astype(np.float32)
+
+
+def mix(folder: Path, layers: Sequence[dict[str, Any]], seconds: float) -> np.ndarray:
+    """The mix of a project's layers under a clip of ``seconds``, [2,S]."""
+    return summed(tracks(folder, layers), mix_length(layers, seconds))
 
 
 # ---- the mix

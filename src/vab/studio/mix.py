@@ -46,9 +46,9 @@ def read_sound(path: Path) -> NDArray[np.float32]:
     return np.concatenate(blocks, axis=1)
 
 
-def sound_path(folder: Path, sound: str) -> Path:
-    """Where a project keeps a sound."""
-    return folder / SOUNDS / f"{sound}.wav"
+def sound_path(folder: Path, sound: str, ending: str = "wav") -> Path:
+    """Where a project keeps a file of a sound."""
+    return folder / SOUNDS / f"{sound}.{ending}"
 
 
 def samples(seconds: float) -> int:
@@ -113,11 +113,3 @@ def summed(parts: Iterable[Track], length: int) -> NDArray[np.float32]:
         if begin < end:
             result[:, begin:end] += waveform[:, begin - first : end - first]
     return result
-
-
-def mix(folder: Path, layers: Sequence[Layer], seconds: float) -> NDArray[np.float32]:
-    """The mix of a project's layers under a clip of ``seconds``: float32 [2,S] at 48 kHz, not limited.
-
-    ``MediaError`` for a sound that cannot be read.
-    """
-    return summed(tracks(folder, layers), mix_length(layers, seconds))

@@ -33,7 +33,7 @@ from vab.media.container import MediaError
 from vab.media.filters import resampled
 from vab.studio import arrangement as arrangements
 from vab.studio.arrangement import Arrangement
-from vab.studio.mix import RATE, read_sound, write_sound
+from vab.studio.mix import RATE, read_sound, sound_path, write_sound
 from vab.studio.queue import Job, UserError
 from vab.studio.takes import Take
 from vab.studio.uploads import MAX_SOUND_SECONDS, MAX_VIDEO_SECONDS, UPLOAD, Clip
@@ -44,7 +44,6 @@ FORMAT, VERSION = "vab project", 1
 DOCUMENT = "project.json"
 LOCK = "lock"
 DELETED = ".deleted"  # ends the name of a project that is being deleted
-SOUNDS, EXPORTS = "sounds", "exports"
 MAX_STEPS = 100  # of the history
 MAX_OPEN = 20  # projects that stay open though nobody asks for them
 IDLE_SECONDS = 600.0  # then nobody does: a page that is open asks again and again
@@ -150,7 +149,7 @@ class Project:
 
     def path(self, name: str, ending: str = "wav") -> Path:
         """A file of a sound."""
-        return self.folder / SOUNDS / f"{name}.{ending}"
+        return sound_path(self.folder, name, ending)
 
     def take(self, name: str) -> Take:
         """A sound that the model can go on from; ``UserError`` if it is none, or its files are missing."""
@@ -362,7 +361,7 @@ class Projects:
             "at": 0,
         }
         for file in clip.folder.iterdir():
-            with file.open("rb") as written:
+            with file.open("rb+") as written:
                 os.fsync(written.fileno())
         write_document(clip.folder, document)
 

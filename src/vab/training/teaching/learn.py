@@ -290,7 +290,7 @@ def _write(model: Path, base: Path, taught: Preset, work: Path) -> None:
     """The model directory: the base's files, with the new network and the further classes."""
     for name in model_files(base):
         (model / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base / name, model / name)
+        write_whole(model / name, (base / name).read_bytes())
 
     # The network, as far as its weights are numbers that learn; in the precision that the base has.
     old, new = read_weights(base / MODEL), load_tensors(work / "vab" / MODEL)
