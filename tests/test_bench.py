@@ -31,6 +31,9 @@ from vab.models.foleygen import FoleyGen
 from vab.models.vab import VAB
 from vab.presets import PRESETS
 from vab.sampling.stages import Stage, padded_length
+from vab.timing.curve import NUM_CHANNELS
+from vab.timing.motion import MotionReader
+from vab.timing.predictor import MotionPredictor, PredictorConfig, save_predictor
 
 CPU = torch.device("cpu")
 
@@ -75,10 +78,13 @@ def passes_of(stage: Stage) -> Iterator[list[int]]:
 @pytest.mark.parametrize(("frames", "guidance"), [(70, 3.0), (100, 1.0), (260, 3.0)])  # one window, and three
 def test_the_count_is_what_pytorch_counts(name: str, guidance: float, frames: int) -> None:
     stage = stage_of(small(name, guidance))
-    tokens, given, features = blank_inputs(stage, 1, padded_length(frames, stage.preset.model))
+    told = stage.preset.model.timing
+    length = padded_length(frames, stage.preset.model)
+    tokens, given, features = blank_inputs(stage, 1, length)
+    curve = torch.rand(1, length, NUM_CHANNELS) if told else None
     with passes_of(stage) as passes, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        fill_in(stage, tokens, given, features)
-    cost = token_cost(stage.preset, frames)
+        fill_in(stage, tokens, given, features, timing=curve)
+    cost = token_cost(stage.preset, frames, told=told)
     assert cost.passes == len(passes)
     assert cost.flops == counter.get_total_flops()
 
@@ -235,6 +241,31 @@ def test_every_stage_of_every_system_is_timed(document: dict) -> None:
     assert twos[0]["passes"]["refining"] == twos[2]["passes"]["refining"] == 3 * 2
 
 
+def test_what_follows_a_films_motion_is_timed_as_it_generates_for_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "SIDES", (64,))
+    model, clip = write_model(tmp_path / "model", timing=True), write_video(tmp_path / "clip.mp4", 75, 25)
+    save_predictor(model, MotionPredictor(PredictorConfig(patches=4, width=8, heads=1, joint_width=8)))
+    looked: list[int] = []
+    monkeypatch.setattr(
+        MotionReader, "motion", lambda self, own=MotionReader.motion: looked.append(1) or own(self)
+    )
+    settings = BenchSettings((str(model),), clip, repeats=1, largest_batch=1, precision="float32")
+    found = bench(settings)
+    assert [(each["speed"], each["timing"]) for each in found["systems"]] == [
+        ("paper", "none"),
+        ("fast", "none"),
+        ("fast", "motion"),
+    ]
+    assert len(looked) == 2  # to warm up, and timed
+    _, fast, led = found["systems"]
+    assert led["guided_passes"]["sampling"] == led["passes"]["sampling"] > fast["guided_passes"]["sampling"]
+    assert led["flops"]["sampling"] > fast["flops"]["sampling"]
+    text = report.as_markdown(found)
+    assert f"| {model} | float32 | fast | motion | trained | 1 |" in text
+
+
 def test_a_long_run_is_timed_in_part_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MAX_FULL_SECONDS", 0.0)
     monkeypatch.setattr(timing, "SIDES", (64,))
@@ -256,6 +287,7 @@ def test_the_page_says_who_wins_alone_and_with_many() -> None:
             "name": name,
             "precision": precision,
             "speed": speed,
+            "timing": None,
             "batches": [{"batch": 2**n, "total": total} for n, total in enumerate(totals)],
         }
 
@@ -268,7 +300,7 @@ def test_the_page_says_who_wins_alone_and_with_many() -> None:
     text = report._beside({"systems": systems})
     assert "40 s against 60 s, vab-encodec is 1.5 times as fast (17 times in the paper)" in text
     assert "39 s against 13 s, foleygen-encodec is 3 times as fast" in text
-    assert "| vab-encodec | bfloat16 | paper | 0.4 | 40 |" in text
+    assert "| vab-encodec | bfloat16 | paper |  | 0.4 | 40 |" in text
     assert report._beside({"systems": [system("other", "float32", "paper", 1.0)]}) == ""
 
 

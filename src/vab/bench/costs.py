@@ -22,14 +22,14 @@ class Cost:
     flops: float
 
 
-def token_cost(preset: Preset, frames: int, decode: DecodeConfig | None = None) -> Cost:
-    """Cost of ``vab.sampling.stages.Stage.fill`` for ``frames`` audio frames, none known, without a curve.
+def token_cost(preset: Preset, frames: int, decode: DecodeConfig | None = None, told: bool = False) -> Cost:
+    """Cost of ``vab.sampling.stages.Stage.fill`` for ``frames`` audio frames, none known.
 
     For VAB a pass goes over a whole window, ``decode.num_steps`` times (section 3.3). For FoleyGen it goes
     over one step, with the keys and values of all before it kept (appendix E). ``decode``: other settings
-    than the preset's own.
+    than the preset's own. ``told``: a timing curve, which a pass puts through its adapter.
     """
-    config = replace(preset.model, timing=False)  # without a curve its adapter computes nothing
+    config = replace(preset.model, timing=told and preset.model.timing)
     decode = decode or preset.decode
     passes = guided = 0
     flops = 0.0

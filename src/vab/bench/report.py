@@ -12,9 +12,10 @@ from vab.bench.speed import STAGES, rows_of
 from vab.bench.timing import MAX_REPEATED_SECONDS
 from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import GENERATION
+from vab.timing.sources import MOTION
 from vab.utils.files import write_whole
 
-SYSTEM = ("system", "precision", "speed")
+SYSTEM = ("system", "precision", "speed", "timing")
 MAX_IDLE_LOAD = 0.3  # of the cores, in use before the start; above, the numbers are not to be trusted
 
 
@@ -68,8 +69,10 @@ def as_markdown(document: dict[str, Any]) -> str:
     parts.append(
         "Where the weights are random the architecture is the preset's at full size: network, codec, image "
         "encoder. Time does not depend on the weights. The speed `paper` is the paper's decoding, `fast` "
-        "does less (docs/decisions). With several at once, sampling, features and codec "
-        "run on all of them together; decoding the video and mux go file by file."
+        "does less (docs/decisions). The timing `motion` is what a video gets by itself from a model that "
+        "follows its motion: every frame is looked at, and guidance goes on to the last step. With several "
+        "at once, sampling, features and codec run on all of them together; decoding the video and mux go "
+        "file by file."
     )
     parts += ["## What making the tokens costs", _costs(document)]
     parts.append(
@@ -132,12 +135,17 @@ def _beside(document: dict[str, Any]) -> str:
         if system["name"] in names
     ]
     parts = [markdown((*SYSTEM, "paper, one A6000", "here, one clip"), rows)] if rows else []
-    # At each side's best precision, one clip alone and at the batch that is best for it.
+    # At each side's best precision, one clip alone and at the batch that is best for it. Without a film's
+    # motion, for FoleyGen follows none.
     for vab, foleygen in (("vab-encodec", "foleygen-encodec"), ("vab-tiny", "foleygen-tiny")):
         for speed in ("paper", "fast"):
             fields = [(vab, speed), (foleygen, None)]
             sides = [
-                [each for each in document["systems"] if (each["name"], each["speed"]) == side]
+                [
+                    each
+                    for each in document["systems"]
+                    if (each["name"], each["speed"]) == side and each["timing"] != MOTION
+                ]
                 for side in fields
             ]
             if all(sides):
@@ -170,7 +178,7 @@ def _race(first: str, second: str, seconds: Sequence[float]) -> str:
 
 def _system(system: dict[str, Any]) -> list[str]:
     """What was timed, as the columns of SYSTEM."""
-    return [system["name"], system["precision"], system["speed"] or ""]
+    return [system["name"], system["precision"], system["speed"] or "", system["timing"] or ""]
 
 
 def _number(value: float | None) -> str:

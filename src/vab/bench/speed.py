@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,14 +25,18 @@ import torch
 from vab.bench.costs import Cost, token_cost
 from vab.bench.systems import System, load_system, write_clip
 from vab.bench.timing import MAX_REPEATED_SECONDS, blank_inputs, fill_in, median, peak_rate, some_passes
-from vab.config import SAMPLE_RATE, DecodeConfig, samples_to_frames
+from vab.config import SAMPLE_RATE, DecodeConfig, audio_frames, samples_to_frames
 from vab.errors import SettingError
 from vab.inference.pipeline import VABPipeline
-from vab.media.reader import mux, probe, read_frames, write_wav
+from vab.media.file import MediaFile
+from vab.media.reader import mux, probe, write_wav
 from vab.models.foleygen import FoleyGen
 from vab.presets import Speed, at_speed
-from vab.sampling.parallel import windows
+from vab.sampling.parallel import led_by_curve, windows
 from vab.sampling.stages import Stage, padded_length, window_overlap
+from vab.timing.curve import NUM_CHANNELS
+from vab.timing.motion import MotionReader
+from vab.timing.sources import MOTION, NONE
 from vab.utils.device import Chosen, pick_device, pick_precision, products
 from vab.utils.files import temporary_folder
 from vab.utils.provenance import code_version
@@ -50,6 +54,14 @@ NUM_TIMED_STEPS = 16  # of FoleyGen, then
 MAX_BATCH_SECONDS = 10.0  # of one timing; beyond, no larger batch is tried
 
 Show = Callable[[int, int, str, str], None]  # system n, of, its name, what is timed
+
+
+class Run(NamedTuple):
+    """How a system is timed."""
+
+    chosen: Chosen  # the precision
+    speed: Speed | None  # None: of FoleyGen, which makes one step after another
+    timing: str | None = None  # motion or none; None: of a system that follows no motion
 
 
 @dataclass(frozen=True)
@@ -111,15 +123,17 @@ def bench(settings: BenchSettings, show: Show = lambda *_: None) -> dict[str, An
     }
 
 
-def runs_of(system: System, precisions: Sequence[Chosen]) -> list[tuple[Chosen, Speed | None]]:
+def runs_of(system: System, precisions: Sequence[Chosen]) -> list[Run]:
     """How a system is timed: float32 as in the paper, then the other precision, last the other speed too.
 
-    FoleyGen has no speeds: it makes one step after another.
+    What follows a film's motion by itself is then timed once more, as it generates for a video.
     """
     if isinstance(system.first.network, FoleyGen):
-        return [(chosen, None) for chosen in precisions]
-    runs: list[tuple[Chosen, Speed | None]] = [(chosen, "paper") for chosen in precisions]
-    return [*runs, (precisions[-1], "fast")]
+        return [Run(chosen, None) for chosen in precisions]
+    timing = None if system.predictor is None else NONE
+    runs = [Run(chosen, "paper", timing) for chosen in precisions]
+    runs.append(Run(precisions[-1], "fast", timing))
+    return runs if timing is None else [*runs, Run(precisions[-1], "fast", MOTION)]
 
 
 @torch.inference_mode()
@@ -130,12 +144,12 @@ def measure(
     settings: BenchSettings,
     device: torch.device,
     rates: dict[str, float],
-    runs: Sequence[tuple[Chosen, Speed | None]],
+    runs: Sequence[Run],
     report_stage: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Time one system with batches of 1, 2, 4, 8, ... clips, until the time per clip grows: for JSON.
 
-    ``runs`` are precisions and speeds; one dictionary for each. ``rates``: operations per second of the
+    One dictionary for each of ``runs``. ``rates``: operations per second of the
     product of matrices in each precision, beside which its own are set.
     """
     # 1. What is made: as many audio frames as the clip has, by one or two networks.
@@ -149,9 +163,14 @@ def measure(
     model = system.first.preset.model
     num_codebooks = (system.fine or system.first).preset.model.num_codebooks
 
-    def decode_video() -> list[Any]:
-        frames = read_frames(clip, model.fps, seconds=samples / SAMPLE_RATE, size=system.vision.decode_size)
-        return list(frames)
+    def decode_video(follow_motion: bool = False) -> list[Any]:
+        watch = MotionReader() if follow_motion else None
+        with MediaFile(clip) as file:
+            size, seconds = system.vision.decode_size, samples / SAMPLE_RATE
+            images = list(file.frames(model.fps, seconds=seconds, size=size, watch=watch))
+        if watch is not None and system.predictor is not None:
+            system.predictor.curve(watch.motion(), audio_frames(duration))
+        return images
 
     def write() -> None:
         write_wav(folder / "sound.wav", silence, SAMPLE_RATE)
@@ -161,8 +180,11 @@ def measure(
     silence = torch.zeros(samples).numpy()
     report_stage("decode video")
     images = decode_video()
-    alone = {"decode video": median(decode_video, settings.repeats, device)}
-    alone["mux"] = median(write, settings.repeats, device)
+    decoding = {
+        timing: median(partial(decode_video, timing == MOTION), settings.repeats, device)
+        for timing in dict.fromkeys(run.timing for run in runs)
+    }
+    writing = median(write, settings.repeats, device)
 
     # 3. Image features and codec, for a whole batch: once in each precision, at whatever speed.
     ends: dict[tuple[str, int], dict[str, float]] = {}
@@ -182,22 +204,37 @@ def measure(
         return ends[precision, batch]
 
     results = []
-    for chosen, speed in runs:
+    for chosen, speed, timing in runs:
+        follow_motion = timing == MOTION
         pipe.to(dtype=chosen)
         decodes = {name: stage.preset.decode for name, stage in stages.items()}
         decodes["sampling"] = at_speed(decodes["sampling"], speed)
-        costs = {name: token_cost(stage.preset, frames, decodes[name]) for name, stage in stages.items()}
+        if follow_motion:
+            decodes = {name: led_by_curve(decode) for name, decode in decodes.items()}
+        costs = {
+            name: token_cost(stage.preset, frames, decodes[name], follow_motion)
+            for name, stage in stages.items()
+        }
         batches: list[dict[str, Any]] = []
         for batch in (2**n for n in range(settings.largest_batch.bit_length())):
             # 4. Tokens: sampling, and refining with a second network.
-            seconds = alone | encode_and_decode(chosen.precision, batch)  # of one clip
+            seconds = {"decode video": decoding[timing], "mux": writing}  # of one clip
+            seconds |= encode_and_decode(chosen.precision, batch)
             timed: dict[str, int] = {}  # passes
             longest = 0.0  # seconds of one timing
             for name, stage in stages.items():
-                report_stage(" ".join(filter(None, (name, chosen.precision, speed, f"{batch} at once"))))
+                about = (name, chosen.precision, speed, timing, f"{batch} at once")
+                report_stage(" ".join(filter(None, about)))
                 with products(chosen.precision):
                     whole, timed[name], once = _time_tokens(
-                        stage, batch, frames, decodes[name], costs[name], settings.repeats, device
+                        stage,
+                        batch,
+                        frames,
+                        decodes[name],
+                        costs[name],
+                        settings.repeats,
+                        device,
+                        follow_motion,
                     )
                 seconds[name] = whole / batch
                 longest = max(longest, once)
@@ -228,6 +265,7 @@ def measure(
                 "weights": system.weights,
                 "precision": chosen.precision,
                 "speed": speed,
+                "timing": timing,
                 # learned numbers of all networks that make tokens
                 "parameters": sum(s.network.parameter_counts()["parameters"] for s in stages.values()),
                 "passes": {name: cost.passes for name, cost in costs.items()},
@@ -254,10 +292,12 @@ def _time_tokens(
     cost: Cost,
     repeats: int,
     device: torch.device,
+    told: bool = False,
 ) -> tuple[float, int, float]:
     """Time sampling or refining of a batch: all passes, or a few if all would take too long.
 
-    Seconds of all passes, how many were timed, and seconds of one timing.
+    ``told``: with a timing curve, but for the few. Seconds of all passes, how many were timed, and seconds of
+    one timing.
     """
     few = NUM_TIMED_STEPS if isinstance(stage.network, FoleyGen) else NUM_TIMED_PASSES
     few = min(few, cost.passes)
@@ -282,8 +322,11 @@ def _time_tokens(
         if longest < MAX_REPEATED_SECONDS:
             estimate = statistics.median(once() for _ in range(repeats))
         return estimate, few * len(kinds), longest
-    inputs = blank_inputs(stage, batch, padded_length(frames, stage.preset.model))
-    seconds = median(partial(fill_in, stage, *inputs, decode), repeats, device)
+    length = padded_length(frames, stage.preset.model)
+    inputs = blank_inputs(stage, batch, length)
+    told = told and stage.preset.model.timing
+    curve = torch.rand(batch, length, NUM_CHANNELS, device=device) if told else None
+    seconds = median(partial(fill_in, stage, *inputs, decode, timing=curve), repeats, device)
     return seconds, cost.passes, seconds
 
 

@@ -21,6 +21,7 @@ from vab.models.foleygen import build_network
 from vab.models.hub import BUNDLED
 from vab.presets import PRESETS
 from vab.sampling.stages import Stage
+from vab.timing.predictor import MotionPredictor
 from vab.vision import RECIPES, TimmEncoder, VisionEncoder, load_vision
 
 SECOND_STAGES = {
@@ -41,6 +42,7 @@ class System:
     fine: Stage | None
     codec: Codec
     vision: VisionEncoder
+    predictor: MotionPredictor | None = None  # of a timing curve, from a film's motion
 
 
 def load_system(name: str, device: torch.device) -> System:
@@ -54,7 +56,7 @@ def load_system(name: str, device: torch.device) -> System:
         )
 
         pipe = VABPipeline.from_pretrained(name, device=device.type)
-        return System(name, "trained", pipe.first, pipe.fine, pipe.codec, pipe.vision)
+        return System(name, "trained", pipe.first, pipe.fine, pipe.codec, pipe.vision, pipe.predictor)
     preset = PRESETS[name]
     if preset.train.objective not in ("masked", "causal") or preset.model.num_conditioning_codebooks:
         raise SettingError(

@@ -112,8 +112,12 @@ def fill_in(
     features: Tensor,
     decode: DecodeConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
+    timing: Tensor | None = None,
 ) -> Tensor:
-    """Sample tokens [B,K,T] for the inputs of :func:`blank_inputs`, with one seed for each clip."""
+    """Sample tokens [B,K,T] for the inputs of :func:`blank_inputs`, with one seed for each clip.
+
+    ``timing``: timing curves [B,T,4].
+    """
     decode = decode or stage.preset.decode
     generators = [torch.Generator().manual_seed(n) for n in range(len(tokens))]
-    return stage.fill(tokens, known, features, decode, generators, progress=progress)
+    return stage.fill(tokens, known, features, decode, generators, timing=timing, progress=progress)
