@@ -465,6 +465,8 @@ def test_what_is_heard_is_what_is_exported(tmp_path: Path, format: str, channels
         ("Scene 12.mov", {"codec": "prores_ks", "pix_fmt": "yuv422p10le"}, ".mov", "pcm_s24le"),
         ("a.mp4", {"options": {"tune": "zerolatency"}}, ".mp4", "aac"),
         ("a.webm", {"codec": "libvpx-vp9", "options": {"deadline": "realtime"}}, ".webm", "opus"),
+        ("phone.mov", {}, ".mov", "pcm_s24le"),
+        ("a.mkv", {}, ".mkv", "aac"),
     ],
 )
 def test_the_film_has_the_picture_as_it_came_and_the_mix(
@@ -512,15 +514,20 @@ def said_of(done: Exported) -> str:
 def test_what_is_heard_after_the_end_stays_or_is_cut(tmp_path: Path) -> None:
     late = [LAYER | {"offset": 1.5, "sound": "two", "stop": 1.5}]
     document = make_project(tmp_path / "p", late, name="a.mp4")
-    (film,) = export(tmp_path / "p", document, "film").files
+    done = export(tmp_path / "p", document, "film")
+    (film,) = done.files
     assert abs(probe(film).seconds - 3.0) < 0.001 and len(shown(film)) == 50
     assert abs(len(read_audio(film)) / 16_000 - 3.0) < 0.05
-    (film,) = export(tmp_path / "p", document, "film", past_end="cut").files
-    assert probe(film).seconds == 2.0
-    (wave,) = export(tmp_path / "p", document, "mix").files
-    assert read(wave).shape == (2, 144_000)
+    assert done.notes[0] == "The film is 1.00 s longer than the clip: its last frame stands still there."
+    done = export(tmp_path / "p", document, "film", past_end="cut")
+    assert probe(done.files[0]).seconds == 2.0
+    assert done.notes[0] == "1.00 s of sound after the clip's end are cut off."
+    done = export(tmp_path / "p", document, "mix")
+    assert read(done.files[0]).shape == (2, 144_000) and done.notes == ["It is 1.00 s longer than the clip."]
     (wave,) = export(tmp_path / "p", document, "mix", past_end="cut").files
     assert read(wave).shape == (2, 96_000)
+    document["history"][1]["arrangement"]["layers"] = [LAYER | {"offset": 1.0}]  # up to the end
+    assert export(tmp_path / "p", document, "mix").notes == []
 
 
 def test_a_photo_becomes_a_still_film(tmp_path: Path) -> None:
@@ -730,6 +737,13 @@ def test_marks_are_an_edit_list_that_editors_read(tmp_path: Path) -> None:
         ["mark", "1.001", "01:00:01:00"],
     ]
     assert exported(tmp_path / "p") == sorted([path, table])  # one does not take the place of the other
+
+
+@pytest.mark.parametrize("seconds", [1.28, 1.2933, 1.31, 1.279])  # 1.279: typed, to the millisecond below
+def test_a_mark_is_at_the_frame_that_was_on_screen(tmp_path: Path, seconds: float) -> None:
+    document = make_project(tmp_path / "p", marks=[{"id": "a", "time": seconds, "label": "hit"}])
+    text = export(tmp_path / "p", document, "markers").files[0].read_text()
+    assert "* LOC: 01:00:01:07 BLUE" in text  # frame 32 of 25 a second
 
 
 def test_marks_count_from_the_time_code_of_the_clip(tmp_path: Path) -> None:

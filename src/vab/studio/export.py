@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 import unicodedata
@@ -87,7 +88,8 @@ def export(
 ) -> Exported:
     """Export the current arrangement of a project: its film, mix, stems or markers.
 
-    ``format``: one of ``FORMATS``; a film of "auto" has the container that holds its picture as it is.
+    ``format``: one of ``FORMATS``; a film of "auto" has the container of the clip, or one that holds its
+    picture as it is.
     ``channels``: 1 or 2. ``loudness``: LUFS that film or mix are brought to, with peaks of -1 dBTP at most;
     None leaves their level. ``name``: what the files' names begin with, by default the clip's. ``past_end``:
     what is heard after the clip's end stays, over the last frame, or is cut off.
@@ -120,11 +122,14 @@ def export(
         else:
             _tell(progress, "mixing", 0)
             sounds = _heard(folder, document, arrangement["layers"], clip, channels, past_end)
+            beyond = _beyond(clip, sounds, what)
             _tell(progress, "writing", 0)
             if what == "stems":
                 files, notes = _write_stems(new, base, sounds, format, progress)
+                notes = [*beyond, *notes]
             else:
                 waveform, notes = _levelled(sounds.mix(), loudness)
+                notes = [*beyond, *notes]
                 if what == "mix":
                     files = [new / f"{base}_mix.{format}"]
                     write_audio(files[0], waveform, RATE, BITS, sounds.tags())
@@ -256,6 +261,19 @@ def _heard(
     return _Heard(folder, found, numbers, length, channels, made_with)
 
 
+def _beyond(clip: Clip, sounds: _Heard, what: str) -> list[str]:
+    """A note on what is heard after the end of a clip: an editor counts on the clip's own length."""
+    end = samples(clip.seconds)
+    seconds = (mix_length(sounds.layers, clip.seconds) - end) / RATE
+    if seconds < 0.5 / STILL_FPS:
+        return []
+    if sounds.length == end:
+        return [f"{seconds:.2f} s of sound after the clip's end are cut off."]
+    if what == "film":
+        return [f"The film is {seconds:.2f} s longer than the clip: its last frame stands still there."]
+    return [f"It is {seconds:.2f} s longer than the clip."]
+
+
 def _levelled(sound: NDArray[np.float32], loudness: float | None) -> tuple[NDArray[np.float32], list[str]]:
     """The mix [C,S] at a loudness, if there is one to be reached, and what is worth saying of its level."""
     if loudness is None:
@@ -332,7 +350,7 @@ def _write_film(
     # PCM is cut to 24 bits as it is encoded: it is the mix as a file of its own only if it is rounded before.
     waveform = np.rint(waveform * np.float32(2 ** (BITS - 1))) / np.float32(2 ** (BITS - 1))
     with _Picture(clip.source, seconds, progress) as file:
-        path = path.with_name(path.name + suffix_for(file.codec, format))
+        path = path.with_name(path.name + _suffix(clip, file.codec, format))
         container = CONTAINERS[path.suffix]
         if file.is_image:
             rate = Fraction(STILL_FPS)
@@ -347,6 +365,15 @@ def _write_film(
     kind = {"aac": "AAC", "libopus": "Opus", "pcm_s24le": "PCM of 24 bits"}[container.sound]
     voices = "stereo" if sounds.channels == CHANNELS else "mono"
     return path, [*notes, f"Its sound is {kind} at 48 kHz, {voices}."]
+
+
+def _suffix(clip: Clip, codec: str, format: str) -> str:
+    """The ending of a film: that of the clip, if players open its picture there, else one for the picture."""
+    own = CONTAINERS.get(clip.source.suffix)
+    opened = any(codec in container.copies for container in CONTAINERS.values())
+    if format == "auto" and opened and own is not None and (not own.copies or codec in own.copies):
+        return clip.source.suffix
+    return suffix_for(codec, format)
 
 
 # ---- marks
@@ -396,7 +423,8 @@ def _marked(clip: Clip, marks: Sequence[Mapping[str, Any]]) -> tuple[Fraction, b
     first = frame_number(start, rate, drop)
     found: dict[int, list[Any]] = {}
     for mark in sorted(marks, key=lambda mark: mark["time"]):
-        found.setdefault(first + round(mark["time"] * rate), []).append(mark)
+        # The frame that is on screen, as the page counts; 1.033 s of 30 a second, typed, are frame 31.
+        found.setdefault(first + math.floor(mark["time"] * rate + 0.1), []).append(mark)
     return rate, drop, found
 
 
