@@ -789,6 +789,21 @@ def test_the_queue_goes_in_order_and_one_failure_ends_nothing() -> None:
     assert stuck.state == "cancelled"
 
 
+def test_what_needs_no_model_does_not_wait_for_takes(service: StudioService, project: Project) -> None:
+    go, begun = threading.Event(), threading.Event()
+    service.queue.add(slow := Job("make", lambda _: begun.set() or go.wait(60)))
+    try:
+        assert begun.wait(60)
+        service.export(project, {"what": "markers"})
+        service.find(project, {"by": "text:low"})
+        assert [done(project, kind).state for kind in ("export", "find")] == ["done", "done"]
+        service.understand(project, {})
+        assert service.queue.ahead(project.jobs["understand"]) == 1 and slow.state == "working"
+    finally:
+        go.set()
+    assert done(project, "understand").state == "done"
+
+
 @pytest.mark.parametrize("verb", ["make", "own", "place"])
 @pytest.mark.parametrize("stage", ["features", "written"])
 def test_every_way_to_a_take_says_how_far_it_is_and_can_be_cancelled(

@@ -1,4 +1,4 @@
-"""Job queue: one thread works for all projects, one job after another, first come, first served."""
+"""Job queue: for all projects one thread works with the model, another without. First come, first served."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Job:
     error: str = ""
     result: Any = None  # for whoever waits for it
     since: Any = None  # the step of the project when it was asked for
+    by_model: bool = True  # it computes with the model; False: it need not wait for those that do
     cancelled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -61,14 +62,18 @@ def _nothing(_: StageProgress) -> None:
 
 
 class JobQueue:
-    """The jobs of all projects and the thread that runs them."""
+    """The jobs of all projects and the two threads that run them: with the model, and without."""
 
     def __init__(self) -> None:
-        self._jobs: list[Job] = []  # the first one is being worked on
+        self._jobs: list[Job] = []  # of each thread the first one is being worked on
         self._change = threading.Condition()
         self._is_open = True
-        self._thread = threading.Thread(target=self._run, name="studio", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, args=(by_model,), name="studio", daemon=True)
+            for by_model in (True, False)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def add(self, job: Job) -> None:
         """Append a job."""
@@ -77,9 +82,10 @@ class JobQueue:
             self._change.notify_all()
 
     def ahead(self, job: Job) -> int:
-        """Number of jobs before this one; 0 while it is being worked on."""
+        """Number of jobs that it waits for; 0 while it is being worked on."""
         with self._change:
-            return self._jobs.index(job) if job in self._jobs else 0
+            same = [other for other in self._jobs if other.by_model == job.by_model]
+            return same.index(job) if job in same else 0
 
     def cancel(self, job: Job) -> None:
         """Remove a job that waits; one that is being worked on ends at its next progress report."""
@@ -92,17 +98,18 @@ class JobQueue:
                     self._jobs.remove(job)
 
     def close(self) -> None:
-        """Cancel everything and let the thread end."""
+        """Cancel everything and let the threads end."""
         with self._change:
             self._is_open = False
             jobs = list(self._jobs)
             self._change.notify_all()
         for job in jobs:
             self.cancel(job)
-        self._thread.join(10)
+        for thread in self._threads:
+            thread.join(10)
 
-    def _run(self) -> None:
-        for job in self._next():
+    def _run(self, by_model: bool) -> None:
+        for job in self._next(by_model):
             try:
                 job.report("", 0, 1)
                 job.work(job.report)
@@ -118,14 +125,18 @@ class JobQueue:
                 logging.getLogger(__name__).exception("a job of the kind %r failed", job.kind)
                 job.error, job.state = INTERNAL_ERROR, "failed"
 
-    def _next(self) -> Iterator[Job]:
+    def _next(self, by_model: bool) -> Iterator[Job]:
         """Yield the first job, which stays in the list while it is worked on, until the queue is closed."""
+
+        def first() -> Job | None:
+            return next((job for job in self._jobs if job.by_model == by_model), None)
+
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._jobs or not self._is_open)
-                if not self._is_open:
+                self._change.wait_for(lambda: first() or not self._is_open)
+                job = first()
+                if job is None or not self._is_open:
                     return
-                job = self._jobs[0]
                 job.state = "working"
             yield job
             with self._change:

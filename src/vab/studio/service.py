@@ -388,7 +388,7 @@ class StudioService:
         way, colon, wanted = str(by).partition(":")
         if colon and way in ("text", "label"):
             lookup = library.words if way == "text" else library.labelled
-            self._start(project, "find", partial(self._look_up, project, by, lookup, wanted))
+            self._start(project, "find", partial(self._look_up, project, by, lookup, wanted), False)
             return
         kind: Kind = "video" if by == "picture" else "audio"
         path = project.clip.source
@@ -478,7 +478,7 @@ class StudioService:
             answer = {"files": [path.name for path in made.files], "notes": made.notes}
             project.answers["export"] = answer
 
-        self._start(project, "export", work)
+        self._start(project, "export", work, False)
 
     def cancel(self, project: Project, values: Values) -> None:
         """Stop the job of the kind ``kind``."""
@@ -492,13 +492,15 @@ class StudioService:
             self.queue.cancel(job)
         self.projects.delete(project)
 
-    def _start(self, project: Project, kind: str, work: Callable[[StageProgress], None]) -> Job:
+    def _start(
+        self, project: Project, kind: str, work: Callable[[StageProgress], None], by_model: bool = True
+    ) -> Job:
         """Queue a job of a kind of which none is active."""
         with project.lock:
             job = project.jobs.get(kind)
             if job is not None and job.active:
                 raise UserError("One thing after another: wait for the last one, or cancel it.")
-            job = project.jobs[kind] = Job(kind, work, since=project.step)
+            job = project.jobs[kind] = Job(kind, work, since=project.step, by_model=by_model)
         self.queue.add(job)
         return job
 
