@@ -35,11 +35,6 @@ META = StoreMeta("tiny", "efficientnet-lite0", 2, 32, 8, 1280, seconds=2.0, fps=
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = Synthesizer.load(model, device="cpu").codec.codebook_vectors().numpy()
     return fill(tmp_path_factory.mktemp("latents") / "store", vectors)

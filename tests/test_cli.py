@@ -17,7 +17,8 @@ import av
 import numpy as np
 import pytest
 
-from helpers.tiny import write_model, write_video
+from helpers.forked import Forked
+from helpers.tiny import write_video
 from vab.cli import VERBS, current_option, main
 from vab.cli.progress import file_progress
 from vab.media.reader import probe, write_wav
@@ -25,11 +26,6 @@ from vab.presets import PRESETS
 
 SOURCES = Path(__file__).parents[1] / "src"
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(SOURCES), "HF_HUB_OFFLINE": "1"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -242,18 +238,12 @@ def test_bad_inputs_get_one_line_each_and_the_others_go_on(model: Path, tmp_path
     assert all({"decode_video", "features", "sampling", "codec", "mux"} <= set(row) for row in timings)
 
 
-def _start(model: Path, folder: Path) -> tuple[subprocess.Popen[str], Path]:
+def _start(model: Path, folder: Path) -> tuple[Forked, Path]:
     """``vab generate`` on many files, up to where the first mp4 is being written."""
     videos = [write_video(folder / f"clip_{n}.mp4", 8, 10) for n in range(30)]
     out = folder / "out"
-    command = [sys.executable, "-m", "vab", "generate", *map(str, videos), "-o", str(out)]
-    process = subprocess.Popen(
-        [*command, "--model", str(model)],
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    words = ["generate", *map(str, videos), "-o", str(out), "--model", str(model)]
+    process = Forked(folder, main, words)
     while process.poll() is None and not any(out.glob("*.mp4")):  # hidden ones too
         time.sleep(0.002)
     return process, out

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from helpers.codecs import BRIEF, SMALL, tones
+from helpers.codecs import BRIEF, SMALL, tones, train_brief
+from helpers.forked import Forked
 from vab.codecs.codec import load_codec
 from vab.codecs.tiny import TinyCodec, hertz_mel_filters, viterbi_quantize
 from vab.config import HOP_LENGTH, SAMPLE_RATE
@@ -354,35 +350,19 @@ def test_bfloat16_is_left_to_processors_that_have_it(tmp_path: Path, monkeypatch
     assert precisions == {False: "32-true", True: "bf16-mixed"}
 
 
-RUN = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from helpers.codecs import BRIEF, SMALL, tones
-from vab.training.codec.train import train_codec
-train_codec(tones(), Path(sys.argv[1]), BRIEF, SMALL, lambda line: print(line["step"], flush=True))
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_codec(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
-    def start(folder: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", RUN, str(folder), str(Path(__file__).parent)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    def start(folder: Path) -> Forked:
+        return Forked(tmp_path, train_brief, folder)
 
     assert start(whole).wait(300) == 0
     first = start(killed)
-    assert first.stdout is not None
-    late = threading.Timer(300, first.kill)  # or a run that says nothing would be waited for
-    late.start()
-    for line in first.stdout:  # one saved step has been passed, and the discriminators have joined
-        if int(line) == 5:
-            break
-    late.cancel()
-    first.send_signal(signal.SIGKILL)
+    try:
+        first.printed("5\n")  # one saved step has been passed, and the discriminators have joined
+    finally:
+        first.kill()
     first.wait(60)
     assert start(killed).wait(300) == 0
     for name in ("codec.safetensors", "codec.json", "training.json"):

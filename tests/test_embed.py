@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.tiny import write_model, write_video
+from helpers.tiny import write_video
 from vab.cli import main
 from vab.data.extraction.decoding import decode
 from vab.data.extraction.encoding import Decoded, encode, latents_meta
@@ -21,11 +21,6 @@ from vab.inference.embeddings import Embedded, EmbeddingsError, read_embeddings
 from vab.inference.pipeline import VABPipeline
 from vab.media.container import MediaError
 from vab.media.reader import write_wav
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

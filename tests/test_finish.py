@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers.cli import vab
-from helpers.tiny import write_model, write_video
+from helpers.tiny import write_video
 from vab.errors import SettingError
 from vab.inference.finish import Finish, finish_sound
 from vab.inference.pipeline import VABPipeline
@@ -27,11 +27,6 @@ from vab.media.reader import read_audio, write_wav
 from vab.media.write import FORMATS, write_audio
 
 RATE = 16_000
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def noise(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from helpers.tiny import write_model, write_video
+from helpers.tiny import write_video
 from vab.cli import main
 from vab.config import video_frames
 from vab.media.container import MediaError
@@ -78,11 +78,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     monkeypatch.setattr(Path, "open", lambda *args, **options: counted.first_bytes(*args, **options))
     monkeypatch.setattr(ImageFile.ImageFile, "__init__", lambda *args: counted.image(*args))
     return counted
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def film(path: Path, frames: int = 60, fps: int = 25) -> Path:

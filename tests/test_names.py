@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.cli import vab
-from helpers.tiny import write_model, write_video
+from helpers.tiny import write_video
 from vab.inference.embeddings import read_embeddings
 from vab.media.container import remote
 from vab.utils.files import atomic
@@ -29,11 +29,6 @@ NAMES = (
     "音" * 80,
     LATIN,
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

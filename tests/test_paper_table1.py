@@ -7,13 +7,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from helpers.command import command
 from helpers.training import metrics
 from vab.data.datasets.synthetic import write_synthetic
 from vab.data.manifest import read_manifest
@@ -68,15 +68,18 @@ def write_set(root: Path) -> tuple[Path, Path]:
     return lists, media
 
 
+@pytest.fixture(autouse=True)
+def vab(tmp_path: Path) -> Iterator[None]:
+    (tmp_path / "bin").mkdir()
+    with command(tmp_path / "bin" / "vab"):
+        yield
+
+
 def start(folder: Path, *words: str | Path, **options: str) -> subprocess.Popen[str]:
     """The recipe, as a user calls it."""
-    command = folder / "bin" / "vab"
-    command.parent.mkdir(exist_ok=True)
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vab "$@"\n', encoding="utf-8")
-    command.chmod(0o755)
     own = {
-        "PATH": f"{command.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT / "src"),
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
         "XDG_CACHE_HOME": str(folder / "cache"),  # no weights
         "VAB_WEIGHTS": "",
     }

@@ -42,11 +42,6 @@ DATA = Path(os.environ.get("VAB_DATA", Path(__file__).parents[1] / ".." / "share
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def pipe(model: Path) -> VABPipeline:
     return VABPipeline.from_pretrained(model, device="cpu")
 

@@ -12,17 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.tiny import write_model, write_video
+from helpers.tiny import write_video
 from vab.cli import main
 from vab.inference.batch import BatchSettings, Result
 from vab.inference.html_report import COLUMNS, mel_image, waveform_path, write_report
 
 NASTY = """<img src=x onerror=alert(1)>&"'{}$made"""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def vab(*words: object) -> int:

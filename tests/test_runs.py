@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -24,7 +22,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.cli import vab
-from helpers.training import MODEL, PRESET, QUIET, TRAIN, fill, metrics, preset, same_weights, with_train
+from helpers.forked import Forked
+from helpers.training import (
+    MODEL,
+    PRESET,
+    QUIET,
+    TRAIN,
+    fill,
+    metrics,
+    preset,
+    same_weights,
+    train_and_hang,
+    with_train,
+)
+from vab.cli import main
 from vab.codecs.tiny import TinyCodec, TinyCodecConfig
 from vab.config import DecodeConfig, Preset
 from vab.data.store import LatentStore
@@ -391,40 +402,10 @@ def test_a_signal_saves_and_the_same_call_goes_on(
     assert kept[0] == kept[1] == ["000000006"]
 
 
-SCRIPT = """
-import json, sys, time
-from vab.config import Preset, from_dict
-from vab.training.trainer import train
-
-class Slow:
-    def scalars(self, step, split, values):
-        print(step, flush=True)
-        if step == 3 and "hang" in sys.argv:
-            time.sleep(60)
-
-    def sound(self, *_): pass
-    image = sound
-
-preset, store, run = sys.argv[1:4]
-train(from_dict(Preset, json.loads(preset)), store, run, loggers=[Slow()], max_steps=10**6)
-"""
-
-
 def test_a_second_signal_ends_at_once(latents: Path, tmp_path: Path) -> None:
-    call = [
-        sys.executable,
-        "-c",
-        SCRIPT,
-        json.dumps(asdict(PRESET)),
-        str(latents),
-        str(tmp_path / "run"),
-        "hang",
-    ]
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
+    process = Forked(tmp_path, train_and_hang, latents, tmp_path / "run")
     try:
-        while process.stdout.readline().strip() != "3":
-            pass
+        process.printed("3\n")
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGTERM)  # as launchers pass it on: not a second one
         time.sleep(1.3)
@@ -437,12 +418,11 @@ def test_a_second_signal_ends_at_once(latents: Path, tmp_path: Path) -> None:
 
 def test_the_command_line_stops_and_goes_on(latents: Path, tmp_path: Path) -> None:
     settings = tmp_path / "settings.json"
-    chosen = with_train(max_steps=400, log_every=1, save_every=NEVER, validate_every=NEVER)
+    chosen = with_train(max_steps=10_000, log_every=1, save_every=NEVER, validate_every=NEVER)
     settings.write_text(json.dumps(asdict(chosen)))
     run = tmp_path / "run"
     words = ["pretrain", "--config", str(settings), "--store", str(latents), "--run", str(run)]
-    call = [sys.executable, "-m", "vab", *words]
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Forked(tmp_path, main, words)
     try:
         end = time.monotonic() + 100
         while not (run / "metrics.jsonl").exists() and time.monotonic() < end:
@@ -454,7 +434,7 @@ def test_the_command_line_stops_and_goes_on(latents: Path, tmp_path: Path) -> No
     assert process.returncode == 143, err
     assert err.splitlines()[-1].startswith("stopped at step ") and "Traceback" not in err
     step = int(checkpoints(run / "checkpoints")[0].stem)
-    assert 0 < step < 400 and len(metrics(run, "train")) == step
+    assert 0 < step < 10_000 and len(metrics(run, "train")) == step
 
 
 def test_a_run_is_lengthened_when_asked(

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +20,8 @@ import av
 import numpy as np
 import pytest
 
+from helpers.cli import vab
+from helpers.forked import Forked
 from helpers.tiny import write_model, write_video
 from vab.cli import main
 from vab.errors import SettingError
@@ -49,16 +47,8 @@ pytest.importorskip("lancedb", reason="no library: pip install 'vab[search]'")
 server = pytest.importorskip("vab.studio.server", reason="no web server: pip install 'vab[studio]'")
 make_app = server.make_app
 
-STUDIO = [sys.executable, "-m", "vab", "studio", "--port", "0"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
 
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def maker(model: Path) -> TakeMaker:
     return TakeMaker(VABPipeline.from_pretrained(model, device="cpu"))
 
@@ -939,31 +929,30 @@ def test_projects_do_not_wait_for_each_others_pages(service: StudioService, tmp_
 
 
 def test_ctrl_c_ends_an_upload_without_a_traceback(model: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [*STUDIO, "--projects", str(tmp_path / "projects"), "--json", "--model", str(model)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    place = urlsplit(json.loads("".join(process.stdout.readline() for _ in range(3)))["link"])
-    user = http.client.HTTPConnection(place.hostname or "", place.port)
-    user.putrequest("POST", "/projects")
-    user.putheader("Content-Length", "1000000")
-    user.endheaders(b"the rest never comes")
-    while not list(tmp_path.glob("projects/.*/arriving")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
-    user.close()
+    words = ["studio", "--projects", str(tmp_path / "projects"), "--model", str(model)]
+    process = Forked(tmp_path, main, [*words, "--port", "0", "--json"])
+    try:
+        place = urlsplit(process.document()["link"])
+        user = http.client.HTTPConnection(place.hostname or "", place.port)
+        user.putrequest("POST", "/projects")
+        user.putheader("Content-Length", "1000000")
+        user.endheaders(b"the rest never comes")
+        while not list(tmp_path.glob("projects/.*/arriving")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+        user.close()
+    finally:
+        process.kill()
     assert process.returncode == 130 and said.endswith("vab: interrupted\n")
     assert "Traceback" not in said
     assert not list(tmp_path.glob("projects/*"))
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
-    command = [*STUDIO, "--projects", str(tmp_path / "projects"), "--library", str(tmp_path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
-    assert re.fullmatch(r"vab: .*holds no library; make one with .*\n", done.stderr)
+def test_the_command_says_what_is_wrong(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--port", 0, "--projects", tmp_path / "projects", "--library", tmp_path, "--model", model)
+    code, out, err = vab(capsys, "studio", *words)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(r"vab: .*holds no library; make one with .*\n", err)

@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +18,12 @@ import av
 import pytest
 from PIL import Image
 
+from helpers.forked import Forked
 from helpers.tiny import write_bars
+from vab.cli import main
 from vab.media.reader import read_frames
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
 CAT = ROOT / "examples" / "cat.mp4"
 DOG = ROOT / "examples" / "sounds" / "dog" / "dog.ogg"
 
@@ -65,22 +64,15 @@ class Studio:
 
     def __init__(self, projects: Path, *options: str) -> None:
         self.projects = projects
-        self.words = [sys.executable, "-m", "vab", "studio", *options, "--json"]
-        self.words += ["--projects", str(projects), "--port"]
+        self.words = ["studio", *options, "--json", "--projects", str(projects), "--port"]
         self.link = self.start("0")
 
     def start(self, port: str) -> str:
-        self.process = subprocess.Popen(
-            [*self.words, port], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        return str(json.loads("".join(self.process.stdout.readline() for _ in range(3)))["link"])
+        self.process = Forked(self.projects.parent, main, [*self.words, port])
+        return str(self.process.document()["link"])
 
     def end(self, by: signal.Signals) -> None:
-        self.process.send_signal(by)
-        self.process.wait(30)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        self.process.end(by)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +80,9 @@ def studio(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """One with vab-tiny, and the sounds of examples/ as its library."""
     library = tmp_path_factory.mktemp("library") / "library"
     sounds = str(ROOT / "examples" / "sounds")
-    words = [sys.executable, "-m", "vab", "library", "add", str(library), sounds]
-    subprocess.run(words, env=ENVIRONMENT, check=True)
-    running = Studio(tmp_path_factory.mktemp("projects"), "--library", str(library))
+    adding = Forked(library.parent, main, ["library", "add", str(library), sounds])
+    assert adding.wait(180) == 0, adding.communicate()
+    running = Studio(tmp_path_factory.mktemp("studio") / "projects", "--library", str(library))
     try:
         yield running
     finally:
@@ -449,7 +441,7 @@ def test_on_a_phone_in_the_dark(studio: Studio, browser: Any, faults: list[str])
 def test_the_studio_is_killed_and_started_again(
     model: Path, browser: Any, faults: list[str], tmp_path: Path
 ) -> None:
-    studio = Studio(tmp_path, "--model", str(model))
+    studio = Studio(tmp_path / "projects", "--model", str(model))
     try:
         page = open_page(browser, studio.link, faults)
         link = new_project(page, CAT)

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from helpers.disk import files_of_at_most
-from helpers.tiny import write_model, write_video
+from helpers.tiny import write_video
 from vab.studio import project as projects_module
 from vab.studio.arrangement import new_layer, with_layers
 from vab.studio.project import NoProject, Project, ProjectError, Projects
@@ -38,11 +38,6 @@ from vab.utils.progress import StageProgress
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"count": 2, "seed": 0, "steps": 4, "guidance": 3.0, "temperature": 1.0, "timing": "none"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 import wave
 from collections.abc import Callable, Iterator
@@ -22,10 +19,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helpers.forked import Forked
+from vab.cli import main
 from vab.studio.mix import RATE
 
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
 FPS, CUT, SECONDS = 25, 2.0, 4.0  # of the film: two shots
 
 pytest.importorskip("uvicorn", reason="no web server: pip install 'vab[studio]'")
@@ -152,17 +149,12 @@ def until(holds: Callable[[], bool], seconds: float = 60) -> None:
 def studio(chromium: Any, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """`vab studio` in a process of its own, with a random model of the least size."""
     projects = tmp_path_factory.mktemp("projects")
-    words = [sys.executable, "-m", "vab", "studio", "--model", str(model), "--projects", str(projects)]
-    process = subprocess.Popen(
-        [*words, "--port", "0", "--json"], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
+    words = ["studio", "--model", str(model), "--projects", str(projects), "--port", "0", "--json"]
+    process = Forked(tmp_path_factory.mktemp("studio"), main, words)
     try:
-        yield Studio(json.loads("".join(process.stdout.readline() for _ in range(3)))["link"])
+        yield Studio(process.document()["link"])
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        process.stdout.close()
+        process.end(signal.SIGTERM)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,8 +29,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from helpers.forked import Forked
 from helpers.studies import write_systems
 from helpers.tiny import write_model
+from vab.cli import main
 from vab.listening.study import build_study
 from vab.web import guard, server
 from vab.web.access import LOOPBACK, Access, ServerError, grant, listen
@@ -561,21 +564,15 @@ def test_what_is_passed_on_can_be_counted_with(content: bytes) -> None:
 
 
 @contextmanager
-def command(*words: str) -> Iterator[tuple[Any, list[str]]]:
+def command(folder: Path, *words: str) -> Iterator[tuple[Any, list[str]]]:
     """A verb that serves with ``--json``: its document, and in the end what it has logged."""
-    line = [sys.executable, "-m", "vab", *words, "--port", "0", "--json"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Forked(folder, main, [*words, "--port", "0", "--json"])
     told: list[str] = []
     try:
-        assert process.stdout is not None
-        document = ""
-        while not document.endswith("\n}\n"):
-            document += process.stdout.readline()
-            assert process.poll() is None
-        yield json.loads(document), told
+        yield process.document(), told
     finally:
-        process.terminate()
-        told.append(process.communicate(timeout=30)[1])
+        process.end(signal.SIGTERM)
+        told.append(process.communicate()[1])
 
 
 def status(link: str, host: str, more: str = "") -> int:
@@ -591,7 +588,7 @@ def test_a_study_says_what_it_opens(tmp_path: Path) -> None:
     study = tmp_path / "study"
     build_study(write_systems(tmp_path, ("a", "b"), ("clip",)), study)
     words = ["evaluate", "listening", "serve", str(study), "--host", "0.0.0.0", "--allow-host", "study.local"]
-    with command(*words) as (document, told):
+    with command(tmp_path, *words) as (document, told):
         link = document["links"][0]["link"]
         assert "0.0.0.0" not in link
         hosts = ("study.local", "127.0.0.1", "evil.example")
@@ -602,7 +599,7 @@ def test_a_study_says_what_it_opens(tmp_path: Path) -> None:
 def test_a_studio_for_others_asks_for_the_token(tmp_path: Path) -> None:
     model, token = write_model(tmp_path / "model"), tmp_path / "token"
     words = ["studio", "--host", "0.0.0.0", "--model", str(model), "--projects", str(tmp_path / "projects")]
-    with command(*words, "--token", str(token), "--device", "cpu") as (document, told):
+    with command(tmp_path, *words, "--token", str(token), "--device", "cpu") as (document, told):
         link = document["link"]
         page, _, given = link.partition("?token=")
         assert given == token.read_text().strip()

@@ -9,7 +9,7 @@ import torch
 
 from vab.codecs.tiny import TinyCodecConfig
 from vab.config import HOP_LENGTH, SAMPLE_RATE
-from vab.training.codec.train import CodecTrainConfig
+from vab.training.codec.train import CodecTrainConfig, train_codec
 
 SMALL = TinyCodecConfig(
     num_codebooks=3,
@@ -41,6 +41,12 @@ def tones(seconds: float = 1.0) -> dict[str, list[np.ndarray]]:
     sines = [8000 * np.sin(2 * np.pi * f * time_) for f in (220, 440, 880)]
     noises = [3000 * random.standard_normal(len(time_)) for _ in range(3)]
     return {"noise": [n.astype(np.int16) for n in noises], "tone": [s.astype(np.int16) for s in sines]}
+
+
+def train_brief(folder: Path) -> None:
+    """Train the small codec with one thread, and print each step."""
+    torch.set_num_threads(1)
+    train_codec(tones(), folder, BRIEF, SMALL, lambda line: print(line["step"], flush=True))
 
 
 def save_encodec(folder: Path, **changes: int) -> None:

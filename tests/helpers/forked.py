@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,14 @@ class Forked:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def end(self, by: signal.Signals) -> None:
+        """End it by a signal; it is killed if it has not ended after half a minute."""
+        self.send_signal(by)
+        try:
+            self.wait(30)
+        finally:
+            self.kill()
+
     def kill(self) -> None:
         self.process.kill()
 
@@ -55,6 +66,21 @@ class Forked:
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired(self.process.name, timeout or 0.0)
         return self.process.exitcode
+
+    def printed(self, words: str, seconds: float = 100) -> str:
+        """What it has written to standard output, as soon as ``words`` are among it."""
+        stop = time.monotonic() + seconds
+        while True:
+            has_ended = self.poll() is not None
+            if words in (text := self.files[0].read_text()):
+                return text
+            assert not has_ended, self.communicate()
+            assert time.monotonic() < stop, f"it did not print {words!r} in {seconds} s"
+            time.sleep(0.01)
+
+    def document(self) -> Any:
+        """The JSON document that a verb prints with ``--json``, as soon as it is whole."""
+        return json.loads(self.printed("\n}\n"))
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What it has written to standard output and standard error, once it has ended."""

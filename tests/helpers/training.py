@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,22 @@ def train_alone(preset: Preset, store: Path, run: Path) -> None:
     """Train with one thread, as a process of its own does for a test."""
     torch.set_num_threads(1)
     train(preset, store, run)
+
+
+def train_and_hang(store: Path, run: Path) -> None:
+    """Train until the third step, print that number, then do nothing."""
+
+    class Hanging:
+        def scalars(self, step: int, split: str, values: object) -> None:
+            if step == 3:
+                print(step, flush=True)
+                time.sleep(60)
+
+        def sound(self, *_: object) -> None: ...
+
+        image = sound
+
+    train(PRESET, store, run, loggers=[Hanging()], max_steps=10**6)
 
 
 QUIET = {"mixup_prob": 0.0, "roll_prob": 0.0, "cond_drop_prob": 0.0}
