@@ -16,6 +16,7 @@ import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -312,15 +313,21 @@ def within(name: str, value: float, minimum: float, maximum: float) -> None:
         raise SettingError(f"{name} must be {allowed}, not {value}"[:MAX_LINE_LENGTH])
 
 
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """The types of a config's fields, which are annotations: to evaluate them takes longer than to check."""
+    return get_type_hints(kind)
+
+
 def check_config(config: Any, prefix: str = "") -> None:
     """Raise ``SettingError`` that names a field, after ``prefix``, of another type or out of its range."""
-    for name in get_type_hints(type(config)):
+    for name in _types(type(config)):
         check_field(type(config), name, getattr(config, name), f"{prefix}{name}")
 
 
 def check_field(kind: type, name: str, value: Any, label: str) -> None:
     """Raise ``SettingError`` that says ``label`` for a value that the field of a config cannot have."""
-    check_value(label, value, get_type_hints(kind)[name], *_LIMITS.get((kind.__name__, name), ()))
+    check_value(label, value, _types(kind)[name], *_LIMITS.get((kind.__name__, name), ()))
 
 
 def check_value(label: str, value: Any, hint: Any, *limits: float) -> None:
@@ -464,7 +471,7 @@ def from_dict(kind: type, values: Any, prefix: str = "") -> Any:
         raise SettingError(f"{prefix}{name} is no setting that is known here"[:MAX_LINE_LENGTH])
 
     arguments = {}
-    hints = get_type_hints(kind)
+    hints = _types(kind)
     for name, field_ in known.items():
         label = prefix + written.get(name, name)
         if name not in current:
