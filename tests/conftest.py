@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is kept for a user, such as how fast bfloat16 is here, is not read, and not written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ready_processes() -> Iterator[None]:
+    """Processes that are forked have more imported than a run's own: the tests start a hundred of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        if processes := sys.modules.get("vab.utils.processes"):
+            more = ["timm", "tyro", "torch.fx.experimental.symbolic_shapes", "vab.inference.pipeline"]
+            patch.setattr(processes, "PRELOADED", [*processes.PRELOADED, *more])
         yield
 
 

@@ -268,6 +268,7 @@ def test_what_follows_a_films_motion_is_timed_as_it_generates_for_a_video(
 
 def test_a_long_run_is_timed_in_part_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "MAX_FULL_SECONDS", 0.0)
+    monkeypatch.setattr(speed, "cores_in_use", lambda: 0.0)  # which takes a second
     monkeypatch.setattr(timing, "SIDES", (64,))
     model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
     settings = BenchSettings((str(model),), clip, repeats=1, largest_batch=1, precision="float32")
@@ -333,6 +334,7 @@ def test_the_verb(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "SIDES", (64,))
+    monkeypatch.setattr(speed, "cores_in_use", lambda: 0.0)  # which takes a second
     model, clip = write_model(tmp_path / "model"), write_video(tmp_path / "clip.mp4", 25, 25)
     call = ["bench", str(model), "--clip", str(clip), "--repeats", "1", "--largest-batch", "1"]
     call += ["--precision", "float32"]
@@ -345,8 +347,12 @@ def test_the_verb(
     for path in model.glob("*.*"):
         shutil.copy(path, tmp_path / "torn")
     (tmp_path / "torn" / "codec.safetensors").write_bytes(b"no weights")
-    wrongs = (([*call, "--repeats", "0"], "1 or more"), (["bench", "nothing-here"], "no model"))
-    for wrong, reason in (*wrongs, (["bench", str(tmp_path / "torn")], "codec.safetensors: cannot be read")):
+    options = call[2:]
+    for wrong, reason in (
+        ([*call, "--repeats", "0"], "1 or more"),
+        (["bench", "nothing-here", *options], "no model"),
+        (["bench", str(tmp_path / "torn"), *options], "codec.safetensors: cannot be read"),
+    ):
         with pytest.raises(SystemExit) as done:
             main(wrong)
         assert done.value.code == 2 and reason in capsys.readouterr().err

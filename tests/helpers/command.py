@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vab.cli import main
-from vab.utils.processes import PRELOADED
+from vab.utils import processes
 
 # Hands its words, folder, environment and standard streams over, and ends as the other process does.
 COMMAND = """#!{python} -IS
@@ -53,7 +53,7 @@ def _serve(listener: socket.socket) -> None:
 
 def _answer(caller: socket.socket) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(processes.PRELOADED)
     with caller, suppress(ConnectionError):
         _, streams, *_ = socket.recv_fds(caller, 1, 3)
         call = json.loads(caller.makefile().readline())

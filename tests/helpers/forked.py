@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vab.utils.processes import PRELOADED
+from vab.utils import processes
 
 
 class Forked:
@@ -27,7 +27,7 @@ class Forked:
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context.set_forkserver_preload(processes.PRELOADED)
         number = sum(1 for _ in folder.glob("*.stdout"))
         self.files = [folder / f"{number}.{name}" for name in ("stdout", "stderr")]
         for file in self.files:
