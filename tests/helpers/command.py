@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
@@ -37,21 +38,26 @@ def command(path: Path) -> Iterator[None]:
         address = f"{folder}/calls"  # such an address is 100 characters at most
         listener.bind(address)
         listener.listen()
-        threading.Thread(target=_serve, args=(listener,), daemon=True).start()
+        started: list[BaseProcess] = []
+        threading.Thread(target=_serve, args=(listener, started), daemon=True).start()
         path.write_text(COMMAND.format(python=sys.executable, address=address), encoding="utf-8")
         path.chmod(0o755)
-        yield
-        listener.shutdown(socket.SHUT_RDWR)
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for process in started:
+                process.kill()
 
 
-def _serve(listener: socket.socket) -> None:
+def _serve(listener: socket.socket, started: list[BaseProcess]) -> None:
     with suppress(OSError):
         while True:
             caller, _ = listener.accept()
-            threading.Thread(target=_answer, args=(caller,), daemon=True).start()
+            threading.Thread(target=_answer, args=(caller, started), daemon=True).start()
 
 
-def _answer(caller: socket.socket) -> None:
+def _answer(caller: socket.socket, started: list[BaseProcess]) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(processes.PRELOADED)
     with caller, suppress(ConnectionError):
@@ -59,6 +65,7 @@ def _answer(caller: socket.socket) -> None:
         call = json.loads(caller.makefile().readline())
         process = context.Process(target=_call, args=([DupFd(stream) for stream in streams], *call))
         process.start()
+        started.append(process)
         for stream in streams:
             os.close(stream)
         wait([process.sentinel, caller])
