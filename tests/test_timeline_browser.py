@@ -70,7 +70,7 @@ TAP = """async () => {
   const levels = new Float32Array(256);
   let quiet = true;
   const look = () => {
-    player.meter.getFloatTimeDomainData(levels);
+    player.meter?.getFloatTimeDomainData(levels); // there is none before it plays
     const loud = levels.some((level) => Math.abs(level) > 0.1);
     if (loud && quiet) document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "t", bubbles: true }));
     quiet = !loud;
