@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -25,6 +26,7 @@ from vab.media.file import MediaFile
 from vab.media.reader import write_wav
 from vab.models import hub
 from vab.presets import preset
+from vab.sampling.stages import Stage
 from vab.timing import MOTION_FILES
 from vab.timing.curve import TimingCurve, TimingError
 from vab.timing.motion import CHANNELS, COLUMNS, PATCHES, Motion, frames_of, read_motion, scaled
@@ -376,6 +378,12 @@ def test_sources_resolve(tmp_path: Path) -> None:
     assert curve is not None and curve.level is not None and len(np.unique(curve.level)) > 20
     given = resolve("motion", file, 100, predictor, lambda: read_motion(file))
     assert given is not None and given.fingerprint == curve.fingerprint
+    # after the film's end nothing is known, and what happens before it does not depend on how long that is
+    longer = resolve("motion", file, 400, predictor)
+    assert longer is not None and longer.fingerprint == curve.fingerprint
+    # a film that stands still says nothing, as an image does: not that nothing is heard
+    still = MediaFile(write_square_film(tmp_path / "still.mp4", lambda time: (40, 40), np.arange(50) / 25))
+    assert len(read_motion(still).seconds) > 40 and resolve("motion", still, 100, predictor) is None
     picture = tmp_path / "d.png"
     Image.fromarray(square(40, 40)).save(picture)
     assert resolve("motion", MediaFile(picture), 100, predictor) is None
@@ -461,6 +469,32 @@ def test_a_model_with_a_predictor_follows_the_motion_by_itself(follower: Path, t
     before = hub.folder_fingerprint(tmp_path / "copy")
     (tmp_path / "copy" / "motion.json").write_text("{}")
     assert hub.folder_fingerprint(tmp_path / "copy") != before
+
+
+def test_whatever_leads_a_film_its_windows_begin_at_its_cuts(
+    follower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = VABPipeline.from_pretrained(follower, device="cpu")
+    random = np.random.default_rng(0)
+    rooms = [
+        np.kron(random.integers(0, 255, (9, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(2)
+    ]
+    film = np.stack([np.roll(rooms[n >= 57], n, 1) for n in range(125)])
+    told: list[list[int]] = []
+
+    def fill(self: Stage, tokens: torch.Tensor, *others: object, **named: Any) -> torch.Tensor:
+        told.append(list(named["cuts"]))
+        return tokens
+
+    monkeypatch.setattr(Stage, "fill", fill)
+    for timing in ("motion", TimingCurve(np.zeros(250)), "none"):
+        pipe.generate(film, fps=25, timing=timing)
+    assert told == [[114], [114], []]  # frame 57 of 25 a second
+    # features that somebody else looked at may be of a part of the film, and so may the curve
+    next(
+        pipe.generate_many(film, 1, fps=25, timing=TimingCurve(np.zeros(250)), features=torch.zeros(5, 1280))
+    )
+    assert told[-1] == []
 
 
 def test_timing_on_the_command_line(

@@ -224,21 +224,29 @@ def test_a_stage_cuts_the_curve_like_the_features(folder: Path, monkeypatch: pyt
     tokens, known = torch.zeros(2, 250).long(), torch.zeros(2, 250, dtype=torch.bool)
     features, timing = torch.arange(5.0)[:, None].expand(5, 1280) + 1, torch.rand(250, 4)
 
-    def spans(cuts: tuple[int, ...] = ()) -> list[tuple[int, int]]:
+    def spans(cuts: tuple[int, ...] = ()) -> list[tuple[int, int, list[int]]]:
+        """Where each window begins and ends, and the numbers of the features that it sees."""
         seen.clear()
         one = replace(stage.preset.decode, num_steps=1, guidance_scale=3.0)
         stage.fill(tokens, known, features, one, torch.Generator().manual_seed(0), timing=timing, cuts=cuts)
         found = []
         for pictures, drop, told in seen:
-            start = int(pictures[0, 0, 0] - 1) * 50
-            assert drop.tolist() == [False, True]
-            assert torch.equal(told[0], timing[start : start + told.shape[1]]) and not told[1].any()
-            found.append((start, start + told.shape[1]))
+            (start,) = (n for n in range(250) if torch.equal(timing[n : n + told.shape[1]], told[0]))
+            assert drop.tolist() == [False, True] and not told[1].any()
+            found.append((start, start + told.shape[1], [int(number - 1) for number in pictures[0, :, 0]]))
         return found
 
-    assert spans() == [(0, 100), (50, 150), (100, 200), (150, 250)]
-    # at a cut, rounded to where a feature begins, windows begin anew; one close to the end is none
-    assert spans((160, 240)) == [(0, 100), (50, 150), (150, 250)]
+    assert spans() == [(0, 100, [0, 1]), (50, 150, [1, 2]), (100, 200, [2, 3]), (150, 250, [3, 4])]
+    # windows begin anew at a cut, to the frame, and see no picture of the shot before; one at the end is none
+    assert spans((110, 240)) == [(0, 100, [0, 1]), (10, 110, [0, 1]), (110, 210, [3, 4]), (150, 250, [3, 4])]
+    assert spans((120,))[-1] == (150, 250, [3, 4]) and spans((130,))[-2:] == [
+        (130, 230, [3, 4]),
+        (150, 250, [3, 4]),
+    ]
+    # features that are given window by window are the same
+    given = spans((110, 240))
+    whole, features = features, lambda first, last: whole[first:last]  # type: ignore[assignment]
+    assert spans((110, 240)) == given
 
 
 def test_a_curve_is_guided_up_to_the_last_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from vab.media.container import MediaError
 from vab.media.file import MediaFile, MediaInfo
 from vab.media.image import moving_crop
 from vab.timing.motion import Motion, MotionReader, read_motion
-from vab.timing.sources import MOTION, Timing
+from vab.timing.sources import MOTION, NONE, Timing, is_named
 from vab.utils.ahead import run_ahead
 from vab.vision import VisionEncoder, crop
 
@@ -39,7 +39,8 @@ class FeatureReader:
     ``features``. The thread ends with ``close``, or a ``with`` block. If ``features`` [F,dim] of the file are
     given, nothing is read.
 
-    If ``timing`` is ``motion``, the same pass looks at every frame that is decoded, for what moves in it.
+    If ``timing`` is a source of a curve, the same pass looks at every frame that is decoded, for what moves
+    in it and for shot cuts.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class FeatureReader:
         self._fps = fps
         self._timings = timings
         self._rows: list[Tensor] = [] if features is None else list(features)  # [dim] each
-        self._moves = isinstance(timing, str) and timing == MOTION and not file.is_image
-        self._watch = MotionReader() if self._moves and features is None else None
+        told = not (timing is None or is_named(timing, NONE) or file.is_image)
+        self._watch = MotionReader() if told and features is None else None
+        # Features that are given may be of a part of the film, and so may the curve beside them.
+        self._has_cuts = told and (features is None or is_named(timing, MOTION))
         self._motion: Motion | None = None
         self._batches = _cropped_ahead(file, vision, fps, seed, self._watch)
         self._is_whole = features is not None
@@ -120,8 +123,8 @@ class FeatureReader:
         return self._motion
 
     def cuts(self) -> list[int]:
-        """Audio frames at which another shot begins; none where the motion is not looked at."""
-        return [round(time * FRAME_RATE) for time in self.motion().cuts()] if self._moves else []
+        """Audio frames at which another shot begins; none without a curve, for which frames are left out."""
+        return [round(time * FRAME_RATE) for time in self.motion().cuts()] if self._has_cuts else []
 
     def rows(self, first: int, last: int) -> Tensor:
         """Features [last - first,dim]; beyond the end of the file the last one is repeated (section 3.1)."""

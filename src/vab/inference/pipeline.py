@@ -466,9 +466,9 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         The file is read once, and the first sound's timings hold that. A ``MediaFile`` stays open for the
         caller, and knows its packet times afterwards. ``timing`` is that of :meth:`generate`; ``cuts``: audio
-        frames at which a shot begins, where windows begin anew. ``sound`` [S]: the audio that ``keep`` and
-        ``finish.mix`` refer to, in place of the file's own. ``features``: those of :meth:`look_at`, where the
-        file was looked at before. ``seconds`` as there.
+        frames at which a shot begins, where windows begin anew; with a curve those that the film is seen to
+        have. ``sound`` [S]: the audio that ``keep`` and ``finish.mix`` refer to, in place of the file's own.
+        ``features``: those of :meth:`look_at`, where the file was looked at before. ``seconds`` as there.
         """
         report = progress or (lambda stage, done, total: None)
         timings: dict[str, float] = {}

@@ -61,19 +61,17 @@ class Stage:
 
         ``features`` [F,dim] cover the T audio frames; a function gives those of a window when its turn has
         come. ``timing`` [T,4]: the timing curve (``TimingCurve.channels``). Windows are as long as in
-        training, and begin anew at ``cuts``, audio frames at which a shot of the film begins. Or B clips of
-        one length: [B,K,T], [B,K,T], [B,F,dim], [B,T,4] and a generator for each.
+        training, and begin anew at ``cuts``, audio frames at which a shot of the film begins; they see the
+        pictures of their own shot alone. Or B clips of one length: [B,K,T], [B,K,T], [B,F,dim], [B,T,4] and a
+        generator for each.
         """
         config = self.preset.model
         if timing is not None and timing.dim() == 2:
             timing = timing[None]
-        # Windows begin with an image feature, so a cut is put where the nearest one begins.
-        step = feature_step(config)
-        cuts = sorted({round(cut / step) * step for cut in cuts})
 
         def logits_fn_for(start: int, stop: int) -> LogitsFn:
             curve = None if timing is None else timing[:, start:stop]
-            return self._logits_fn(self._window(features, start, stop), stop - start, decode, curve)
+            return self._logits_fn(self._window(features, start, stop, cuts), stop - start, decode, curve)
 
         # FoleyGen predicts all of its codebooks, so it takes no conditioning ones.
         generate_tokens: Callable[..., Tensor] = autoregressive.generate_long
@@ -128,15 +126,26 @@ class Stage:
             progress=progress,
         )
 
-    def _window(self, features: Tensor | FeaturesFn, start: int, stop: int) -> Tensor:
-        """The features [B,f,dim] of the audio frames ``start`` to ``stop``."""
+    def _window(
+        self, features: Tensor | FeaturesFn, start: int, stop: int, cuts: Sequence[int] = ()
+    ) -> Tensor:
+        """The features [B,f,dim] of the audio frames ``start`` to ``stop``; none of a shot before theirs."""
         fps = self.preset.model.fps
-        # 1e-6 keeps a whole number from rounding down.
+        count = video_frames((stop - start) / FRAME_RATE, fps)
+        # 1. From the picture on screen at the start on; at a cut that is still of the shot before. 1e-6 keeps
+        # whole numbers whole.
+        shot = max((cut for cut in cuts if cut <= start), default=0)
         first = math.floor(start / FRAME_RATE * fps + 1e-6)
-        last = first + video_frames((stop - start) / FRAME_RATE, fps)
-        if not isinstance(features, Tensor):
-            return features(first, last)[None]
-        return (features if features.dim() == 3 else features[None])[:, first:last]
+        first = max(first, math.ceil(shot / FRAME_RATE * fps - 1e-6))
+        last = min(first + count, max(first + 1, math.ceil(stop / FRAME_RATE * fps - 1e-6)))
+        if isinstance(features, Tensor):
+            window = (features if features.dim() == 3 else features[None])[:, first:last]
+        else:
+            window = features(first, last)[None]
+
+        # 2. As many as the length asks for: the last one stays.
+        missing = max(0, first + count - last)
+        return torch.cat([window, window[:, -1:].expand(-1, missing, -1)], dim=1)
 
     def _logits_fn(
         self, window: Tensor, num_frames: int, decode: DecodeConfig, timing: Tensor | None

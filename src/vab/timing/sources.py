@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from vab.config import FRAME_RATE, Preset
+from vab.config import FRAME_RATE, Preset, audio_frames
 from vab.errors import SettingError, first_line
 from vab.media.file import MediaFile
 from vab.media.sources.given import ArrayLike
@@ -23,6 +23,7 @@ MOTION, NONE, SOUND = "motion", "none", "sound:"
 Timing: TypeAlias = TimingCurve | ArrayLike | str | Path | None
 _HELP = "motion, none, sound:FILE, or a CSV file with the columns seconds,onset,level_db"
 _LATE_SECONDS = 0.05  # by which a file of times may go beyond the clip
+_STILL = 1.5  # grey levels in 40 ms: a film of which no patch ever changes by more stands still
 
 
 def choose(timing: Timing, preset: Preset, has_predictor: bool) -> Timing:
@@ -32,11 +33,11 @@ def choose(timing: Timing, preset: Preset, has_predictor: bool) -> Timing:
     """
     if timing is None:
         return MOTION if preset.model.timing and has_predictor else NONE
-    if _is(timing, NONE):
+    if is_named(timing, NONE):
         return NONE
     if not preset.model.timing:
         raise SettingError(f"{preset.name} takes no timing curve: it was trained without one; leave it out")
-    if _is(timing, MOTION) and not has_predictor:
+    if is_named(timing, MOTION) and not has_predictor:
         raise SettingError(
             f"{preset.name} has no motion predictor (motion.safetensors); say none, or give a curve"
         )
@@ -54,19 +55,25 @@ def resolve(
     predictor: MotionPredictor | None = None,
     motion: Callable[[], Motion] | None = None,
 ) -> TimingCurve | None:
-    """The curve [T] for a clip from what ``choose`` gave; None for ``none``, and for the motion of an image.
+    """The curve [T] for a clip from what ``choose`` gave; None for ``none``, and where nothing moves.
+
+    An image has no motion, and neither has a film that stands still: that does not say that nothing is heard.
 
     ``num_frames``: T of the clip; a curve may be shorter or longer. ``motion`` gives the motion of the file
     where that is being read anyway. Raises ``TimingError`` or ``MediaError``, one line each, for a file of
     times that is none or goes beyond the clip, a sound that cannot be read, an array of another shape.
     """
-    if source is None or _is(source, NONE):
+    if source is None or is_named(source, NONE):
         return None
-    if _is(source, MOTION):
+    if is_named(source, MOTION):
         assert predictor is not None
         if file.is_image:
             return None
-        return predictor.curve(read_motion(file) if motion is None else motion(), num_frames)
+        seen = read_motion(file) if motion is None else motion()
+        if seen.values[:, :, 0].max(initial=0.0) < _STILL:
+            return None
+        # After the picture's end nothing is known; nor is what moves measured by the stillness after it.
+        return predictor.curve(seen, min(num_frames, audio_frames(file.times.seconds)))
     if isinstance(source, str) and source.startswith(SOUND):
         return _of_sound(source.removeprefix(SOUND), num_frames)
     if isinstance(source, str | Path):
@@ -90,9 +97,9 @@ def record(source: Timing, is_image: bool = False) -> dict[str, str]:
     Known before the input is read. Empty for ``none``, and for the motion of an image, which has none.
     ``TimingError`` for a file that cannot be read.
     """
-    if _is(source, NONE) or source is None or (_is(source, MOTION) and is_image):
+    if is_named(source, NONE) or source is None or (is_named(source, MOTION) and is_image):
         return {}
-    if _is(source, MOTION):
+    if is_named(source, MOTION):
         return {"timing": MOTION}
     if isinstance(source, str | Path):
         kind, name = (
@@ -107,7 +114,7 @@ def record(source: Timing, is_image: bool = False) -> dict[str, str]:
     return {"timing": f"curve#{curve.fingerprint}"}
 
 
-def _is(source: Timing, word: str) -> bool:
+def is_named(source: Timing, word: str) -> bool:
     """True for this word; an array that is compared with a word would be compared number by number."""
     return isinstance(source, str) and source == word
 
