@@ -37,7 +37,7 @@ def onset_times(waveform: NDArray[np.floating]) -> NDArray[np.float64]:
     An onset is the highest flux within 30 ms and 0.4 nats above the mean of that within 100 ms. A sound that
     starts amid something has none there: a cut is no event.
     """
-    return _onsets(_flux(waveform))[0] / (2 * FRAME_RATE)
+    return peaks(_flux(waveform))[0] / (2 * FRAME_RATE)
 
 
 def level_db(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -58,7 +58,7 @@ def relative(level: NDArray[np.floating], loudest: float) -> NDArray[np.float32]
 
 def curve_of(waveform: NDArray[np.floating]) -> TimingCurve:
     """The timing curve of a sound: its onsets, each as strong as it rises, and its level."""
-    places, rises = _onsets(_flux(waveform))
+    places, rises = peaks(_flux(waveform))
     level = level_units(level_db(waveform))
     return TimingCurve(bumps(places / (2 * FRAME_RATE), len(level), _strengths(rises)), level)
 
@@ -68,7 +68,7 @@ def stored_curve(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
 
     The level is relative to full scale, so that pieces of several sounds keep theirs when they are joined.
     """
-    places, rises = _onsets(_flux(waveform))
+    places, rises = peaks(_flux(waveform))
     result = np.zeros((samples_to_frames(len(waveform)), 2), np.float32)
     result[places // 2, 0] = _strengths(rises)
     result[:, 1] = _absolute_level(waveform)
@@ -102,19 +102,24 @@ def _flux(waveform: NDArray[np.floating]) -> NDArray[np.float64]:
     return flux
 
 
-def _onsets(flux: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Places [n] in a flux [2T] of its onsets, and the flux there."""
+def peaks(
+    flux: NDArray[np.floating], min_rise: float = MIN_RISE
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Places [n] of the onsets in a flux [N] at 100 Hz, and the flux there.
+
+    Each is the highest within 30 ms and ``min_rise`` nats above the mean within 100 ms.
+    """
     if not len(flux):
         return np.zeros(0, np.int64), np.zeros(0)
     highest = _neighbours(flux, PEAK_RADIUS).max(1)
     around = _neighbours(flux, MEAN_RADIUS).mean(1)
     # a plateau has one onset: its first value
     first = np.concatenate([[True], flux[1:] > flux[:-1]])
-    places = np.flatnonzero(first & (flux >= highest) & (flux > around + MIN_RISE))
-    return places, flux[places]
+    places = np.flatnonzero(first & (flux >= highest) & (flux > around + min_rise))
+    return places, flux[places].astype(np.float64)
 
 
-def _neighbours(values: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
+def _neighbours(values: NDArray[np.floating], radius: int) -> NDArray[np.floating]:
     """Neighbours [n, 2 radius + 1] of each of values [n]; the ends are repeated."""
     return np.lib.stride_tricks.sliding_window_view(np.pad(values, radius, mode="edge"), 2 * radius + 1)
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from vab.timing.sound import LAG, peaks
 from vab.utils.mel import RATE, log_mel_frames, magnitudes, mel_filters
 
 MEL_FLOOR = 1e-3  # smaller mel magnitudes count as this: about what YAMNet takes for silence
 WINDOWS = (64, 128, 256, 512, 1024, 2048)  # samples, of the multi-scale mel distance; hop a quarter
 MIN_MAGNITUDE = 1e-5  # of its mel bands
 MIN_RISE = 0.35  # nats, mean over the bands: how far an onset must stand above its surroundings
-LAG_FRAMES = 2  # over which a rise is measured
-PEAK_RADIUS = 3  # frames within which an onset is the highest
-MEAN_RADIUS = 10  # frames whose mean it must exceed
 ONSET_TOLERANCE_SECONDS = 0.05  # by which two onsets may differ and still agree
 
 
@@ -52,26 +50,15 @@ def onsets(waveform: NDArray[np.floating]) -> NDArray[np.float32]:
 
     An onset is a local maximum of the spectral flux (the mean over mel bands of what rises within 20 ms) that
     stands 0.35 nats above the mean of the flux around it. A clip that starts amid a sound has none
-    there: a cut is no event.
+    there: a cut is no event. Unlike those of :mod:`vab.timing.sound`, which are the same at any gain, these
+    are of what is above the floor of the log-mel frames, as the other metrics here hear it.
     """
     frames = log_mel_frames(waveform, MEL_FLOOR)
-    if len(frames) <= LAG_FRAMES:
-        return np.zeros(0, np.float32)
     # spectral flux [T]: the mean over the bands of what has risen in 20 ms
-    flux = np.maximum(frames[LAG_FRAMES:] - frames[:-LAG_FRAMES], 0.0).mean(1)
-    highest = _neighbours(flux, PEAK_RADIUS).max(1)
-    level = _neighbours(flux, MEAN_RADIUS).mean(1)
-    # a plateau has one onset: its first frame
-    first = np.concatenate([[True], flux[1:] > flux[:-1]])
-    peaks = np.flatnonzero(first & (flux >= highest) & (flux > level + MIN_RISE))
-    return ((peaks + LAG_FRAMES) * 0.01 + 0.0125).astype(
-        np.float32
-    )  # the middle of the window that has risen
-
-
-def _neighbours(values: NDArray[np.floating], radius: int) -> NDArray[np.floating]:
-    """Neighbours [T, 2 radius + 1] of each of values [T]; the ends are repeated."""
-    return np.lib.stride_tricks.sliding_window_view(np.pad(values, radius, mode="edge"), 2 * radius + 1)
+    flux = np.maximum(frames[LAG:] - frames[:-LAG], 0.0).mean(1)
+    places, _ = peaks(flux, MIN_RISE)
+    # the middle of the window that has risen
+    return ((places + LAG) * 0.01 + 0.0125).astype(np.float32)
 
 
 def onset_agreement(
