@@ -66,7 +66,7 @@ def expect(pipeline: VABPipeline, clip: Path, out: Path) -> None:
         num_frames = audio_frames(min(SECONDS, file.seconds))
         curve = resolve(MOTION, file, num_frames, pipeline.predictor)
     out.mkdir(parents=True, exist_ok=True)
-    write_curve(out / f"{clip.stem}.csv", curve or TimingCurve(np.zeros(num_frames)))
+    write_curve(out / f"{clip.stem}.csv", curve or TimingCurve(np.zeros(num_frames, np.float32)))
 
 
 def main() -> None:
