@@ -100,13 +100,19 @@ def test_a_file_by_hand_is_linear_in_between_and_as_long_as_it_is_told(tmp_path:
     assert read_curve(path).num_frames == 50
     path.write_text("seconds;onset\n0,5;1\n".replace("0,5", "0.5"), encoding="utf-8")
     assert read_curve(path, 50).level is None
+    # times alone are events, as hands tap them
+    path.write_text("seconds\n1.51\n0.51\n", encoding="utf-8")
+    tapped = read_curve(path, 100)
+    assert tapped.level is None and tapped.onset is not None
+    assert [np.round(values, 2).tolist() for values in events(tapped.onset)] == [[0.51, 1.51], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("time,onset\n1,1\n", "needs the columns seconds,onset,level_db; there is columns time, onset"),
-        ("seconds\n1\n", "needs the columns"),
+        ("time,onset\n1,1\n", "needs the columns seconds,onset,level_db; it has columns time, onset"),
+        ("seconds\n", "has neither an onset nor a level_db"),
+        ("seconds,loud\n1,1\n", "needs the columns"),
         ("seconds,onset\n1,\n", "has neither an onset nor a level_db"),
         ("seconds,onset\n1,2\n", r"line 2, column onset: '2' is not a strength from 0 to 1"),
         ("seconds,onset\n1,1\nx,1\n", r"line 3, column seconds: 'x' is not a time in seconds"),

@@ -85,8 +85,9 @@ def generate(
             not missed with vab-tiny (docs/results.md). The four options above go over it. Default: the
             model's own settings.
         timing: what says when something happens, and how loud it is: motion, that of the film; sound:FILE,
-            another sound; a CSV file with the columns seconds,onset,level_db; or none. For a model that is
-            told; the others leave it to themselves. Default: motion where the model can, else none.
+            another sound; a CSV file with the columns seconds,onset,level_db, or seconds alone; or none. For
+            a model that is told; the others leave it to themselves. Default: motion where the model can and
+            something moves, else none.
         samples: number of different sounds for each input.
         keep: a span of the video's own sound to keep, in seconds, such as 2.0:5.5, :3 or 7: . Its samples
             stay as they are, unless --rate or --channels converts them. Can be given several times.

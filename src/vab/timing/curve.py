@@ -164,19 +164,22 @@ def events(onset: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.
 def read_curve(path: str | Path, num_frames: int | None = None) -> TimingCurve:
     """The curve of a CSV file with the columns ``seconds,onset,level_db``, of which one of the last may lack.
 
-    A row has a time, an event's strength there (0..1) or nothing, and a level in dB (0 is the loudest part)
-    or nothing. Levels are linear between the given times, and stay as they are before the first and after the
-    last. ``num_frames``: T of the curve, default up to the last time. A column without any value is unknown.
-    ``TimingError`` names the file, the line and the mistake.
+    With no column but ``seconds`` each row is an event of strength 1, as a list of taps. Else it has a time, an
+    event's strength there (0..1) or nothing, and a level in dB (0 is the loudest part) or nothing. Levels are
+    linear between the given times, and stay as they are before the first and after the last. ``num_frames``: T
+    of the curve, default up to the last time. A column without any value is unknown. ``TimingError`` names the
+    file, the line and the mistake.
     """
     # 1. The rows.
     rows: list[tuple[float, float | None, float | None]] = []
     try:
         table = read_table(path, COLUMNS)
-        if "seconds" not in table.names or not {"onset", "level_db"} & set(table.names):
-            raise TimingError(f"{path}: needs the columns {','.join(COLUMNS)}; there is {table}")
+        taps = table.names == ["seconds"]
+        if not taps and ("seconds" not in table.names or not {"onset", "level_db"} & set(table.names)):
+            raise TimingError(f"{path}: needs the columns {','.join(COLUMNS)}; it has {table}")
         for line, fields in table.rows:
-            rows.append(_row(path, line, dict(zip(table.names, fields, strict=False))))
+            time, strength, db = _row(path, line, dict(zip(table.names, fields, strict=False)))
+            rows.append((time, 1.0 if taps else strength, db))
     except ListError as error:
         raise TimingError(str(error)) from None
 
