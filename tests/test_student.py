@@ -245,6 +245,11 @@ def test_who_cannot_teach_is_told_why(latents: Path, teacher: Path, tmp_path: Pa
         SettingError, match=r"a student does without guidance: decode\.guidance_scale must be 1"
     ):
         train(guided, latents, tmp_path / "run", init=teacher)
+    led = replace(STUDENT, decode=replace(STUDENT.decode, timing_scale=6.0))
+    with pytest.raises(
+        SettingError, match=r"without guidance, by a curve too: decode\.timing_scale must be 0"
+    ):
+        train(led, latents, tmp_path / "run", init=teacher)
 
 
 def test_a_second_stage_can_have_a_student(latents: Path, tmp_path: Path) -> None:

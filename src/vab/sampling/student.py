@@ -42,6 +42,10 @@ class Student(VAB):
         """
         if preset.decode.guidance_scale != 1:
             raise SettingError("a student does without guidance: decode.guidance_scale must be 1")
+        if preset.decode.timing_scale not in (0, 1):
+            raise SettingError(
+                "a student does without guidance, by a curve too: decode.timing_scale must be 0"
+            )
         teacher = load_stage(folder)
         if isinstance(teacher.network, FoleyGen):
             raise TrainError(f"{folder}: FoleyGen makes frame after frame; only a VAB can teach a student")

@@ -164,11 +164,11 @@ def events(onset: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.
 def read_curve(path: str | Path, num_frames: int | None = None) -> TimingCurve:
     """The curve of a CSV file with the columns ``seconds,onset,level_db``, of which one of the last may lack.
 
-    With no column but ``seconds`` each row is an event of strength 1, as a list of taps. Else it has a time, an
-    event's strength there (0..1) or nothing, and a level in dB (0 is the loudest part) or nothing. Levels are
-    linear between the given times, and stay as they are before the first and after the last. ``num_frames``: T
-    of the curve, default up to the last time. A column without any value is unknown. ``TimingError`` names the
-    file, the line and the mistake.
+    With no column but ``seconds`` each row is an event of strength 1, as a list of taps. Else it has a time,
+    an event's strength there (0..1) or nothing, and a level in dB (0 is the loudest part) or nothing. Levels
+    are linear between the given times, and stay as they are before the first and after the last.
+    ``num_frames``: T of the curve, default up to the last time. A column without any value is unknown.
+    ``TimingError`` names the file, the line and the mistake.
     """
     # 1. The rows.
     rows: list[tuple[float, float | None, float | None]] = []
