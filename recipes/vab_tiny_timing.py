@@ -1,12 +1,13 @@
 """Whether a model's sounds happen when the clips' own do: without a curve, led by motion, led by the truth.
 
-    python recipes/vab_tiny_timing.py ../shared/data MODEL runs/timing [--kinds none motion true]
+    python recipes/vab_tiny_timing.py ../shared/data MODEL runs/timing [--kinds none motion true taps]
 
 For each clip three sounds of its first 5 s are written to ``OUT/KIND/1`` to ``3``; those that are there stay.
 Then ``vab evaluate timing`` measures them as in docs/results.md: on half 2 of the clips, on those of them on
 which no setting of the motion predictor was chosen, and on the impacts of both halves. ``true`` follows the
-clip's own sound, which is the most that a curve can do. What the motion lets expect is written to
-``OUT/curves``, and measured by itself and as a gain over the first kind: what the model must beat.
+clip's own sound, which is the most that a curve can do, ``taps`` the times of its onsets alone. What the
+motion lets expect is written to ``OUT/curves``, and measured by itself and as a gain over the first kind,
+which the model must beat.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from vab.inference.pipeline import VABPipeline
 from vab.media.file import MediaFile
 from vab.media.reader import write_wav
 from vab.timing.curve import TimingCurve, write_curve
-from vab.timing.sources import MOTION, resolve
+from vab.timing.sound import onset_times
+from vab.timing.sources import MOTION, Timing, resolve
 
 SECONDS = 5.0  # of each clip
 SEEDS = 3
 IMPACTS = "CondFoleyGen"  # how the names of the impacts begin
-SOURCES = {"none": "none", "motion": "motion", "true": "sound:{}"}  # kind -> vab generate --timing
+KINDS = ("none", "motion", "true", "taps")
 
 
 def clips_of(data: Path) -> list[Path]:
@@ -53,7 +55,10 @@ def make(pipeline: VABPipeline, clip: Path, kind: str, scale: float, out: Path) 
     decode = replace(pipeline.config.decode, timing_scale=scale)
     with MediaFile(clip) as file:
         seconds = min(SECONDS, file.seconds)
-    timing = SOURCES[kind].format(clip)
+        timing: Timing = f"sound:{clip}" if kind == "true" else kind
+        if kind == "taps":
+            times = onset_times(file.audio(0.0, seconds))
+            timing = TimingCurve.from_events(times, audio_frames(seconds))
     sounds = pipeline.generate_many(clip, SEEDS, decode=decode, timing=timing, seconds=seconds)
     for name, sound in zip(names, sounds, strict=True):
         name.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kinds", nargs="*", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--timing-scale", type=float, default=0.0)
     args = parser.parse_args()
     pipeline = VABPipeline.from_pretrained(args.model, device="cpu", dtype="auto")
