@@ -79,13 +79,14 @@ def stand_ins() -> Iterator[None]:
 def help_of(words: Sequence[str]) -> str:
     """What ``vab WORDS --help`` prints, 90 columns wide and without colours."""
     os.environ |= {"COLUMNS": "90", "NO_COLOR": "1"}
-    printed = io.StringIO()
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # tyro draws boxes where the encoding has them
     with redirect_stdout(printed), stand_ins():
         try:
             main([*words, "--help"])
         except SystemExit as end:
             assert end.code == 0, f"vab {' '.join(words)} --help ended with {end.code}"
-    return printed.getvalue().strip()
+    printed.seek(0)
+    return printed.read().strip()
 
 
 def help_page(words: Sequence[str]) -> str:

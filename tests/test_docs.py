@@ -44,6 +44,9 @@ def test_the_command_pages_name_every_verb_and_print_its_help(
         page = (pages / "commands" / f"{verb.split()[0]}.md").read_text(encoding="utf-8")
         assert f"\n## vab {verb}\n" in page and f"usage: vab {verb} " in page
         assert f"`vab {verb}`" in (pages / "commands.md").read_text(encoding="utf-8")
+        blocks, paragraphs = page.split("```")[1::2], page.split("```")[::2]
+        assert any(re.search(r"^│ -h, --help +show", block, re.MULTILINE) for block in blocks)
+        assert not any("-h, --help" in paragraph for paragraph in paragraphs)
     page = (pages / "commands/search.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit):
         main(["search", "--help"])
