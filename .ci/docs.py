@@ -77,8 +77,8 @@ def stand_ins() -> Iterator[None]:
 
 
 def help_of(words: Sequence[str]) -> str:
-    """What ``vab WORDS --help`` prints, 90 columns wide and without colours."""
-    os.environ |= {"COLUMNS": "90", "NO_COLOR": "1"}
+    """What ``vab WORDS --help`` prints, as wide as a page of the site and without colours."""
+    os.environ |= {"COLUMNS": "78", "NO_COLOR": "1"}
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # tyro draws boxes where the encoding has them
     with redirect_stdout(printed), stand_ins():
         try:
