@@ -366,6 +366,9 @@ def test_sources_resolve(tmp_path: Path) -> None:
     curve = resolve(times, file, 100)
     assert curve is not None and curve.onset is not None and curve.num_frames == 100
     assert curve.onset[25] == pytest.approx(1.0)
+    times.write_text("seconds,onset\n0.51,1\n")
+    alone = resolve(times, file, 100)
+    assert alone is not None and alone.level is not None and alone.level[25] == alone.level.max()
     array = np.zeros((60, 2), np.float32)
     array[30, 0] = 1
     for source in (array, array[:, 0], torch.from_numpy(array), TimingCurve(array[:, 0])):

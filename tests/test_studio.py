@@ -40,6 +40,7 @@ from vab.studio.queue import INTERNAL_ERROR, Job, JobQueue, UserError
 from vab.studio.service import StudioService
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, make_clip
+from vab.timing.curve import TimingCurve
 from vab.utils.progress import StageProgress
 from vab.web.access import Access, listen
 
@@ -233,6 +234,8 @@ def test_a_curve_says_when(tmp_path: Path, clip: Clip) -> None:
     told = next(maker.new(clip, 1, 0, settings, timing=maker.timing("curve", curve, 3.0)))
     same = maker.pipeline.generate(clip.source, timing=str(tmp_path / "curve.csv"))
     assert np.array_equal(told.waveform, same.waveform)
+    tapped = maker.timing("curve", {"events": curve["events"], "level": []}, 3.0)
+    assert isinstance(tapped, TimingCurve) and tapped.level is not None  # they suggest one
     free = next(maker.new(clip, 1, 0, settings, timing=maker.timing("none", curve, 3.0)))
     assert not np.array_equal(told.waveform, free.waveform)
     assert maker.follows_curves and not maker.follows_motion

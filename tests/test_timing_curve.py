@@ -107,6 +107,21 @@ def test_a_file_by_hand_is_linear_in_between_and_as_long_as_it_is_told(tmp_path:
     assert [np.round(values, 2).tolist() for values in events(tapped.onset)] == [[0.51, 1.51], [1.0, 1.0]]
 
 
+def test_events_alone_suggest_a_level_that_falls() -> None:
+    curve = TimingCurve.from_events([0.5, 1.0], 100, [1.0, 0.5]).with_level()
+    level = decibels(curve.level)  # type: ignore[arg-type]
+    middles = (np.arange(100) + 0.5) / 50
+    assert level[24:26] == pytest.approx([0.0, -1.2], abs=0.1)
+    assert level[middles < 0.48].max() == level[(middles > 0.9) & (middles < 0.97)].max() == -45.0
+    assert level[(middles > 0.52) & (middles < 0.86)] == pytest.approx(
+        -120 * (middles[(middles > 0.52) & (middles < 0.86)] - 0.5), abs=0.2
+    )
+    assert level[50] == pytest.approx(20 * np.log10(0.5) - 1.2, abs=0.2)
+    # what is known stays, and so does that nothing happens
+    for known in (curve, TimingCurve(np.zeros(40)), TimingCurve(level=np.zeros(40))):
+        assert known.with_level() is known
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -285,7 +285,7 @@ class TakeMaker:
         if levels:
             times, values = zip(*levels, strict=True)
             level = level_units(np.interp((np.arange(num_frames) + 0.5) / FRAME_RATE, times, values))
-        return TimingCurve(onset, level)
+        return TimingCurve(onset, level).with_level()
 
     def _edit(
         self,

@@ -30,6 +30,7 @@ LONGEST_SECONDS = 86_400.0  # of a file of times
 NUM_CHANNELS = 4  # onset, level, and of each whether it is known
 COLUMNS = ("seconds", "onset", "level_db")
 MIN_STRENGTH = 0.02  # of an event that is written: less is the foot of another's bump
+FALL = 120.0  # dB a second by which it gets quieter after an event of which no level is known
 
 
 class TimingError(VABError, ValueError):
@@ -96,6 +97,24 @@ class TimingCurve:
     def fingerprint(self) -> str:
         """16 hex digits: equal for equal curves."""
         return sha256(self.channels().tobytes())[:16]
+
+    def with_level(self) -> Self:
+        """With the level that events alone suggest: 0 dB at one of strength 1, then falling by ``FALL``.
+
+        A model that is told no level fills the time between the events (docs/decisions/timing.md). A curve
+        whose level is known, or that has no event, stays as it is.
+        """
+        if self.onset is None or self.level is not None:
+            return self
+        level = np.full(self.num_frames, LEVEL_FLOOR)
+        reach = math.ceil(-LEVEL_FLOOR / FALL * FRAME_RATE) + 2
+        times, strengths = events(self.onset)
+        for time, strength in zip(times, strengths, strict=True):
+            first = max(0, math.floor(time * FRAME_RATE - 0.5))  # the frame in which it sets in
+            part = level[first : first + reach]
+            since = (np.arange(first, first + len(part)) + 0.5) / FRAME_RATE - time
+            np.maximum(part, 20 * math.log10(strength) - FALL * since.clip(0), out=part)
+        return type(self)(self.onset, level_units(level)) if len(times) else self
 
     def cut(self, start: int, stop: int) -> Self:
         """The frames ``start`` to ``stop``, as far as there are; one of them must be there."""

@@ -138,7 +138,7 @@ def _of_times(path: Path, file: MediaFile, num_frames: int) -> TimingCurve:
     end, last = num_frames / FRAME_RATE, read_curve(path).num_frames / FRAME_RATE
     if last > end + _LATE_SECONDS:
         raise TimingError(f"{path}: goes on to {last:.2f} s, but {file.path.name} ends at {end:.2f} s")
-    return read_curve(path, num_frames)
+    return read_curve(path, num_frames).with_level()
 
 
 def _of_array(values: NDArray[Any]) -> TimingCurve:
