@@ -5,8 +5,9 @@
 
 A setting is ``paper``, or fields of DecodeConfig that differ from the paper's; ``dtype`` is the
 networks' number format, and ``model=DIR`` another model, such as a student; ``timing=true`` leads the sounds
-by the timing curves of real dev sounds of the photo's class. Every setting makes a sound of one window for
-the same dev photos with the same seeds; with ``--after SETTING``, a sixth second of the sounds of that
+by the timing curves of real dev sounds of the photo's class, ``timing=motion`` by those that the motion of
+real clips gives, a random clip of ``data/clips`` for each sound. Every setting makes a sound of one window
+for the same dev photos with the same seeds; with ``--after SETTING``, a sixth second of the sounds of that
 setting. Tokens and YAMNet's scores are kept in ``--out``, so that a run goes on where it was cut, and a new
 setting costs its own sounds alone. ``--make`` stops there; ``--time N`` times the settings in turn instead, N
 rounds of one sound each.
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from judge import RATE, Judge
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 from vab_tiny_measure import fitted_judge, sounds_of
 
@@ -43,7 +45,11 @@ from vab.evaluate.backbones.yamnet import MIN_SCORE, Yamnet
 from vab.evaluate.metrics.distances import RESAMPLES, divergences, frechet
 from vab.evaluate.metrics.statistics import Interval, bootstrap
 from vab.inference.pipeline import VABPipeline
+from vab.media.file import MediaFile
 from vab.presets import at_speed
+from vab.timing.curve import NUM_CHANNELS
+from vab.timing.motion import read_motion
+from vab.timing.predictor import MotionPredictor
 from vab.timing.unsure import timing_of
 from vab.training.batches import make_generator
 
@@ -90,7 +96,7 @@ class Setting(NamedTuple):
     pipeline: VABPipeline
     decode: DecodeConfig
     dtype: torch.dtype
-    led: bool  # by the curve of a real sound of the class
+    timing: str  # what leads the sounds: none, true (a real sound of the class) or motion (that of a clip)
 
     @classmethod
     def named(cls, text: str, model: Path | None) -> Setting:
@@ -101,14 +107,26 @@ class Setting(NamedTuple):
         # One that is named here, a student, goes by its own settings; the model by the paper's.
         own = pipeline.config.decode if other else at_speed(pipeline.config.decode, "paper")
         dtype = getattr(torch, words.pop("dtype", "float32"))
-        led = words.pop("timing", "none") == "true"
+        timing = words.pop("timing", "none")
         values = {name: type(getattr(own, name))(word) for name, word in words.items()}
-        return cls(text, pipeline, replace(own, **values), dtype, led)
+        return cls(text, pipeline, replace(own, **values), dtype, timing)
+
+
+def curves_by_motion(predictor: MotionPredictor, clips: Path, num_frames: int) -> Tensor:
+    """Curves [n,T,4] of the first T audio frames of each film in a folder: those that its motion gives."""
+    curves = torch.zeros(0, num_frames, NUM_CHANNELS)
+    for path in sorted(clips.iterdir()):
+        with MediaFile(path) as file:
+            curve = predictor.curve(read_motion(file), round(file.seconds * FRAME_RATE))
+        channels = torch.from_numpy(curve.channels())[None, :num_frames]  # after its end nothing is known
+        curves = torch.cat([curves, functional.pad(channels, (0, 0, 0, num_frames - channels.shape[1]))])
+    return curves
 
 
 @torch.no_grad()
 def make(
     yamnet: Yamnet,
+    data: Path,
     store: LatentStore,
     plan: Plan,
     setting: Setting,
@@ -126,6 +144,10 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     pipeline.to(setting.dtype)
     rows = {name: row for row, name in enumerate(store.ids)}
+    if setting.timing == "motion":
+        assert pipeline.predictor is not None
+        curves = curves_by_motion(pipeline.predictor, data / "clips", model.audio_length)
+        clip = np.random.default_rng(0).integers(len(curves), size=len(plan.photos))
     for start in range(0, min(count, len(plan.photos)), CHUNK):
         path = folder / f"{start:04d}.npz"
         if path.exists():
@@ -137,7 +159,9 @@ def make(
         tokens = torch.zeros(len(part), model.num_codebooks, model.audio_length, dtype=torch.int64)
         known = torch.zeros_like(tokens, dtype=torch.bool)
         timing = None
-        if setting.led:
+        if setting.timing == "motion":
+            timing = curves[clip[part]]
+        elif setting.timing == "true":
             stored = store.gather("timing", np.array([rows[plan.true[n]] for n in part]))
             whole = torch.ones(stored.shape[:2])
             timing = torch.from_numpy(timing_of(stored, whole, stored[:, :, 1].max(1)))
@@ -175,6 +199,12 @@ def true_scores(
     return np.load(path)["scores"][[place[name] for name in plan.true]]
 
 
+def named(judge: Judge, scores: NDArray) -> NDArray:
+    """What the judge takes sounds for, [N], by YAMNet's scores of them [N, patches, 521]."""
+    logs = np.log(scores + 1e-4)
+    return judge.model.predict(np.concatenate((logs.mean(1), logs.max(1)), axis=1))
+
+
 class Heard(NamedTuple):
     """What an evaluation needs of N sounds."""
 
@@ -185,8 +215,7 @@ class Heard(NamedTuple):
     @classmethod
     def of(cls, judge: Judge, scores: NDArray, labels: Sequence[str]) -> Heard:
         """From scores [N, patches, 521], as ``Judge`` and ``YamnetBackbone`` have them."""
-        logs = np.log(scores + 1e-4)
-        names = judge.model.predict(np.concatenate((logs.mean(1), logs.max(1)), axis=1))
+        names = named(judge, scores)
         clipped = scores.clip(MIN_SCORE, 1 - MIN_SCORE)
         mean = clipped.mean(1)
         return cls(
@@ -308,7 +337,7 @@ def main() -> None:
         after = None if args.after is None else args.out / args.after
         out = args.out if after is None else args.out / f"after {after.name}"
         for setting in settings:
-            make(yamnet, store, plan, setting, out, args.sounds, after)
+            make(yamnet, args.data, store, plan, setting, out, args.sounds, after)
         if args.make:
             return
         manifest = args.store.parent / "codec.csv"

@@ -15,12 +15,17 @@ from helpers.training import PRESET, fill, metrics, preset
 from vab.data.store import LatentStore
 from vab.evaluate.embedding import embed_store
 from vab.inference.pipeline import VABPipeline
+from vab.media.file import MediaFile
 from vab.media.reader import read_audio
 from vab.models.heads import load_finetuned
+from vab.timing.predictor import MotionPredictor
+from vab.timing.sources import resolve
 from vab.training.batches import ClipBatches
 from vab.training.trainer import train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
+import vab_tiny_classes
+import vab_tiny_levers
 import vab_tiny_pack
 import vab_tiny_timing
 import vab_tiny_understands as recipe
@@ -128,3 +133,25 @@ def test_a_clip_gets_sounds_without_and_with_its_own_timing(tmp_path: Path) -> N
     before = (tmp_path / "true" / "2" / "clip.wav").stat().st_mtime_ns
     vab_tiny_timing.make(pipeline, clip, "true", 6.0, tmp_path)
     assert (tmp_path / "true" / "2" / "clip.wav").stat().st_mtime_ns == before
+
+
+def test_films_lead_by_their_motion_as_long_as_they_are(tmp_path: Path) -> None:
+    short, long = (write_video(tmp_path / f"{n}.mp4", 10 * n, 10) for n in (1, 3))
+    predictor = MotionPredictor()
+    curves = vab_tiny_levers.curves_by_motion(predictor, tmp_path, 100)
+    assert not curves[0, 50:].any() and curves[:, :50, 2:].all() and curves[1, 50:, 2:].all()
+    for clip, frames, curve in ((short, 50, curves[0]), (long, 150, curves[1])):
+        with MediaFile(clip) as file:
+            told = resolve("motion", file, frames, predictor)
+        assert told is not None and np.array_equal(told.channels()[:100], curve[:frames])
+
+
+def test_a_class_says_what_it_is_taken_for() -> None:
+    labels = np.array(["cow", "cow", "cow", "cat"])
+    heard = np.array(["cow", "dog", "dog", "cat"])
+    assert (
+        vab_tiny_classes.row("cow", [(labels, labels), (heard, labels)])
+        == "cow | 1.00 (3) | 0.33 (3) | dog 2"
+    )
+    assert vab_tiny_classes.row("cat", [(labels, labels), (heard, labels)]) == "cat | 1.00 (1) | 1.00 (1) | "
+    assert vab_tiny_classes.row("sea", [(labels, labels), (heard, labels)]) == "sea | - | - | "
