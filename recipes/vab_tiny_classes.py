@@ -2,9 +2,9 @@
 
     python recipes/vab_tiny_classes.py --data ../shared/data --store runs/tiny/store --out runs/levers SETTING
 
-For each class with photos the judge's share (see judge.py) of real dev sounds, of these through the codebooks
-that the network models, and of the sounds that ``vab_tiny_levers.py`` made for dev photos with a setting and
-keeps in ``--out``; then what the others are most often taken for.
+For each class with photos the judge's share (see judge.py) of real dev sounds, of their windows through the
+codebooks that the network models, and of the sounds that ``vab_tiny_levers.py`` made for dev photos with a
+setting and keeps in ``--out``; then what the others are most often taken for.
 """
 
 from __future__ import annotations
@@ -16,21 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from judge import Judge
 from numpy.typing import NDArray
 from vab_tiny_levers import Plan, named
-from vab_tiny_measure import fitted_judge, reconstructed, sounds_of
-
-from vab.codecs.tiny import TinyCodec
-from vab.inference.pipeline import VABPipeline
+from vab_tiny_measure import fitted_judge, sounds_of
 
 MOST = 3  # wrong names of a class that are listed
-
-
-def kept(judge: Judge, folder: Path) -> NDArray:
-    """What the judge takes the sounds of a setting for, [N]."""
-    parts = [np.load(file)["scores"] for file in sorted(folder.glob("[0-9]*.npz"))]
-    return named(judge, np.concatenate(parts))
 
 
 def row(name: str, columns: Sequence[tuple[NDArray, NDArray]]) -> str:
@@ -56,25 +46,26 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     manifest = args.store.parent / "codec.csv"
-    judge = fitted_judge(
-        args.data, args.store.parent / "judge.pickle", *sounds_of(manifest, "train", args.data)
-    )
+    judge = fitted_judge(args.data, args.store.parent / "judge.pickle", [], [])  # the levers have fitted it
     plan = Plan.of(args.store.parent / "latents.csv")
-    generated = kept(judge, args.out / args.setting)
     classes = sorted(set(plan.labels))
 
-    pipeline = VABPipeline.from_pretrained(device="cpu")
-    codec = pipeline.codec
-    assert isinstance(codec, TinyCodec)
-    pairs = zip(*sounds_of(manifest, "dev", args.data), strict=True)
-    sounds, labels = zip(*(pair for pair in pairs if pair[1] in classes), strict=True)
-    coded = [reconstructed(codec, sound, pipeline.config.model.num_codebooks) for sound in sounds]
+    # 1. Real sounds; those through the codec, each once; those that were made.
+    sounds, labels = sounds_of(manifest, "dev", args.data)
+    real = judge.name([sound for sound, label in zip(sounds, labels, strict=True) if label in classes])
+    coded = dict(zip(plan.true, plan.labels, strict=True))
+    with np.load(args.out / "true.npz") as file:
+        through = named(judge, file["scores"])
+    parts = [np.load(file)["scores"] for file in sorted((args.out / args.setting).glob("[0-9]*.npz"))]
+    generated = named(judge, np.concatenate(parts))
+
+    # 2. By class.
     columns = [
-        (judge.name(sounds), np.array(labels)),
-        (judge.name(coded), np.array(labels)),
+        (real, np.array([label for label in labels if label in classes])),
+        (through, np.array([coded[name] for name in sorted(coded)])),
         (generated, np.array(plan.labels[: len(generated)])),
     ]
-    print("class | real | codebooks | generated | codebooks, taken for | generated, taken for")
+    print("class | real | through the codebooks | generated | through, taken for | generated, taken for")
     for name in classes:
         print(row(name, columns))
 
