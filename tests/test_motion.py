@@ -29,7 +29,7 @@ from vab.presets import preset
 from vab.sampling.stages import Stage
 from vab.timing import MOTION_FILES
 from vab.timing.curve import TimingCurve, TimingError
-from vab.timing.motion import CHANNELS, COLUMNS, PATCHES, Motion, frames_of, read_motion, scaled
+from vab.timing.motion import CHANNELS, COLUMNS, PATCHES, Motion, frames_of, read_motion, scaled, small_luma
 from vab.timing.predictor import MotionPredictor, PredictorConfig, load_predictor, pick_events, save_predictor
 from vab.timing.sources import choose, record, resolve
 from vab.training.motion.acts import RATE as PATH_RATE
@@ -165,17 +165,20 @@ def test_scaled_motion_is_that_of_another_contrast() -> None:
     )
 
 
-def write_square_film(path: Path, place: Place, seconds: np.ndarray, rotation: int = 0) -> Path:
-    """The square as a film of 192 x 144, frames at any times; ``rotation``: it lies on its side."""
+def write_square_film(
+    path: Path, place: Place, seconds: np.ndarray, rotation: int = 0, scale: int = 2
+) -> Path:
+    """The square as a film so much larger, frames at any times; ``rotation``: it lies on its side."""
     with av.open(str(path), "w") as target:
         stream = target.add_stream("libx264", rate=25, options={"crf": "12", "x264-params": "log=-1"})
-        stream.width, stream.height = (144, 192) if rotation % 180 else (192, 144)
+        across, down = 96 * scale, 72 * scale
+        stream.width, stream.height = (down, across) if rotation % 180 else (across, down)
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 12_800)
         if rotation:
             stream.set_display_rotation(rotation)
         for time in seconds.tolist():
-            grey = square(*place(time)).repeat(2, 0).repeat(2, 1)
+            grey = square(*place(time)).repeat(scale, 0).repeat(scale, 1)
             pixels = np.ascontiguousarray(np.rot90(grey, -rotation // 90))[:, :, None].repeat(3, 2)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = round(time * 12_800), Fraction(1, 12_800)
@@ -184,16 +187,43 @@ def write_square_film(path: Path, place: Place, seconds: np.ndarray, rotation: i
     return path
 
 
+@pytest.mark.parametrize("scale", [2, 6])  # by the scaler, by the luma itself
 @pytest.mark.parametrize("rotation", [0, 90, 180])
-def test_a_film_is_read_upright_and_at_its_own_times(tmp_path: Path, rotation: int) -> None:
+def test_a_film_is_read_upright_and_at_its_own_times(tmp_path: Path, rotation: int, scale: int) -> None:
     seconds = np.sort(np.arange(40) / 20 + np.random.default_rng(1).uniform(-0.01, 0.01, 40)).clip(0)
     seconds[0] = 0.0
-    path = write_square_film(tmp_path / "a.mp4", swinging, seconds, rotation)
+    path = write_square_film(tmp_path / "a.mp4", swinging, seconds, rotation, scale)
     with MediaFile(path) as file:
         motion = read_motion(file)
     assert motion.seconds == pytest.approx((seconds[1:] + seconds[:-1]) / 2, abs=0.002)
     down = strongest(motion.resampled(100), DOWN)
     assert np.median(down[20:44]) > 0.6 and np.median(down[56:80]) < -0.6
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "levels", "width", "height"),
+    [
+        ("yuv420p", "MPEG", 1280, 720),
+        ("yuv420p", "JPEG", 640, 360),
+        ("yuvj420p", None, 640, 480),
+        ("yuv444p", None, 721, 1023),
+        ("nv12", None, 854, 480),
+    ],
+)
+def test_large_frames_become_grey_as_the_scaler_has_them(
+    pixel_format: str, levels: str | None, width: int, height: int
+) -> None:
+    # black, white and what lies between, smooth
+    rough = Image.fromarray(np.random.default_rng(0).choice([0, 90, 170, 255], (12, 16, 3)).astype(np.uint8))
+    pixels = np.asarray(rough.resize((width, height), Image.Resampling.BICUBIC))
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    frame = frame.reformat(format=pixel_format, dst_color_range=levels)
+    scaled_down = frame.reformat(width=96, height=72, format="gray", interpolation="AREA").to_ndarray()
+    grey = small_luma(frame, 72, 96)
+    assert grey.shape == (72, 96) and grey.dtype == np.uint8
+    off = np.abs(grey.astype(int) - scaled_down)
+    assert off.mean() < 1.0 and off.max() < 12  # a box of 5 pixels begins at most half of one elsewhere
+    assert np.ptp(scaled_down) > 240 and abs((grey - scaled_down.astype(float)).mean()) < 0.2
 
 
 def test_motion_comes_from_the_pass_that_reads_the_frames(tmp_path: Path) -> None:

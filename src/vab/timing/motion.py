@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
@@ -35,7 +37,10 @@ _NOISE = 200.0  # of squared grey levels in a patch: gradients that are no more 
 _FASTEST = 8.0  # pixels in 40 ms: beyond that a gradient tells the direction at most
 _CUT = 12.0  # grey levels by which two shots differ in the mean, at least
 _SHORTEST_SHOT_SECONDS = 0.2  # between two cuts; what changes and changes back sooner is a flash
-_CHUNK = 16  # frames that are compared at once
+_CHUNK = 10  # frames that are compared at once: with more of them the numbers leave a core's own cache
+# Pixel formats whose first plane is the luma, a byte a pixel.
+_LUMA_FIRST = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12")
+_FEWEST = 5  # of its pixels each way for one of the 96 x 72: boxes of whole pixels are alike then
 
 
 @dataclass(frozen=True)
@@ -122,9 +127,14 @@ class MotionReader:
             self._orientation = orientation(frame)
         swap, down, right = self._orientation
         width, height = (HEIGHT, WIDTH) if swap else (WIDTH, HEIGHT)
-        grey: Any = self._scaler.reformat(
-            frame, width=width, height=height, format="gray", interpolation="AREA", threads=1
-        ).to_ndarray()
+        large = frame.height >= _FEWEST * height and frame.width >= _FEWEST * width
+        grey: Any
+        if large and frame.format.name in _LUMA_FIRST:
+            grey = small_luma(frame, height, width)
+        else:
+            grey = self._scaler.reformat(
+                frame, width=width, height=height, format="gray", interpolation="AREA", threads=1
+            ).to_ndarray()
         self.see(seconds, (grey.T if swap else grey)[::down, ::right])
 
     def see(self, seconds: float, grey: NDArray[np.uint8]) -> None:
@@ -168,6 +178,37 @@ class MotionReader:
         middles = (seconds[done - 1 : -1] + seconds[done:]) / 2
         self._parts.append((middles, values.astype(np.float16)))
         self._frames, self._seconds = self._frames[-2:], self._seconds[-2:]
+
+
+def small_luma(frame: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """Grey levels uint8 [height,width] of a larger frame of PyAV's: means of its luma over boxes of pixels.
+
+    As FFmpeg's scaler has them (``AREA``, to ``gray``), but for a box's borders, which are those of pixels.
+    """
+    # 1. Sums over the rows of each box, then over its columns: float32 [height,width].
+    plane = frame.planes[0]
+    luma = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+    top, left, share = _boxes(*luma.shape, height, width)
+    if frame.height % height == 0:
+        rows = np.add.reduce(luma.reshape(height, -1, frame.width), 1, np.uint16)
+    else:
+        rows = np.stack([np.add.reduce(luma[a:b], 0, np.uint16) for a, b in pairwise(top)])
+    sums = np.add.reduceat(rows, left[:-1], 1, np.float32)
+
+    # 2. Their means, rounded; black and white are 16 and 235 unless the frame says otherwise.
+    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    sums *= share if full else share * np.float32(255 / 219)
+    sums += np.float32(0.5 if full else 0.5 - 16 * 255 / 219)
+    return sums.clip(0, 255, out=sums).astype(np.uint8)
+
+
+@lru_cache(maxsize=4)
+def _boxes(
+    rows: int, columns: int, height: int, width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Where boxes begin that share out so many pixels, and end, and the share of a pixel in each: [h,w]."""
+    top, left = np.arange(height + 1) * rows // height, np.arange(width + 1) * columns // width
+    return top, left, (1 / (np.diff(top)[:, None] * np.diff(left))).astype(np.float32)
 
 
 def read_motion(file: MediaFile) -> Motion:
