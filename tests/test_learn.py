@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,19 @@ from scipy.io import wavfile
 
 from helpers.tiny import write_model, write_video
 from vab.cli import main
+from vab.codecs.codec import load_codec
+from vab.config import Preset
+from vab.data.mixture import Mixture
+from vab.data.shard import StoreMeta
+from vab.data.store import LatentStore
+from vab.models.hub import find_model, known_models
 from vab.models.known import ClassStatistics
+from vab.sampling.stages import load_stage
+from vab.training.batches import ClipBatches
+from vab.training.teaching.learn import learn
+from vab.training.teaching.rehearsal import Rehearsal, load_rehearsal, rehearse
+from vab.training.trainer import train
+from vab.utils.files import save_tensors
 
 RATE = 16000
 
@@ -61,7 +76,7 @@ def test_a_folder_becomes_a_model_that_generates_and_names_its_labels(
     code, said, err = vab(capsys, "learn", folder, "-o", out, "--model", model, "--steps", "3")
     assert code == 0, err
     assert f"vab studio --model {out}" in said
-    assert [line[:6] for line in err.splitlines() if " of 4" in line] == [f"{n} of 4" for n in (1, 2, 3, 4)]
+    assert [line[:6] for line in err.splitlines() if " of 5" in line] == [f"{n} of 5" for n in range(1, 6)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "my sounds"]
 
     # Old classes keep their rows, the known label has another one, the new one comes last.
@@ -152,3 +167,125 @@ def test_what_cannot_be_learned_is_said_in_one_line(
     ):
         assert [line for line in err.splitlines() if what in line], what
     assert list(json.loads(said)["labels"]) == ["dog", "door"]
+
+
+@pytest.fixture
+def rehearsing(tmp_path: Path, model: Path) -> Path:
+    """The same model with features of 20 pictures: 12 of a bell, 5 of a dog, 3 of a cat."""
+    folder = tmp_path / "rehearsing"
+    shutil.copytree(model, folder)
+    features = np.random.default_rng(0).normal(size=(20, 1280)).astype(np.float16)
+    Rehearsal(features, ("bell",) * 12 + ("dog",) * 5 + ("cat",) * 3).save(folder)
+    return folder
+
+
+def test_half_of_each_batch_is_what_it_knew(
+    tmp_path: Path,
+    rehearsing: Path,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: Counter[str] = Counter()
+
+    def counting(preset: Preset, stores: list[Path], out: Path, **options: Any) -> None:
+        clips = ClipBatches(Mixture.open(stores, options["weights"]), preset, "train")
+        for step in range(100):
+            drawn.update(clips.mixture.labels[row] for row in clips.rows_of_step(step))
+        train(preset, stores, out, **options)
+
+    monkeypatch.setattr("vab.training.teaching.learn.train", counting)
+    out = tmp_path / "mine"
+    code, _, err = vab(capsys, "learn", folder, "-o", out, "--model", rehearsing, "--steps", "1")
+    assert code == 0 and "3 of 5: its own sounds for 15 pictures" in err
+    # What the folder has is not rehearsed, so a known label may get another sound; labels count alike.
+    share = {name: count / drawn.total() for name, count in drawn.items()}
+    assert share == pytest.approx({"bell": 0.25, "cat": 0.25, "dog": 0.25, "door": 0.25}, abs=0.04)
+
+    # The next time it rehearses these labels too, and the files say what was done.
+    after = load_rehearsal(out, 1280)
+    assert after is not None
+    assert Counter(after.labels) == {"bell": 12, "cat": 3, "dog": 4, "door": 3}
+    record = json.loads((out / "record.json").read_text())
+    assert (record["rehearsed"], record["old_share"]) == (15, 0.0)
+    assert "for 15 pictures of what it" in (out / "README.md").read_text()
+
+
+def test_what_it_knew_stays_by_rehearsal(
+    tmp_path: Path, rehearsing: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same steps with the pictures and without, and no average of weights.
+    monkeypatch.setattr("vab.training.teaching.learn.OLD_SHARE", 0.0)
+    learn(folder, tmp_path / "with", rehearsing, steps=60, device="cpu", log=lambda line: None)
+    known = load_rehearsal(rehearsing, 1280)
+    assert known is not None
+    (rehearsing / "rehearsal.safetensors").unlink()
+    learn(folder, tmp_path / "without", rehearsing, steps=60, device="cpu", log=lambda line: None)
+
+    # How far the distributions of the tokens are from those before, for the pictures that were rehearsed.
+    former = torch.from_numpy(known.without(["dog", "door"]).features).float()
+    features = former[:, None].repeat(1, 2, 1)
+    hidden = torch.full((len(features), 2, 100), 32)
+    changes = {}
+    with torch.no_grad():
+        before = load_stage(rehearsing).network.eval()(hidden, features).log_softmax(-1)
+        for name in ("with", "without"):
+            after = load_stage(tmp_path / name).network.eval()(hidden, features).log_softmax(-1)
+            changes[name] = float((before.exp() * (before - after)).sum(-1).mean())
+    print(changes)
+    assert changes["with"] < 0.5 * changes["without"]
+
+
+def test_rehearsal_goes_on_where_it_was_cut(tmp_path: Path, rehearsing: Path) -> None:
+    known = load_rehearsal(rehearsing, 1280)
+    assert known is not None
+    stage, codec = load_stage(rehearsing), load_codec("tiny", rehearsing)
+    meta = StoreMeta.for_model(stage.preset.model)
+    stage.network.eval()
+
+    def cut(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    stores = [LatentStore.create(tmp_path / name, meta, codec.codebook_vectors().numpy()) for name in "ab"]
+    with pytest.raises(KeyboardInterrupt):
+        rehearse(known, stage, codec, stores[0], advance=cut)
+    assert 0 < len(stores[0]) < 20
+    told: list[tuple[int, int]] = []
+    for store in stores:
+        rehearse(known, stage, codec, store, advance=lambda done, total: told.append((done, total)))
+        assert told[-1] == (20, 20) and len(store) == 20
+    assert stores[0].fingerprint() == stores[1].fingerprint()
+    # Each picture has its own sound, and stands still in its window.
+    rows = [stores[0][row] for row in range(20)]
+    assert [row.label for row in rows] == list(known.labels)
+    assert len({row.tokens.tobytes() for row in rows if row.tokens is not None}) == 20
+    assert all(np.array_equal(row.features, known.features[[n, n]]) for n, row in enumerate(rows))
+
+
+def test_a_damaged_rehearsal_is_told_in_one_line(
+    tmp_path: Path, rehearsing: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = rehearsing / "rehearsal.safetensors"
+    features = torch.zeros(2, 1280, dtype=torch.float16)
+    for tensors, about in (
+        ({"features": features}, {}),
+        ({"features": features}, {"labels": '["one"]'}),
+        ({"features": features[:, :7]}, {"labels": '["one", "two"]'}),
+        ({"features": features / 0}, {"labels": '["one", "two"]'}),
+        ({"other": features}, {"labels": '["one", "two"]'}),
+        ({"features": features}, {"labels": '{"one": 2}'}),
+    ):
+        save_tensors(path, tensors, about)
+        code, _, err = vab(capsys, "learn", folder, "-o", tmp_path / "mine", "--model", rehearsing)
+        assert code == 2 and "rehearsal.safetensors" in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "mine.learning").exists()
+
+
+def test_vab_tiny_rehearses_all_that_it_learned_from_photos() -> None:
+    folder = find_model("vab-tiny")
+    known = load_rehearsal(folder, 1280)
+    assert known is not None
+    pictured = next(model.pictured for model in known_models() if model.name == "vab-tiny")
+    assert {*pictured} <= {*known.labels} and len(known.labels) >= 8 * len(pictured)
+    assert (folder / "rehearsal.safetensors").stat().st_size < 500_000

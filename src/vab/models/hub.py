@@ -22,6 +22,7 @@ from vab.utils.provenance import sha256
 
 CONFIG, MODEL, CODEC = "config.json", "model.safetensors", "codec.json"
 KNOWN = "known.safetensors"  # beside a classifier: by which it tells what it does not know
+REHEARSAL = "rehearsal.safetensors"  # what it goes on hearing while it is taught more
 FOLDERS = {"contrastive": "contrastive", "classification": "classes"}  # objective of fine-tuning -> folder
 FINE = "fine"  # folder of a second stage
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -30,6 +31,7 @@ _CODEC_FILES = [CODEC, "codec.safetensors"]
 _FILES = [CONFIG, MODEL, "motion.safetensors", "motion.json", *_CODEC_FILES]  # vab.timing.MOTION_FILES
 _FILES += [f"{folder}/{file}" for folder in (*FOLDERS.values(), FINE) for file in (CONFIG, MODEL)]
 _FILES += [f"{FOLDERS['classification']}/{KNOWN}", KNOWN]
+_FILES += [REHEARSAL]
 _WEIGHTS = (".json", ".safetensors", ".bin", ".pt", ".pth", ".th")  # endings of codecs and image encoders
 # What ``snapshot_download`` may be told beside the name.
 HUB_KEYWORDS = ["cache_dir", "endpoint", "etag_timeout", "force_download", "headers", "library_name"]
@@ -141,7 +143,8 @@ def folder_fingerprint(
     if codec is None and read_config(folder).model.codec == "tiny":
         codec = ASSETS / BUNDLED
     try:
-        networks = _contents(folder, [file for file in _FILES if file not in _CODEC_FILES])
+        # No sound depends on what a model rehearses.
+        networks = _contents(folder, [file for file in _FILES if file not in (*_CODEC_FILES, REHEARSAL)])
         return sha256(*networks, "codec", *_contents(codec, _CODEC_FILES), "vision", *_contents(vision_path))
     except DamagedError as error:
         raise ModelError(str(error)) from error

@@ -1,7 +1,8 @@
 """A model of one's own from a folder of labelled sounds and pictures, in minutes on a laptop.
 
-A model goes on learning from the folder alone; what it was trained on is not at hand. So that it does not
-forget that, it takes few steps at a small rate, and its new weights are averaged with those that it had
+A model goes on learning from the folder; what it was trained on is not at hand. So that it does not forget
+that, it rehearses: half of each batch are sounds that it made itself before, for pictures that its directory
+holds (``vab.training.teaching.rehearsal``). Without these its new weights are averaged with those that it had
 (weight-space ensembles, Wortsman et al., CVPR 2022). Its classifier gets a row for each label
 (``vab.training.teaching.classes``); its embedding and a second stage stay as they are.
 """
@@ -19,18 +20,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from vab.codecs.codec import load_codec
 from vab.config import Compute, Preset, written
 from vab.data.datasets.folder import folder_clips
 from vab.data.extraction.job import Job, extract_on
 from vab.data.manifest import Clip, write_manifest
 from vab.data.mixture import Mixture
+from vab.data.store import LatentStore
 from vab.errors import SettingError
 from vab.models.heads import load_finetuned, read_weights
-from vab.models.hub import CONFIG, FOLDERS, MODEL, codec_source, find_model, model_files, read_config
+from vab.models.hub import (
+    CONFIG,
+    FOLDERS,
+    MODEL,
+    REHEARSAL,
+    codec_source,
+    find_model,
+    model_files,
+    read_config,
+)
+from vab.sampling.stages import load_stage
 from vab.training.checkpoint import checkpoints
 from vab.training.teaching.classes import add_classes
+from vab.training.teaching.rehearsal import Rehearsal, few_pictures, load_rehearsal, rehearse
 from vab.training.trainer import train
 from vab.utils.device import Device, pick_device, pick_precision
 from vab.utils.files import load_tensors, read_json, save_tensors, sync_folder, write_json, write_whole
@@ -40,7 +53,8 @@ from vab.utils.provenance import code_version, sha256
 MIN_SOUNDS = 4  # of a label: with fewer the model would learn these recordings, not what they have in common
 STEPS = 100
 RATE = 1 / 3  # of the learning rate that the model was trained with
-OLD_SHARE = 0.5  # of the model's former weights in the average with the new ones
+REHEARSAL_SHARE = 0.5  # of a batch
+OLD_SHARE = 0.5  # of the former weights in the average with the new ones, for a model that cannot rehearse
 WARMUP_SHARE = 0.1  # of the steps
 SAVE_EVERY = 25  # steps: what an interrupt by a loss of power costs
 EMA = 0.99
@@ -101,14 +115,17 @@ def learn(
     clips, left_out = _clips(folder, preset.model.seconds, classes)
     labels, clips, without = _usable(folder, clips)
     left_out |= without
-    log(f"1 of 4: {folder} has {_listing(labels)}")
+    former = load_rehearsal(base, preset.model.vision_dim)
+    if former is not None:
+        former = former.without(labels)
+    log(f"1 of 5: {folder} has {_listing(labels)}")
 
     # 2. Latents of its media, by the model's own codec and image encoder.
     work = working_folder(out)
     _begin(work, {"files": _state(clips), "model": _checksum(base), "steps": steps})
     precision = _precision(work, device)
     with _saying_how_to_go_on(work, log):
-        log(f"2 of 4: encoding {len(clips)} clips; what is done is kept in {work}")
+        log(f"2 of 5: encoding {len(clips)} clips; what is done is kept in {work}")
         write_manifest(work / "clips.csv", clips)
         codec = codec_source(base, codec_path)
         job = Job(
@@ -125,10 +142,26 @@ def learn(
         )
         left_out |= extract_on(job, devices_for(1, device), advance).failed
 
-        # 3. The network that generates.
+        # 3. What it knows, to be heard again meanwhile.
+        new = Mixture.open(work / "store")
+        stores, weights = [work / "store"], [1.0]
+        if not former:
+            log("3 of 5: the model has no pictures of what it knows to rehearse: it may forget some of that")
+        else:
+            log(f"3 of 5: its own sounds for {len(former)} pictures of what it knows")
+            again = LatentStore.create(work / "rehearsal", new.stores[0].meta, new.codebook_vectors())
+            where = pick_device(device)
+            stage, sounding = load_stage(base), load_codec(preset.model.codec, codec, where)
+            stage.network.eval().to(where)
+            rehearse(former, stage, sounding, again, precision, lambda done, total: advance(done, total, 0))
+            # Labels are drawn alike, so a store is drawn by its number of labels.
+            stores.append(again.directory)
+            weights.append(len(labels) / len({*former.labels}) * REHEARSAL_SHARE / (1 - REHEARSAL_SHARE))
+
+        # 4. The network that generates.
         saved = checkpoints(work / "vab" / "checkpoints")
         goes_on = f", going on at {int(saved[0].stem)}" if saved else ""
-        log(f"3 of 4: training, {steps} steps{goes_on}")
+        log(f"4 of 5: training, {steps} steps{goes_on}")
         config = replace(
             preset.train,
             learning_rate=preset.train.learning_rate * RATE,
@@ -142,23 +175,25 @@ def learn(
             precision=precision,
             seed=0,
         )
-        title = f"{_title(base, preset)}, taught {', '.join(labels)}"
-        taught = replace(preset, note=title, train=config)
         train(
-            taught,
-            work / "store",
+            replace(preset, train=config),
+            stores,
             work / "vab",
+            weights=weights,
             init=base,
             compute=Compute(device=str(device)),
             log=lambda line: None,
         )
 
-        # 4. The classes, and the model as a whole.
-        log("4 of 4: the classes")
+        # 5. The classes, and the model as a whole.
+        log("5 of 5: the classes")
         model = work / "model"
         shutil.rmtree(model, ignore_errors=True)
-        _write(model, base, taught, work)
-        _describe(model, base, taught, labels, steps)
+        taught = replace(preset, note=f"{_title(base, preset)}, taught {', '.join(labels)}")
+        _write(model, base, taught, work, 0.0 if former else OLD_SHARE)
+        if former:
+            (former + few_pictures(new, preset.model.fps)).save(model)
+        _describe(model, base, taught, labels, steps, former)
         out.parent.mkdir(parents=True, exist_ok=True)
         os.rename(model, out)
         sync_folder(out.parent)
@@ -286,7 +321,7 @@ def _precision(work: Path, device: Device) -> Literal["32-true", "bf16-mixed"]:
     return "bf16-mixed" if chosen == "bfloat16" else "32-true"
 
 
-def _write(model: Path, base: Path, taught: Preset, work: Path) -> None:
+def _write(model: Path, base: Path, taught: Preset, work: Path, old_share: float) -> None:
     """The model directory: the base's files, with the new network and the further classes."""
     for name in model_files(base):
         (model / name).parent.mkdir(parents=True, exist_ok=True)
@@ -294,7 +329,8 @@ def _write(model: Path, base: Path, taught: Preset, work: Path) -> None:
 
     # The network, as far as its weights are numbers that learn; in the precision that the base has.
     old, new = read_weights(base / MODEL), load_tensors(work / "vab" / MODEL)
-    save_tensors(model / MODEL, {name: _between(tensor, new[name]) for name, tensor in old.items()})
+    mean = {name: torch.lerp(new[name].float(), tensor.float(), old_share) for name, tensor in old.items()}
+    save_tensors(model / MODEL, {name: mean[name].to(tensor.dtype) for name, tensor in old.items()})
     write_json(model / CONFIG, written(taught))
 
     # The classes: a head of more rows. A linear probe has no more than that, others keep their trunk.
@@ -314,11 +350,9 @@ def _write(model: Path, base: Path, taught: Preset, work: Path) -> None:
         head.known.save(place)
 
 
-def _between(old: Tensor, new: Tensor) -> Tensor:
-    return torch.lerp(new.float(), old.float(), OLD_SHARE).to(old.dtype)
-
-
-def _describe(model: Path, base: Path, preset: Preset, labels: dict[str, Label], steps: int) -> None:
+def _describe(
+    model: Path, base: Path, preset: Preset, labels: dict[str, Label], steps: int, former: Rehearsal | None
+) -> None:
     """The card and the record: from what the model was made, without a path of the user's disk."""
     licence = _licence(base)
     made = {name: {"sounds": each.sounds, "pictures": each.pictures} for name, each in labels.items()}
@@ -328,12 +362,20 @@ def _describe(model: Path, base: Path, preset: Preset, labels: dict[str, Label],
         "base": {"name": _title(base, preset), "weights": _checksum(base), "licence": licence},
         "labels": made,
         "steps": steps,
-        "old_share": OLD_SHARE,
+        "rehearsed": 0 if not former else len(former),
+        "old_share": OLD_SHARE if not former else 0.0,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(model / RECORD, record)
     rows = "\n".join(f"| {name} | {each.sounds} | {each.pictures} |" for name, each in labels.items())
     base_name = _title(base, preset)
+    if not former:
+        how = f"then the mean of the old and the new weights, since {base_name} has no {REHEARSAL}"
+    else:
+        how = (
+            f"half of each batch were sounds that {base_name} made for {len(former)} pictures of what it\n"
+            f"  knew. `{REHEARSAL}` holds image features of these, and of a few pictures of each label"
+        )
     card = f"""---
 library_name: vab
 tags: [video-to-audio]
@@ -346,8 +388,8 @@ Made by `vab learn` from the model {base_name} and a folder of labelled sounds a
 |---|---|---|
 {rows}
 
-* **Training**: {steps} steps of the network that generates, from the weights of {base_name}; then the mean of
-  the old and the new weights. The classifier has a row for each label, fitted to its sounds and pictures.
+* **Training**: {steps} steps of the network that generates, from the weights of {base_name}; {how}.
+  The classifier has a row for each label, fitted to its sounds and pictures.
   Codec, image encoder and embedding are those of {base_name}.
 * **Licence**: of {base_name} its card says: {licence}
   What the sounds and pictures of the folder allow, only its owner knows.
