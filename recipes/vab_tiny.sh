@@ -38,6 +38,7 @@ fi
 
 [ -f "$run/motion/motion.json" ] || python "$here/vab_tiny_motion.py" "$data" "$run/motion"
 python "$here/vab_tiny_pack.py" "$run/vab" "$codec" "$contrastive" "$classes" "$run/model" "$run/motion"
+python "$here/vab_tiny_rehearsal.py" "$run/store" "$run/model"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/model" --json "$run/numbers.json"
 python "$here/vab_tiny_timing.py" "$data" "$run/model" "$run/timing"
 vab evaluate retrieval --store "$run/store" --model "$run/model" --split dev || true # sounds without a photo are left out

@@ -2,7 +2,8 @@
 
 A model directory holds ``config.json`` (a ``Preset`` as nested values) and ``model.safetensors``; that of a
 model on the small codec may also hold ``codec.json`` and ``codec.safetensors``. Networks fine-tuned from it
-may stand in the folders ``contrastive`` and ``classes``, a second stage (coarse to fine) in ``fine``.
+may stand in the folders ``contrastive`` and ``classes``, a second stage (coarse to fine) in ``fine``. What it
+rehearses while it is taught more is in ``rehearsal.safetensors``.
 """
 
 from __future__ import annotations

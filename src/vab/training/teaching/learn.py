@@ -97,10 +97,10 @@ def learn(
     """Teach the model ``source`` the labels of ``folder``; ``out`` becomes a model directory.
 
     Each subfolder of ``folder`` is a label, with sounds and pictures at any depth; a film with sound is both.
-    What cannot be used is left out and named in the result. ``advance`` is told of encoding: clips that are
-    done, of all, and of those that failed. ``codec_path`` and ``vision_path`` are weights of the codec and
-    the image encoder, instead of the default ones. The work lies in ``working_folder(out)`` until ``out`` is
-    there whole: cut off, the same call goes on.
+    What cannot be used is left out and named in the result. ``advance`` is told of encoding and of rehearsal:
+    clips that are done, of all, and of those that failed. ``codec_path`` and ``vision_path`` are weights of
+    the codec and the image encoder, instead of the default ones. The work lies in ``working_folder(out)``
+    until ``out`` is there whole: cut off, the same call goes on.
     Raises ``SettingError`` if there is nothing to learn, ``out`` exists or the work is another's,
     ``ModelError`` for a model that cannot be taught.
     """
