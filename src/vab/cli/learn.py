@@ -20,7 +20,7 @@ def learn(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="MODEL")],
     model: Model = None,
-    steps: int = 100,
+    steps: int = 150,
     codec_path: WeightsPath = None,
     vision_path: WeightsPath = None,
     device: Device = "auto",

@@ -51,7 +51,7 @@ from vab.utils.processes import devices_for
 from vab.utils.provenance import code_version, sha256
 
 MIN_SOUNDS = 4  # of a label: with fewer the model would learn these recordings, not what they have in common
-STEPS = 100
+STEPS = 150
 RATE = 1 / 3  # of the learning rate that the model was trained with
 REHEARSAL_SHARE = 0.5  # of a batch
 OLD_SHARE = 0.5  # of the former weights in the average with the new ones, for a model that cannot rehearse
