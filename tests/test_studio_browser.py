@@ -304,6 +304,7 @@ def test_understand_find_and_add_files(
     # a clip unlike all that was learned
     page.get_by_text("vab-tiny may not know what this shows").wait_for()
     assert "It learned accordion, big cat, bird" in page.locator("#known").inner_text()
+    assert page.locator("#known a").evaluate("link => link.href") == f"{studio.link}/#teach"
 
     # a sound of the user: as a layer, and to find what is like it
     page.locator("#add-files").set_input_files(DOG)

@@ -69,6 +69,7 @@ def studio(
     from vab.studio.server import make_app
     from vab.studio.service import StudioService
     from vab.studio.takes import TakeMaker
+    from vab.studio.teaching import Teaching
     from vab.web.server import serve
 
     listener = listen(host, port)
@@ -92,5 +93,12 @@ def studio(
     log(f"serving until Ctrl-C, in {pipeline.chosen.precision}; projects in {opened_projects.folder}")
     service = StudioService(TakeMaker(pipeline), opened_projects, view, embedder)
     service.warm_up()
-    serve(make_app(service, model or BUNDLED, access), listener, access)
+    teaching = Teaching(
+        opened_projects.folder / "models",
+        model,
+        device=device,
+        codec_path=codec_path,
+        vision_path=vision_path,
+    )
+    serve(make_app(service, model or BUNDLED, access, teaching), listener, access)
     return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import shlex
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -33,11 +34,12 @@ from vab.errors import first_line
 from vab.media.container import MediaError
 from vab.media.write import encode_audio
 from vab.studio.analysis import analyse, peaks
-from vab.studio.arrangement import MAX_LAYERS, MAX_MARKS, MAX_NEW_TAKES
+from vab.studio.arrangement import MAX_LAYERS, MAX_MARKS, MAX_NEW_TAKES, text
 from vab.studio.export import exported
 from vab.studio.project import UNREADABLE, DiskError, NoProject, Project
 from vab.studio.queue import UserError
 from vab.studio.service import StudioService
+from vab.studio.teaching import ENDINGS, MAX_FILES, MAX_FOLDER_BYTES, Teaching
 from vab.studio.uploads import MAX_UPLOAD_BYTES, MAX_VIDEO_SECONDS, UploadError, prepare, prepare_sound
 from vab.web.access import Access
 from vab.web.guard import protect, visitor_of
@@ -58,16 +60,22 @@ MEDIA = {"wav": "audio/wav", "png": "image/png"}
 T = TypeVar("T")
 
 
-def make_app(service: StudioService, model: str, access: Access | None = None) -> ASGIApp:
+def make_app(
+    service: StudioService, model: str, access: Access | None = None, teaching: Teaching | None = None
+) -> ASGIApp:
     """The web application (ASGI), for those with ``access``: by default, on this machine.
 
-    When the application is shut down the service is closed.
+    Without ``teaching`` no models of one's own are made. When the application is shut down the service and
+    the teaching are closed.
     """
-    endpoints = Endpoints(service, model)
+    access = access or Access()
+    endpoints = Endpoints(service, model, access, teaching)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         yield
+        if teaching is not None:
+            await run_in_threadpool(teaching.close)
         await run_in_threadpool(service.close)
 
     project = "/projects/{project}"
@@ -77,6 +85,9 @@ def make_app(service: StudioService, model: str, access: Access | None = None) -
             Route("/page/{name}", endpoints.page),
             Route("/about", endpoints.about),
             Route("/library/{row}.wav", endpoints.library_sound),
+            Route("/models", endpoints.models),
+            Route("/models/files", endpoints.add_labelled, methods=["POST"]),
+            Route("/models/do/{verb}", endpoints.teach, methods=["POST"]),
             Route("/projects", endpoints.entries, methods=["GET"]),
             Route("/projects", endpoints.create, methods=["POST"]),
             Route(project, endpoints.redirect),
@@ -94,15 +105,17 @@ def make_app(service: StudioService, model: str, access: Access | None = None) -
         | {UserError: _refused, UploadError: _refused, MediaError: _refused, OSError: _full},
         lifespan=lifespan,
     )
-    return protect(app, access or Access(), HEADERS)
+    return protect(app, access, HEADERS)
 
 
 class Endpoints:
     """One method for each address. Synchronous ones are run in starlette's pool of threads."""
 
-    def __init__(self, service: StudioService, model: str) -> None:
+    def __init__(self, service: StudioService, model: str, access: Access, teaching: Teaching | None) -> None:
         self.service = service
         self.model = model
+        self.access = access
+        self._teaching = teaching
         self.reading = anyio.CapacityLimiter(MAX_READING)
 
     def project_of(self, request: Request) -> Project:
@@ -166,6 +179,51 @@ class Endpoints:
         except MediaError:
             return _error("This file of the library cannot be read any more.", 410)
         return Response(data, media_type="audio/wav")
+
+    # ---- models of one's own
+
+    @property
+    def teaching(self) -> Teaching:
+        """What makes models. ``HTTPException`` if nothing does."""
+        if self._teaching is None:
+            raise HTTPException(404, "No models are made here.")
+        return self._teaching
+
+    def models(self, request: Request) -> Response:
+        """The models that were made here, what is being made, and what a folder may be."""
+        projects = self.service.projects.folder
+        models = []
+        for path, labels in self.teaching.models().items():
+            command = ["vab", "studio", "--projects", str(projects), "--model", str(path)]
+            if self.access.is_open:  # where they lie is not for everybody
+                command = ["vab", "studio", "--model", f"models/{path.name}"]
+            models.append({"name": path.name, "labels": labels, "command": shlex.join(command)})
+        limits = {"bytes": MAX_UPLOAD_BYTES, "files": MAX_FILES, "all": MAX_FOLDER_BYTES, "endings": ENDINGS}
+        return JSONResponse({"models": models, "making": self.teaching.state(), "limits": limits})
+
+    async def teach(self, request: Request) -> Response:
+        """``begin``, ``look``, ``start`` or ``cancel``, with the values in the body."""
+        values = await read_values(request)
+        teaching, verb = self.teaching, request.path_params["verb"]
+        if verb == "begin":
+            return JSONResponse({"number": await run_in_threadpool(teaching.begin)})
+        if verb == "look":
+            await self._read(request, partial(teaching.look, text(values, "number")))
+        elif verb == "start":
+            await run_in_threadpool(teaching.start, text(values, "name"))
+        elif verb == "cancel":
+            await run_in_threadpool(teaching.cancel, text(values, "number") if "number" in values else None)
+        else:
+            return _error("There is no such thing to do.", 404)
+        return await run_in_threadpool(self.models, request)
+
+    async def add_labelled(self, request: Request) -> Response:
+        """Take in a file of a folder: its path there and the number of the folder are in headers."""
+        name, number = unquote(request.headers.get("file-name", "")), request.headers.get("folder", "")
+        teaching = self.teaching
+        async with self._arrived(request) as (raw, _):
+            await run_in_threadpool(teaching.add, number, name, raw)
+        return JSONResponse({})
 
     # ---- projects
 

@@ -1,4 +1,4 @@
-"""What is uploaded is looked at in a child process that can be killed: a clip to give sound to, or a sound.
+"""What is uploaded is looked at in a child process that can be killed: a clip, a sound, a labelled folder.
 
 An upload is opened only in the child, under limits of time and memory. Its size and length are checked first,
 by header and packets; then the size of each frame before it is converted, as a header may say anything. What
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vab.config import video_frames
+from vab.data.datasets.folder import folder_clips
 from vab.errors import VABError, first_line
 from vab.media.container import MediaError
 from vab.media.file import MediaFile
@@ -158,6 +159,15 @@ def prepare_sound(
     """
     answer = _ask("sound", seconds, unwanted, upload, out, "" if length is None else repr(length))
     return answer["seconds"], answer["channels"]
+
+
+def look_at_folder(folder: Path, seconds: float = MAX_CHILD_SECONDS) -> dict[str, Any]:
+    """What a folder has whose subfolders are labels; files of it that cannot be used are deleted.
+
+    ``labels``: name -> ``[number of sounds, number of pictures]``, where a film with sound is both;
+    ``left_out``: a sentence for each file that was deleted. Raises ``UploadError``, as ``prepare``.
+    """
+    return _ask("folder", seconds, lambda: False, folder, "")
 
 
 def shown_name(name: str) -> str:
@@ -388,6 +398,32 @@ def make_sound(upload: Path, out: Path, length: float | None = None) -> tuple[fl
     return waveform.shape[1] / RATE, channels
 
 
+# ---- in the child: a folder
+
+
+def look_over(folder: Path) -> dict[str, Any]:
+    """Look at each file of a folder, as :func:`look_at_folder` does."""
+    clips, left_out, _, _ = folder_clips(folder, dev_share=0.0)
+    for picture in {clip.video for clip in clips if clip.video is not None}:
+        try:
+            with MediaFile(picture) as file:
+                _check_pixels(*file.nominal_size, MAX_PHOTO_PIXELS if file.is_image else MAX_FRAME_PIXELS)
+        except (UploadError, MediaError) as error:
+            left_out[str(picture)] = f"{picture}: {error}"
+    labels: dict[str, tuple[set[str], set[str]]] = {}
+    for clip in clips:
+        found = labels.setdefault("_".join(Path(clip.id).parts[0].split()), (set(), set()))
+        for paths, path in zip(found, (clip.audio, clip.video), strict=True):
+            if path is not None and str(path) not in left_out:
+                paths.add(str(path))
+    for path in filter(Path.is_file, map(Path, left_out)):
+        path.unlink()
+    return {
+        "labels": {label: [len(sounds), len(pictures)] for label, (sounds, pictures) in labels.items()},
+        "left_out": [line.replace(f"{folder}{os.sep}", "") for line in left_out.values()],
+    }
+
+
 def _limit() -> None:
     """Limit the resources of this process, as far as the system can (a Mac has no memory limit).
 
@@ -408,6 +444,8 @@ def _answer(verb: str, upload: Path, out: Path, length: str = "") -> dict[str, A
         _limit()
         if verb == "clip":
             return make_clip(upload, out).values
+        if verb == "folder":
+            return look_over(upload)
         seconds, channels = make_sound(upload, out, float(length) if length else None)
         return {"seconds": seconds, "channels": channels}
     except UploadError as error:
@@ -417,7 +455,7 @@ def _answer(verb: str, upload: Path, out: Path, length: str = "") -> dict[str, A
     except OSError as error:
         return {"error": f"This server cannot keep it just now: {first_line(error)}."}
     except Exception:  # anything may be inside an upload
-        kind = "video or picture" if verb == "clip" else "sound"
+        kind = {"clip": "video or picture", "sound": "sound"}.get(verb, "folder of sounds and pictures")
         return {"error": f"It cannot be read: it is damaged, or no {kind}."}
 
 

@@ -14,7 +14,7 @@ const title = (name) => name[0].toUpperCase() + name.slice(1);
 
 const CONTENT = {
   make: `
-    <p id="known" class="warning" role="status" hidden></p>
+    <p id="known" class="warning" role="status" hidden><span id="known-text"></span> <a href="../../#teach">Teach it sounds of your own.</a></p>
     <form id="settings">
       <div class="fields">
         <label>Takes <input name="count" type="number" min="1" step="1" required></label>
@@ -175,7 +175,7 @@ function showKnown() {
   const { known } = state.answers;
   const names = about.learned.slice(0, 40).map(plain).join(", ") + (about.learned.length > 40 ? " and more" : "");
   const text = !known || known.is_known ? "" : `${about.model} may not know what this shows. It comes closest to ${plain(known.nearest[0][0])} (score ${known.score.toFixed(2)}, below ${known.threshold.toFixed(2)}), so its sounds may have nothing to do with the picture. It learned ${names}.`;
-  write($("known"), text);
+  write($("known-text"), text);
   $("known").hidden = !text;
 }
 
