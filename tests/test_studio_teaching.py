@@ -19,10 +19,11 @@ from PIL import Image
 from scipy.io import wavfile
 
 from helpers.disk import files_of_at_most
-from helpers.tiny import write_video
+from helpers.tiny import write_model, write_video
 from vab.inference.pipeline import VABPipeline
 from vab.studio import teaching as teachings
 from vab.studio.project import Projects
+from vab.studio.queue import UserError
 from vab.studio.service import StudioService
 from vab.studio.takes import TakeMaker
 from vab.studio.teaching import Teaching
@@ -245,7 +246,10 @@ def test_what_cannot_be_is_refused(
     assert page.ask("nothing").status_code == 404
     assert page.ask("start", name="mine").status_code == 409
 
-    # Too many files; nothing in them; nothing that is enough.
+    # Another kind of model; too many files; nothing in them; nothing that is enough.
+    other = Teaching(tmp_path / "models", write_model(tmp_path / "other", "foleygen-tiny"))
+    with pytest.raises(UserError, match="only VAB"):
+        other.begin()
     monkeypatch.setattr(teachings, "MAX_FILES", 1)
     assert page.put(number, "door/a.wav", b"sound").status_code == 200
     assert "too large" in page.put(number, "door/b.wav", b"sound").json()["error"]

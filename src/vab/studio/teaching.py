@@ -24,7 +24,7 @@ from typing import Any
 
 from vab.errors import first_line, for_people
 from vab.media.inputs import AUDIO, IMAGES, VIDEOS
-from vab.models.hub import find_model, is_model
+from vab.models.hub import find_model, is_model, read_config
 from vab.studio.queue import INTERNAL_ERROR, UserError
 from vab.studio.uploads import UploadError, look_at_folder, shown_name
 from vab.utils.device import Device
@@ -38,6 +38,7 @@ MAX_FOLDER_BYTES = 4 << 30
 MAX_DEPTH = 8  # folders in one another
 MAX_PART = 200  # bytes of the name of each
 MAX_SHOWN = 20  # files that are named as left out
+KILLED = "The process that learns was killed, as the system does when memory runs out."
 NICENESS = 10  # takes that are asked for meanwhile come first
 _NAME = re.compile(r"\w(?:[\w .-]{0,58}[\w-])?")
 _STEP = re.compile(r"(\d+) of (\d+): (.*)")  # what vab learn says it is at
@@ -145,6 +146,8 @@ class Teaching:
         with self._lock:
             if self._child is not None:
                 raise UserError("A model is being made already: wait for it, or cancel it.")
+            if read_config(find_model(self._model)).train.objective != "masked":
+                raise UserError("The studio's model cannot be taught: only VAB itself can.")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._hold()
             shutil.rmtree(self._place, ignore_errors=True)
@@ -187,7 +190,7 @@ class Teaching:
         labels = []
         for name, (sounds, pictures) in sorted(found["labels"].items()):
             lacks = [f"{MIN_SOUNDS - sounds} more sounds"] * (sounds < MIN_SOUNDS)
-            lacks += ["a picture"] * (not pictures)
+            lacks += ["a picture"] * (not pictures) + ["a name without ;"] * (";" in name)
             labels.append({"name": name, "sounds": sounds, "pictures": pictures, "lacks": lacks})
         with self._lock:
             self._need(number, "looking")
@@ -276,13 +279,13 @@ class Teaching:
                 self._discard()
             elif self._id == "learning":
                 try:
-                    if "labels" not in told:
-                        raise UserError(told.get("error", ""))
-                    self._finish(name, told)
-                except (UserError, OSError) as error:
-                    message = self._without_paths(first_line(error) if str(error) else INTERNAL_ERROR)
-                    message = f"{message[:1].upper()}{message[1:].rstrip('.')}."
-                    self._state = {"state": "failed", "name": name, "error": message}
+                    if "labels" in told:
+                        self._finish(name, told)
+                        return
+                    message = self._without_paths(told.get("error", KILLED))
+                except OSError as error:
+                    message = f"this could not be done: {first_line(error)}."
+                self._state = {"state": "failed", "name": name, "error": message[:1].upper() + message[1:]}
 
     def _hear(self, told: dict[str, Any]) -> None:
         with self._lock:
@@ -394,12 +397,12 @@ def _learn(place: Path, device: Device) -> dict[str, Any]:
             advance=lambda done, total, failed: _tell({"done": done, "total": total}),
         )
     except OSError as error:  # a full disk, a file that has gone
-        return {"error": f"this could not be done: {first_line(error)}"}
+        return {"error": f"this could not be done: {first_line(error)}."}
     except Exception as error:
         message = for_people(error)
         if message is None:
             traceback.print_exc()  # into the log of the studio
-        return {"error": message or ""}
+        return {"error": INTERNAL_ERROR if message is None else f"{message}."}
     return {"labels": list(learned.labels), "left_out": list(learned.left_out.values())}
 
 
