@@ -393,6 +393,17 @@ def test_the_list_and_two_tabs(
     one.get_by_text("This project cannot be shown").wait_for()
     healthy(one)
 
+    # what is damaged can be deleted, after a question
+    one.get_by_role("link", name="All projects").click()
+    one.get_by_role("button", name="Delete copy-000011").click()
+    assert "may be mended" in one.locator("#delete-text").inner_text()
+    one.keyboard.press("Escape")
+    assert copy.exists()
+    one.get_by_role("button", name="Delete copy-000011").click()
+    one.get_by_role("button", name="Delete it").click()
+    until(lambda: one.locator(".card .bad").count() == 0)
+    assert not copy.exists() and first.with_name("copy-000010").exists()
+
 
 @pytest.mark.slow
 def test_on_a_phone_in_the_dark(studio: Studio, browser: Any, faults: list[str]) -> None:

@@ -148,8 +148,12 @@ def test_sounds_go_with_the_last_step_that_has_them(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is damaged"),
-        (b'{"format": "vab project 1", "id"', "is damaged"),
+        (b"", "it is empty"),
+        (b"\0" * 4096, "it is empty"),
+        (b'{"format": "vab project 1", "id"', "it ends in the middle"),
+        (b'{"format": "vab project 1", "name": "a dog', "it ends in the middle"),
+        (b'{"format": "vab project 1",\n\n}', r"changed by another program, or its disk failed \(line 3\)"),
+        (b"\xff\xfe\xfd", "something else than a project"),
         (b"[]", "is damaged"),
         (b"[" * 100_000, "nested too deeply"),
         (
@@ -193,6 +197,8 @@ def test_what_cannot_be_opened_says_why_and_stays(
     with pytest.raises(ProjectError, match=reason) as caught:
         projects.open(project.id)
     assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+    for word in ("Expecting", "delimiter", "char ", "codec", "object", "subscriptable", "argument"):
+        assert word not in str(caught.value), "words of a parser"
     [entry] = projects.entries()
     assert entry["id"] == project.id and entry["problem"] == str(caught.value) and entry["poster"]
     after = {path: path.read_bytes() for path in project.folder.rglob("*") if path.is_file()}
@@ -408,7 +414,10 @@ def test_a_sound_that_the_document_names_stays(
     service.close()
 
 
-@pytest.mark.parametrize("link", ["poster.jpg", "picture.mp4", "sounds", "sounds/ID.wav", "exports/a.wav"])
+LINKS = ["poster.jpg", "picture.mp4", "sounds", "sounds/ID.wav", "sounds/ID.peaks", "exports/a.wav"]
+
+
+@pytest.mark.parametrize("link", LINKS)
 def test_nothing_outside_a_project_is_served(
     new: Callable[..., Project], projects: Projects, maker: TakeMaker, tmp_path: Path, link: str
 ) -> None:
@@ -431,7 +440,11 @@ def test_nothing_outside_a_project_is_served(
     assert [client.get(address).status_code for address in addresses] == [200] * len(addresses)
     (project.folder / path).rename(tmp_path / "secret")
     (project.folder / path).symlink_to(tmp_path / "secret")
-    assert [client.get(address).status_code for address in addresses] == [404] * len(addresses)
+    if link == "sounds/ID.peaks":  # which is computed once more
+        (tmp_path / "secret").write_bytes(b"secret")
+        assert b"secret" not in client.get(addresses[1]).content
+    else:
+        assert [client.get(address).status_code for address in addresses] == [404] * len(addresses)
     service.close()
 
 
@@ -505,10 +518,91 @@ def test_a_folder_that_goes_while_it_is_open(new: Callable[..., Project], projec
             change()
     assert [path.name for path in projects.folder.iterdir()] == ["another name"]
     assert projects.open("another name").document["at"] == 1
-    projects.delete(projects.open("another name"))
+    projects.open("another name")
+    projects.delete("another name")
     assert list(projects.folder.iterdir()) == [] and projects.entries() == []
     (projects.folder / ".dog.deleted").mkdir()  # by a process that was killed meanwhile
     assert not list(Projects(projects.folder).folder.iterdir())
+
+
+@pytest.mark.parametrize("way", ["cut off", "newer", "lock is a link", "folder is a link"])
+def test_what_cannot_be_opened_can_be_deleted(
+    new: Callable[..., Project], projects: Projects, maker: TakeMaker, tmp_path: Path, way: str
+) -> None:
+    testclient = pytest.importorskip("starlette.testclient", reason="pip install 'vab[studio]'")
+    from vab.studio.server import make_app
+
+    whole, bad = new("whole"), new("bad")
+    put(bad, sound())
+    projects.close()
+    document = bad.folder / "project.json"
+    text = document.read_text()
+    document.write_text(text.replace("vab project 1", "vab project 2") if way == "newer" else text[:300])
+    # What its links lead to is not its own.
+    outside = tmp_path / "outside"
+    shutil.copytree(whole.folder, outside)
+    (bad.folder / "exports").symlink_to(outside)
+    if way == "lock is a link":
+        (bad.folder / "lock").unlink(missing_ok=True)
+        (bad.folder / "lock").symlink_to(outside / "project.json")
+    if way == "folder is a link":
+        bad.folder.rename(tmp_path / "its folder")
+        bad.folder.symlink_to(tmp_path / "its folder")
+    elsewhere = [whole.folder, outside, *tmp_path.glob("its folder")]
+
+    def contents() -> dict[Path, bytes]:
+        found = (path for folder in elsewhere for path in folder.rglob("*"))
+        return {path: path.read_bytes() for path in found if path.is_file() and path.name != "lock"}
+
+    before = contents()
+    service = StudioService(maker, projects)
+    client = testclient.TestClient(make_app(service, "test"), base_url="http://127.0.0.1:7860")
+    here = f"/projects/{bad.id}"
+    # Not while another process has it open: it may have been whole when that opened it.
+    if way == "cut off":
+        document.write_text(text)
+        other = Project(bad.folder)
+        document.write_text(text[:300])
+        assert "has this project open" in client.delete(here).json()["error"]
+        other.close()
+    assert client.get(f"{here}/state").status_code == 409
+    assert client.post(f"{here}/do/rename", json={"name": "a"}).status_code == 409
+    assert client.delete(here, headers={"origin": "http://evil.example"}).status_code == 403
+    assert os.path.lexists(bad.folder) and contents() == before
+    assert client.delete(here).status_code == 200
+    assert [path.name for path in projects.folder.iterdir()] == [whole.id] and contents() == before
+    assert client.delete(here).status_code == 404
+    assert [entry["id"] for entry in client.get("/projects").json()] == [whole.id]
+    service.close()
+
+
+@pytest.mark.parametrize("link", ["lock", "sounds"])
+def test_nothing_outside_a_project_is_written_or_deleted(
+    new: Callable[..., Project], projects: Projects, tmp_path: Path, link: str
+) -> None:
+    project = new()
+    name = put(project, sound())
+    projects.close()
+    # Sounds that no step needs are deleted with the next change.
+    document = json.loads((project.folder / "project.json").read_bytes())
+    document["sounds"]["report"] = document["sounds"][name]
+    (project.folder / "project.json").write_text(json.dumps(document))
+    outside = tmp_path / "outside"
+    if link == "sounds":
+        shutil.copytree(project.folder / link, outside)
+        (outside / "report.txt").write_text("of somebody")
+        shutil.rmtree(project.folder / link)
+    else:
+        outside.write_text("of somebody")
+        (project.folder / link).unlink()
+    (project.folder / link).symlink_to(outside)
+    with pytest.raises(ProjectError, match=f"{link} in its folder is a link to another place"):
+        projects.open(project.id)
+    assert (outside / "report.txt" if link == "sounds" else outside).read_text() == "of somebody"
+    (project.folder / link).unlink()
+    if link == "sounds":
+        shutil.copytree(outside, project.folder / link)
+    projects.open(project.id).rename("whole")
 
 
 def test_the_list_has_what_was_changed_last_first(new: Callable[..., Project], projects: Projects) -> None:

@@ -582,6 +582,22 @@ def test_exports_of_a_stranger_s_project_lead_nowhere_else(tmp_path: Path) -> No
         assert (tmp_path / "mine.txt").read_text() == "not theirs"
 
 
+@pytest.mark.parametrize("target", ["../elsewhere", "sounds", "."])
+def test_exports_are_not_written_through_a_link(tmp_path: Path, target: str) -> None:
+    folder = tmp_path / "p"
+    document = make_project(folder, TWO, marks=MARKS)
+    (folder / target).mkdir(exist_ok=True)
+    (folder / target / "theirs.wav").touch()
+    (folder / "exports").symlink_to(target)
+    before = set(tmp_path.rglob("*"))
+    for what in ("film", "mix", "stems", "markers"):
+        with pytest.raises(SettingError, match="exports of this project is a link to another place"):
+            export(folder, document, what)
+    assert set(tmp_path.rglob("*")) == before and exported(folder) == []
+    (folder / "exports").unlink()
+    assert export(folder, document, "mix").files == exported(folder)
+
+
 def test_an_export_that_differs_in_case_alone_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Mac and on Windows both names are one file."""
     folder = tmp_path / "p"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vab.cli.interrupt import check
 from vab.cli.output import printable
-from vab.utils.progress import FileProgress
+from vab.utils.progress import STAGE_LABELS, FileProgress
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def file_progress() -> Iterator[FileProgress]:
 
         def move(number: int, num_files: int, path: Path, stage: str, done: int, total: int) -> None:
             check()
-            text = f"{number + 1}/{num_files} {escape(printable(path.name))}: {stage}"
+            text = f"{number + 1}/{num_files} {escape(printable(path.name))}: {STAGE_LABELS.get(stage, stage)}"
             bar.update(task, description=text, completed=done, total=total)
 
         yield move

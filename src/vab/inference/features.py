@@ -115,11 +115,17 @@ class FeatureReader:
         self.read(math.inf)
         return torch.stack(self._rows)
 
-    def motion(self) -> Motion:
-        """The motion of the whole film, which is read to its end for it, if need be by a pass of its own."""
-        if self._motion is None:
-            self.read(math.inf)
-            self._motion = read_motion(self._file) if self._watch is None else self._watch.motion()
+    def motion(self, report: Callable[[int, int], None] = lambda done, total: None) -> Motion:
+        """The motion of the whole film, which is read to its end for it, if need be by a pass of its own.
+
+        ``report`` is told how much is read, and of about how much.
+        """
+        if self._motion is None and self._watch is None:
+            self._motion = read_motion(self._file, report)
+        elif self._motion is None:
+            expected = num_video_frames(self._file.nominal_seconds, self._fps)
+            self.read(math.inf, lambda done: report(done, max(done, expected)))
+            self._motion = self._watch.motion()
         return self._motion
 
     def cuts(self) -> list[int]:

@@ -501,7 +501,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
             num_frames = padded_length(samples_to_frames(length), config)  # T
             num_video = num_video_frames(num_frames / FRAME_RATE, config.fps)
             told_by = record(timing, file.is_image)  # of the file as it is now
-            told = resolve(timing, file, samples_to_frames(length), self.predictor, picture.motion)
+            motion = partial(picture.motion, partial(report, "motion"))
+            told = resolve(timing, file, samples_to_frames(length), self.predictor, motion)
             curve = timing_channels(told, num_frames, self.device)
             cuts = cuts or picture.cuts()
 

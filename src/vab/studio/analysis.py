@@ -17,7 +17,7 @@ from vab.media.filters import resampled
 from vab.studio.mix import RATE, read_sound, sound_path
 from vab.timing.motion import Motion, read_motion
 from vab.timing.sound import onset_times
-from vab.utils.files import write_json, write_whole
+from vab.utils.files import leads_elsewhere, write_json, write_whole
 
 BINS = 200  # of a sound's outline, a second
 STILL = 0.6  # grey levels in 40 ms: a still picture changes by less, as its codec renews it
@@ -105,8 +105,9 @@ def peaks(path: Path) -> bytes:
     beside the sound. ``MediaError`` if that cannot be read.
     """
     kept = path.with_suffix(".peaks")
-    with suppress(OSError):
-        return kept.read_bytes()
+    if not leads_elsewhere(kept):  # a link in a stranger's project would show any file
+        with suppress(OSError):
+            return kept.read_bytes()
     # [C,S] -> [C,bins,samples of a bin]; the last bin may be less than full, and repeats its last sample.
     waveform = read_sound(path)
     size = RATE // BINS

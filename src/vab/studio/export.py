@@ -43,7 +43,7 @@ from vab.studio.mix import (
     tracks,
 )
 from vab.studio.uploads import Clip
-from vab.utils.files import atomic, read_json, temporary_folder, write_json, write_whole
+from vab.utils.files import atomic, leads_elsewhere, read_json, temporary_folder, write_json, write_whole
 from vab.utils.progress import StageProgress
 from vab.utils.provenance import version
 
@@ -93,8 +93,8 @@ def export(
     ``channels``: 1 or 2. ``loudness``: LUFS that film or mix are brought to, with peaks of -1 dBTP at most;
     None leaves their level. ``name``: what the files' names begin with, by default the clip's. ``past_end``:
     what is heard after the clip's end stays, over the last frame, or is cut off.
-    ``SettingError`` for values that make no sense, and if nothing is heard; ``MediaError`` for a file that
-    cannot be read or written.
+    ``SettingError`` for values that make no sense, if nothing is heard, and if ``exports`` is a link;
+    ``MediaError`` for a file that cannot be read or written.
     """
     if what not in FORMATS:
         raise SettingError(f"An export is one of {', '.join(FORMATS)}, not {what}.")
@@ -113,6 +113,11 @@ def export(
     arrangement = document["history"][document["at"]]["arrangement"]
     base = safe_name(name or Path(clip.name).stem or document["name"], MAX_BASE)
     exports = folder / EXPORTS
+    if leads_elsewhere(exports):
+        raise SettingError(
+            f"The folder {EXPORTS} of this project is a link to another place, where nothing is written: "
+            "delete the link, or put a folder in its place."
+        )
     exports.mkdir(exist_ok=True)
     with temporary_folder(exports / what) as new:
         if what == "markers":
@@ -143,6 +148,8 @@ def export(
 
 def exported(folder: Path) -> list[Path]:
     """The files that were exported of a project, by name."""
+    if leads_elsewhere(folder / EXPORTS):
+        return []
     with suppress(FileNotFoundError):
         return sorted(path for path in (folder / EXPORTS).iterdir() if not path.name.startswith("."))
     return []

@@ -33,11 +33,11 @@ from vab.media.container import MediaError
 from vab.media.filters import resampled
 from vab.studio import arrangement as arrangements
 from vab.studio.arrangement import Arrangement
-from vab.studio.mix import RATE, read_sound, sound_path, write_sound
+from vab.studio.mix import RATE, SOUNDS, read_sound, sound_path, write_sound
 from vab.studio.queue import Job, UserError
 from vab.studio.takes import Take
 from vab.studio.uploads import MAX_SOUND_SECONDS, MAX_VIDEO_SECONDS, UPLOAD, Clip
-from vab.utils.files import atomic, read_json, sync_folder, temporary_folder, write_whole
+from vab.utils.files import atomic, leads_elsewhere, read_json, sync_folder, temporary_folder, write_whole
 from vab.utils.locks import LockedError, exclusive
 
 FORMAT, VERSION = "vab project", 1
@@ -106,16 +106,17 @@ class Project:
         self.jobs: dict[str, Job] = {}  # the newest of each kind
         self.answers: dict[str, Any] = {}  # of finished jobs that make no sound, by kind
         self.lock = threading.RLock()
-        self.is_gone = self.is_closed = False
+        self.is_closed = False
         self.asked = time.monotonic()  # seconds, when it was last asked for
+        for name in (LOCK, SOUNDS):  # the folder may be a stranger's: nothing elsewhere is written or deleted
+            if leads_elsewhere(folder / name):
+                raise ProjectError(
+                    f"This project cannot be opened: {name} in its folder is a link to another place. Put what "
+                    "it leads to in its place."
+                )
         with ExitStack() as held:
-            try:
-                held.enter_context(exclusive(folder / LOCK, "has this project open"))
-                self.document = read_document(folder)
-            except LockedError as error:
-                raise ProjectError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
-            except OSError as error:
-                raise ProjectError(f"This project cannot be opened: {first_line(error)}.") from None
+            held.enter_context(_alone(folder))
+            self.document = read_document(folder)
             self._held = held.pop_all()
         self.clip = Clip.of(folder, self.document["clip"])
 
@@ -275,6 +276,18 @@ class Project:
             self.forget_sound(name)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a project's lock. ``ProjectError`` if another process has it, or the disk refuses it."""
+    try:
+        with exclusive(folder / LOCK, "has this project open"):
+            yield
+    except LockedError as error:
+        raise ProjectError(f"{str(error)[0].upper()}{str(error)[1:]}.") from None
+    except OSError as error:
+        raise ProjectError(f"This project cannot be opened: {first_line(error)}.") from None
+
+
 class Projects:
     """The projects in a folder, and those of them that this process has open."""
 
@@ -282,7 +295,7 @@ class Projects:
         """``OSError`` if the folder is missing and cannot be made."""
         folder.mkdir(parents=True, exist_ok=True)
         for gone in folder.glob(f".*{DELETED}"):  # by a process that was killed meanwhile
-            shutil.rmtree(gone, ignore_errors=True)
+            _delete(gone)
         self.folder = folder
         self._open: dict[str, Project] = {}
         self._lock = threading.Lock()
@@ -336,6 +349,11 @@ class Projects:
             raise NoProject(GONE)
         return folder
 
+    def jobs(self, name: str) -> list[Job]:
+        """The newest jobs of a project; none of one that this process does not have open."""
+        with self._lock:
+            return list(self._open[name].jobs.values()) if name in self._open else []
+
     @contextmanager
     def new_folder(self) -> Iterator[Path]:
         """An empty folder for a clip that becomes a project, or goes in the end."""
@@ -370,17 +388,24 @@ class Projects:
         sync_folder(self.folder)
         return self.open(path.name)
 
-    def delete(self, project: Project) -> None:
-        """Delete a project with all of its files."""
-        with self._lock, project.lock:
+    def delete(self, name: str) -> None:
+        """Delete a project with all of its files, also one that cannot be opened; nothing that a link names.
+
+        ``NoProject``; ``ProjectError`` if another process has it open; ``DiskError``.
+        """
+        with self._lock, ExitStack() as held:
+            folder, project = self.path(name), self._open.get(name)
+            if project is not None:
+                held.enter_context(project.lock)
+            elif not leads_elsewhere(folder / LOCK):  # else nobody can have it open
+                held.enter_context(_alone(folder))
             # First the name, so that there is never half a project; that needs no room on a full disk.
-            gone = project.folder.with_name(f".{project.id}{DELETED}")
+            gone = folder.with_name(f".{name}{DELETED}")
             with keeping():
-                project.folder.rename(gone)
-            project.is_gone = True
-            project.close()
-            self._open.pop(project.id, None)
-        shutil.rmtree(gone, ignore_errors=True)
+                folder.rename(gone)
+            if project is not None:
+                self._open.pop(name).close()
+        _delete(gone)
 
     def close(self) -> None:
         """Let others open them."""
@@ -390,13 +415,21 @@ class Projects:
             self._open.clear()
 
 
+def _delete(folder: Path) -> None:
+    """Delete a folder as far as the disk lets it go; of one that is a link, the link."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def read_document(folder: Path) -> dict[str, Any]:
     """The document of a project, as this version has it. ``ProjectError`` says why it cannot be used."""
     try:
         document = read_json(folder / DOCUMENT)
         _as_bytes(document)  # what could not be written again is not taken either
     except (ValueError, RecursionError) as error:
-        raise ProjectError(_damaged(first_line(error))) from None
+        raise ProjectError(_damaged(_unread(error))) from None
     except OSError as error:
         raise ProjectError(f"{DOCUMENT} cannot be read: {first_line(error)}.") from None
     found = re.fullmatch(rf"{FORMAT} (\d{{1,9}})", str(document.get("format")))
@@ -409,9 +442,12 @@ def read_document(folder: Path) -> dict[str, Any]:
         )
     try:
         _check(document)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, UserError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
-        raise ProjectError(_damaged(what)) from None
+    except UserError as error:
+        raise ProjectError(_damaged(str(error).rstrip("."))) from None
+    except KeyError as error:
+        raise ProjectError(_damaged(f"{error} is missing in it")) from None
+    except (TypeError, ValueError, AttributeError, IndexError):
+        raise ProjectError(_damaged("something in it is not as it is written here")) from None
     return document
 
 
@@ -432,17 +468,31 @@ def _as_bytes(document: Mapping[str, Any]) -> bytes:
 
 
 def _damaged(reason: str) -> str:
-    return f"This project's {DOCUMENT} is damaged: {reason}; put a copy of the file back to open it."
+    return (
+        f"This project's {DOCUMENT} is damaged: {reason}. Nothing else in its folder was touched: put a copy of "
+        f"{DOCUMENT} back to open it."
+    )
+
+
+def _unread(error: Exception) -> str:
+    """What is wrong with a file that is no document at all, in words of those who do not know JSON."""
+    if not isinstance(error, json.JSONDecodeError):  # no text, or text of another kind
+        return str(error) if str(error).startswith("it ") else "it holds something else than a project"
+    if not error.doc.strip("\0 \r\n\t"):
+        return "it is empty"
+    if not error.doc.rstrip().endswith("}"):
+        return "it ends in the middle, as if its writing or copying had been cut off"
+    return f"it was changed by another program, or its disk failed (line {error.lineno})"
 
 
 def _check(document: Mapping[str, Any]) -> None:
-    """Raise KeyError, TypeError or ValueError for a document that is not as it is written here."""
+    """Raise UserError, KeyError, TypeError or ValueError for a document that is not as it is written here."""
     # 1. What the clip is: the name of its file has no folders.
     for name in ("id", "name", "created", "changed"):
         _is(document[name], name, str)
     clip = Clip.of(Path(), document["clip"])
     if clip.kind not in ("video", "image") or _UPLOAD.fullmatch(clip.upload) is None:
-        raise ValueError("its clip is none")
+        raise UserError("its clip is none")
     _is(clip.name, "the name of its clip", str)
     _is(clip.has_sound, "has_sound", bool)
     _is(clip.timecode, "the timecode of its clip", str, type(None))
@@ -456,7 +506,7 @@ def _check(document: Mapping[str, Any]) -> None:
     # 2. The sounds.
     for sound, about in document["sounds"].items():
         if _ID.fullmatch(sound) is None:
-            raise ValueError(f"{sound!r:.80} is no name of a sound")
+            raise UserError(f"{sound!r:.80} is no name of a sound")
         for name, kinds in _ABOUT.items():
             _is(about[name], f"{name} of a sound", *kinds)
         _is(about.get("parent"), "the parent of a sound", str, type(None))
@@ -468,7 +518,7 @@ def _check(document: Mapping[str, Any]) -> None:
     steps = document["history"]
     _is(document["at"], '"at"', int)
     if not 0 <= document["at"] < len(steps):
-        raise ValueError('"at" is no step of its history')
+        raise UserError('"at" is no step of its history')
     for step in steps:
         _is(step["did"], "did", str)
         arrangement = step["arrangement"]
@@ -476,32 +526,32 @@ def _check(document: Mapping[str, Any]) -> None:
             arrangement["settings"][name]
         arrangements.checked_settings({}, arrangement["settings"])
         if arrangements.checked_marks(arrangement["marks"]) != arrangement["marks"]:
-            raise ValueError("its marks are not as they are written here")
+            raise UserError("its marks are not as they are written here")
         if arrangements.checked_curve(arrangement["curve"]) != arrangement["curve"]:
-            raise ValueError("its curve is not as it is written here")
+            raise UserError("its curve is not as it is written here")
         _is(arrangement["layers"], "layers", list)
         arrangements.with_layers({}, arrangement["layers"])
         for layer in arrangement["layers"]:
             if layer["sound"] not in document["sounds"]:
-                raise ValueError(f"a layer has the sound {layer['sound']!r:.80}, which is not in the list")
+                raise UserError(f"a layer has the sound {layer['sound']!r:.80}, which is not in the list")
             for name in ("id", "name"):
                 _is(layer[name], f"the {name} of a layer", str)
             for name in arrangements.EDITS:
                 layer[name]
             if arrangements.changed(layer, layer, document["sounds"])["stop"] != layer["stop"]:
-                raise ValueError("a layer goes beyond the end of its sound")
+                raise UserError("a layer goes beyond the end of its sound")
 
 
 def _is(value: object, name: str, *kinds: type) -> None:
     if type(value) not in kinds:  # True is no number
-        raise ValueError(f"{name} is {value!r:.80}")
+        raise UserError(f"{name} is {value!r:.80}")
 
 
 def _is_in(value: Any, name: str, most: float) -> None:
     """A number above 0, up to ``most``."""
     _is(value, name, int, float)
     if not 0 < value <= most:
-        raise ValueError(f"{name} is {value!r:.80}")
+        raise UserError(f"{name} is {value!r:.80}")
 
 
 def _entry(folder: Path, modified: float) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def make_app(
             Route("/models/do/{verb}", endpoints.teach, methods=["POST"]),
             Route("/projects", endpoints.entries, methods=["GET"]),
             Route("/projects", endpoints.create, methods=["POST"]),
-            Route(project, endpoints.redirect),
+            Route(project, endpoints.redirect, methods=["GET"]),
+            Route(project, endpoints.delete, methods=["DELETE"]),
             Route(f"{project}/", endpoints.workbench_page),
             Route(f"{project}/state", endpoints.state),
             Route(f"{project}/do/{{verb}}", endpoints.act, methods=["POST"]),
@@ -282,7 +283,12 @@ class Endpoints:
         if verb is None:
             return _error("There is no such thing to do.", 404)
         verb(project, values)
-        return JSONResponse({} if project.is_gone else self.service.state(project))
+        return JSONResponse(self.service.state(project))
+
+    def delete(self, request: Request) -> Response:
+        """Delete a project, also one that cannot be opened."""
+        self.service.delete(request.path_params["project"])
+        return JSONResponse({})
 
     async def add_file(self, request: Request) -> Response:
         """Make a layer of a sound, or of the sound of a film."""

@@ -75,7 +75,6 @@ class StudioService:
             "understand": self.understand,
             "export": self.export,
             "cancel": self.cancel,
-            "delete": self.delete,
         }
 
     def warm_up(self) -> None:
@@ -486,11 +485,11 @@ class StudioService:
         if job is not None:
             self.queue.cancel(job)
 
-    def delete(self, project: Project, values: Values) -> None:
-        """Delete the project with all of its files."""
-        for job in list(project.jobs.values()):
+    def delete(self, name: str) -> None:
+        """Delete a project by the name of its folder, also one that cannot be opened. ``ProjectError``."""
+        for job in self.projects.jobs(name):
             self.queue.cancel(job)
-        self.projects.delete(project)
+        self.projects.delete(name)
 
     def _start(
         self, project: Project, kind: str, work: Callable[[StageProgress], None], by_model: bool = True

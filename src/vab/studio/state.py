@@ -10,14 +10,7 @@ from urllib.parse import quote
 from vab.studio.export import exported
 from vab.studio.project import Project
 from vab.studio.queue import Job, JobQueue
-
-STAGE_LABELS = {
-    "decode_video": "reading the picture",
-    "features": "looking at the picture",
-    "sampling": "making sound",
-    "refining": "adding detail",
-    "codec": "writing the sound",
-}
+from vab.utils.progress import STAGE_LABELS
 
 
 def state_of(project: Project, queue: JobQueue) -> dict[str, Any]:

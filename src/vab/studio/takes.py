@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -307,7 +308,7 @@ class TakeMaker:
         if frames:
             features = _shifted(self._features_of(clip), frames)
             if timing == MOTION:
-                timing = self._motion(clip, shift, seconds)
+                timing = self._motion(clip, shift, seconds, progress)
 
         # 2. Its own sound, then what is heard of it at both rates.
         with MediaFile(clip.source) as source:
@@ -329,13 +330,16 @@ class TakeMaker:
         )
         return self._take(audio, heard, "", progress, take.own)
 
-    def _motion(self, clip: Clip, shift: float, seconds: float) -> TimingCurve | str:
+    def _motion(
+        self, clip: Clip, shift: float, seconds: float, progress: StageProgress | None
+    ) -> TimingCurve | str:
         """The curve of a film's motion for a take that lies ``shift`` seconds after its start."""
         assert self.pipeline.predictor is not None
         skipped = max(0, round(shift * FRAME_RATE))
         num_frames = samples_to_frames(round(seconds * SAMPLE_RATE))
         with MediaFile(clip.source) as source:
-            curve = self.pipeline.predictor.curve(read_motion(source), skipped + num_frames)
+            motion = read_motion(source, None if progress is None else partial(progress, "motion"))
+            curve = self.pipeline.predictor.curve(motion, skipped + num_frames)
         if shift > 0:
             return curve.cut(skipped, skipped + num_frames)
         parts = (

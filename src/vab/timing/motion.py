@@ -10,7 +10,7 @@ what of it sounds is for :mod:`vab.timing.predictor` to say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -211,11 +211,15 @@ def _boxes(
     return top, left, (1 / (np.diff(top)[:, None] * np.diff(left))).astype(np.float32)
 
 
-def read_motion(file: MediaFile) -> Motion:
-    """The motion of a whole film; of an image it is empty. ``MediaError`` as ``MediaFile.frames``."""
+def read_motion(file: MediaFile, report: Callable[[int, int], None] | None = None) -> Motion:
+    """The motion of a whole film; of an image it is empty. ``MediaError`` as ``MediaFile.frames``.
+
+    ``report`` is told how many seconds were read, and of about how many.
+    """
     reader = MotionReader()
-    for _ in () if file.is_image else file.frames(1.0, size=HEIGHT, watch=reader):
-        pass
+    for done, _ in enumerate(() if file.is_image else file.frames(1.0, size=HEIGHT, watch=reader)):
+        if report is not None:
+            report(done, max(done, round(file.nominal_seconds)))
     return reader.motion()
 
 

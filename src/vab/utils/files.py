@@ -175,6 +175,11 @@ def json_object(content: str | bytes) -> dict[str, Any]:
     return values
 
 
+def leads_elsewhere(path: Path) -> bool:
+    """True if ``path`` is a link: what is written there, or below it, would be written somewhere else."""
+    return path.resolve() != path.parent.resolve() / path.name
+
+
 def user_cache() -> Path:
     """The folder of what is kept for this user on this machine: ``$VAB_CACHE``, by default ``~/.cache/vab``.
 

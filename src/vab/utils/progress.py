@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 FileProgress = Callable[[int, int, Path, str, int, int], None]
 # Of one file: stage, how much of it is done, of how much.
 StageProgress = Callable[[str, int, int], None]
+STAGE_LABELS = {  # what a stage of generating is called for people; others are called by their names
+    "decode_video": "reading the picture",
+    "features": "looking at the picture",
+    "motion": "reading what moves in the picture",
+    "sampling": "making sound",
+    "refining": "adding detail",
+    "codec": "writing the sound",
+}
 
 
 @contextmanager

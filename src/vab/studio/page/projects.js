@@ -71,16 +71,15 @@ function card(entry) {
     const changed = new Date(entry.changed);
     words.append(make("p", {}, `${layers}, `, make("time", { dateTime: entry.changed, title: changed.toLocaleString("en"), textContent: ago(changed) })));
   }
-  const tools = make("div", { className: "tools" },
-    make("button", { type: "button", className: "link", textContent: "Rename", "aria-label": `Rename ${name}`, onclick: () => rename(entry) }),
-    make("button", { type: "button", className: "link", textContent: "Delete", "aria-label": `Delete ${name}`, onclick: () => remove(entry) }));
-  return make("li", { className: "card" }, frame, words, ...(problem ? [] : [tools]));
+  const tool = (word, does) => make("button", { type: "button", className: "link", textContent: word, "aria-label": `${word} ${name}`, onclick: () => does(entry) });
+  const tools = make("div", { className: "tools" }, ...(problem ? [] : [tool("Rename", rename)]), tool("Delete", remove));
+  return make("li", { className: "card" }, frame, words, tools);
 }
 
-async function act(entry, verb, values) {
+async function act({ id }, path, options) {
   try {
     say("");
-    await ask(`${ROOT}projects/${entry.id}/do/${verb}`, { method: "POST", body: JSON.stringify(values) });
+    await ask(`${ROOT}projects/${id}${path}`, options);
   } catch (error) {
     say(error.message);
   }
@@ -96,19 +95,20 @@ function rename(entry) {
   $("new-name").value = entry.name;
   dialog.querySelector("form").onsubmit = () => {
     const name = $("new-name").value.trim();
-    if (name && name !== entry.name) act(entry, "rename", { name });
+    if (name && name !== entry.name) act(entry, "/do/rename", { method: "POST", body: JSON.stringify({ name }) });
   };
   dialog.showModal();
   $("new-name").select();
 }
 
 function remove(entry) {
+  const whole = "all sounds, the history and the exports of this project are deleted from the disk. This cannot be undone. The file that you made it from stays where it is.";
   const layers = entry.num_layers ? `, its ${entry.num_layers === 1 ? "layer" : `${entry.num_layers} layers`}` : "";
   $("delete-title").textContent = `Delete ${entry.name}?`;
-  $("delete-text").textContent = `The copy of the clip${layers}, all sounds, the history and the exports of this project are deleted from the disk. This cannot be undone. The file that you made it from stays where it is.`;
+  $("delete-text").textContent = `${entry.problem ? "It cannot be opened now, but may be mended. If you delete it, the" : "The"} copy of the clip${layers}, ${whole}`;
   $("delete-now").onclick = () => {
     $("delete").close();
-    act(entry, "delete", {});
+    act(entry, "", { method: "DELETE" });
   };
   $("delete").showModal();
   $("keep").focus();
