@@ -37,6 +37,7 @@ from vab.training.motion.acts import Heard, bounce, strike
 from vab.training.motion.films import film
 from vab.training.motion.render import Sprite, expose
 from vab.training.motion.train import MotionTrainConfig, correlation, train_predictor
+from vab.utils.progress import STAGE_LABELS
 
 AMOUNT, CHANGE, ACROSS, DOWN, LIGHT = range(len(CHANNELS))
 Place = Callable[[float], tuple[float, float]]
@@ -528,6 +529,23 @@ def test_whatever_leads_a_film_its_windows_begin_at_its_cuts(
         pipe.generate_many(film, 1, fps=25, timing=TimingCurve(np.zeros(250)), features=torch.zeros(5, 1280))
     )
     assert told[-1] == []
+
+
+@pytest.mark.parametrize("was_looked_at", [False, True])
+def test_a_film_that_is_read_for_its_motion_says_how_far_it_is(
+    follower: Path, tmp_path: Path, was_looked_at: bool
+) -> None:
+    pipe = VABPipeline.from_pretrained(follower, device="cpu")
+    path = write_square_film(tmp_path / "a.mp4", swinging, np.arange(300) / 25)  # 12 s, windows of 2 s
+    features = pipe.look_at(path) if was_looked_at else None
+    said: list[tuple[str, int, int]] = []
+    next(pipe.generate_many(path, 1, features=features, progress=lambda *how: said.append(how)))
+    stages = list(dict.fromkeys(stage for stage, _, _ in said))
+    assert stages[-2:] == ["motion", "sampling"]
+    done, totals = zip(*(how[1:] for how in said if how[0] == "motion"), strict=True)
+    assert len(set(done)) > 3 or not was_looked_at
+    assert list(done) == sorted(done) and done[-1] >= 11 and set(totals) == {12}
+    assert STAGE_LABELS["motion"] == "reading what moves in the picture"
 
 
 def test_timing_on_the_command_line(

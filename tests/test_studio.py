@@ -496,6 +496,50 @@ def test_a_new_take_is_heard_and_a_longer_one_is_longer(service: StudioService, 
     assert longer["stop"] == project.sound(longer["sound"])["seconds"] > 1.0
 
 
+def test_layers_are_told_apart_by_their_names(
+    service: StudioService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By seed, number, what led them and what was done; by a number where all of that is the same."""
+    maker = TakeMaker(VABPipeline.from_pretrained(write_model(tmp_path / "timed", timing=True), device="cpu"))
+    monkeypatch.setattr(service, "maker", maker)
+    project = new_project(service, write_video(tmp_path / "a.mp4", 20, 10))
+
+    def names() -> list[str]:
+        assert done(project).state == "done", project.jobs["make"].error
+        return [layer["name"] for layer in project.arrangement["layers"]]
+
+    service.make(project, {"count": 2, "seed": 3})
+    assert names() == ["Seed 3", "Seed 3, sound 2"]
+    service.make(project, {"count": 1, "seed": 3, "steps": 2})
+    service.set(project, {"curve": {"events": [[0.5, 1.0]], "level": []}})
+    assert names()[2:] == ["Seed 3 (2)"]
+    service.make(project, {"count": 1, "seed": 3, "timing": "curve"})
+    assert names()[3:] == ["Seed 3, curve"]
+    # An edit says what is new, in place of what the last one said; a name of the user's stays before it.
+    first, second = (layer["id"] for layer in project.arrangement["layers"][:2])
+    service.layer(project, {"layer": second, "name": "Door"})
+    for layer in (first, second):
+        service.remake(project, {"layer": layer, "from": 0.5, "to": 1.0, "timing": "none"})
+        names()
+        service.remake(project, {"layer": layer, "from": 0.25, "to": 1.0, "rest": True, "timing": "none"})
+        names()
+    assert names()[:2] == ["Seed 3, all but 0.25 to 1.00 s anew", "Door, all but 0.25 to 1.00 s anew"]
+    service.extend(project, {"layer": first, "seconds": 0.5, "timing": "none"})
+    assert names()[0] == "Seed 3, 0.5 s longer"
+    # However long: a document with a longer name would be refused.
+    service.layer(project, {"layer": second, "name": "D" * 200})
+    for _ in range(2):
+        service.remake(project, {"layer": second, "from": 0.5, "to": 1.0, "timing": "none"})
+        assert names()[1] == "D" * (200 - len(", 0.50 to 1.00 s anew")) + ", 0.50 to 1.00 s anew"
+    write_wav(tmp_path / "48.wav", np.zeros(4800, np.float32), 48_000)
+    for _ in range(2):
+        service.add_file(project, tmp_path / "48.wav", "x" * 300)
+        names()
+    assert names()[-2:] == ["x" * 200, "x" * 195 + " (2)"] and len(set(names())) == 6
+    service.projects.close()
+    assert [layer["name"] for layer in service.open(project.id).arrangement["layers"]] == names()
+
+
 def test_values_that_make_no_sense(service: StudioService, tmp_path: Path) -> None:
     project = new_project(service, write_video(tmp_path / "a.mp4", 10, 10, sound=False))
     client = client_of(service)

@@ -26,7 +26,8 @@ def file_progress() -> Iterator[FileProgress]:
 
         def move(number: int, num_files: int, path: Path, stage: str, done: int, total: int) -> None:
             check()
-            text = f"{number + 1}/{num_files} {escape(printable(path.name))}: {STAGE_LABELS.get(stage, stage)}"
+            label = STAGE_LABELS.get(stage, stage)
+            text = f"{number + 1}/{num_files} {escape(printable(path.name))}: {label}"
             bar.update(task, description=text, completed=done, total=total)
 
         yield move

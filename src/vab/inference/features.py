@@ -120,12 +120,10 @@ class FeatureReader:
 
         ``report`` is told how much is read, and of about how much.
         """
-        if self._motion is None and self._watch is None:
-            self._motion = read_motion(self._file, report)
-        elif self._motion is None:
+        if self._motion is None:
             expected = num_video_frames(self._file.nominal_seconds, self._fps)
             self.read(math.inf, lambda done: report(done, max(done, expected)))
-            self._motion = self._watch.motion()
+            self._motion = read_motion(self._file, report) if self._watch is None else self._watch.motion()
         return self._motion
 
     def cuts(self) -> list[int]:

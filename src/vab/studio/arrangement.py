@@ -50,7 +50,7 @@ def new_layer(sound: str, about: Values, **fields: Any) -> dict[str, Any]:
     """A layer with all of a sound, from the start of the clip on; ``about``: the sound in the document."""
     layer = {
         "id": new_id(),
-        "name": about["title"],
+        "name": about["title"][:MAX_TEXT],
         "sound": sound,
         "offset": 0.0,
         "start": 0.0,
@@ -86,8 +86,13 @@ def with_layers(arrangement: Arrangement, layers: Sequence[Values]) -> dict[str,
 
 
 def plus(arrangement: Arrangement, layer: Values) -> dict[str, Any]:
-    """With one more layer."""
-    return with_layers(arrangement, [*arrangement["layers"], layer])
+    """With one more layer; if another one has its name, with a number behind that."""
+    names = {other["name"] for other in arrangement["layers"]}
+    name, number = layer["name"], 1
+    while name in names:
+        number += 1
+        name = f"{layer['name'][: MAX_TEXT - 5]} ({number})"
+    return with_layers(arrangement, [*arrangement["layers"], {**layer, "name": name}])
 
 
 def beside(arrangement: Arrangement, sound: str, about: Values) -> dict[str, Any]:
@@ -117,7 +122,16 @@ def with_take(
             {**layer, "mute": True, "solo": False} if sounds[layer["sound"]]["kind"] == "take" else layer
             for layer in layers
         ]
-    return with_layers(arrangement, [*layers, new_layer(sound, about, mute=not is_first)])
+    return plus({**arrangement, "layers": layers}, new_layer(sound, about, mute=not is_first))
+
+
+def edited_name(name: str, before: str, after: str) -> str:
+    """The name of a layer whose sound was edited: what is new, ``after``, in place of the last edit.
+
+    ``before``, ``after``: the titles of its sounds; the former may be no edit.
+    """
+    ending = f", {after}"
+    return f"{name.removesuffix(f', {before}')[: MAX_TEXT - len(ending)]}{ending}"
 
 
 def with_layer(arrangement: Arrangement, layer: Values) -> dict[str, Any]:

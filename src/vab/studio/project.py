@@ -111,8 +111,8 @@ class Project:
         for name in (LOCK, SOUNDS):  # the folder may be a stranger's: nothing elsewhere is written or deleted
             if leads_elsewhere(folder / name):
                 raise ProjectError(
-                    f"This project cannot be opened: {name} in its folder is a link to another place. Put what "
-                    "it leads to in its place."
+                    f"This project cannot be opened: {name} in its folder is a link to another place. "
+                    "Put what it leads to in its place."
                 )
         with ExitStack() as held:
             held.enter_context(_alone(folder))
@@ -469,8 +469,8 @@ def _as_bytes(document: Mapping[str, Any]) -> bytes:
 
 def _damaged(reason: str) -> str:
     return (
-        f"This project's {DOCUMENT} is damaged: {reason}. Nothing else in its folder was touched: put a copy of "
-        f"{DOCUMENT} back to open it."
+        f"This project's {DOCUMENT} is damaged: {reason}. Nothing else in its folder was touched: put a copy "
+        f"of {DOCUMENT} back to open it."
     )
 
 

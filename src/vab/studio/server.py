@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import anyio.to_thread
 import numpy as np
@@ -231,7 +231,7 @@ class Endpoints:
     def entries(self, request: Request) -> Response:
         """All projects, as the list shows them."""
         entries = [
-            entry | {"poster": f"projects/{entry['id']}/poster.jpg" if entry["poster"] else None}
+            entry | {"poster": f"projects/{quote(entry['id'])}/poster.jpg" if entry["poster"] else None}
             for entry in self.service.projects.entries()
         ]
         return JSONResponse(entries)

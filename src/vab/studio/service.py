@@ -210,7 +210,8 @@ class StudioService:
             there = arrangements.layer_of(now, layer["id"])
             whole = longer > 0 or there["stop"] >= sound["seconds"]  # it ends where the sound ends, then too
             stop = about["seconds"] if whole else min(there["stop"], about["seconds"])
-            return arrangements.with_layer(now, {**there, "sound": new, "stop": stop})
+            called = arrangements.edited_name(there["name"], sound["title"], about["title"])
+            return arrangements.with_layer(now, {**there, "name": called, "sound": new, "stop": stop})
 
         def work(progress: StageProgress) -> None:
             # Each try differs, also after an undo; the same clicks give the same takes.

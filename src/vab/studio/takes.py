@@ -171,7 +171,9 @@ class TakeMaker:
                 progress=progress,
             )
             for number, audio in enumerate(sounds):
-                title = f"Seed {seed}" + (f", sound {number + 1}" if number else "")
+                led_by = str(audio.made_with.get("timing", "")).partition("#")[0]  # "motion", "curve"
+                parts = [f"Seed {seed}", f"sound {number + 1}" if number else "", led_by]
+                title = ", ".join(filter(None, parts))
                 seconds = len(audio.raw) / SAMPLE_RATE if source.is_image else source.info.seconds
                 heard = finish_sound(audio.raw, seconds, Finish(rate=RATE)).waveform
                 yield self._take(audio, heard, title, progress)

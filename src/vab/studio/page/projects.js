@@ -63,7 +63,7 @@ function card(entry) {
     frame.append(image);
   }
   if (entry.seconds) frame.append(make("span", { className: "length", textContent: duration(entry.seconds) }));
-  const title = make("h3", { title: name }, problem ? name : make("a", { href: `${ROOT}projects/${id}/`, textContent: name }));
+  const title = make("h3", { title: name }, problem ? name : make("a", { href: `${ROOT}projects/${encodeURIComponent(id)}/`, textContent: name }));
   const words = make("div", { className: "words" }, title);
   if (problem) words.append(make("p", { className: "bad", textContent: problem }), make("p", { textContent: `Its folder: ${id}` }));
   else {
@@ -79,7 +79,7 @@ function card(entry) {
 async function act({ id }, path, options) {
   try {
     say("");
-    await ask(`${ROOT}projects/${id}${path}`, options);
+    await ask(`${ROOT}projects/${encodeURIComponent(id)}${path}`, options);
   } catch (error) {
     say(error.message);
   }
