@@ -402,7 +402,11 @@ def test_work_on_a_project_over_http(service: StudioService, tmp_path: Path) -> 
     about = client.get("/about").json()
     assert about["sounds"] == sum(count for _, count in about["labels"]) == 3
     words = page.do("find", by="text:HIGHs")["answers"]["find"]
-    assert [hit["name"] for hit in words["hits"]] == ["high.wav"] and words["hits"][0]["score"] is None
+    assert words["more"] is False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vab.studio.service.MAX_FOUND", 0)
+        some = page.do("find", by="text:high")["answers"]["find"]
+        assert some["more"] is True and some["hits"] == []
 
     # 6. Exports.
     state = page.do("export", what="mix", name="a#b")
@@ -412,7 +416,7 @@ def test_work_on_a_project_over_http(service: StudioService, tmp_path: Path) -> 
     assert len(reply.content) == made["bytes"] and "attachment" in reply.headers["content-disposition"]
     assert "one of" in page.do("export", what="nothing")["jobs"]["export"]["error"]
 
-    assert page.ask("delete").json() == {} and page.get("state").status_code == 404
+    assert client.delete(page.address).json() == {} and page.get("state").status_code == 404
     assert client.get("/projects").json() == [] and not list((tmp_path / "projects").glob("*"))
 
 
@@ -424,7 +428,10 @@ def test_every_change_can_be_undone(service: StudioService, project: Project) ->
     seen = [page.get("state").json()]
     for verb, values in (
         ("layer", {"layer": name, "offset": -0.5, "gain_db": -6.0, "name": "Bell  rings"}),
-        ("layer", {"layer": name, "start": 0.25, "stop": 1.5, "fade_in": 0.1, "fade_out": 9.0}),
+        (
+            "layer",
+            {"layer": name, "start": 0.25, "offset": -0.25, "stop": 1.5, "fade_in": 0.1, "fade_out": 9.0},
+        ),
         ("layer", {"layer": name, "mute": True, "solo": True}),
         ("layer", {"layer": layers[1]["id"], "sound": layers[2]["sound"]}),
         ("add", {"sound": sound, "offset": 1.0, "mute": True}),
@@ -442,6 +449,7 @@ def test_every_change_can_be_undone(service: StudioService, project: Project) ->
     moved, trimmed, muted, exchanged, added, removed, marked, drawn, chosen, _ = (
         state["arrangement"] for state in seen[1:]
     )
+    assert [state["history"][-1] for state in seen[1:3]] == ["moved: Bell rings", "trimmed: Bell rings"]
     assert moved["layers"][0]["name"] == "Bell rings" and moved["layers"][0]["offset"] == -0.5
     assert trimmed["layers"][0]["fade_out"] == 1.25, "a fade is no longer than its part"
     assert muted["layers"][0]["solo"] and exchanged["layers"][1]["sound"] == layers[2]["sound"]
@@ -538,6 +546,36 @@ def test_layers_are_told_apart_by_their_names(
     assert names()[-2:] == ["x" * 200, "x" * 195 + " (2)"] and len(set(names())) == 6
     service.projects.close()
     assert [layer["name"] for layer in service.open(project.id).arrangement["layers"]] == names()
+
+
+def test_making_takes_again_gives_others(service: StudioService, project: Project) -> None:
+    def make(**values: Any) -> tuple[str, int]:
+        service.make(project, {"count": 1} | values)
+        assert done(project).state == "done"
+        newest = project.arrangement["layers"][-1]
+        return newest["name"], project.arrangement["settings"]["seed"]
+
+    assert make(seed=7) == ("Seed 7", 7)
+    assert make(seed=7) == ("Seed 8", 8) and make() == ("Seed 9", 9)
+    assert make(seed=7, steps=2) == ("Seed 7 (2)", 7), "other settings give another sound"
+    service.remove(project, {"layer": project.arrangement["layers"][-1]["id"]})
+    assert make() == ("Seed 7 (2)", 7), "what was removed can be made again"
+    assert make(count=2) == ("Seed 8, sound 2", 8)
+
+
+def test_an_edit_is_as_long_as_its_sound(service: StudioService, tmp_path: Path) -> None:
+    """Whose seconds may be no whole number of the model's samples."""
+    project = new_project(service, write_video(tmp_path / "a.mp4", 25, 12))
+    service.make(project, {"count": 1, "seed": 0})
+    assert done(project).state == "done"
+    [layer] = project.arrangement["layers"]
+    samples = project.take(layer["sound"]).heard.shape[1]
+    assert samples == 100_000
+    for rest in (True, False):
+        service.remake(project, {"layer": layer["id"], "from": 0.5, "to": 1.0, "rest": rest})
+        assert done(project).state == "done", project.jobs["make"].error
+        [layer] = project.arrangement["layers"]
+        assert project.take(layer["sound"]).heard.shape[1] == samples and layer["stop"] == samples / 48_000
 
 
 def test_values_that_make_no_sense(service: StudioService, tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ CUT_OFF = """[...document.querySelectorAll("#panels :is(button, input, select, a
   each.checkVisibility() && !each.closest("#tabs") &&
   each.getBoundingClientRect().right > document.getElementById("panels").getBoundingClientRect().right + 1
 ).map((each) => each.outerHTML)"""
+# How many sounds that were found can be seen.
+IN_SIGHT = """[...document.querySelectorAll("#hits li")].filter((each) => {
+  const foot = document.getElementById("foot").getBoundingClientRect();
+  return each.getBoundingClientRect().bottom <= foot.top;
+}).length"""
 DRAGGED = """() => {
   const data = new DataTransfer();
   document.querySelector("#files a").dispatchEvent(new DragEvent("dragstart", { dataTransfer: data }));
@@ -231,6 +236,17 @@ def test_from_a_clip_to_a_film(
     # settings and takes are there again after a reload
     page.get_by_label("Seed", exact=True).fill("3")
     make(page, 2)
+    # the focus is where it was, before a screen reader tells of anything else
+    page.locator("#make").focus()
+    page.get_by_label("Takes", exact=True).fill("1")
+    page.locator("#make").press("Enter")
+    until(lambda: layers(page).count() == 3)
+    until(lambda: page.evaluate("document.activeElement.id") == "make")
+    assert document_of(studio, link)["history"][-1]["arrangement"]["settings"]["seed"] == 4, "it made others"
+    page.locator("#undo").click()
+    until(lambda: layers(page).count() == 2)
+    page.get_by_label("Takes", exact=True).fill("2")
+    page.get_by_label("Takes", exact=True).blur()
     assert document_of(studio, link)["sounds"], "a take that is shown is on the disk"
     page.get_by_label("Guidance", exact=True).fill("2.5")
     page.get_by_label("Guidance", exact=True).blur()
@@ -241,6 +257,15 @@ def test_from_a_clip_to_a_film(
         page.get_by_label(name, exact=True).input_value() for name in ("Seed", "Takes", "Steps", "Guidance")
     ]
     assert values == ["3", "2", STEPS, "2.5"]
+
+    # an event in the curve, which was empty, leads the takes from now on; one step back nothing is of it
+    timing = page.locator("[name=timing]")
+    assert timing.input_value() == "motion"
+    page.locator("#curve").click(position={"x": 300, "y": 30})
+    until(lambda: timing.input_value() == "curve")
+    page.keyboard.press("Control+z")
+    until(lambda: timing.input_value() == "motion")
+    assert page.locator("#num-events").inner_text() == ""
 
     # remake a part, undo, redo
     page.locator("#layers .name").first.click()
@@ -265,6 +290,7 @@ def test_from_a_clip_to_a_film(
     page.locator("#hits .hear").first.click()
     until(lambda: page.evaluate(f"{LISTENING}.currentTime") > 0.1)
     assert page.locator("#hits .hear").first.inner_text() == "Stop"
+    assert page.evaluate(IN_SIGHT) >= 4, "the timeline leaves no room for what was found"
     healthy(page)
     shoot(page, pictures / "find.png")
     name = page.locator("#hits .what span").first.inner_text()
@@ -365,12 +391,15 @@ def test_the_list_and_two_tabs(
     for n in range(12):
         copy = shutil.copytree(first, first.with_name(f"copy-{n:06}"), ignore=shutil.ignore_patterns(".*"))
         document = json.loads((copy / "project.json").read_text())
-        document |= {"id": copy.name, "name": f"A film with a rather long name, number {n}"}
+        document |= {"id": copy.name, "name": f"A film with a rather long name, number {min(n, 9)}"}
         (copy / "project.json").write_text(json.dumps(document))
     (copy / "project.json").write_text("{")
     one.goto(studio.link)
     one.locator(".card .bad").wait_for()
     assert first.with_name("copy-000011").name in one.locator(".card", has=one.locator(".bad")).inner_text()
+    # two of one name are told apart
+    assert one.get_by_text("Its folder: copy-000009").count() == one.get_by_text("copy-000010").count() == 1
+    assert one.get_by_text("copy-000008").count() == 0
     shoot(one, pictures / "projects.png")
     one.locator("#filter").fill("number 7")
     until(lambda: one.locator(".card").count() == 1)

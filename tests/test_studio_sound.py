@@ -822,6 +822,21 @@ def test_cuts_motion_and_onsets_are_found_and_kept(tmp_path: Path) -> None:
     assert analyse(folder, document) == found
 
 
+def test_frames_that_come_unevenly_have_their_own_times(tmp_path: Path) -> None:
+    times = [n / 30 for n in range(30)] + [19.0, 20.0]
+    document = make_project(tmp_path / "p", sounds={}, name="burst.mp4", times=times)
+    assert analyse(tmp_path / "p", document)["frames"] == pytest.approx(times, abs=0.002)
+    # What was known before this was looked for is looked at once more.
+    picture = tmp_path / "p" / "picture.json"
+    picture.write_text(json.dumps({"cuts": [], "motion": []}))
+    assert len(analyse(tmp_path / "p", document)["frames"]) == 32
+    jittered = [n / 25 + 0.003 * (n % 3) for n in range(50)]
+    document = make_project(tmp_path / "q", sounds={}, name="even.mp4", times=jittered)
+    assert analyse(tmp_path / "q", document)["frames"] is None
+    document = make_project(tmp_path / "r", sounds={}, name="photo.png")
+    assert analyse(tmp_path / "r", document)["frames"] is None
+
+
 def test_motion_is_found_where_a_ball_bounces(tmp_path: Path) -> None:
     bounces = np.array([0.4, 1.1, 1.8])
     document = make_project(tmp_path / "p", sounds={}, frames=draw_frames(bounces, 2.0, "small"))

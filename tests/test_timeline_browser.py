@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from helpers.films import write_film as write_timed
 from helpers.forked import Forked
 from vab.cli import main
 from vab.studio.mix import RATE
@@ -34,13 +35,14 @@ UNNAMED = """[...document.querySelectorAll("input, select, button, a, video, met
   )).map((element) => element.outerHTML)"""
 SIDEWAYS = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
 TORN = """[...document.querySelectorAll("#timeline :is(.field, .pair)")].filter((field) => {
-  const [whole, input] = [field, field.querySelector("input")].map((each) => each.getBoundingClientRect());
+  const parts = [field, field.querySelector("input, select")];
+  const [whole, input] = parts.map((each) => each.getBoundingClientRect());
   return field.checkVisibility() && (whole.height > 1.6 * input.height || input.right > innerWidth + 1);
 }).map((field) => field.textContent)"""
 POSITION = """async () => (await import(new URL("../../page/audio.js", location))).player.position"""
 TO_X = """async (time) => (await import(new URL("../../page/timeline.js", location))).toX(time)"""
 TO_TIME = """async (x) => (await import(new URL("../../page/timeline.js", location))).toTime(x)"""
-CUTS = """async () => (await import(new URL("../../page/timeline.js", location))).analysis.cuts"""
+CUTS = """async () => (await import(new URL("../../page/analysis.js", location))).analysis.cuts"""
 # Which of two tones is louder in what is heard just now: the frequency of the strongest bin, 0 if nothing is.
 PITCH = """async () => {
   const { player, RATE } = await import(new URL("../../page/audio.js", location));
@@ -394,6 +396,222 @@ def test_edges_corners_and_the_curve(studio: Studio, project: str, browser: Any,
     times, level = np.array(studio.state(project)["arrangement"]["curve"]["level"]).T
     assert times[0] == pytest.approx(0.5, abs=0.05) and (np.diff(times) > 0).all()
     assert (np.diff(level) < 0).all() and -45 <= level[-1] < level[0] <= 0
+
+
+def test_what_is_refused_is_not_shown_any_more(studio: Studio, project: str, browser: Any) -> None:
+    layer = studio.add(project, "tone", tone(300, 3.0))["id"]
+    studio.do(project, "set", marks=[{"id": "a", "time": 1.0, "label": "Door"}])
+    studio.do(project, "set", curve={"events": [[0.5, 1.0]], "level": []})
+    page = open_page(browser, studio, project, faults := [])
+    for summary in page.locator("#lists summary").all():
+        summary.click()
+    before = studio.state(project)
+    notice = page.locator("#notice-text")
+    for name, typed, holds, why in (
+        ("[name=steps]", "500", "4", "Steps must be from 1 to 100."),
+        ("[name=count]", "", "2", "Takes must be a number."),
+        ("[name=seed]", "1.5", "0", "Seed must be a whole number."),
+        ("#layer-offset", "4000", "0.000", "Offset must be from -3600 to 3600."),
+        ("#layer-start", "7", "0.000", "Trim from must be from 0 to 2.980."),
+        ("#layer-fade_in", "-1", "0.000", "Fade in must be from 0 to 3.000."),
+        ("#layer-gain_db", "99", "0.0", "Volume must be from -60 to 24."),
+        ("#mark-list [type=number]", "-1", "1.000", "Time must be 0 or more."),
+        ("#mark-list [type=number]", "1e7", "1.000", "Time must be from 0 to 1000000."),  # said by the server
+        ("#curve-list [max]", "7", "1", "Strength must be from 0.05 to 1."),
+    ):
+        field = page.locator(name).first
+        field.fill(typed)
+        field.press("Enter")  # which also asks for takes: not with the value that is not meant
+        until(lambda: field.input_value() == holds)  # noqa: B023
+        until(lambda: notice.inner_text() == why)  # noqa: B023
+        page.locator("#notice-close").click()
+    time.sleep(0.5)
+    after = studio.state(project)
+    assert after["arrangement"] == before["arrangement"], "something was changed or made"
+
+    # a trim in numbers, as one by hand, leaves the rest where it is heard
+    page.locator("#layer-start").fill("1")
+    page.locator("#layer-start").press("Enter")
+    until(lambda: studio.layers(project)[0]["start"] == 1)
+    assert studio.layers(project)[0]["offset"] == 1
+
+    # what can be kept is, and shown as it is kept; the keys are the timeline's again
+    page.locator("#layer-fade_in").fill("0.5")
+    page.locator("#layer-fade_in").press("Enter")
+    page.keyboard.press(" ")
+    assert page.locator("#play").inner_text() == "Pause"
+    page.keyboard.press(" ")
+    until(lambda: studio.layers(project)[0]["fade_in"] == 0.5)
+    assert page.locator("#layer-fade_in").input_value() == "0.500"
+    page.keyboard.press("Control+z")
+    until(lambda: page.locator("#layer-fade_in").input_value() == "0.000")
+    page.locator("#layer-fade_in").fill("0.7")
+    page.locator("#layer-fade_in").press("Escape")
+    assert page.locator("#layer-fade_in").input_value() == "0.000"
+    page.get_by_label("Steps", exact=True).fill("7")
+    studio.do(project, "layer", layer=layer, mute=True)  # the state that arrives now does not fill it
+    page.get_by_role("button", name="Undo").focus()
+    until(lambda: studio.state(project)["arrangement"]["settings"]["steps"] == 7)
+    assert len(faults) == 1 and "409" in faults[0]  # the one that the server refused
+
+
+def test_what_is_done_while_the_studio_is_away_is_told(studio: Studio, project: str, browser: Any) -> None:
+    studio.add(project, "tone", tone(300, 3.0))
+    page = open_page(browser, studio, project, [])
+    saved, notice = page.locator("#saved"), page.locator("#notice-text")
+    page.context.set_offline(True)
+    page.get_by_label("Guidance").fill("7")
+    page.get_by_label("Guidance").press("Tab")
+    page.get_by_label("Temperature").press_sequentially("1")  # typing goes on in another field
+    until(lambda: saved.inner_text() == "Not connected")
+    assert page.get_by_label("Guidance").input_value() == "3"
+    page.locator("#layer-offset").fill("1")
+    page.locator("#layer-offset").press("Enter")
+    until(lambda: page.locator("#layer-offset").input_value() == "0.000")
+    page.context.set_offline(False)
+    until(lambda: saved.inner_text().startswith("Saved"))
+    assert "was not kept" in notice.inner_text()
+    assert (
+        page.get_by_label("Guidance").input_value() == "3"
+        and page.locator("#layer-offset").input_value() == "0.000"
+    )
+    assert studio.state(project)["arrangement"]["settings"]["guidance"] == 3
+
+
+# A canvas that is read again and again; the page's own is not made for that.
+COPIED = """const copied = (canvas) => {
+    const copy = new OffscreenCanvas(canvas.width, canvas.height);
+    const context = copy.getContext("2d", { willReadFrequently: true });
+    context.drawImage(canvas, 0, 0);
+    return context;
+  };"""
+PIXELS = """(id) => document.querySelector(id).toDataURL()"""
+# How many columns of a lane have a colour of the style sheet at a height.
+COLUMNS = f"""([id, name, share]) => {{
+  {COPIED}"""
+COLUMNS += """
+  const canvas = document.querySelector(id);
+  const row = Math.min(canvas.height - 4, Math.round(canvas.height * share));
+  document.getElementById("probe").style.color = `var(${name})`;
+  const [r, g, b] = getComputedStyle(document.getElementById("probe")).color.match(/[\\d.]+/g).map(Number);
+  const { data } = copied(canvas).getImageData(0, row, canvas.width, 3);
+  let count = 0;
+  for (let x = 0; x < canvas.width; x++) {
+    const near = [0, 1, 2].some((y) => {
+      const n = 4 * (y * canvas.width + x);
+      const off = Math.abs(data[n] - r) + Math.abs(data[n + 1] - g) + Math.abs(data[n + 2] - b);
+      return off < 150 && data[n + 3] > 60;
+    });
+    if (near) count++;
+  }
+  return count;
+}"""
+# Pixels from the highest to the lowest of a layer's waveform, in the middle of its lane.
+TALL = f"""() => {{
+  {COPIED}"""
+TALL += """
+  const canvas = document.querySelector("#layers canvas");
+  document.getElementById("probe").style.color = "var(--wave)";
+  const [r, g, b] = getComputedStyle(document.getElementById("probe")).color.match(/\\d+/g).map(Number);
+  const { data } = copied(canvas).getImageData(Math.round(canvas.width / 3), 0, 40, canvas.height);
+  const rows = new Set();
+  for (let n = 0; n < data.length; n += 4) {
+    const off = Math.abs(data[n] - r) + Math.abs(data[n + 1] - g) + Math.abs(data[n + 2] - b);
+    if (off < 12) rows.add(Math.floor(n / 160));
+  }
+  return rows.size;
+}"""
+
+
+def test_frames_that_come_unevenly_are_stepped_to(
+    studio: Studio, browser: Any, faults: list[str], tmp_path: Path
+) -> None:
+    times = [n / 30 for n in range(30)] + [3.0, 4.0]
+    write_timed(tmp_path / "burst.mp4", times=times)
+    film = (tmp_path / "burst.mp4").read_bytes()
+    project = studio.ask("/projects", film, "burst.mp4")["project"]["id"]
+    studio.add(project, "tone", tone(300, 3.6))
+    page = open_page(browser, studio, project, faults)
+    until(lambda: bool(page.evaluate(CUTS.replace("cuts", "frames"))))
+    page.locator("#timeline .label").first.click()
+    for key, frame in (*[("ArrowRight", n) for n in range(1, 32)], ("ArrowLeft", 30), ("ArrowLeft", 29)):
+        page.keyboard.press(key)
+        assert page.locator("#frame").inner_text() == f"f {frame}"
+        assert page.evaluate(POSITION) == pytest.approx(times[frame], abs=2e-3)
+    shown = "Math.abs(document.getElementById('picture').currentTime - {})"
+    until(lambda: page.evaluate(shown.format(times[29])) < 0.02)
+
+    # Delete on a layer's name: the focus goes on to the next one's, in the end to what makes another
+    second = studio.add(project, "second", tone(300, 1.0))
+    page.locator("#layers .name", has_text="second").wait_for()
+    page.locator("#layers .name").first.focus()
+    page.keyboard.press("Delete")
+    until(lambda: [layer["id"] for layer in studio.layers(project)] == [second["id"]])
+    until(lambda: page.evaluate("document.activeElement.textContent") == "second")
+    page.keyboard.press("Delete")
+    until(lambda: page.evaluate("document.activeElement.id") == "make")
+
+
+def test_quiet_sounds_are_seen(studio: Studio, project: str, browser: Any, faults: list[str]) -> None:
+    studio.add(project, "quiet", tone(300, 3.6, 0.004))  # -48 dB: half a step of the outline that is fetched
+    page = open_page(browser, studio, project, faults)
+    until(lambda: page.evaluate(TALL) >= 1)
+    assert page.evaluate(TALL) <= 3
+    rows = [page.evaluate(TALL)]
+    for _ in range(2):
+        page.keyboard.press("w")
+    assert page.locator("#tall").input_value() == "4"
+    page.locator("#tall").select_option("32")
+    until(lambda: page.evaluate(TALL) > rows[0] + 3)
+    page.locator("#tall").select_option("fill the lanes")
+    lane = page.evaluate("document.querySelector('#layers canvas').height")
+    until(lambda: page.evaluate(TALL) > 0.5 * lane)
+    # only its drawing is: the layer is as loud as before
+    assert studio.layers(project)[0]["gain_db"] == 0
+    page.locator("#timeline .label").first.click()
+    for _ in range(9):
+        page.keyboard.press("Shift+W")
+    assert page.locator("#tall").input_value() == "1"
+    until(lambda: page.evaluate(TALL) <= 3)
+
+
+def test_many_cuts_and_marks_leave_the_ruler_readable(
+    studio: Studio, project: str, browser: Any, faults: list[str]
+) -> None:
+    studio.add(project, "tone", tone(300, 3.6))
+    page = open_page(browser, studio, project, faults)
+    found: dict[str, Any] = {"cuts": [], "motion": [], "frames": None, "onsets": {}}
+    answer: dict[str, Any] = {}  # the route of a request that waits
+    page.route("**/analysis", lambda route: answer.update(route=route))
+
+    # while they are looked for the page says so
+    page.reload()
+    page.get_by_text("Reading what moves in the picture").wait_for()
+    answer["route"].fulfill(json=found)
+    page.locator("#job-analysis").wait_for(state="detached")
+    page.unroute("**/analysis")
+    page.route("**/analysis", lambda route: route.fulfill(json=found))
+
+    def shown(cuts: int, marks: int) -> None:
+        found["cuts"] = np.linspace(0.01, 3.99, cuts).tolist()
+        times = np.linspace(0.1, 3.9, marks).tolist()
+        studio.do(project, "set", marks=[{"time": at, "label": f"Mark {n}"} for n, at in enumerate(times)])
+        page.reload()
+        until(lambda: len(page.evaluate(CUTS)) == cuts)
+        page.wait_for_timeout(200)
+
+    shown(0, 0)
+    bare = page.evaluate(PIXELS, "#ruler")
+    shown(1000, 0)
+    assert page.evaluate(PIXELS, "#ruler") == bare, "cuts cross the numbers"
+    columns = page.evaluate(COLUMNS, ["#layers canvas", "--cut", 0.99])
+    assert 50 < columns < page.evaluate("document.querySelector('#layers canvas').width") / 5
+    # names while they have room, else only where they are
+    wide = page.evaluate("document.querySelector('#ruler').width")
+    shown(0, 3)
+    assert 3 * 25 < page.evaluate(COLUMNS, ["#ruler", "--flag", 0.05]) < wide / 3
+    shown(0, 100)
+    assert 90 < page.evaluate(COLUMNS, ["#ruler", "--flag", 0.05]) < wide * 0.6
 
 
 @pytest.mark.parametrize("width, dark", [(390, True), (1440, False), (2560, True)])

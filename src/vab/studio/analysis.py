@@ -23,25 +23,29 @@ BINS = 200  # of a sound's outline, a second
 STILL = 0.6  # grey levels in 40 ms: a still picture changes by less, as its codec renews it
 NEAR, FAR = 8, 25  # audio frames on either side, 160 ms and half a second
 FASTER = 0.35  # nats of motion above the usual
+EVEN = 0.5  # frames by which one may come earlier or later than by the mean rate
 CUT_SECONDS = 0.06  # around a cut, in which all of the picture changes
 PICTURE = "picture.json"  # what is known of the picture
 _DECIMALS = 3  # of a time in seconds
 
 
 def analyse(folder: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of what happens in a project: ``{"cuts": [s], "motion": [s], "onsets": {SID: [s]}}``.
+    """Seconds of what happens in a project: ``cuts``, ``motion`` and ``frames`` [s], ``onsets`` {SID: [s]}.
 
     ``cuts``: another shot begins; ``motion``: the picture moves fastest, as a hand that strikes and a ball
-    that bounces do; ``onsets``: of each sound, from its start. All of it is computed once, and kept in the
-    folder. ``MediaError`` for a file that cannot be read.
+    that bounces do; ``frames``: when each is shown, None if one follows another evenly; ``onsets``: of each
+    sound, from its start. All of it is computed once, and kept in the folder. ``MediaError`` for a file that
+    cannot be read.
     """
-    picture = _kept(folder / PICTURE) or _look(folder)
+    picture = _kept(folder / PICTURE)
+    if picture is None or "frames" not in picture:
+        picture = _look(folder, document)
     onsets = {sound: _onsets(folder, sound) for sound in document["sounds"]}
-    return {"cuts": picture["cuts"], "motion": picture["motion"], "onsets": onsets}
+    return {name: picture[name] for name in ("cuts", "motion", "frames")} | {"onsets": onsets}
 
 
-def _look(folder: Path) -> dict[str, list[float]]:
-    """Cuts and fast moments of the picture of a project; a photo has neither."""
+def _look(folder: Path, document: Mapping[str, Any]) -> dict[str, list[float] | None]:
+    """Cuts, fast moments and uneven frames of the picture of a project; a photo has none."""
     with MediaFile(folder / "picture.mp4") as file:
         motion = read_motion(file)
         length = samples_to_frames(round(file.seconds * SAMPLE_RATE))
@@ -49,9 +53,27 @@ def _look(folder: Path) -> dict[str, list[float]]:
     fast = fast_moments(motion, length)
     # A cut is no motion.
     fast = fast[(np.abs(fast[:, None] - cuts) > CUT_SECONDS).all(1)]
-    found = {"cuts": _rounded(cuts), "motion": _rounded(fast)}
+    frames = uneven_frames(folder / str(document["clip"]["upload"]))
+    found = {"cuts": _rounded(cuts), "motion": _rounded(fast), "frames": frames}
     write_json(folder / PICTURE, found)
     return found
+
+
+def uneven_frames(path: Path) -> list[float] | None:
+    """Seconds at which the frames of a film are shown, from 0 on; None if its mean rate tells that as well.
+
+    None for an image, too.
+    """
+    with MediaFile(path) as file:
+        if file.is_image:
+            return None
+        times = file.times
+        ticks = np.unique(times.pts[times.shown]) - times.start
+    seconds = ticks * float(times.time_base)
+    even = np.linspace(0, times.seconds, len(seconds), endpoint=False)
+    if np.abs(seconds - even).max() < EVEN * times.seconds / len(seconds):
+        return None
+    return _rounded(seconds)
 
 
 def fast_moments(motion: Motion, num_frames: int) -> NDArray[np.float64]:

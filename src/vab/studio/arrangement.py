@@ -30,9 +30,9 @@ Values = Mapping[str, Any]
 EDITS = {  # what a change of a layer's fields is called
     "mute": "muted",
     "solo": "solo",
-    "offset": "moved",
-    "start": "trimmed",
+    "start": "trimmed",  # which moves the start on the timeline, too
     "stop": "trimmed",
+    "offset": "moved",
     "fade_in": "faded",
     "fade_out": "faded",
     "gain_db": "volume",

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from vab.library.library import Hit, Library
 from vab.library.table import Filters, composed
+from vab.media.container import MediaError
+from vab.media.file import MediaFile
 from vab.media.reader import read_audio
+from vab.studio.mix import RATE
 from vab.studio.queue import UserError
 from vab.utils.provenance import sha256
 
@@ -75,6 +78,27 @@ class LibraryView:
 
     def _numbered(self, hits: list[Hit]) -> list[SoundHit]:
         return [SoundHit(self._row(hit.path, hit.label), hit.start, hit.score) for hit in hits]
+
+    def heard(self, row: int, start: float, seconds: float) -> NDArray[np.float32]:
+        """Up to ``seconds`` of a sound from ``start`` on as a layer has it: [C,S] at 48 kHz, C up to 2.
+
+        ``UserError`` as :meth:`path`; ``MediaError`` if the file cannot be read, or ends before that.
+        """
+        path = self.path(row)
+        missing = round(seconds * RATE)
+        blocks = []
+        with MediaFile(path) as file:
+            if not file.has_audio:
+                raise MediaError(f"{path}: has no sound")
+            channels = "mono" if file.audio_format[1] == "mono" else "stereo"
+            for block in file.channel_blocks(start, RATE, channels):
+                blocks.append(block[:, :missing])
+                missing -= blocks[-1].shape[1]
+                if not missing:
+                    break
+        if not blocks:
+            raise MediaError(f"{path}: ends before {start:g} s")
+        return np.nan_to_num(np.concatenate(blocks, axis=1), posinf=1.0, neginf=-1.0).clip(-1, 1)
 
     def sound(self, row: int, start: float, seconds: float = PREVIEW_SECONDS) -> NDArray[np.float32]:
         """Read up to ``seconds`` of a sound from ``start`` on: float32 [S]; shorter where the file ends.

@@ -141,7 +141,8 @@ class StudioService:
     def make(self, project: Project, values: Values) -> None:
         """Make ``count`` new takes. The settings of the request become those of the arrangement.
 
-        Those that are changed before a take is there stay as they are then.
+        Those that are changed before a take is there stay as they are then. Of takes that are layers already
+        others are made, by the next seed.
         """
         before = project.arrangement["settings"]
         settings = arrangements.checked_settings(before, values)
@@ -149,6 +150,10 @@ class StudioService:
         decode = self._decode(settings)
         _check_space(project, count)
         timing = self._timing(project, settings, project.clip.seconds)
+        there = [project.sound(layer["sound"]) for layer in project.arrangement["layers"]]
+        is_made = partial(self.maker.is_made, project.clip, decode, timing)
+        while any(is_made(settings["seed"], sound) for sound in there):
+            settings["seed"] = (settings["seed"] + 1) % 2**32
 
         def work(progress: StageProgress) -> None:
             step: Step | None = None
@@ -251,16 +256,17 @@ class StudioService:
     def place(self, project: Project, values: Values) -> None:
         """Make a layer of the sound ``row`` of the library, from ``start`` on."""
         library = self._need_library()
-        path = library.path(integer(values, "row", 0, MAX_ROW))
+        row = integer(values, "row", 0, MAX_ROW)
+        name = library.path(row).name
         start = number(values, "start", 0, MAX_SECONDS)
         _check_space(project, 1)
 
         def work(progress: StageProgress) -> None:
             try:
-                heard = _read(path, start, project.clip.seconds)
+                heard = library.heard(row, start, project.clip.seconds)
             except MediaError:
                 raise UserError("This file of the library cannot be read any more.") from None
-            take = self.maker.place(project.clip, heard, path.name, progress)
+            take = self.maker.place(project.clip, heard, name, progress)
             self._hand_over(project, take, "library", f"{take.title} added", arrangements.beside, progress)
 
         self._start(project, "make", work)
@@ -413,11 +419,12 @@ class StudioService:
         """The job that finds sounds by what is written of them."""
         progress("looking", 0, 1)
         try:
-            hits = lookup(wanted, MAX_FOUND)
+            hits = lookup(wanted, MAX_FOUND + 1)
         except LibraryError as error:
             raise UserError(f"{first_line(error).capitalize()}.") from None
         library = self._need_library()
-        _set_answer(project, "find", {"by": by, "hits": [_hit(library, hit) for hit in hits]}, progress)
+        found = [_hit(library, hit) for hit in hits[:MAX_FOUND]]
+        _set_answer(project, "find", {"by": by, "hits": found, "more": len(hits) > MAX_FOUND}, progress)
 
     def nearest_to(self, project: Project, wav: Path) -> Job:
         """The job that finds the sounds nearest to ``wav``; they are its ``result``."""
@@ -574,24 +581,6 @@ def _set_answer(project: Project, kind: str, answer: Any, progress: StageProgres
     with project.lock:
         progress("comparing", 1, 1)
         project.answers[kind] = answer
-
-
-def _read(path: Path, start: float, seconds: float) -> NDArray[np.float32]:
-    """Up to ``seconds`` of a sound of the library from ``start`` on: [C,S] at 48 kHz, C up to 2."""
-    missing = round(seconds * RATE)
-    blocks = []
-    with MediaFile(path) as file:
-        if not file.has_audio:
-            raise MediaError(f"{path}: has no sound")
-        channels = "mono" if file.audio_format[1] == "mono" else "stereo"
-        for block in file.channel_blocks(start, RATE, channels):
-            blocks.append(block[:, :missing])
-            missing -= blocks[-1].shape[1]
-            if not missing:
-                break
-    if not blocks:
-        raise MediaError(f"{path}: ends before {start:g} s")
-    return np.nan_to_num(np.concatenate(blocks, axis=1), posinf=1.0, neginf=-1.0).clip(-1, 1)
 
 
 def _film(project: Project, sound: str, folder: Path) -> Path:

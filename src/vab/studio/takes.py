@@ -24,6 +24,7 @@ from vab.config import FRAME_RATE, SAMPLE_RATE, DecodeConfig, samples_to_frames
 from vab.errors import SettingError
 from vab.inference.embedder import audio_video_similarity
 from vab.inference.finish import Finish, finish_sound
+from vab.inference.made_with import made_with
 from vab.inference.pipeline import Audio, VABPipeline
 from vab.inference.splice import Original, Span, original_in_memory
 from vab.media.file import MediaFile
@@ -34,7 +35,7 @@ from vab.studio.mix import RATE
 from vab.studio.uploads import MAX_VIDEO_SECONDS, Clip, write_picture
 from vab.timing.curve import TimingCurve, bumps, level_units
 from vab.timing.motion import read_motion
-from vab.timing.sources import MOTION, NONE
+from vab.timing.sources import MOTION, NONE, record
 from vab.utils.progress import StageProgress
 
 SAID_OF_EDITS = ("generated", "version", "model", "fingerprint", "precision", "bfloat16_gain")  # in their tag
@@ -72,12 +73,6 @@ class Take:
     def seconds(self) -> float:
         """Duration of what is heard."""
         return self.heard.shape[1] / RATE
-
-    @property
-    def model_seconds(self) -> float:
-        """Duration of what the model goes on from."""
-        assert self.waveform is not None
-        return len(self.waveform) / SAMPLE_RATE
 
     def about(self, kind: str, parent: str | None = None, num_tries: int = 0) -> dict[str, Any]:
         """What a document says of it."""
@@ -178,6 +173,21 @@ class TakeMaker:
                 heard = finish_sound(audio.raw, seconds, Finish(rate=RATE)).waveform
                 yield self._take(audio, heard, title, progress)
 
+    def is_made(
+        self,
+        clip: Clip,
+        decode: DecodeConfig,
+        timing: TimingCurve | str,
+        seed: int,
+        about: Mapping[str, Any],
+    ) -> bool:
+        """True if a sound, ``about`` in a document, is the one that :meth:`new` makes first."""
+        pipeline = self.pipeline
+        wanted = made_with(pipeline.name, pipeline.fingerprint, seed, 0, decode, (), Finish())
+        wanted |= {"timing": ""} | record(timing, clip.kind == "image")
+        found = {"timing": "", **about["made_with"]}
+        return all(found.get(name) == value for name, value in wanted.items())
+
     def remake(
         self,
         clip: Clip,
@@ -197,7 +207,7 @@ class TakeMaker:
         ``timing`` is the take's own. ``SettingError`` for an empty span, or if nothing is left to keep or to
         make.
         """
-        length = take.model_seconds
+        length = take.seconds
         start, stop = max(0.0, span[0]), min(span[1], length)
         if not all(map(math.isfinite, span)) or stop - start <= 1 / SAMPLE_RATE:
             raise SettingError("Mark a part of the take first.")
@@ -228,7 +238,7 @@ class TakeMaker:
 
         ``SettingError`` if ``seconds`` is not positive, or the take would be too long.
         """
-        before = take.model_seconds
+        before = take.seconds
         length = before + seconds
         if not seconds > 0 or length > MAX_VIDEO_SECONDS:
             raise SettingError(f"A take may last {MAX_VIDEO_SECONDS:.0f} s at most.")

@@ -4,6 +4,7 @@ const QUICK = 300; // milliseconds until the state is asked for again while some
 const SLOW = 15000; // and else: another tab may have changed it
 const AGAIN = 2000; // and while the server cannot be reached
 const LOST = "The studio cannot be reached. Trying again. Your projects are on its disk.";
+const DROPPED = "The studio is back. What was done while it could not be reached was not kept: the page shows what was.";
 const KEPT = 60000; // bytes of a request that a browser sends even when the page is being closed
 const $ = (id) => document.getElementById(id);
 const watchers = [];
@@ -19,6 +20,7 @@ export let about = null;
 export let state = { clip: null, jobs: {}, answers: {} };
 export let problem = ""; // why there is no state: a project that cannot be opened, or no server
 export let changing = 0; // changes that the server has not kept yet
+let dropped = false; // a change did not reach it
 
 // Call back whenever a state has arrived.
 export const onState = (callback) => watchers.push(callback);
@@ -60,7 +62,8 @@ async function get(path, options) {
   const found = await ask(path, options);
   if (number < shown) return follow(true); // one that was sent later was answered first: which one is newer?
   shown = number;
-  if (lost()) say("");
+  if (dropped || lost()) say(dropped ? DROPPED : "");
+  dropped = false;
   problem = "";
   state = found;
   for (const callback of watchers) callback(state);
@@ -76,7 +79,10 @@ async function change(path, options) {
     await get(path, options);
     return true;
   } catch (error) {
-    if (error.message === LOST) problem = LOST;
+    if (error.message === LOST) {
+      problem = LOST;
+      dropped = true;
+    }
     if (!options.signal?.aborted) say(error.message);
     follow(true);
     return false;

@@ -1,9 +1,10 @@
 // The timing curve: events that are tapped, clicked and dragged, and the level over time, drawn.
 
-import { act, onState, state } from "./api.js";
+import { analysis, frameSeconds } from "./analysis.js";
+import { about, act, onState, say, state } from "./api.js";
 import { player } from "./audio.js";
-import { make } from "./dom.js";
-import { addLane, analysis, clock, colour, drag, font, frameSeconds, redraw, snap, timeOf, toX } from "./timeline.js";
+import { clock, fault, make, write } from "./dom.js";
+import { addLane, colour, drag, redraw, snap, timeOf, toX } from "./timeline.js";
 
 const FLOOR = -45; // dB relative to the loudest part: the bottom of the lane
 const PAD = 8; // pixels above the strongest and below the weakest
@@ -46,10 +47,18 @@ async function saveDraft() {
   const empty = !own.events.length && !own.level.length;
   const rounded = (points) => inOrder(points).map(([time, value]) => [Number(time.toFixed(4)), Number(value.toFixed(3))]);
   const next = empty ? null : { events: rounded(own.events), level: rounded(own.level) };
-  const done = await act("set", { curve: next, was: { curve: base } });
+  const done = await act("set", { curve: next, was: { curve: base }, ...led(next) });
   if (done) base = state.arrangement.curve;
   if (!done || draft === own) draft = null; // else there is more to come
   show();
+}
+
+// A curve that begins leads the takes, in the same step of the history, and one that is gone does not any more.
+function led(next) {
+  const { timing } = state.arrangement.settings;
+  if (!about.timing || Boolean(next) === Boolean(base)) return {};
+  if (next) return timing === "curve" ? {} : { settings: { timing: "curve" } };
+  return timing === "curve" ? { settings: { timing: about.defaults.timing } } : {};
 }
 
 // Before an undo: what is not yet a step becomes one.
@@ -97,12 +106,6 @@ function paint(context, width, height) {
     context.fillRect(Math.round(x) - 1, yOf(event[1], "events"), 2, height - yOf(event[1], "events"));
     dot(context, x, yOf(event[1], "events"), "event", event);
   }
-  if (events.length || level.length) return;
-  context.fillStyle = colour("soft");
-  context.font = font();
-  context.textBaseline = "middle";
-  const text = width < 520 ? "Tap T while it plays, or click here." : "Tap T while it plays, click here, or take the picture's motion: takes made with this curve sound when it says.";
-  context.fillText(text, Math.max(8, toX(0) + 8), height / 2);
 }
 
 function dot(context, x, y, name, point) {
@@ -232,15 +235,25 @@ $("clear-curve").onclick = () => {
 };
 
 const UNITS = { events: { word: "Event", unit: "strength", least: 0.05, most: 1, step: 0.05 }, level: { word: "Level", unit: "dB", least: FLOOR, most: 0, step: 0.5 } };
+const HINTS = {
+  empty: "Tap T while it plays, click here, or take the picture's motion. Takes follow this curve if Timing says so.",
+  deaf: "This model cannot be told when to sound: its takes do not follow a curve. Those of vab-tiny can.",
+};
 let listed = "";
 
 function listItem(of, point, n) {
   const { word, unit, least, most, step } = UNITS[of];
-  const change = (next) => edit({ ...curve(), [of]: replaced(curve()[of], point, next) });
+  const change = (field, name, next) => {
+    const why = fault(field, name);
+    if (!why) return edit({ ...curve(), [of]: replaced(curve()[of], point, next) });
+    say(why);
+    listed = "";
+    show();
+  };
   const time = make("input", { type: "number", min: 0, step: 0.001, value: point[0].toFixed(3), "aria-label": `${word} ${n + 1}, seconds` });
   const value = make("input", { type: "number", min: least, max: most, step, value: Number(point[1].toFixed(2)), "aria-label": `${word} ${n + 1}, ${unit}` });
-  time.onchange = () => Number.isFinite(time.valueAsNumber) && change([Math.max(0, time.valueAsNumber), point[1]]);
-  value.onchange = () => Number.isFinite(value.valueAsNumber) && change([point[0], Math.min(most, Math.max(least, value.valueAsNumber))]);
+  time.onchange = () => change(time, "Time", [time.valueAsNumber, point[1]]);
+  value.onchange = () => change(value, of === "events" ? "Strength" : "Level", [point[0], value.valueAsNumber]);
   const go = make("button", { type: "button", className: "plain", textContent: "Go", "aria-label": `Go to ${word.toLowerCase()} ${n + 1}`, onclick: () => player.seek(point[0]) });
   const away = make("button", { type: "button", className: "plain", textContent: "Remove", "aria-label": `Remove ${word.toLowerCase()} ${n + 1}`, onclick: () => remove(of, point) });
   return make("li", {}, make("span", { className: "soft", textContent: `${word} ${n + 1}` }), make("span", { className: "field" }, time, " s"), make("span", { className: "field" }, value, ` ${unit}`), go, away);
@@ -252,6 +265,8 @@ function show() {
   $("num-events").textContent = events.length || level.length ? `${events.length} event${events.length === 1 ? "" : "s"}, ${level.length} of level` : "";
   $("clear-curve").disabled = !events.length && !level.length;
   $("from-motion").disabled = !analysis.motion.length;
+  write($("curve-hint"), about.timing ? HINTS.empty : HINTS.deaf);
+  $("curve-hint").hidden = about.timing && Boolean(events.length || level.length);
   canvas.setAttribute("aria-label", `Timing curve, ${kind === "events" ? "events" : "level"}. ${chosen ? `Chosen: ${clock(chosen[0])}` : "Nothing chosen"}. Enter adds one, Shift and arrows choose, arrows move, Delete removes.`);
   redraw();
   const key = JSON.stringify(now);

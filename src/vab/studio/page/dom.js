@@ -24,7 +24,35 @@ export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+let left = null; // a button that was turned off while it had the focus
+
+// Turn a button on or off; the focus that it had comes back to it.
+export function enable(button, on) {
+  if (!on && document.activeElement === button) left = button;
+  button.disabled = !on;
+  if (!on || left !== button) return;
+  left = null;
+  if (document.activeElement === document.body) button.focus();
+}
+
+// Why a number field cannot keep what was typed, in a sentence; "" if it can. `name`: what the user calls it.
+export function fault({ valueAsNumber: value, min, max, step }, name) {
+  if (Number.isNaN(value)) return `${name} must be a number.`;
+  if (min && max && (value < min || value > max)) return `${name} must be from ${min} to ${max}.`;
+  if (min && value < min) return `${name} must be ${min} or more.`;
+  return step === "1" && !Number.isInteger(value) ? `${name} must be a whole number.` : "";
+}
+
 export const plain = (name) => name.replaceAll("_", " ");
+
+// A place on the timeline: 1:05.250.
+export function clock(seconds, digits = 3) {
+  const sign = seconds < 0 ? "-" : "";
+  const units = Math.round(Math.abs(seconds) * 10 ** digits); // first rounded, or 59.9999 would read 0:60.000
+  const whole = Math.floor(units / 10 ** digits);
+  const rest = digits ? `.${String(units % 10 ** digits).padStart(digits, "0")}` : "";
+  return `${sign}${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}${rest}`;
+}
 
 // 1:05, or 0:04.2 for what is short.
 export function duration(seconds) {

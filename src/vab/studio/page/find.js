@@ -2,7 +2,7 @@
 
 import { about, act, ask, fileRequest, follow, isActive, ROOT, say, state } from "./api.js";
 import { player } from "./audio.js";
-import { make, plain, write } from "./dom.js";
+import { enable, make, plain, write } from "./dom.js";
 
 export const panel = make("div");
 panel.innerHTML = `
@@ -77,7 +77,11 @@ export function subject(by) {
 }
 
 function heading(answer) {
-  const { by } = answer;
+  const { by, hits, more } = answer;
+  return more ? `${searched(by)}: the first ${hits.length}` : searched(by);
+}
+
+function searched(by) {
   if (by.startsWith("text:")) return `For \u201c${by.slice(5)}\u201d`;
   if (by.startsWith("label:")) return `With the label ${plain(by.slice(6))}`;
   return `Nearest to ${subject(by)}`;
@@ -111,7 +115,7 @@ export function show() {
   layerChoices($("near"), ["picture", "the picture"]);
   showLabels();
   const busy = isActive("find") || Boolean(searching);
-  for (const control of panel.querySelectorAll("form button, #find-near, #label, #find-file")) control.disabled = busy;
+  for (const control of panel.querySelectorAll("form button, #find-near, #label, #find-file")) enable(control, !busy);
   const answer = state.answers.find;
   const hits = own?.hits ?? answer?.hits;
   if (!searching) write($("hits-by"), own ? `Nearest to ${own.name}` : answer ? heading(answer) : "");
@@ -120,7 +124,7 @@ export function show() {
   if (key === shown) return;
   shown = key;
   $("hits").replaceChildren(...(hits ?? []).map(hit));
-  if (hits && !hits.length) $("hits").append(make("li", { className: "soft", textContent: "Nothing was found." }));
+  if (hits && !hits.length) $("hits").append(make("li", { className: "soft", textContent: answer?.by.startsWith("text:") && !own ? "No sound has all of these words." : "Nothing was found." }));
   showPlaying();
 }
 

@@ -1,9 +1,10 @@
 // The layers: a lane for each, with its level, mute and solo; dragged, trimmed and faded by pointer or keyboard.
 
-import { act, onState, state } from "./api.js";
-import { player, RATE } from "./audio.js";
-import { make } from "./dom.js";
-import { addLane, bar, colour, clock, drag, fit, font, frameSeconds, grab, onSelection, onsetsOf, redraw, removeLane, select, selection, snap, timeOf, toTime, toX, view } from "./timeline.js";
+import { frameSeconds } from "./analysis.js";
+import { act, onState, say, state } from "./api.js";
+import { amplitude, player, RATE } from "./audio.js";
+import { clock, fault, make } from "./dom.js";
+import { addLane, bar, colour, drag, fit, font, grab, onSelection, onsetsOf, redraw, removeLane, select, selection, snap, timeOf, toTime, toX, view } from "./timeline.js";
 
 const TITLE = 18; // pixels, the bar on top of a layer by which it is moved
 const EDGE = 7; // pixels at its sides by which it is trimmed
@@ -12,7 +13,8 @@ const LEAST = 0.02; // seconds that a layer is long at least
 const PAUSE = 600; // milliseconds without another key until a change by the keyboard is made
 const FINE = 0.01; // seconds
 const GAIN = { least: -60, most: 24 }; // dB
-const PEAKS = 200; // pixels a second from which samples are drawn, not peaks: as many as there are peaks
+const PEAKS = 200; // bins of an outline a second; with more pixels than that samples are drawn
+const TALLEST = 1000; // times that a waveform is drawn taller so that it fills its lane
 const $ = (id) => document.getElementById(id);
 
 // ---- changes that are on their way ----
@@ -160,7 +162,7 @@ function refresh() {
 
 // ---- what is drawn ----
 
-const peaks = new Map(); // by sound: { rate, bins: Int8Array of (least, most) } or null while it is fetched
+const peaks = new Map(); // by sound: { bins: (least, most) of each, unit: of 1 } or null while it is fetched
 const mels = new Map(); // by sound: the image
 
 async function fetchPeaks(id) {
@@ -169,8 +171,30 @@ async function fetchPeaks(id) {
   const reply = await fetch(`${state.sounds[id].url}.peaks`).catch(() => null);
   if (!reply?.ok) return peaks.delete(id);
   const buffer = await reply.arrayBuffer();
-  peaks.set(id, { rate: new DataView(buffer).getUint32(0, true), bins: new Int8Array(buffer, 4) });
+  if (!peaks.get(id)) peaks.set(id, { bins: new Int8Array(buffer, 4), unit: 127 });
   redraw();
+}
+
+// The outline by the samples themselves, once they are here: the steps of the one that is fetched hide what is quiet.
+function outline(channels) {
+  const size = RATE / PEAKS;
+  const range = extremesOf(channels);
+  const bins = new Float32Array(2 * Math.ceil(channels[0].length / size));
+  for (let n = 0; 2 * n < bins.length; n++) bins.set(range(n * size, (n + 1) * size), 2 * n);
+  return { bins, unit: 1 };
+}
+
+player.addEventListener("sound", ({ detail: id }) => {
+  peaks.set(id, outline(player.sounds.get(id)));
+  redraw();
+});
+
+// By how much a layer's waveform is drawn taller than it is.
+function tallness(layer) {
+  const known = peaks.get(layer.sound);
+  if (view.tall || !known) return view.tall || 1;
+  known.peak ??= known.bins.reduce((most, level) => Math.max(most, Math.abs(level)), 0) / known.unit;
+  return known.peak ? Math.min(TALLEST, 1 / (known.peak * amplitude(layer.gain_db))) : 1;
 }
 
 function mel(id) {
@@ -212,13 +236,24 @@ function paint(context, width, height, id) {
   context.fillStyle = colour(own ? "on-title" : "on-title-off");
   context.font = font();
   context.textBaseline = "middle";
-  context.fillText(layer.name, Math.max(a, 0) + 7, top + TITLE / 2 + 0.5);
+  const middle = top + TITLE / 2 + 0.5;
+  context.fillText(layer.name, Math.max(a, 0) + 7, middle);
+  const tall = tallness(layer);
+  if (!view.mel && Math.abs(tall - 1) > 0.05) paintTallness(context, tall, { a, b, top, middle, width, name: layer.name });
   context.restore();
   context.strokeStyle = colour(chosen ? "mark" : "outline");
   context.lineWidth = chosen ? 2 : 1;
   context.beginPath();
   context.roundRect(left, top, right - left, bottom - top, 4);
   context.stroke();
+}
+
+// That it is drawn taller than it is, on top of a name that reaches so far.
+function paintTallness(context, tall, { a, b, top, middle, width, name }) {
+  const text = `\u00d7 ${tall < 10 ? Number(tall.toFixed(1)) : Math.round(tall)}`;
+  const x = Math.min(b, width) - context.measureText(text).width - 7;
+  if (x > Math.max(a, 0) + context.measureText(name).width + 14) context.fillText(text, x, middle);
+  else if (x > Math.max(a, 0)) context.fillText(text, x, middle + TITLE);
 }
 
 // Where its sound sets in; from afar not all of them have room.
@@ -256,18 +291,14 @@ function paintWave(context, layer, { a, b, top, bottom }, ink) {
   const channels = player.sounds.get(layer.sound);
   const middle = (top + bottom) / 2;
   const tall = (bottom - top) / 2 - 2;
-  const gain = 10 ** (layer.gain_db / 20);
+  const gain = amplitude(layer.gain_db) * tallness(layer);
   const soundTime = (x) => toTime(x) - layer.offset + layer.start;
   context.fillStyle = ink;
   context.fillRect(a, Math.round(middle), b - a, 1);
   if (channels && view.scale > RATE / 2) return paintSamples(context, channels, layer, { a, b, middle, tall, gain, ink });
   const known = peaks.get(layer.sound);
-  const near = view.scale > PEAKS;
-  if (!(near && channels) && !known) {
-    fetchPeaks(layer.sound);
-    if (!channels) return;
-  }
-  const [rate, range] = near && channels ? [RATE, extremesOf(channels)] : known ? [known.rate, binsOf(known.bins)] : [RATE, extremesOf(channels)];
+  if (!known) return fetchPeaks(layer.sound);
+  const [rate, range] = channels && view.scale > PEAKS ? [RATE, extremesOf(channels)] : [PEAKS, binsOf(known)];
   const dot = 1 / devicePixelRatio;
   const last = state.sounds[layer.sound].seconds * rate;
   const first = Math.floor(Math.max(0, a) / dot);
@@ -282,13 +313,13 @@ function paintWave(context, layer, { a, b, top, bottom }, ink) {
   }
 }
 
-const binsOf = (bins) => (from, to) => {
-  let [low, high] = [127, -127];
+const binsOf = ({ bins, unit }) => (from, to) => {
+  let [low, high] = [unit, -unit];
   for (let n = from; n < to && 2 * n + 1 < bins.length; n++) {
     if (bins[2 * n] < low) low = bins[2 * n];
     if (bins[2 * n + 1] > high) high = bins[2 * n + 1];
   }
-  return high < low ? [0, 0] : [low / 127, high / 127];
+  return high < low ? [0, 0] : [low / unit, high / unit];
 };
 
 const extremesOf = (channels) => (from, to) => {
@@ -437,7 +468,7 @@ function key(event, id) {
   else if (key === "ArrowUp" || key === "ArrowDown") {
     const next = list[n + (key === "ArrowUp" ? -1 : 1)];
     if (next) choose(next.id);
-  } else if ((key === "Delete" || key === "Backspace") && !control) act("remove", { layer: id });
+  } else if ((key === "Delete" || key === "Backspace") && !control) removeRow(id);
   else return;
   event.preventDefault();
   event.stopPropagation();
@@ -446,6 +477,15 @@ function key(event, id) {
 function choose(id) {
   select({ layer: id });
   rows.get(id).name.focus();
+}
+
+// Remove a layer; the focus goes to the next one's name.
+async function removeRow(id) {
+  const n = layers().findIndex((layer) => layer.id === id);
+  if (!(await act("remove", { layer: id }))) return;
+  const next = layers()[Math.min(n, layers().length - 1)];
+  if (next) choose(next.id);
+  else $("make").focus();
 }
 
 async function moveRow(n, by) {
@@ -459,22 +499,36 @@ async function moveRow(n, by) {
 
 // ---- the inspector: the chosen layer in numbers ----
 
-const FIELDS = ["offset", "start", "stop", "fade_in", "fade_out", "gain_db"];
+const WORDS = { offset: "Offset", start: "Trim from", stop: "Trim to", fade_in: "Fade in", fade_out: "Fade out", gain_db: "Volume" };
+const FIELDS = Object.keys(WORDS);
+let typing = null; // the field that is being typed in; the others, and those that are left, show what holds
 
+$("inspector").oninput = (event) => { typing = event.target; };
+$("inspector").addEventListener("focusout", () => {
+  typing = null;
+  showInspector();
+});
 for (const name of FIELDS)
-  $(`layer-${name}`).onchange = (event) => {
-    const value = event.target.valueAsNumber;
+  $(`layer-${name}`).onchange = ({ target: field }) => {
+    typing = null;
     const layer = layerOf(selection.layer);
-    if (layer && Number.isFinite(value)) later(layer.id, name === "offset" ? { offset: value } : allowed(layer, { [name]: value }));
+    const why = fault(field, WORDS[name]);
+    if (!layer || why) {
+      say(why);
+      return showInspector();
+    }
+    const value = field.valueAsNumber;
+    later(layer.id, name === "offset" ? { offset: value } : allowed(layer, name === "start" ? trimStart(layer, value - layer.start) : { [name]: value }));
   };
 $("layer-name").onchange = (event) => {
+  typing = null;
   const name = event.target.value.trim();
   if (name) change(selection.layer, { name });
   else showInspector();
 };
 $("layer-up").onclick = () => moveRow(layers().findIndex((layer) => layer.id === selection.layer), -1);
 $("layer-down").onclick = () => moveRow(layers().findIndex((layer) => layer.id === selection.layer), 1);
-$("layer-remove").onclick = () => act("remove", { layer: selection.layer });
+$("layer-remove").onclick = () => removeRow(selection.layer);
 $("layer-double").onclick = () => {
   const { sound, offset, start, stop, fade_in, fade_out, gain_db, name } = layerOf(selection.layer);
   act("add", { sound, offset, start, stop, fade_in, fade_out, gain_db, name: `${name} copy` });
@@ -492,13 +546,16 @@ function showInspector() {
   const n = list.findIndex((each) => each.id === layer.id);
   for (const name of FIELDS) {
     const field = $(`layer-${name}`);
-    if (document.activeElement !== field) field.value = layer[name].toFixed(name === "gain_db" ? 1 : 3);
+    if (typing !== field) field.value = layer[name].toFixed(name === "gain_db" ? 1 : 3);
   }
-  $("layer-stop").max = $("layer-start").max = state.sounds[layer.sound].seconds.toFixed(3);
-  if (document.activeElement !== $("layer-name")) $("layer-name").value = layer.name;
+  $("layer-start").max = (layer.stop - LEAST).toFixed(3);
+  $("layer-stop").min = (layer.start + LEAST).toFixed(3);
+  $("layer-stop").max = state.sounds[layer.sound].seconds.toFixed(3);
+  $("layer-fade_in").max = $("layer-fade_out").max = length(layer).toFixed(3);
+  if (typing !== $("layer-name") && $("layer-name").value !== layer.name) $("layer-name").value = layer.name;
   $("layer-up").disabled = n === 0;
   $("layer-down").disabled = n === list.length - 1;
-  $("layer-at").textContent = `${clock(layer.offset)} to ${clock(layer.offset + length(layer))}`;
+  $("layer-span").title = `${clock(layer.offset)} to ${clock(layer.offset + length(layer))}`;
 }
 
 // ---- from the state ----
@@ -509,8 +566,6 @@ player.addEventListener("change", () => {
   layers().forEach((layer, n) => rows.has(layer.id) && showRow(rows.get(layer.id), layer, n));
   redraw();
 });
-player.addEventListener("sound", redraw);
-
 onState(() => {
   if (!state.clip) return;
   const ids = new Set(Object.keys(state.sounds));

@@ -2,10 +2,10 @@
 
 import { about, act, addFile, changing, isActive, onState, onStatus, problem, ROOT, said, say, start, state } from "./api.js";
 import * as curve from "./curve.js";
-import { bytes, make, plain, write } from "./dom.js";
+import { bytes, clock, enable, fault, make, plain, write } from "./dom.js";
 import * as find from "./find.js";
 import * as layers from "./layers.js";
-import { clock, onSelection, select, selection } from "./timeline.js";
+import { onSelection, select, selection } from "./timeline.js";
 
 const MIME = { wav: "audio/wav", flac: "audio/flac", mp4: "video/mp4", mov: "video/quicktime", mkv: "video/x-matroska", webm: "video/webm", csv: "text/csv" };
 const NAMES = ["make", "find", "understand", "export", "history"];
@@ -36,14 +36,14 @@ const CONTENT = {
       </dl></details>
     </form>
     <section aria-labelledby="change-title">
-      <div class="row"><h3 id="change-title">Change</h3> <select id="change-layer" aria-label="Layer to change"></select> <span id="part" class="soft"></span></div>
+      <div class="row"><h2 id="change-title">Change</h2> <select id="change-layer" aria-label="Layer to change"></select> <span id="part" class="soft"></span></div>
       <div class="row"><button id="remake-part" type="button" class="plain" aria-describedby="part">Remake part</button>
         <button id="remake-rest" type="button" class="plain" aria-describedby="part">Remake rest</button>
         <span class="pair"><button id="extend" type="button" class="plain">Extend</button> <label>by <input id="longer" type="number" min="0.1" max="60" step="0.1" value="2"></label> s</span></div>
       <p id="change-hint" class="soft"></p>
     </section>
     <section aria-labelledby="add-title">
-      <div class="row"><h3 id="add-title">Add sound</h3> <button id="own" type="button" class="plain">The clip's own sound</button>
+      <div class="row"><h2 id="add-title">Add sound</h2> <button id="own" type="button" class="plain">The clip's own sound</button>
         <label class="button plain">Files of yours<input id="add-files" type="file" multiple accept="audio/*,video/*" aria-label="Add sound files of yours as layers"></label></div>
       <p class="soft">Or drop sound files anywhere on this page. Each becomes a layer.</p>
     </section>`,
@@ -53,8 +53,8 @@ const CONTENT = {
     <p id="no-classes" class="blank">What the picture shows and what the sound says, each with its probability, is listed here.</p>
     <p id="classes-by" class="soft"></p>
     <div id="classes"></div>
-    <section id="closest-part" aria-labelledby="closest-title" hidden><h3 id="closest-title">Closest sounds of the library</h3><ol id="closest" class="hits"></ol></section>
-    <section id="fit-part" aria-labelledby="fit-title" hidden><h3 id="fit-title">Fit of the layers</h3>
+    <section id="closest-part" aria-labelledby="closest-title" hidden><h2 id="closest-title">Closest sounds of the library</h2><ol id="closest" class="hits"></ol></section>
+    <section id="fit-part" aria-labelledby="fit-title" hidden><h2 id="fit-title">Fit of the layers</h2>
       <dl id="fits" class="figures"></dl>
       <p class="soft">Fit is how close the model itself finds a sound to the picture, from -1 to 1. It does not measure quality: the sound that a clip was recorded with often has a lower fit than a take, because the model judges its own work.</p></section>`,
   export: `
@@ -72,7 +72,7 @@ const CONTENT = {
       </div>
     </form>
     <ul id="export-notes" hidden></ul>
-    <section aria-labelledby="files-title"><h3 id="files-title">Exported files</h3>
+    <section aria-labelledby="files-title"><h2 id="files-title">Exported files</h2>
       <p id="no-files" class="soft">None yet.</p>
       <ul id="files"></ul>
       <p id="drag-hint" class="soft" hidden>Download a file, or drag it into another program or folder. The next export of the same kind takes its place.</p></section>`,
@@ -121,9 +121,9 @@ async function settled(verb, values) {
 
 const form = $("settings");
 const fields = [...form.querySelectorAll("input, select")];
-let kept = ""; // the settings that are shown as they are in the project
-let keeping = 0; // changes of them that are not yet
-let typing = false; // in a field, which is not to be filled meanwhile
+let keeping = 0; // changes of the settings that are not kept yet
+let typing = null; // the field that is being typed in, which is not to be filled meanwhile
+let refused = false; // what was typed just now: no takes are made with what was there before
 
 function settings() {
   const used = fields.filter((field) => !field.disabled && field.value !== "");
@@ -131,7 +131,10 @@ function settings() {
 }
 
 function fill(values) {
-  for (const field of fields) field.value = values[field.name] ?? "";
+  for (const field of fields) {
+    const value = String(values[field.name] ?? "");
+    if (field !== typing && field.value !== value) field.value = value;
+  }
 }
 
 function showSettings() {
@@ -141,31 +144,35 @@ function showSettings() {
   form.elements.steps.parentElement.hidden = !defaults.steps;
   $("timing-field").hidden = $("timing-term").hidden = $("timing-text").hidden = form.elements.timing.disabled = !timing;
   form.elements.timing.options[1].disabled = form.elements.timing.options[1].hidden = !motion;
-  const now = JSON.stringify(state.arrangement.settings);
-  if (now === kept || keeping || typing) return;
-  kept = now;
-  fill(state.arrangement.settings);
+  if (!keeping) fill(state.arrangement.settings);
 }
 
+// Keep what was changed; what cannot be is as it was, with the reason.
 async function keep() {
-  if (!form.checkValidity()) return; // the field shows it
-  typing = false;
-  keeping++;
+  typing = null;
   const now = state.arrangement.settings;
+  const numbers = fields.filter((field) => field.type === "number" && !field.disabled);
+  const faults = numbers.map((field) => [field, fault(field, field.labels[0].textContent.trim())]).filter(([, why]) => why);
+  for (const [field] of faults) field.value = now[field.name];
+  refused = faults.length > 0;
+  if (refused) return say(faults.map(([, why]) => why).join(" "));
+  keeping++;
   const changed = Object.entries(settings()).filter(([name, value]) => value !== now[name]); // another tab may have changed others
-  if (changed.length && !(await act("set", { settings: Object.fromEntries(changed) }))) kept = ""; // it was refused: as it is
+  if (changed.length) await act("set", { settings: Object.fromEntries(changed) });
   keeping--;
   if (state.clip) showSettings();
 }
 
-form.oninput = () => { typing = true; };
-form.addEventListener("focusout", () => { typing = false; });
+form.oninput = (event) => { typing = event.target; };
+form.addEventListener("focusout", () => { typing = null; });
 form.onchange = keep;
 form.onsubmit = (event) => {
   event.preventDefault();
-  settled("make", settings());
+  if (!refused) settled("make", settings());
 };
+for (const name of ["pointerdown", "keydown"]) addEventListener(name, () => { refused = false; }, true);
 $("defaults").onclick = () => {
+  typing = null;
   fill(about.defaults);
   keep();
 };
@@ -201,9 +208,9 @@ function showChange() {
   const busy = isActive("make");
   const span = part();
   write($("part"), span ? `${clock(selection.span[0])} to ${clock(selection.span[1])}` : "no part selected");
-  $("remake-part").disabled = $("remake-rest").disabled = busy || !editable || !span;
-  $("extend").disabled = $("longer").disabled = busy || !editable;
-  const hint = !state.arrangement.layers.length ? "Make takes first." : !own ? "Choose a layer here or on the timeline." : !editable ? "The model cannot go on from this sound: it is longer than a clip may be." : span ? "Remake part makes the selected part of this layer again; Remake rest makes all but that part again." : selection.span ? "The selection lies outside this layer." : "Drag over the ruler or a lane, or type From and to, to select a part.";
+  for (const id of ["remake-part", "remake-rest"]) enable($(id), !busy && editable && span);
+  for (const id of ["extend", "longer"]) enable($(id), !busy && editable);
+  const hint = !state.arrangement.layers.length ? "Make takes first." : !own ? "Choose a layer here or on the timeline." : !editable ? "The model cannot go on from this sound: it is longer than a clip may be." : span ? "Remake part makes the selected part of this layer again; Remake rest makes all but that part again." : selection.span ? "The selection lies outside this layer." : "Drag over a lane, or type From and to, to select a part.";
   write($("change-hint"), hint);
 }
 
@@ -281,7 +288,7 @@ function bars(rows) {
 
 function showUnderstood() {
   find.layerChoices($("understand-by"), ["", "the picture"]);
-  $("understand").disabled = isActive("understand");
+  enable($("understand"), !isActive("understand"));
   const answer = state.answers.understand;
   const unknown = state.answers.known?.is_known === false;
   const by = answer ? `About ${find.subject(answer.by)}` : "";
@@ -293,7 +300,7 @@ function showUnderstood() {
   $("classes-by").textContent = by;
   $("classes").replaceChildren(...Object.entries(answer?.classes ?? {}).map(([kind, rows]) => {
     const doubt = kind === "video" && unknown && typeof rows !== "string";
-    return make("section", {}, make("h3", { textContent: KINDS[kind] }), typeof rows === "string" ? make("p", { textContent: rows }) : bars(rows), ...(doubt ? [make("p", { className: "warning", textContent: "It may be none of these: the picture is unlike anything the model learned." })] : []));
+    return make("section", {}, make("h2", { textContent: KINDS[kind] }), typeof rows === "string" ? make("p", { textContent: rows }) : bars(rows), ...(doubt ? [make("p", { className: "warning", textContent: "It may be none of these: the picture is unlike anything the model learned." })] : []));
   }));
   $("closest").replaceChildren(...(answer?.hits ?? []).map(find.hit));
   $("closest-part").hidden = !answer?.hits.length;
@@ -322,6 +329,7 @@ function showWhat() {
   format.dataset.what = what;
   channels.parentElement.hidden = past_end.parentElement.hidden = what === "markers";
   loudness.parentElement.hidden = what === "markers" || what === "stems";
+  past_end.options[0].textContent = what === "film" ? "hold last frame" : "keep the sound";
 }
 
 exporting.onchange = showWhat;
@@ -342,7 +350,7 @@ function exported({ name, bytes: size, url }) {
 }
 
 function showExports() {
-  $("export").disabled = isActive("export");
+  enable($("export"), !isActive("export"));
   exporting.elements.name.placeholder = state.clip.name.replace(/\.[^.]*$/, "") || state.project.name;
   showWhat();
   const notes = isActive("export") ? [] : state.answers.export?.notes ?? [];
@@ -418,7 +426,7 @@ function showJob(kind) {
   }
   if (job?.state === "failed") return end(kind, job.error, true);
   const ended = was === "working" || was === "waiting";
-  if (!job && ended && kind !== "look") say(STOPPED);
+  if (!job && ended && kind !== "look") say([said(), STOPPED].filter(Boolean).join(" "));
   if (ended || $(`job-${kind}`)?.querySelector(".bad")) end(kind, ended && kind !== "look" ? { done: "Done.", cancelled: "Cancelled." }[job?.state] : "");
 }
 
@@ -428,10 +436,20 @@ function showJobs() {
   if (reading) line("reading", `Reading ${reading.name}`, 0, () => reading?.stop.abort());
   else end("reading", "");
   const making = isActive("make");
-  $("make").disabled = $("own").disabled = making;
   $("own").hidden = !state.clip?.has_sound;
-  for (const button of document.querySelectorAll(".put")) button.disabled = making;
+  for (const button of [$("make"), $("own"), ...document.querySelectorAll(".put")]) enable(button, !making);
 }
+
+// Cuts, motion and onsets of a long film take a while.
+let slow = 0;
+addEventListener("analysing", () => {
+  clearTimeout(slow);
+  slow = setTimeout(() => line("analysis", "Reading what moves in the picture and when sounds set in", 0, null), 600);
+});
+addEventListener("analysed", () => {
+  clearTimeout(slow);
+  end("analysis", "");
+});
 
 // ---- saved ----
 

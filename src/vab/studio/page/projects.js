@@ -73,6 +73,7 @@ function card(entry) {
   }
   const tool = (word, does) => make("button", { type: "button", className: "link", textContent: word, "aria-label": `${word} ${name}`, onclick: () => does(entry) });
   const tools = make("div", { className: "tools" }, ...(problem ? [] : [tool("Rename", rename)]), tool("Delete", remove));
+  if (!problem && projects.some((other) => other !== entry && other.name === name)) words.append(make("p", {}, `Its folder: ${id}`));
   return make("li", { className: "card" }, frame, words, tools);
 }
 

@@ -1,22 +1,24 @@
 // The time axis that all lanes share: zoom, scroll, ruler, picture lane, the selection, named marks, snapping.
 
-import { act, onState, state } from "./api.js";
+import { analysis, frameSeconds } from "./analysis.js";
+import { act, onState, say, state } from "./api.js";
 import { heard, player, RATE } from "./audio.js";
-import { make } from "./dom.js";
+import { clock, fault, make } from "./dom.js";
 import { paintFrames } from "./frames.js";
 
 const MAX_SCALE = 24 * RATE; // pixels per second: one sample is 24 pixels wide
 const NEAR = 8; // pixels within which something snaps
 const SECOND = 4; // pixels that an onset of a sound counts as farther away than a cut
 const LEAST = 0.01; // seconds, of a selection
+const FLAG = 160; // pixels that the flag of a mark is wide at most
+const STUB = 5; // and where there are too many for their names
 const $ = (id) => document.getElementById(id);
 
-// What is seen, in seconds and pixels per second. `fits`: the whole timeline stays in sight as it grows.
-export const view = { left: 0, scale: 100, width: 1, fits: true, mel: false, snaps: true, snapped: null };
+// What is seen, in seconds and pixels per second. `fits`: the whole timeline stays in sight as it grows. `tall`:
+// by how much waveforms are drawn taller than they are; 0: each as tall as its lane.
+export const view = { left: 0, scale: 100, width: 1, fits: true, mel: false, tall: 1, snaps: true, snapped: null };
 // What is chosen: a layer's id or null, and the span [from, to] in seconds or null.
 export const selection = { layer: null, span: null };
-// What the server found in picture and sounds, in seconds.
-export let analysis = { cuts: [], motion: [], onsets: {} };
 
 const watchers = [];
 // Call back whenever the selection changes.
@@ -36,7 +38,6 @@ export function select(change) {
 
 export const toX = (time) => (time - view.left) * view.scale;
 export const toTime = (x) => view.left + x / view.scale;
-export const frameSeconds = () => 1 / (state.clip?.fps || 25);
 
 function bounds() {
   const first = Math.min(0, ...player.layers.map((layer) => layer.offset));
@@ -131,7 +132,7 @@ function paintLane(canvas, paint) {
   context.clearRect(0, 0, width, height);
   backdrop(context, width, height);
   paint(context, width, height);
-  front(context, height);
+  front(context, height, canvas === $("ruler"));
 }
 
 // Behind what a lane shows: the seconds, and what lies beyond the picture.
@@ -144,8 +145,9 @@ function backdrop(context, width, height) {
   for (const time of ticks(tickStep(80))) bar(context, toX(time), 0, height);
 }
 
-// In front of it: the selection, cuts, named marks, and what something just snapped to.
-function front(context, height) {
+// In front of it: the selection, cuts, named marks, and what something just snapped to. Cuts would cross the
+// numbers of the ruler; of many, from afar, those are drawn that have room.
+function front(context, height, isRuler) {
   if (selection.span) {
     const [a, b] = selection.span.map(toX);
     context.fillStyle = colour("span");
@@ -155,12 +157,20 @@ function front(context, height) {
     bar(context, b, 0, height);
   }
   context.fillStyle = colour("cut");
-  for (const time of analysis.cuts) dashes(context, toX(time), height);
+  for (const x of isRuler ? [] : spaced(analysis.cuts, 6)) dashes(context, x, height);
   context.fillStyle = colour("flag");
-  for (const mark of marks()) bar(context, toX(mark.time), 0, height);
+  for (const x of isRuler ? [] : spaced(marks().map((mark) => mark.time), 3)) bar(context, x, 0, height);
   if (view.snapped === null) return;
   context.fillStyle = colour("snap");
   context.fillRect(Math.round(toX(view.snapped)) - 1, 0, 2, height);
+}
+
+// The places of times that are in sight, at least so many pixels apart.
+export function spaced(times, pixels) {
+  const places = [];
+  for (const x of times.map(toX).sort((a, b) => a - b))
+    if (x > -pixels && x < view.width + pixels && !(x - places.at(-1) < pixels)) places.push(x);
+  return places;
 }
 
 // A line of one pixel.
@@ -202,17 +212,6 @@ function ticks(step) {
   return Array.from({ length: Math.max(0, Math.min(count, 2000)) }, (_, n) => (first + n) * step);
 }
 
-export function clock(seconds, digits = 3) {
-  const sign = seconds < 0 ? "-" : "";
-  const units = Math.round(Math.abs(seconds) * 10 ** digits); // first rounded, or 59.9999 would read 0:60.000
-  const whole = Math.floor(units / 10 ** digits);
-  const rest = digits ? `.${String(units % 10 ** digits).padStart(digits, "0")}` : "";
-  return `${sign}${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}${rest}`;
-}
-
-// The number of the frame that is seen at a time.
-export const frameAt = (time) => Math.floor(time / frameSeconds() + 1e-4);
-
 function paintRuler(context, width, height) {
   const middle = height / 2;
   context.font = font();
@@ -232,19 +231,43 @@ function paintRuler(context, width, height) {
   const least = 64 / (view.scale * frame);
   const frames = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000].find((count) => count >= least) ?? 10000;
   context.fillStyle = colour("soft");
-  if (view.scale * frame > 6) for (const time of ticks(frame)) bar(context, toX(time), height - 3, 3);
-  for (const time of ticks(frames * frame)) {
-    if (time < -1e-9) continue;
+  if (analysis.frames) {
+    for (const x of spaced(analysis.frames, 3)) bar(context, x, height - 3, 3);
+  } else if (view.scale * frame > 6) for (const time of ticks(frame)) bar(context, toX(time), height - 3, 3);
+  for (const [time, n] of numbered(frames)) {
     bar(context, toX(time), middle + 3, height);
-    context.fillText(`f ${Math.round(time / frame)}`, toX(time) + 4, middle * 1.5);
+    context.fillText(`f ${n}`, toX(time) + 4, middle * 1.5);
   }
-  for (const mark of marks()) {
-    const x = Math.round(toX(mark.time));
-    const wide = context.measureText(mark.label).width + 8;
+  paintFlags(context, width, middle);
+}
+
+// The frames that have a number on the ruler, as [time, number]: every `count`th, or those that have room.
+function numbered(count) {
+  const frame = frameSeconds();
+  if (!analysis.frames) return ticks(count * frame).filter((time) => time > -1e-9).map((time) => [time, Math.round(time / frame)]);
+  let last = -Infinity;
+  return analysis.frames.map((time, n) => [time, n]).filter(([time]) => toX(time) >= -64 && toX(time) <= view.width && toX(time) - last >= 64 && ((last = toX(time)), true));
+}
+
+// The names of marks, cut off where the next one begins. If they would cover most of the seconds there are none.
+function paintFlags(context, width, height) {
+  const shown = marks().toSorted((a, b) => a.time - b.time).map((mark) => ({ x: Math.round(toX(mark.time)), label: mark.label })).filter(({ x }) => x > -FLAG && x < width);
+  const flags = shown.map(({ x, label }, n) => {
+    const room = (shown[n + 1]?.x ?? Infinity) - x - 1;
+    return { x, label, wide: Math.min(context.measureText(label).width + 8, FLAG, room) };
+  });
+  const crowded = flags.reduce((sum, { wide }) => sum + wide, 0) > width / 2;
+  for (const { x, label, wide } of flags) {
+    context.save();
+    context.beginPath();
+    if (crowded) context.rect(x, height - STUB, Math.min(wide, STUB), STUB); // below the numbers
+    else context.rect(x, 0, wide, height);
+    context.clip();
     context.fillStyle = colour("flag");
-    context.fillRect(x, 0, wide, middle);
+    context.fillRect(x, 0, wide, height);
     context.fillStyle = colour("on-flag");
-    context.fillText(mark.label, x + 4, middle / 2);
+    if (!crowded && wide > 4 * STUB) context.fillText(label, x + 4, height / 2);
+    context.restore();
   }
 }
 
@@ -258,8 +281,8 @@ function paintPicture(context, width, height) {
   paintFrames(context, b, height, toX, toTime);
   context.fillStyle = colour("motion");
   context.strokeStyle = colour("lane");
-  for (const time of analysis.motion) {
-    const x = Math.round(toX(time)) + 0.5;
+  for (const place of spaced(analysis.motion, 10)) {
+    const x = Math.round(place) + 0.5;
     context.beginPath();
     context.moveTo(x, height - 11);
     context.lineTo(x + 5, height - 1);
@@ -475,7 +498,14 @@ export function addMark(time = player.position) {
 
 const saveMarks = (list) => act("set", { marks: list.toSorted((a, b) => a.time - b.time), was: { marks: state.arrangement.marks } });
 const changeMark = (id, fields) => saveMarks(state.arrangement.marks.map((mark) => (mark.id === id ? { ...mark, ...fields } : mark)));
-const removeMark = (id) => saveMarks(state.arrangement.marks.filter((mark) => mark.id !== id));
+
+// Remove a mark; the focus goes to what removes the next one.
+async function removeMark(id) {
+  const n = state.arrangement.marks.findIndex((mark) => mark.id === id);
+  await saveMarks(state.arrangement.marks.filter((mark) => mark.id !== id));
+  const items = $("mark-list").children;
+  (items[Math.min(n, items.length - 1)]?.lastChild ?? $("marks-details").firstChild).focus();
+}
 
 let listed = "";
 
@@ -485,15 +515,25 @@ function showMarks() {
   $("num-marks").textContent = list.length || "";
   if (JSON.stringify(list) === listed) return;
   listed = JSON.stringify(list);
+  const { key } = document.activeElement.dataset; // of the field that is changed
   $("mark-list").replaceChildren(...list.map((mark) => {
     const label = make("input", { value: mark.label, maxLength: 60, "aria-label": `Name of mark at ${clock(mark.time)}` });
     const time = make("input", { type: "number", step: 0.001, min: 0, value: mark.time.toFixed(3), "aria-label": `Time of ${mark.label}, seconds` });
-    label.onchange = () => changeMark(mark.id, { label: label.value.trim() || mark.label });
-    time.onchange = () => Number.isFinite(time.valueAsNumber) && changeMark(mark.id, { time: Math.max(0, time.valueAsNumber) });
+    label.onchange = async () => {
+      const name = label.value.trim();
+      if (!name || !(await changeMark(mark.id, { label: name }))) label.value = mark.label;
+    };
+    time.onchange = async () => {
+      const why = fault(time, "Time");
+      if (why) say(why);
+      if (why || !(await changeMark(mark.id, { time: time.valueAsNumber }))) time.value = mark.time.toFixed(3);
+    };
     const go = make("button", { type: "button", className: "plain", textContent: "Go", "aria-label": `Go to ${mark.label}`, onclick: () => player.seek(mark.time) });
     const remove = make("button", { type: "button", className: "plain", textContent: "Remove", "aria-label": `Remove ${mark.label}`, onclick: () => removeMark(mark.id) });
+    [label, time, go].forEach((each, k) => (each.dataset.key = `${mark.id} ${k}`));
     return make("li", {}, label, make("span", { className: "field" }, time, " s"), go, remove);
   }));
+  if (key) [...$("mark-list").querySelectorAll("[data-key]")].find((each) => each.dataset.key === key)?.focus();
 }
 
 // The ruler: a click or a drag goes there; a mark's flag is dragged.
@@ -538,26 +578,13 @@ $("from").onchange = $("to").onchange = () => {
   const [a, b] = [$("from"), $("to")].map((field) => field.valueAsNumber);
   if (Number.isNaN(a) || Number.isNaN(b)) return;
   select({ span: [a, b] });
+  if (!selection.span) say(`A selection is at least ${LEAST} s long, and ends at ${clock(player.end)}.`);
 };
 onSelection(showSpan);
 
 // ---- from the state ----
 
-let analysed = "";
-
-async function analyse() {
-  const key = JSON.stringify([state.project.id, Object.keys(state.sounds).sort()]);
-  if (key === analysed) return;
-  analysed = key;
-  const reply = await fetch("analysis").catch(() => null);
-  if (!reply?.ok) return (analysed = "");
-  const found = await reply.json();
-  if (analysed !== key) return; // a later one is on its way
-  analysis = found;
-  dispatchEvent(new Event("analysed"));
-  redraw();
-}
-
+addEventListener("analysed", redraw);
 onState(() => {
   if (!state.clip) return;
   if (!lanes.size) {
@@ -566,7 +593,6 @@ onState(() => {
     $("shots").onpointerdown = (event) => grab($("shots"), event);
   }
   showMarks();
-  analyse();
   if (view.fits) fit();
   redraw();
 });

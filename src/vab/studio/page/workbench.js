@@ -1,14 +1,17 @@
 // The workbench: transport, one clock for picture and sound, keys, history.
 
+import { frameAt, frameBeside, frameSeconds } from "./analysis.js";
 import { act, onState, say, state } from "./api.js";
 import { player } from "./audio.js";
 import * as curve from "./curve.js";
+import { clock } from "./dom.js";
 import { readFrames } from "./frames.js";
 import * as layers from "./layers.js";
 import "./panels.js";
-import { addMark, clock, drag, fit, follow, frameAt, frameSeconds, neighbour, onSelection, redraw, scroll, select, selection, view, zoom } from "./timeline.js";
+import { addMark, drag, fit, follow, neighbour, onSelection, redraw, scroll, select, selection, view, zoom } from "./timeline.js";
 
 const DRIFT = 0.02; // seconds that the picture may be off before its speed is changed
+const MOST_FPS = 30.5; // frames a second up to which all of them are shown
 const JUMP = 0.2; // and before it is made to jump
 const $ = (id) => document.getElementById(id);
 const picture = $("picture");
@@ -124,6 +127,18 @@ $("mel").onchange = () => {
   view.mel = $("mel").checked;
   redraw();
 };
+$("tall").onchange = () => {
+  view.tall = Number($("tall").value);
+  if (!$("tall").matches(":focus-visible")) $("tall").blur(); // chosen by a click: the keys go back to the timeline
+  redraw();
+};
+
+// The next choice of how tall waveforms are drawn.
+function stretch(way) {
+  const { options, selectedIndex } = $("tall");
+  $("tall").selectedIndex = Math.min(options.length - 1, Math.max(0, selectedIndex + way));
+  $("tall").onchange();
+}
 
 // The line between picture and timeline is dragged, or moved by arrow keys: how much of the window the timeline has.
 const SPLIT = { least: 20, most: 85, step: 2, name: "vab timeline height" };
@@ -159,9 +174,9 @@ try {
 
 const TYPED = "input:not([type=checkbox], [type=radio], [type=range]), select, textarea";
 
-function move(seconds, selects) {
+function move(way, selects) {
   const from = player.position;
-  const to = Math.min(player.end, Math.max(0, from + seconds));
+  const to = Math.min(player.end, Math.max(0, frameBeside(from, way)));
   if (selects) {
     const { span } = selection;
     const fixed = !span ? from : Math.abs(span[0] - from) < 1e-3 ? span[1] : span[0];
@@ -192,6 +207,7 @@ const KEYS = {
   o: () => edge(1),
   f: () => fit(),
   z: () => selection.span && fit(selection.span),
+  w: (event) => stretch(event.shiftKey ? -1 : 1),
   "+": () => zoom(2),
   "=": () => zoom(2),
   "-": () => zoom(0.5),
@@ -200,12 +216,15 @@ const KEYS = {
   0: () => player.hear(null),
   Home: () => player.seek(0),
   End: () => player.seek(player.end),
-  ArrowLeft: (event) => move(-frameSeconds(), event.shiftKey),
-  ArrowRight: (event) => move(frameSeconds(), event.shiftKey),
+  ArrowLeft: (event) => move(-1, event.shiftKey),
+  ArrowRight: (event) => move(1, event.shiftKey),
   PageUp: () => scroll((-0.8 * view.width) / view.scale),
   PageDown: () => scroll((0.8 * view.width) / view.scale),
   Escape: () => select({ span: null }),
 };
+
+let before = ""; // what a field held when it was entered
+addEventListener("focusin", ({ target }) => { before = target.value; });
 
 // The space bar presses a button that the keyboard has come to; after a click on one it still plays.
 let clicked = null;
@@ -225,6 +244,11 @@ addEventListener("keydown", (event) => {
     event.preventDefault();
     return history("redo");
   }
+  // a field of the timeline lets the keys go back to it: what was typed is kept, or not
+  if (target.matches("#timeline input") && typing && (key === "Enter" || key === "Escape")) {
+    if (key === "Escape") target.value = before;
+    return target.blur();
+  }
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   if (key === " " && target.matches("button, a, summary, input") && target !== clicked) return;
   if (target.matches("input") && key.startsWith("Arrow")) return; // a slider's or a choice's own
@@ -243,16 +267,17 @@ addEventListener("pointerup", (event) => event.target.matches?.("#timeline input
 
 $("undo").onclick = () => history("undo");
 $("redo").onclick = () => history("redo");
-$("project-name").onchange = () => {
+$("project-name").onchange = async () => {
   const name = $("project-name").value.trim();
-  if (name) act("rename", { name });
-  else $("project-name").value = state.project.name;
+  if (!name || !(await act("rename", { name }))) $("project-name").value = state.project.name;
 };
 $("inspector").onsubmit = (event) => event.preventDefault();
 
 function showHistory() {
+  const [other] = document.activeElement === $("undo") && !state.can_undo ? ["redo"] : document.activeElement === $("redo") && !state.can_redo ? ["undo"] : [];
   $("undo").disabled = !state.can_undo;
   $("redo").disabled = !state.can_redo;
+  if (other) $(other).focus(); // not to nowhere
   $("undo").title = state.can_undo ? `Undo: ${state.can_undo} (Ctrl Z)` : "Nothing to undo";
   $("redo").title = state.can_redo ? `Redo: ${state.can_redo} (Ctrl Shift Z)` : "Nothing to redo";
 }
@@ -271,7 +296,10 @@ onState(() => {
   picture.src = source;
   picture.poster = "poster.jpg";
   readFrames(source, state.clip.seconds, redraw);
-  const [wide, high] = state.clip.shown ?? [state.clip.width, state.clip.height];
+  const { width, height, shown: [wide, high], fps } = state.clip;
   $("screen").style.aspectRatio = `${wide} / ${high}`;
+  const isSmaller = wide < width || fps > MOST_FPS;
+  $("shown").textContent = isSmaller ? `shown at ${wide} \u00d7 ${high}, exported as it came: ${width} \u00d7 ${height}, ${Number(fps.toFixed(2))} frames a second` : "";
+  $("shown").title = $("shown").textContent;
   step();
 });
