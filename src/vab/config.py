@@ -321,8 +321,9 @@ def _types(kind: type) -> dict[str, Any]:
 
 def check_config(config: Any, prefix: str = "") -> None:
     """Raise ``SettingError`` that names a field, after ``prefix``, of another type or out of its range."""
-    for name in _types(type(config)):
-        check_field(type(config), name, getattr(config, name), f"{prefix}{name}")
+    kind: type = type(config)
+    for name in _types(kind):
+        check_field(kind, name, getattr(config, name), f"{prefix}{name}")
 
 
 def check_field(kind: type, name: str, value: Any, label: str) -> None:
