@@ -213,6 +213,10 @@ def test_cancelled_nothing_is_left(open_page: Open, labelled: Path, tmp_path: Pa
     page = open_page(steps=100_000)
     page.begin(labelled, "mine")
     assert "already" in page.ask("begin").json()["error"]
+    assert page.teaching._child is not None
+    page.teaching._child.kill()
+    assert "was killed" in page.until(lambda making: making["state"] == "failed")["error"]
+    page.ask("start", name="")
     page.until(lambda making: making["doing"].startswith("training"))
     child = page.teaching._child
     assert page.ask("cancel").json()["making"] is None
