@@ -84,6 +84,25 @@ def test_guidance_is_computed_from_its_step_on_and_used_again_in_between() -> No
     assert rows == [2, 2, 4, 2, 2, 4, 2, 2, 2, 2]
 
 
+def test_what_guidance_adds_at_the_step_by_which_it_is_settled_serves_all_that_follow() -> None:
+    rows: list[int] = []
+
+    def watched(tokens: Tensor, features: Tensor, drop: Tensor) -> Tensor:
+        rows.append(len(tokens))
+        return network(tokens, features, drop)
+
+    features = torch.tensor([[[1.0]], [[2.0]]])
+    logits_fn = classifier_free_guidance(watched, features, 5.0, range(1, 13), settled=3)
+    kept, dropped = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+    for step in range(1, 13):
+        tokens = torch.randint(V + 1, (2, 3, 4), generator=torch.Generator().manual_seed(step))
+        seen, unseen = (network(tokens, features, drop) for drop in (kept, dropped))
+        if step <= 3:
+            residual = seen - unseen
+        assert torch.allclose(logits_fn(tokens, step), seen + 4 * residual, atol=1e-5)
+    assert rows == [4, 4, 4] + [2] * 9
+
+
 def test_a_step_that_is_left_out_does_not_lose_its_residual() -> None:
     """Whichever step of a stretch comes first computes it."""
     rows: list[int] = []

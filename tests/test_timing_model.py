@@ -270,10 +270,12 @@ def test_a_curve_is_guided_up_to_the_last_step(folder: Path, monkeypatch: pytest
 
     told = torch.rand(100, 4)
     assert passes(None, guidance_until=0.25) == [2, 2] + [1] * 6
-    assert passes(told, guidance_until=0.25) == passes(told) == [2] * 8
+    # with a curve up to the last step, beyond that quarter by what its last step computed: no row is more
+    assert passes(told, guidance_until=0.25) == [2, 2] + [1] * 6 and passes(told) == [2] * 8
     # that alone: when it begins, and how often, is as it was set
-    assert passes(told, guidance_from=0.25, guidance_until=0.5) == [1, 1] + [2] * 6
-    assert passes(told, guidance_until=0.25, guidance_every=2) == [2, 1] * 4
+    assert passes(told, guidance_from=0.25, guidance_until=0.5) == [1, 1, 2, 2, 1, 1, 1, 1]
+    assert passes(told, guidance_every=2) == [2, 1] * 4
+    assert passes(told, guidance_until=0.5, guidance_every=2) == [2, 1, 2] + [1] * 5
     assert passes(told, guidance_until=0.0) == passes(None, guidance_until=0.0) == [1] * 8
 
 

@@ -142,7 +142,7 @@ class DecodeConfig:
     num_candidates: int = 1  # drawn for each sound; the one most similar to the video (section 3.4) is kept
     # The defaults of the next five are the paper's; they are for parallel decoding alone.
     guidance_from: float = 0.0  # share of the steps that pass before guidance begins
-    guidance_until: float = 1.0  # share of the steps after which it ends; with a timing curve never before
+    guidance_until: float = 1.0  # share of the steps after which it ends, or its last serves a curve
     guidance_every: int = 1  # steps from one unconditional pass to the next; its residual serves in between
     # places that are decided first: the most confident; or, known beforehand, evenly spread; or any
     order: Literal["confidence", "halton", "random"] = "confidence"

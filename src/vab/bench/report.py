@@ -70,7 +70,7 @@ def as_markdown(document: dict[str, Any]) -> str:
         "Where the weights are random the architecture is the preset's at full size: network, codec, image "
         "encoder. Time does not depend on the weights. The speed `paper` is the paper's decoding, `fast` "
         "does less (docs/decisions). The timing `motion` is what a video gets by itself from a model that "
-        "follows its motion: every frame is looked at, and guidance goes on to the last step. With several "
+        "follows its motion: every frame is looked at before the first window is made. With several "
         "at once, sampling, features and codec run on all of them together; decoding the video and mux go "
         "file by file."
     )

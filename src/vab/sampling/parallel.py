@@ -55,6 +55,7 @@ def classifier_free_guidance(
     every: int = 1,
     timing: Tensor | None = None,
     timing_scale: float = 0.0,
+    settled: int = sys.maxsize,
 ) -> LogitsFn:
     """Classifier-free guidance, u + scale (c - u): c sees the features [B,F,dim], u does not (section 3.3).
 
@@ -90,10 +91,11 @@ def classifier_free_guidance(
     # is left out, because it decides nothing for this clip, has the tokens of the next: whichever computes u,
     # it is the same.
     added: tuple[int, Tensor] | None = None
+    keeps = every > 1 or settled < guided.stop - 1
 
     def logits_fn(tokens: Tensor, step: int = 1) -> Tensor:
         nonlocal added
-        stretch = (step - guided.start) // every
+        stretch = (min(step, settled) - guided.start) // every
         # 2. Without guidance, or with what it added before.
         if len(kinds) == 1 or step not in guided:
             return model_fn(tokens, *alone).float()
@@ -104,13 +106,13 @@ def classifier_free_guidance(
         rows = model_fn(torch.cat([tokens] * len(kinds)), *together).float().chunk(len(kinds))
         if len(shares) == 2:
             c, u = rows
-            if every > 1:
+            if keeps:
                 added = stretch, (scale - 1) * (c - u)
             return u + scale * (c - u)
         total = sum(
             (shares[kind] * logits for kind, logits in zip(kinds, rows, strict=True)), torch.zeros(())
         )
-        if every > 1:
+        if keeps:
             added = stretch, total - rows[0]
         return total
 
@@ -120,7 +122,8 @@ def classifier_free_guidance(
 def led_by_curve(config: DecodeConfig) -> DecodeConfig:
     """The settings by which a clip is decoded that is told a timing curve: guided up to its last step.
 
-    The first steps settle what is heard, but not when. Where no step is guided none is with a curve either.
+    The first steps settle what is heard, but not when. What guidance adds at the last of them serves all that
+    follow. Where no step is guided none is with a curve either.
     """
     guided = config.guidance_until > config.guidance_from
     return replace(config, guidance_until=1.0) if guided else config

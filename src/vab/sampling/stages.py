@@ -172,6 +172,7 @@ class Stage:
             decode.guidance_every,
             timing,
             decode.timing_scale,
+            settled=guided_steps(decode).stop - 1,
         )
 
 

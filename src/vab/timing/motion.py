@@ -40,7 +40,7 @@ _SHORTEST_SHOT_SECONDS = 0.2  # between two cuts; what changes and changes back 
 _CHUNK = 10  # frames that are compared at once: with more of them the numbers leave a core's own cache
 # Pixel formats whose first plane is the luma, a byte a pixel.
 _LUMA_FIRST = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12")
-_FEWEST = 5  # of its pixels each way for one of the 96 x 72: boxes of whole pixels are alike then
+_FEWEST = 7  # of its pixels each way for one of the 96 x 72: boxes of whole pixels are alike then
 
 
 @dataclass(frozen=True)
