@@ -260,8 +260,8 @@ def test_what_follows_a_films_motion_is_timed_as_it_generates_for_a_video(
     ]
     assert len(looked) == 2  # to warm up, and timed
     _, fast, led = found["systems"]
-    assert led["guided_passes"]["sampling"] == led["passes"]["sampling"] > fast["guided_passes"]["sampling"]
-    assert led["flops"]["sampling"] > fast["flops"]["sampling"]
+    assert led["guided_passes"] == fast["guided_passes"]  # what guidance added serves the other steps
+    assert led["flops"]["sampling"] > fast["flops"]["sampling"]  # by the adapter of the curve
     text = report.as_markdown(found)
     assert f"| {model} | float32 | fast | motion | trained | 1 |" in text
 

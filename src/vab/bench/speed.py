@@ -32,7 +32,7 @@ from vab.media.file import MediaFile
 from vab.media.reader import mux, probe, write_wav
 from vab.models.foleygen import FoleyGen
 from vab.presets import Speed, at_speed
-from vab.sampling.parallel import led_by_curve, windows
+from vab.sampling.parallel import windows
 from vab.sampling.stages import Stage, padded_length, window_overlap
 from vab.timing.curve import NUM_CHANNELS
 from vab.timing.motion import MotionReader
@@ -209,8 +209,6 @@ def measure(
         pipe.to(dtype=chosen)
         decodes = {name: stage.preset.decode for name, stage in stages.items()}
         decodes["sampling"] = at_speed(decodes["sampling"], speed)
-        if follow_motion:
-            decodes = {name: led_by_curve(decode) for name, decode in decodes.items()}
         costs = {
             name: token_cost(stage.preset, frames, decodes[name], follow_motion)
             for name, stage in stages.items()
