@@ -422,8 +422,8 @@ def test_what_is_refused_is_not_shown_any_more(studio: Studio, project: str, bro
         field = page.locator(name).first
         field.fill(typed)
         field.press("Enter")  # which also asks for takes: not with the value that is not meant
-        until(lambda: field.input_value() == holds)  # noqa: B023
         until(lambda: notice.inner_text() == why)  # noqa: B023
+        assert field.input_value() == holds, "it stays until something else happens"
         page.locator("#notice-close").click()
     time.sleep(0.5)
     after = studio.state(project)
