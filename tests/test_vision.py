@@ -286,7 +286,8 @@ def test_the_large_networks(name: str) -> None:
     with torch.no_grad():
         tokens = model.forward_features(prepare(frame, recipe)[None])
         expected = tokens[:, 0] if name == "mae-vit-l" else model.forward_head(tokens)
-    assert torch.allclose(features, expected, atol=1e-5)
+    largest = expected.abs().max()  # random weights make small numbers
+    assert torch.allclose(features / largest, expected / largest, atol=1e-4)
 
 
 @pytest.mark.slow
