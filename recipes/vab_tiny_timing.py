@@ -5,7 +5,7 @@
 For each clip three sounds of its first 5 s are written to ``OUT/KIND/1`` to ``3``; those that are there stay.
 Then ``vab evaluate timing`` measures them as in docs/results.md: on half 2 of the clips, on those of them on
 which no setting of the motion predictor was chosen, and on the impacts of both halves. ``true`` follows the
-clip's own sound, which is the most that a curve can do, ``taps`` the times of its onsets alone. What the
+clip's own sound, which is the most that a curve can do, ``taps`` the mere times of its onsets. What the
 motion lets expect is written to ``OUT/curves``, and measured by itself and as a gain over the first kind,
 which the model must beat.
 """
@@ -26,7 +26,7 @@ from vab.evaluate.timing.folders import half_of
 from vab.inference.pipeline import VABPipeline
 from vab.media.file import MediaFile
 from vab.media.reader import write_wav
-from vab.timing.curve import TimingCurve, write_curve
+from vab.timing.curve import TimingCurve, ringing, write_curve
 from vab.timing.sound import onset_times
 from vab.timing.sources import MOTION, Timing, resolve
 
@@ -58,7 +58,8 @@ def make(pipeline: VABPipeline, clip: Path, kind: str, scale: float, out: Path) 
         timing: Timing = f"sound:{clip}" if kind == "true" else kind
         if kind == "taps":
             times = onset_times(file.audio(0.0, seconds))
-            timing = TimingCurve.from_events(times, audio_frames(seconds))
+            num_frames = audio_frames(seconds)
+            timing = TimingCurve.from_events(times, num_frames, level=ringing(times, num_frames))
     sounds = pipeline.generate_many(clip, SEEDS, decode=decode, timing=timing, seconds=seconds)
     for name, sound in zip(names, sounds, strict=True):
         name.parent.mkdir(parents=True, exist_ok=True)
