@@ -26,7 +26,7 @@ from vab.evaluate.timing.folders import half_of
 from vab.inference.pipeline import VABPipeline
 from vab.media.file import MediaFile
 from vab.media.reader import write_wav
-from vab.timing.curve import TimingCurve, ringing, write_curve
+from vab.timing.curve import TimingCurve, write_curve
 from vab.timing.sound import onset_times
 from vab.timing.sources import MOTION, Timing, resolve
 
@@ -59,7 +59,7 @@ def make(pipeline: VABPipeline, clip: Path, kind: str, scale: float, out: Path) 
         if kind == "taps":
             times = onset_times(file.audio(0.0, seconds))
             num_frames = audio_frames(seconds)
-            timing = TimingCurve.from_events(times, num_frames, level=ringing(times, num_frames))
+            timing = TimingCurve.from_events(times, num_frames).with_level()
     sounds = pipeline.generate_many(clip, SEEDS, decode=decode, timing=timing, seconds=seconds)
     for name, sound in zip(names, sounds, strict=True):
         name.parent.mkdir(parents=True, exist_ok=True)
