@@ -52,7 +52,9 @@ from vab.utils.provenance import code_version, sha256
 
 MIN_SOUNDS = 4  # of a label: with fewer the model would learn these recordings, not what they have in common
 STEPS = 150
-RATE = 1 / 3  # of the learning rate that the model was trained with
+RATE = 1.5  # times the learning rate that the model was trained with
+# A picture is all that most sounds are made from: many clips without a curve, most of each hidden.
+TIMING_DROP, MASK_MIN = 0.5, 0.8
 REHEARSAL_SHARE = 0.5  # of a batch
 OLD_SHARE = 0.5  # of the former weights in the average with the new ones, for a model that cannot rehearse
 WARMUP_SHARE = 0.1  # of the steps
@@ -172,6 +174,8 @@ def learn(
             pair_by_label=True,
             class_balanced=True,
             ema=EMA,
+            timing_drop_prob=TIMING_DROP,
+            mask_min=min(MASK_MIN, preset.train.mask_max),
             precision=precision,
             seed=0,
         )
