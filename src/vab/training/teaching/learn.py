@@ -52,7 +52,7 @@ from vab.utils.provenance import code_version, sha256
 
 MIN_SOUNDS = 4  # of a label: with fewer the model would learn these recordings, not what they have in common
 STEPS = 150
-RATE = 1.5  # times the learning rate that the model was trained with
+RATE, CAREFUL_RATE = 1.5, 1 / 3  # of the model's own learning rate: with rehearsal, and without
 # A picture is all that most sounds are made from: many clips without a curve, most of each hidden.
 TIMING_DROP, MASK_MIN = 0.5, 0.8
 REHEARSAL_SHARE = 0.5  # of a batch
@@ -166,7 +166,7 @@ def learn(
         log(f"4 of 5: training, {steps} steps{goes_on}")
         config = replace(
             preset.train,
-            learning_rate=preset.train.learning_rate * RATE,
+            learning_rate=preset.train.learning_rate * (RATE if former else CAREFUL_RATE),
             warmup_steps=round(steps * WARMUP_SHARE),
             max_steps=steps,
             save_every=SAVE_EVERY,
