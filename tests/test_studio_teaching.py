@@ -157,7 +157,7 @@ def test_a_folder_becomes_a_model_of_ones_own(open_page: Open, labelled: Path, t
     assert len(made["left_out"]) == 1 and "bell: has 1 sounds" in made["left_out"][0]
     assert {"starting"} < {doing for _, doing in seen}
     told = json.dumps([made, seen])
-    assert str(tmp_path) not in told and "the folder" in told
+    assert str(tmp_path) not in told
     path = tmp_path / "models" / "My doors"
     (shown,) = page.shown["models"]
     assert shown["name"] == "My doors" and shown["labels"] == ["dog", "front_door"]

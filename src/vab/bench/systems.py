@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from vab.models.foleygen import build_network
 from vab.models.hub import BUNDLED
 from vab.presets import PRESETS
 from vab.sampling.stages import Stage
-from vab.timing.predictor import MotionPredictor
 from vab.vision import RECIPES, TimmEncoder, VisionEncoder, load_vision
+
+if TYPE_CHECKING:
+    from vab.timing.predictor import MotionPredictor  # which needs a video library
 
 SECOND_STAGES = {
     "vab-dac": "vab-dac-coarse2fine",
