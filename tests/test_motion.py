@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -167,11 +168,17 @@ def test_scaled_motion_is_that_of_another_contrast() -> None:
 
 
 def write_square_film(
-    path: Path, place: Place, seconds: np.ndarray, rotation: int = 0, scale: int = 2
+    path: Path,
+    place: Place,
+    seconds: np.ndarray,
+    rotation: int = 0,
+    scale: int = 2,
+    crf: int = 12,
+    draw: Callable[[float, float], np.ndarray] = square,
 ) -> Path:
     """The square as a film so much larger, frames at any times; ``rotation``: it lies on its side."""
     with av.open(str(path), "w") as target:
-        stream = target.add_stream("libx264", rate=25, options={"crf": "12", "x264-params": "log=-1"})
+        stream = target.add_stream("libx264", rate=25, options={"crf": str(crf), "x264-params": "log=-1"})
         across, down = 96 * scale, 72 * scale
         stream.width, stream.height = (down, across) if rotation % 180 else (across, down)
         stream.pix_fmt = "yuv420p"
@@ -179,13 +186,43 @@ def write_square_film(
         if rotation:
             stream.set_display_rotation(rotation)
         for time in seconds.tolist():
-            grey = square(*place(time)).repeat(scale, 0).repeat(scale, 1)
+            grey = draw(*place(time)).repeat(scale, 0).repeat(scale, 1)
             pixels = np.ascontiguousarray(np.rot90(grey, -rotation // 90))[:, :, None].repeat(3, 2)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
             frame.pts, frame.time_base = round(time * 12_800), Fraction(1, 12_800)
             target.mux(stream.encode(frame))
         target.mux(stream.encode(None))
     return path
+
+
+def textured(x: float, y: float) -> np.ndarray:
+    """A rough square on a rough ground, uint8 [72,96]: a codec has something to refine."""
+    random = np.random.default_rng(0)
+    ground, rough = (random.normal(0, size, (72, 96)) for size in (20, 40))
+    inside = (square(x, y, 40) - 40.0) / 160
+    shifted = np.roll(rough, (round(y), round(x)), (0, 1))
+    return (90 + ground * (1 - inside) + (60 + shifted) * inside).clip(0, 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize(("content", "stored"), [(15, 30), (24, 60), (15, 120)])
+def test_frames_that_repeat_and_were_refined_are_held_and_rests_are_not(
+    tmp_path: Path, content: int, stored: int
+) -> None:
+    def place(time: float) -> tuple[float, float]:  # it moves for half a second, then rests for as long
+        shown = math.floor(time * content + 1e-6) / content
+        return 30 + 40 * (shown // 1 * 0.5 + min(shown % 1, 0.5)), 36.0
+
+    seconds = np.arange(2 * stored) / stored
+    path = write_square_film(tmp_path / "a.mp4", place, seconds, crf=28, draw=textured)
+    with MediaFile(path) as file:
+        motion = read_motion(file)
+    amount = motion.resampled(100)[:, :, AMOUNT].max(1)
+    for begin in (0, 50):
+        moves, rests = amount[begin + 5 : begin + 22], amount[begin + 31 : begin + 47]
+        assert moves.min() > 0.4 * moves.max() and rests.max() < 0.1 * moves.max()
+    # while it moves there are motions for the frames that were made, not for those that were stored
+    moving = motion.seconds[(motion.seconds > 0.05) & (motion.seconds < 0.5)]
+    assert len(moving) == pytest.approx(0.45 * content, abs=2)
 
 
 @pytest.mark.parametrize("scale", [2, 8])  # by the scaler, by the luma itself

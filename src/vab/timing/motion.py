@@ -32,6 +32,7 @@ CHANNELS = ("amount", "change", "across", "down", "light")
 SHORTEST_SECONDS = 0.024  # between two frames that are compared: of 60 a second every other one is
 LONGEST_HELD_SECONDS = 0.09  # that a frame is repeated for before it counts as a still picture
 _HELD = 0.02  # grey levels: frames that differ by less, in the mean, are one
+_REFINED = 0.2  # of the motion before and after it: a repeated frame that a codec refined changes by less
 _STEP_SECONDS = 0.04  # values are given for so much time, that of one frame at 25 a second
 _NOISE = 200.0  # of squared grey levels in a patch: gradients that are no more than noise tell no velocity
 _FASTEST = 8.0  # pixels in 40 ms: beyond that a gradient tells the direction at most
@@ -105,7 +106,8 @@ class MotionReader:
 
     Frames that come sooner than 24 ms after the last are passed over. A frame that repeats the one before
     (15 frames a second in a film of 30) is passed over too, so that motion does not flicker between a value
-    and zero; after 90 ms of them the picture stands still. Memory: 1 kB a frame.
+    and zero; after 90 ms of them the picture stands still. A repeat need not be equal: codecs refine it.
+    Memory: 1 kB a frame.
     """
 
     def __init__(self) -> None:
@@ -114,8 +116,10 @@ class MotionReader:
         self._latest = -1.0  # seconds of the latest frame that was not passed over for coming too soon
         self._frames: list[NDArray[np.uint8]] = []  # [72,96] each: not compared yet, after the last two
         self._seconds: list[float] = []
-        self._held: list[float] = []  # when frames like the last came
-        self._resting = True  # the picture stands still
+        self._newest: NDArray[np.uint8] | None = None  # [72,96]: the latest frame of all
+        self._step = 0.0  # grey levels: what changed with the last frame that was no repeat
+        self._held: list[tuple[float, NDArray[np.uint8], float]] = []  # repeats: seconds, frame, grey levels
+        self._resting = False  # the picture stands still
         self._parts: list[tuple[NDArray[np.float64], NDArray[np.float16]]] = []
 
     def __call__(self, seconds: float, frame: Any) -> None:
@@ -140,19 +144,31 @@ class MotionReader:
     def see(self, seconds: float, grey: NDArray[np.uint8]) -> None:
         """See a frame that is upright, grey and small already: uint8 [72,96]."""
         grey = np.ascontiguousarray(grey)
-        same = (
-            bool(self._seconds) and np.abs(np.subtract(grey, self._frames[-1], dtype=np.int16)).mean() < _HELD
-        )
-        if not same:
-            # 1. It moved. Frames before it that repeated the last were held, as in a film of fewer a second.
-            self._held, self._resting = [], False
+        newest, self._newest = self._newest, grey
+        if newest is None:
             self._append(seconds, grey)
             return
-        # 2. It repeats the last: held so far, or after a while a picture that has stood still since.
-        self._held.append(seconds)
-        self._resting |= seconds - self._seconds[-1] > LONGEST_HELD_SECONDS
-        while self._held and self._resting:
-            self._append(self._held.pop(0), self._frames[-1])
+        step = float(np.abs(np.subtract(grey, newest, dtype=np.int16)).mean())
+        if step < max(_HELD, _REFINED * self._step):
+            # 1. It repeats the last: held so far, or after a while a picture that has stood still since.
+            self._held.append((seconds, grey, step))
+            self._resting |= seconds - self._seconds[-1] > LONGEST_HELD_SECONDS
+            if self._resting:
+                self._release()
+            return
+        # 2. It moved. Frames before it that repeated the last were held, as in a film of fewer a second,
+        # unless it moved by no more than they did.
+        if any(held >= max(_HELD, _REFINED * step) for _, _, held in self._held):
+            self._release()
+        self._held, self._resting, self._step = [], False, step
+        self._append(seconds, grey)
+
+    def _release(self) -> None:
+        """Count the frames that were held after all."""
+        self._step = max(step for _, _, step in self._held)
+        for seconds, grey, _ in self._held:
+            self._append(seconds, grey)
+        self._held = []
 
     def _append(self, seconds: float, grey: NDArray[np.uint8]) -> None:
         self._frames.append(grey)
