@@ -36,7 +36,7 @@ else
     export OMP_NUM_THREADS=$(nproc)
 fi
 
-[ -f "$run/motion/motion.json" ] || python "$here/vab_tiny_motion.py" "$data" "$run/motion"
+[ -f "$run/motion/motion.json" ] || python "$here/vab_tiny_motion.py" "$data" "$run/motion" "${more[@]}"
 python "$here/vab_tiny_pack.py" "$run/vab" "$codec" "$contrastive" "$classes" "$run/model" "$run/motion"
 python "$here/vab_tiny_rehearsal.py" "$run/store" "$run/model"
 python "$here/vab_tiny_measure.py" --data "$data" --store "$run/store" --model "$run/model" --json "$run/numbers.json"

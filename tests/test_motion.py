@@ -35,7 +35,7 @@ from vab.timing.predictor import MotionPredictor, PredictorConfig, load_predicto
 from vab.timing.sources import choose, record, resolve
 from vab.training.motion.acts import RATE as PATH_RATE
 from vab.training.motion.acts import Heard, bounce, strike
-from vab.training.motion.films import film
+from vab.training.motion.films import LEAD_SECONDS, film, struck
 from vab.training.motion.render import Sprite, expose
 from vab.training.motion.train import MotionTrainConfig, correlation, train_predictor
 from vab.utils.progress import STAGE_LABELS
@@ -337,6 +337,18 @@ def test_a_rendered_film_is_that_of_its_seed() -> None:
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     assert first[0].shape == (250, PATCHES, 5) and first[1].shape == (2, 250)
     assert not np.array_equal(first[1], other[1])
+
+
+def test_a_hit_is_heard_at_its_events_and_rings_as_long_as_it_does() -> None:
+    events = hits(0.5, 1.5)
+    for ring, wide in ((0.05, False), (0.5, True)):
+        clock = np.arange(16_000) / 16_000 - LEAD_SECONDS
+        hit = np.where(clock >= 0, np.sin(2000 * clock) * np.exp(-clock / ring), 0).astype(np.float32)
+        heard = struck(np.random.default_rng(0), events, hit)
+        level = heard.level
+        assert np.array_equal(heard.times, events.times) and len(level) == 150
+        assert level[25:28].max() > -6 and level[75:78].max() > -6 and level[:24].max() < -15
+        assert (level[40] > -15) == wide
 
 
 def test_a_predictor_learns_from_rendered_films_and_resumes(tmp_path: Path) -> None:

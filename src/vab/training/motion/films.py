@@ -15,15 +15,24 @@ from vab.training.motion.acts import Heard
 from vab.training.motion.render import Picture, render
 
 SECONDS = 5.0  # of a film
+LEAD_SECONDS = 0.01  # of a hit before its onset
 _LEAST = 0.08  # strength of an onset of a recording that something is to be seen of
 
 
 def film(
-    seed: int, recordings: Sequence[NDArray[np.float32]], photos: Sequence[Picture]
+    seed: int,
+    recordings: Sequence[NDArray[np.float32]],
+    photos: Sequence[Picture],
+    hits: Sequence[NDArray[np.float32]] = (),
 ) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """The motion [T,P,C] of one rendered film, at 50 Hz and not scaled, and its onset and level [2,T]."""
     random = np.random.default_rng(seed)
-    heard = invented(random) if random.random() < 0.4 else recorded(random, recordings)
+    if random.random() >= 0.4:
+        heard = recorded(random, recordings)
+    else:
+        heard = invented(random)
+        if len(hits) and random.random() < 0.5:
+            heard = struck(random, heard, hits[int(random.integers(len(hits)))])
     rendered = render(random, heard, photos)
     motion = frames_of(zip(rendered.seconds, rendered.frames, strict=True))
     frames = audio_frames(SECONDS)
@@ -79,3 +88,18 @@ def invented(random: np.random.Generator) -> Heard:
         )
     level = level + random.normal(0, 1.0, len(level))
     return Heard(times, strengths, (level - level.max()).clip(LEVEL_FLOOR, 0))
+
+
+def struck(random: np.random.Generator, heard: Heard, hit: NDArray[np.float32]) -> Heard:
+    """The same events, each the sound of one thing that is hit, over a quieter ground.
+
+    ``hit`` is a waveform [S] that begins ``LEAD_SECONDS`` before its onset.
+    """
+    sound = np.zeros(round(heard.seconds * SAMPLE_RATE), np.float32)
+    hit = hit / max(np.abs(hit).max(), 1e-3)
+    for time, strength in zip(heard.times, heard.strengths, strict=True):
+        start = max(0, round((time - LEAD_SECONDS) * SAMPLE_RATE))
+        piece = hit[: len(sound) - start]
+        sound[start : start + len(piece)] += strength * piece
+    level = np.maximum(level_db(sound), random.uniform(-45, -20)) + random.normal(0, 1.0, len(heard.level))
+    return Heard(heard.times, heard.strengths, (level - level.max()).clip(LEVEL_FLOOR, 0))
