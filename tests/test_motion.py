@@ -127,6 +127,13 @@ def test_a_rest_ends_and_begins_with_a_frame() -> None:
         assert amount[begin + 3 : begin + 22].min() > 1 and amount[begin + 28 : begin + 47].max() == 0
 
 
+def test_what_slows_down_is_no_repeat() -> None:
+    # one step of a tenth of the speed before it, but no less than a third of that after it
+    places = np.cumsum([20.0, 8, 8, 8, 0.8, 2.4, 2.4, 2.4])
+    film = ((n / 25, square(x, 36.0)) for n, x in enumerate(places.tolist()))
+    assert frames_of(film).seconds == pytest.approx(np.arange(7) / 25 + 0.02)
+
+
 def test_another_shot_is_a_cut() -> None:
     random = np.random.default_rng(0)
     rooms = [np.kron(random.integers(0, 255, (9, 12)), np.ones((8, 8))).astype(np.uint8) for _ in range(2)]
