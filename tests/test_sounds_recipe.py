@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import struct
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -21,6 +23,7 @@ from vab.timing.sound import onset_times
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import vab_tiny_data
 import vab_tiny_measure
+import vab_tiny_motion
 import vab_tiny_sounds as recipe
 
 RATE = 16_000
@@ -171,3 +174,26 @@ def test_training_takes_them_and_dev_stays(made: Path, tmp_path: Path) -> None:
     (judged,), labels = vab_tiny_measure.sounds_of(both / "codec.csv", "dev", data)
     assert labels == ["dog"] and len(judged) == round(1.2 * RATE)
     assert vab_tiny_measure.sounds_of(both / "codec.csv", "train", data) == ([], [])
+
+
+def test_the_motion_predictor_is_taught_by_them_too(made: Path, tmp_path: Path) -> None:
+    hits = vab_tiny_motion.rows([made], "events.csv")
+    assert len(hits) == 8 and {path.parent for path in hits} == {made / "events" / "footsteps"}
+    train = {row["file"] for row in rows(made / "sounds.csv") if row["split"] == "train"}
+    assert set(vab_tiny_motion.rows([made], "sounds.csv")) == {made / name for name in train}
+    # vab_tiny.sh hands over the folders of sounds that it is given
+    said = tmp_path / "said.txt"
+    for name in ("python", "vab"):
+        tool = tmp_path / "bin" / name
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+        tool.chmod(0o755)
+    for more in ([], ["one", "two words"]):
+        subprocess.run(
+            ["bash", str(Path(recipe.__file__).with_name("vab_tiny.sh")), "data", "run", *more],
+            env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "FROM": "model"},
+            check=True,
+            capture_output=True,
+        )
+        assert f"vab_tiny_motion.py {' '.join(['data', 'run/motion', *more])}\n" in said.read_text()
+        said.unlink()
