@@ -132,6 +132,11 @@ def test_what_slows_down_is_no_repeat() -> None:
     places = np.cumsum([20.0, 8, 8, 8, 0.8, 2.4, 2.4, 2.4])
     film = ((n / 25, square(x, 36.0)) for n, x in enumerate(places.tolist()))
     assert frames_of(film).seconds == pytest.approx(np.arange(7) / 25 + 0.02)
+    # one that hardly moves is a repeat at 30 frames a second; at 15 it lasts too long for that
+    places = np.cumsum([20.0, 8, 8, 0.4, 8, 8])
+    for rate, count in ((30, 4), (15, 5)):
+        motion = frames_of((n / rate, square(x, 36.0)) for n, x in enumerate(places.tolist()))
+        assert len(motion.seconds) == count
 
 
 def test_another_shot_is_a_cut() -> None:

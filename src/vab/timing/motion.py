@@ -156,9 +156,11 @@ class MotionReader:
             if self._resting:
                 self._release()
             return
-        # 2. It moved. Frames before it that repeated the last were held, as in a film of fewer a second,
-        # unless it moved by no more than they did.
-        if any(held >= max(_HELD, _REFINED * step) for _, _, held in self._held):
+        # 2. It moved. Frames before it that repeated the last were held, as in a film of fewer a second; of
+        # those that were not quite equal, only if it comes soon and moves by far more than they did.
+        soon = seconds - self._seconds[-1] <= LONGEST_HELD_SECONDS
+        most = max(_HELD, _REFINED * step) if soon else _HELD
+        if any(held >= most for _, _, held in self._held):
             self._release()
         self._held, self._resting, self._step = [], False, step
         self._append(seconds, grey)
