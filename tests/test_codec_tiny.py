@@ -242,6 +242,43 @@ def test_a_codec_to_start_from_keeps_its_codes(codec: TinyCodec, tmp_path: Path)
         train_codec(tones(), tmp_path / "third", config, SMALL, init=tmp_path / "second")
 
 
+def test_a_codec_to_start_from_may_get_a_codebook_of_levels(codec: TinyCodec, tmp_path: Path) -> None:
+    """Its components and decoder stay, and all codes are fitted anew."""
+    codec.save_pretrained(tmp_path / "first")
+    first = TinyCodec.from_pretrained(tmp_path / "first")
+    level = replace(SMALL, level_dim=2, level_hold=1.0)
+    made = train_codec(tones(), tmp_path / "made", replace(BRIEF, steps=0), level, init=tmp_path / "first")
+    for name, weight in first.state_dict().items():
+        assert torch.equal(made.state_dict()[name], weight) == (name != "vectors"), name
+    assert not made.vectors[0, :, 2:].any() and made.vectors[0, :, :2].all()
+    assert made.vectors[1:].all()
+
+    # It is trained on with its own sizes, which keep its codes.
+    again = train_codec(tones(), tmp_path / "again", replace(BRIEF, steps=0), init=tmp_path / "made")
+    assert again.config == level and torch.equal(again.vectors, made.vectors.half().float())
+    with pytest.raises(ValueError, match="other sizes"):
+        train_codec(tones(), tmp_path / "without", replace(BRIEF, steps=0), SMALL, init=tmp_path / "made")
+
+    # What the first codebook leaves of the level the second sees, with all the rest.
+    frames = made.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP_LENGTH])
+    left = frames - made.dequantise(made.quantise(frames)[:, :1])
+    assert torch.equal(left[..., 2:], frames[..., 2:])
+    assert left[..., :2].square().mean() < 0.05 * frames[..., :2].square().mean()
+
+
+def test_a_codebook_of_levels_has_a_hold_of_its_own(codec: TinyCodec) -> None:
+    noise = torch.from_numpy(tones()["noise"][0][None, : 45 * HOP_LENGTH] / 32768.0).float()
+    changes = {}
+    for level_hold in (0.0, 10.0):
+        other = TinyCodec(replace(SMALL, level_dim=2, level_hold=level_hold))
+        other.load_state_dict(codec.state_dict())
+        tokens = other.encode(noise)[0]
+        changes[level_hold] = (tokens[:, 1:] != tokens[:, :-1]).sum(1).tolist()
+        assert weights_fingerprint(other) != weights_fingerprint(codec)
+    assert changes[0.0][0] > 2 * changes[10.0][0]
+    assert max(changes[0.0][1:]) < 5  # those have the hold of 60
+
+
 def test_a_run_that_goes_on_has_each_line_once(tmp_path: Path) -> None:
     steps = replace(BRIEF, save_every=4)
     whole = train_codec(tones(), tmp_path / "whole", steps, SMALL)

@@ -28,7 +28,8 @@ def train(
         out: folder for the state of the run and the codec (codec.json, codec.safetensors).
         training: the training settings.
         codec: the sizes of the codec.
-        init: folder of a codec to start from: its codebooks stay fixed, its decoder is trained further.
+        init: folder of a codec to start from: its codebooks stay fixed, its decoder is trained further. Its
+            sizes count where none are given; with a level-dim that it has not, all codebooks are fitted anew.
         json: print one JSON document to standard output.
     """
     left_out: list[str] = []
@@ -41,6 +42,7 @@ def train(
         last.update(line)
         log("  ".join(f"{name} {value:.4g}" for name, value in line.items()))
 
-    train_codec(sounds, out, training, codec, report, init, log=log)
+    sizes = None if init is not None and codec == TinyCodecConfig() else codec
+    train_codec(sounds, out, training, sizes, report, init, log=log)
     print_result({"run": str(out), "last": last, "failed": left_out}, f"{out}: done", json)
     return 1 if left_out else 0

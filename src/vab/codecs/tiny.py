@@ -48,6 +48,8 @@ class TinyCodecConfig:
     noise: int = 16  # channels of noise the decoder may use
     hold: float = 60.0  # squared error that a change of code must save; 0: the nearest code, frame by frame
     lasting: int = 4  # hold goes for the first so many codebooks, those that VAB models
+    level_dim: int = 0  # the first codebook quantises so many leading components, the frame's level; 0: all
+    level_hold: float = 5.0  # hold of such a first codebook, whose codes follow a sound's decay
     iterations: int = 32  # of Griffin-Lim
 
     @property
@@ -59,6 +61,12 @@ class TinyCodecConfig:
     def bins(self) -> int:
         """Frequencies of one spectrogram frame."""
         return self.window // 2 + 1
+
+    def switch_cost(self, codebook: int) -> float:
+        """Squared error that a change of code must save in a codebook."""
+        if codebook >= self.lasting:
+            return 0.0
+        return self.level_hold if codebook == 0 and self.level_dim else self.hold
 
 
 def hertz_mel_filters(bands: int, fft: int) -> Tensor:
@@ -195,8 +203,7 @@ class TinyCodec(nn.Module):
         residual = frames
         codes = []
         for k, table in enumerate(self.vectors):
-            switch_cost = self.config.hold if k < self.config.lasting else 0.0
-            codes.append(viterbi_quantize(residual, table, switch_cost))
+            codes.append(viterbi_quantize(residual, table, self.config.switch_cost(k)))
             residual = residual - table[codes[-1]]
         return torch.stack(codes, dim=1)
 
@@ -375,4 +382,6 @@ class TinyCodec(nn.Module):
         """The weights that tokens depend on; the others may be trained further and tokens stay the same."""
         prefixes = ("mean", "basis", "vectors")
         weights = {k: v for k, v in self.state_dict().items() if k.startswith(prefixes)}
-        return weights | {"hold": torch.tensor([self.config.hold, self.config.lasting])}
+        c = self.config
+        level = [c.level_dim, c.level_hold] if c.level_dim else []
+        return weights | {"hold": torch.tensor([c.hold, c.lasting, *level])}

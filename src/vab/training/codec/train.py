@@ -157,9 +157,11 @@ def train_codec(
     ``run/checkpoints`` get one every ``save_every`` steps, of which two are kept; called again, the run goes
     on from the newest good one, or from the ``state.pt`` of version 0.1. ``run/metrics.jsonl`` has its lines.
     ``run/codec.json`` and ``run/codec.safetensors`` are the codec so far, its weights averaged. ``init`` is a
-    codec to start from: its decoder is trained on and its codes stay; codebooks that ``codec_config`` wants
-    beyond them are fitted on what they leave over. How long codes last (``hold``) may change. Excerpts are
-    drawn on the CPU, all else happens on ``device``; a processor without bfloat16 starts a run in float32.
+    codec to start from, whose sizes count where none are given: its decoder is trained on and its codes stay;
+    codebooks that ``codec_config`` wants beyond them are fitted on what they leave over. How long codes last
+    (``hold``) may change. If it has no codebook of levels (``level_dim``) and is to get one, all codes are
+    fitted anew. Excerpts are drawn on the CPU, all else happens on ``device``; a processor without bfloat16
+    starts a run in float32.
     ``LockedError`` while another process trains in ``run``; ``TrainError`` for a folder of another run
     and for a loss that is not finite (the last good checkpoint stays).
     """
@@ -188,10 +190,13 @@ class _Run:
 
         # The codec, fresh or from ``init``, and its moving average, which is the codec that is saved.
         torch.manual_seed(config.seed)
+        first = None if init is None else cast(TinyCodec, load_codec("tiny", init))
+        if codec_config is None and first is not None:
+            codec_config = first.config
         self.codec = TinyCodec(codec_config)
-        self.num_fitted = 0  # codebooks that came with ``init`` and stay
-        if init is not None:
-            self.num_fitted = _start_from(self.codec, cast(TinyCodec, load_codec("tiny", init)))
+        # Codebooks that came with ``init`` and stay.
+        self.num_fitted = 0 if first is None else _start_from(self.codec, first)
+        self.has_components = first is not None
         self.codec.to(device)
         self.average = AveragedModel(self.codec, avg_fn=_averaging(config.ema))
 
@@ -229,7 +234,7 @@ class _Run:
         resumes = saved is not None or self._start_from_state()
         cut_metrics(self.folder / "metrics.jsonl", self.step)
         if not resumes:
-            fit_codes(self.codec, self.sounds, self.config, self.num_fitted)
+            fit_codes(self.codec, self.sounds, self.config, self.num_fitted, self.has_components)
             self.average.update_parameters(self.codec)
             self.save()
 
@@ -378,11 +383,15 @@ def _identity(
 
 @torch.no_grad()
 def fit_codes(
-    codec: TinyCodec, sounds: dict[str, list[np.ndarray]], config: CodecTrainConfig, num_fitted: int = 0
+    codec: TinyCodec,
+    sounds: dict[str, list[np.ndarray]],
+    config: CodecTrainConfig,
+    num_fitted: int = 0,
+    has_components: bool = False,
 ) -> None:
     """Set the principal components, and the codebooks by k-means on what the ones before leave over.
 
-    The first ``num_fitted`` codebooks and, if there are any, the components stay as they are.
+    The first ``num_fitted`` codebooks stay as they are, and so do components that it has.
     """
     c = codec.config
     if num_fitted >= c.num_codebooks:
@@ -396,7 +405,7 @@ def fit_codes(
     pairs = mel.reshape(-1, 2 * c.bands)
 
     # 2. Principal components; eigh sorts them upwards.
-    if not num_fitted:
+    if not has_components:
         codec.mean.copy_(pairs.mean(0))
         codec.basis.copy_(torch.linalg.eigh(torch.cov(pairs.T)).eigenvectors.flip(1)[:, : c.dim])
     if len(pairs) < c.codebook_size:
@@ -404,23 +413,33 @@ def fit_codes(
             f"{len(pairs)} frames are too few to fit {c.codebook_size} codes on; raise code_seconds"
         )
 
-    # 3. Residual quantisation: each codebook is fitted on what the ones before leave over.
+    # 3. Residual quantisation: each codebook is fitted on what the ones before leave over, the first one on
+    # the level alone where it is to have one of its own: zeros stand for the other components.
     rest = (pairs - codec.mean) @ codec.basis  # [n, C]
     for k, table in enumerate(codec.vectors):
         if k >= num_fitted:
-            table.copy_(_k_means(rest, c.codebook_size, config.code_rounds))
+            dim = c.level_dim if k == 0 and c.level_dim else c.dim
+            table.zero_()
+            table[:, :dim] = _k_means(rest[:, :dim].contiguous(), c.codebook_size, config.code_rounds)
         rest = rest - table[nearest(rest, table)]
 
 
 def _start_from(codec: TinyCodec, first: TinyCodec) -> int:
-    """Take over a codec with as many codebooks or fewer; returns how many."""
-    own = replace(codec.config, num_codebooks=first.num_codebooks, hold=first.config.hold)
-    if first.config != own or first.num_codebooks > codec.num_codebooks:
+    """Take over a codec with as many codebooks or fewer; returns how many of them stay.
+
+    None do where a codebook of levels is to come first: its components and decoder stay alone.
+    """
+    free = {name: getattr(first.config, name) for name in ("num_codebooks", "hold", "level_hold")}
+    new_codes = first.config.level_dim == 0 < codec.config.level_dim
+    if new_codes:
+        free["level_dim"] = 0
+    if first.config != replace(codec.config, **free) or first.num_codebooks > codec.num_codebooks:
         raise SettingError(f"the codec to start from has other sizes: {first.config}, not {codec.config}")
+    num_fitted = 0 if new_codes else first.num_codebooks
     weights = first.state_dict()
-    weights["vectors"] = torch.cat((first.vectors, codec.vectors[first.num_codebooks :]))
+    weights["vectors"] = torch.cat((first.vectors[:num_fitted], codec.vectors[num_fitted:]))
     codec.load_state_dict(weights)
-    return first.num_codebooks
+    return num_fitted
 
 
 def _k_means(points: Tensor, count: int, rounds: int) -> Tensor:
