@@ -21,7 +21,7 @@ from vab.data.store import LatentStore
 from vab.inference.embedder import judge_picture
 from vab.inference.pipeline import VABPipeline
 from vab.models.heads import Finetuned, load_finetuned
-from vab.models.hub import KNOWN, ModelError, known_models
+from vab.models.hub import KNOWN, ModelError, find_model, known_models, model_files
 from vab.models.known import ClassStatistics, Known
 from vab.studio.project import Projects
 from vab.studio.service import StudioService
@@ -196,6 +196,7 @@ def test_statistics_survive_saving(bundled: VABPipeline, bars: Path, tmp_path: P
     bundled.save_pretrained(tmp_path / "model")
     saved = VABPipeline.from_pretrained(tmp_path / "model", device="cpu")
     assert look(saved, bars) == look(bundled, bars)
+    assert model_files(tmp_path / "model") == model_files(find_model())  # and so does all else that makes it
 
 
 def test_the_command_line_and_the_report_tell(

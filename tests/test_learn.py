@@ -27,6 +27,7 @@ from vab.config import Preset
 from vab.data.mixture import Mixture
 from vab.data.shard import StoreMeta
 from vab.data.store import LatentStore
+from vab.inference.pipeline import VABPipeline
 from vab.models.hub import find_model, folder_fingerprint, known_models
 from vab.models.known import ClassStatistics
 from vab.sampling.stages import load_stage
@@ -212,6 +213,16 @@ def test_half_of_each_batch_is_what_it_knew(
     record = json.loads((out / "record.json").read_text())
     assert (record["rehearsed"], record["old_share"]) == (15, 0.0)
     assert "for 15 pictures of what it" in (out / "README.md").read_text()
+
+
+def test_a_model_that_was_loaded_and_saved_still_rehearses(
+    tmp_path: Path, rehearsing: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for before, after in [(rehearsing, tmp_path / "saved"), (tmp_path / "saved", tmp_path / "again")]:
+        VABPipeline.from_pretrained(before, device="cpu").save_pretrained(after)
+    out = tmp_path / "mine"
+    code, _, err = vab(capsys, "learn", folder, "-o", out, "--model", tmp_path / "again", "--steps", "1")
+    assert code == 0 and "3 of 5: its own sounds for 15 pictures" in err, err
 
 
 def test_what_it_knew_stays_by_rehearsal(

@@ -218,6 +218,14 @@ def load_codec(
     raise CodecError(f"no codec is called {name!r}; there are: encodec, dac, tiny")
 
 
+def save_codec(folder: Path, codec: Codec) -> None:
+    """Write the small codec into a model directory; the others have a home of their own."""
+    from vab.codecs.tiny import TinyCodec
+
+    if isinstance(codec, TinyCodec):
+        codec.save_pretrained(folder)
+
+
 def encode_long(
     codec: Codec,
     read_audio: Callable[[int, int], np.ndarray],

@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor
 
-from vab.codecs.codec import Codec, load_codec
+from vab.codecs.codec import Codec, load_codec, save_codec
 from vab.config import (
     FRAME_RATE,
     LOUDNESS,
@@ -65,6 +65,7 @@ from vab.models.hub import (
     CONFIG,
     FINE,
     HUB_KEYWORDS,
+    REHEARSAL,
     codec_source,
     find_model,
     folder_fingerprint,
@@ -90,7 +91,6 @@ from vab.utils.provenance import sha256, whole_folder
 from vab.vision import VisionEncoder, load_vision
 
 CARD = "README.md"  # of a model directory, written by huggingface_hub
-
 DEFAULT_FINISH = Finish()
 
 
@@ -119,13 +119,13 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
 
         # 2. All of them on the device, for inference alone.
         self.config = config
-        # The second stage (section 3.3), for a codec of more codebooks than ``network`` makes.
-        self.fine = fine
+        self.fine = fine  # the second stage (section 3.3), for a codec of more codebooks than the first makes
         self.network = network
         self.codec = codec
         self.vision = vision
         self.finetuned = Finetuned()
         self.predictor: MotionPredictor | None = None  # of a timing curve, from a film's motion
+        self.rehearsal: bytes | None = None  # that file of its directory, for those that are made from it
         self.name = config.name  # as it was asked for, where it was
         self._folder_fingerprint: str | None = None
         self.chosen = FLOAT32
@@ -197,6 +197,8 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         pipeline = cls(stage.preset, stage.network, codec, vision, device, load_fine(folder), dtype)
         pipeline.finetuned = load_finetuned(folder)
         pipeline.predictor = load_predictor(folder)
+        if (folder / REHEARSAL).is_file():
+            pipeline.rehearsal = (folder / REHEARSAL).read_bytes()
         return pipeline
 
     @cached_property
@@ -240,14 +242,12 @@ class VABPipeline(ModelHubMixin, library_name="vab", tags=["video-to-audio", "vi
         save_stage(save_directory, self.first)
         if self.fine is not None:
             save_stage(save_directory / FINE, self.fine)
-        if self.config.model.codec == "tiny":  # the others have a home of their own
-            from vab.codecs.tiny import TinyCodec
-
-            assert isinstance(self.codec, TinyCodec)
-            self.codec.save_pretrained(save_directory)
+        save_codec(save_directory, self.codec)
         save_finetuned(save_directory, self.finetuned)
         if self.predictor is not None:
             save_predictor(save_directory, self.predictor)
+        if self.rehearsal is not None:
+            (save_directory / REHEARSAL).write_bytes(self.rehearsal)
 
     @property
     def first(self) -> Stage:
