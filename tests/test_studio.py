@@ -7,10 +7,12 @@ import http.client
 import re
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -877,6 +879,48 @@ def test_what_needs_no_model_does_not_wait_for_takes(service: StudioService, pro
     finally:
         go.set()
     assert done(project, "understand").state == "done"
+
+
+def test_no_temporary_folder_outlives_a_job_and_the_next_start_clears_what_a_kill_leaves(
+    service: StudioService, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    used: list[str] = []
+
+    def cancelled(clip: Path, wav: Path, seconds: float, *, unwanted: Callable[[], bool]) -> None:
+        used.append(wav.parent.name)
+        service.cancel(project, {"kind": "make"})
+        raise UploadError("Cancelled." if unwanted() else "It was not told.")
+
+    def film(project: Project, sound: str, folder: Path) -> Path:
+        used.append(folder.name)
+        return project.clip.source
+
+    service.own(project, {})
+    done(project)
+    layer = project.arrangement["layers"][0]["id"]
+    monkeypatch.setattr("vab.studio.service.prepare_sound", cancelled)
+    monkeypatch.setattr("vab.studio.service._film", film)
+    monkeypatch.setattr(
+        "vab.studio.takes.write_picture", lambda film, path, fps: used.append(path.parent.name)
+    )
+    service.own(project, {})
+    assert done(project).state == "cancelled"
+    service.understand(project, {"layer": layer})
+    done(project, "understand")
+    with suppress(MediaError):  # there is no picture
+        service.maker.warm_up()
+    assert len(used) == 3 and not list(place.iterdir())
+
+    for name in used:  # as a process that is killed leaves them
+        (place / name).mkdir()
+        (place / name / "own.wav").write_bytes(b"")
+    monkeypatch.setattr("vab.utils.files._swept", set())
+    with suppress(MediaError):
+        service.maker.warm_up()
+    assert not list(place.iterdir())
 
 
 @pytest.mark.parametrize("verb", ["make", "own", "place"])

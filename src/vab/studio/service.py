@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from vab.studio.state import state_of
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, prepare_sound
 from vab.timing.curve import TimingCurve
+from vab.utils.files import temporary_folder
 from vab.utils.progress import StageProgress
 
 MAX_HITS = 12  # sounds found in the library by another sound or a picture
@@ -241,11 +242,13 @@ class StudioService:
         _check_space(project, 1)
 
         def work(progress: StageProgress) -> None:
-            with TemporaryDirectory(prefix="vab-own-") as folder:
-                wav = Path(folder) / "own.wav"
+            with temporary_folder(Path(gettempdir(), "own")) as folder:
+                wav = folder / "own.wav"
                 try:
-                    prepare_sound(project.clip.source, wav, project.clip.seconds)
+                    unwanted = project.jobs["make"].cancelled.is_set
+                    prepare_sound(project.clip.source, wav, project.clip.seconds, unwanted=unwanted)
                 except UploadError as error:
+                    progress("reading", 0, 1)  # it ends here if it was cancelled
                     raise UserError(str(error)) from None
                 heard = read_sound(wav)
             take = self.maker.place(project.clip, heard, "As it came", progress)
@@ -444,8 +447,8 @@ class StudioService:
 
         def work(progress: StageProgress) -> None:
             answer: dict[str, Any] = {"by": layer, "classes": {}, "hits": []}
-            with TemporaryDirectory(prefix="vab-film-") as folder:
-                path = project.clip.source if sound is None else _film(project, sound, Path(folder))
+            with temporary_folder(Path(gettempdir(), "film")) as folder:
+                path = project.clip.source if sound is None else _film(project, sound, folder)
                 # 1. Classes from each modality that there is.
                 kinds: tuple[Inputs, ...] = ("video",) if sound is None else ("video", "audio", "both")
                 for done, inputs in enumerate(kinds):
