@@ -286,7 +286,7 @@ def test_perfect_scores_are_no_infinity_in_json() -> None:
 
 def test_what_cannot_be_classified_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, targets = scored(0, 20, 4, True, False)
-    with pytest.raises(EvaluationError, match="clips have several labels"):
+    with pytest.raises(EvaluationError, match="clips with several labels"):
         classification(scores, targets, "abcd", multi_label=False)
     with pytest.raises(EvaluationError, match="3 classes"):
         classification(scores, targets, "abc")
@@ -521,7 +521,7 @@ def bad_calls(folder: Path) -> dict[str, tuple[list[object], str]]:
         "no block": ([*first, embeddings, "--block", 0], "--block must be 1 or more"),
         "no predictions": ([*second, folder / "no.npz"], "no.npz: No such file"),
         "video of esc50": ([*second, good, "--benchmark", "esc50", "--inputs", "video"], "from audio only"),
-        "two labels": ([*second, folder / "several.npz", "--benchmark", "vggsound"], "40 clips have several"),
+        "two labels": ([*second, folder / "several.npz", "--benchmark", "vggsound"], "40 clips with several"),
         "an id twice": ([*second, folder / "twice.npz"], "twice.npz: the id 'id0' stands there"),
     }
     for name, text in {

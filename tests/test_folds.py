@@ -136,7 +136,7 @@ def test_from_a_model_from_scratch_and_as_a_probe(latents: Path, tmp_path: Path)
 
 
 def test_stores_that_cannot_be_cross_validated(latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"20 clips of its folds have no picture; .*inputs audio"):
+    with pytest.raises(EvaluationError, match=r"20 clips of its folds without a picture; .*inputs audio"):
         cross_validate(preset("classification", inputs=("both",)), latents, tmp_path / "run")
     tokens = np.zeros(META.token_shape, np.uint16)
     for name, splits, label, says in (

@@ -29,7 +29,7 @@ from vab.errors import SettingError, TrainError
 from vab.models.memory import training_memory
 from vab.models.vab import Block
 from vab.training.checkpoint import checkpoints
-from vab.training.launch import start_processes
+from vab.training.launch import open_fabric, start_processes
 from vab.training.objectives import OBJECTIVES as STEPS
 from vab.training.objectives import contrastive_step
 from vab.training.step import GradientCache, split_rows
@@ -142,6 +142,11 @@ def test_the_death_of_one_process_ends_all(
     assert err.splitlines()[1:] == [
         f"vab: {run}: another process of this run has ended; start it again to go on"
     ]
+
+
+def test_lightning_is_not_heard(caplog: pytest.LogCaptureFixture) -> None:
+    open_fabric("cpu", "bf16-mixed")
+    assert caplog.messages == []
 
 
 def test_what_the_launchers_say() -> None:

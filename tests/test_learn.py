@@ -175,7 +175,7 @@ def test_what_cannot_be_learned_is_said_in_one_line(
     for what in (
         "broken.wav",
         "stray.png: lies in no subfolder",
-        "bell: has 1 sounds of at least 4 and no picture",
+        "bell: has 1 sound of at least 4 and no picture",
     ):
         assert [line for line in err.splitlines() if what in line], what
     assert list(json.loads(said)["labels"]) == ["dog", "door"]
@@ -212,7 +212,7 @@ def test_half_of_each_batch_is_what_it_knew(
     assert Counter(after.labels) == {"bell": 12, "cat": 3, "dog": 4, "door": 3}
     record = json.loads((out / "record.json").read_text())
     assert (record["rehearsed"], record["old_share"]) == (15, 0.0)
-    assert "for 15 pictures of what it" in (out / "README.md").read_text()
+    assert "for 15 pictures\n  of what it knew" in (out / "README.md").read_text()
 
 
 def test_a_model_that_was_loaded_and_saved_still_rehearses(
@@ -220,9 +220,12 @@ def test_a_model_that_was_loaded_and_saved_still_rehearses(
 ) -> None:
     for before, after in [(rehearsing, tmp_path / "saved"), (tmp_path / "saved", tmp_path / "again")]:
         VABPipeline.from_pretrained(before, device="cpu").save_pretrained(after)
+    for n in (1, 2):
+        (folder / "door" / f"picture_{n}.png").unlink()
     out = tmp_path / "mine"
     code, _, err = vab(capsys, "learn", folder, "-o", out, "--model", tmp_path / "again", "--steps", "1")
     assert code == 0 and "3 of 5: its own sounds for 15 pictures" in err, err
+    assert "door (4 sounds, 1 picture)" in err and "4 of 5: training, 1 step\n" in err
 
 
 def test_what_it_knew_stays_by_rehearsal(

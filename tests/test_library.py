@@ -909,7 +909,7 @@ def test_command_line(
     code, out, _ = call(capsys, "index", "prune", "media/db", "--dry-run", "--json")
     assert json.loads(out)["gone"] == [str(files[0])] and json.loads(out)["files"] == 12
     code, out, _ = call(capsys, "index", "prune", "media/db")
-    assert code == 0 and "1 files taken out" in out and "11 files" in out
+    assert code == 0 and "1 file taken out" in out and "11 files" in out
     assert set(pipe.loads) == {None}
 
 

@@ -154,7 +154,7 @@ def test_a_folder_becomes_a_model_of_ones_own(open_page: Open, labelled: Path, t
 
     made = page.until(done)
     assert made["name"] == "My doors" and made["labels"] == ["dog", "front_door"]
-    assert len(made["left_out"]) == 1 and "bell: has 1 sounds" in made["left_out"][0]
+    assert len(made["left_out"]) == 1 and "bell: has 1 sound " in made["left_out"][0]
     assert {"starting"} < {doing for _, doing in seen}
     told = json.dumps([made, seen])
     assert str(tmp_path) not in told

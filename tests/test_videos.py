@@ -206,7 +206,7 @@ def test_test_videos_stay_out_of_another_sets_training_list(
     # A test set stays whole, and what it shares with the list is told.
     code, report, err = vab(capsys, *words, lists / "test.csv", "--parts", "2m", "eval")
     assert report["excluded"] == report["kept_tests"] == {str(lists / "test.csv"): 1}
-    assert code == 0 and "test.csv: 1 clips of the split test are of its videos too" in err
+    assert code == 0 and "test.csv: 1 clip of the split test of its videos too" in err
     assert {clip.id for clip in read_manifest(out)} == {B, C, D}
     # The other direction.
     words = ["vggsound", lists / "vggsound.csv", tmp_path / "media", "-o", out, "--dev-share", 0, "--exclude"]

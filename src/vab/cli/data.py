@@ -14,6 +14,7 @@ import tyro
 from vab.cli.options import WeightsPath
 from vab.cli.output import log, print_result
 from vab.errors import SettingError
+from vab.utils import count_of
 
 if TYPE_CHECKING:
     from vab.data.datasets.common import Report
@@ -75,10 +76,10 @@ def folder(
     write_manifest(out, clips)
     document = {"manifest": str(out), "clips": len(clips), "failed": failed, "copies": copies}
     document |= {"excluded": exclusion.excluded, "kept_tests": exclusion.kept_tests}
-    text = f"{out}: {len(clips)} clips, {len(failed)} files left out"
+    text = f"{out}: {count_of(len(clips), 'clip')}, {count_of(len(failed), 'file')} left out"
     if drop_still:
         document["still_frames"] = still
-        text += f", {len(still)} still clips left out"
+        text += f", {count_of(len(still), 'still clip')} left out"
     for name, count in exclusion.excluded.items():
         text += f", {count} kept out by {name}"
     _tell_kept_tests(exclusion.kept_tests)
@@ -111,7 +112,7 @@ def synthetic(
     if out.suffix == ".csv" and out.name != "manifest.csv":
         raise SettingError(f"{out}: the manifest is called manifest.csv, beside its clips")
     manifest = write_synthetic(out.parent if out.suffix == ".csv" else out, clips, seconds, seed)
-    print_result({"manifest": str(manifest), "clips": clips}, f"{manifest}: {clips} clips", json)
+    print_result({"manifest": str(manifest), "clips": clips}, f"{manifest}: {count_of(clips, 'clip')}", json)
     return 0
 
 
@@ -327,7 +328,8 @@ def _exclusion(exclude: tuple[Path, ...], youtube: bool = True, tests_too: bool 
 def _tell_kept_tests(kept_tests: dict[str, int]) -> None:
     for name, count in kept_tests.items():
         if count:
-            log(f"{name}: {count} clips of the split test are of its videos too; a test set stays whole")
+            clips = count_of(count, "clip")
+            log(f"{name}: {clips} of the split test of its videos too; a test set stays whole")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import tyro
 from vab.cli.options import Device, Devices, Files, Model, Precision, WeightsPath
 from vab.cli.output import log, print_result, table
 from vab.errors import SettingError
+from vab.utils import count_of
 from vab.utils.world import check_alone
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def embed(
         ],
         "failed": failed,
     }
-    print_result(document, f"{out}: {len(done)} files, {dim} numbers each, {len(failed)} failed", json)
+    print_result(
+        document, f"{out}: {count_of(len(done), 'file')}, {dim} numbers each, {len(failed)} failed", json
+    )
     return 1 if failed else 0
 
 

@@ -16,6 +16,7 @@ from vab.cli.output import log, print_result
 from vab.config import VisionName
 from vab.errors import SettingError
 from vab.presets import preset
+from vab.utils import count_of
 from vab.utils.progress import count_bar
 from vab.utils.remote import is_url
 from vab.utils.shares import Share
@@ -153,7 +154,8 @@ def extract(
     for reason in result.failed.values():
         log(reason)
     of = "" if share.count == 1 else f" (share {share})"
-    text = f"{out}: {result.done} clips written, {result.present} were there, {len(result.failed)} failed{of}"
+    written = f"{count_of(result.done, 'clip')} written"
+    text = f"{out}: {written}, {result.present} were there, {len(result.failed)} failed{of}"
     print_result({"store": str(out), **asdict(result), "share": str(share)}, text, json)
     total = result.done + result.present + len(result.failed)
     return 1 if len(result.failed) > most_failed(allow_failed, total) else 0

@@ -11,6 +11,7 @@ from vab.cli.output import print_result
 from vab.cli.train import Classifying, carry_out
 from vab.errors import SettingError
 from vab.evaluate.paper import AUDIO_ONLY, ClassificationBenchmark
+from vab.utils import count_of
 
 
 def folds(
@@ -40,10 +41,11 @@ def folds(
     from vab.evaluate.metrics.tables import classification_beside_paper
 
     found = carry_out(cross_validate, chosen)
-    clips, runs = sum(found.clips.values()), f"{len(found.clips)} folds, {found.classes} classes"
+    clips, runs = sum(found.clips.values()), count_of(len(found.clips), "fold")
+    epochs = count_of(found.epochs, "epoch")
     note = "one epoch for all folds, chosen by the mean. Brackets: 95 % bootstrap intervals."
     parts = [
-        f"Cross-validation: {chosen.out}\n\nN = {clips:,} in {runs}, {found.epochs} epochs; "
+        f"Cross-validation: {chosen.out}\n\nN = {clips:,} in {runs}, {found.classes} classes, {epochs}; "
         f"sha256 of the ids {found.ids_sha256[:16]}; {note}",
         found.markdown(),
     ]

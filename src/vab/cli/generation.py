@@ -14,6 +14,7 @@ from vab.cli.output import log, print_result
 from vab.cli.progress import file_progress
 from vab.errors import SettingError
 from vab.presets import Speed
+from vab.utils import count_of
 from vab.utils.files import temporary_folder
 
 MAX_CLIPS_NAMED = 10  # in the log
@@ -188,7 +189,7 @@ def join(
 
     done, faults = join_folders(parts, starts, seconds, out)
     _log_faults(faults)
-    text = f"{out}: {len(done)} sounds of {seconds:g} s, {len(faults)} failed"
+    text = f"{out}: {count_of(len(done), 'sound')} of {seconds:g} s, {len(faults)} failed"
     print_result({"out": str(out), "joined": done, "failed": [vars(fault) for fault in faults]}, text, json)
     return 1 if faults else 0
 

@@ -11,6 +11,7 @@ import tyro
 from vab.cli.options import Device, Files, Model, Precision, WeightsPath, load_embedder
 from vab.cli.output import log, print_result, printable, table
 from vab.errors import SettingError
+from vab.utils import count_of
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,9 @@ def prune(db: Database, dry_run: bool = False, json: bool = False) -> int:
     document = {"library": str(db), "removed": [] if dry_run else gone, "gone": gone, **_state(library)}
     verb = "would be taken out" if dry_run else "taken out"
     lines = [printable(path) for path in gone]
-    print_result(document, "\n".join([*lines, f"{db}: {len(gone)} files {verb}", *_lines(document)]), json)
+    print_result(
+        document, "\n".join([*lines, f"{db}: {count_of(len(gone), 'file')} {verb}", *_lines(document)]), json
+    )
     return 0
 
 
@@ -255,15 +258,16 @@ def _state(library: Library) -> dict[str, Any]:
 
 def _lines(state: dict[str, Any]) -> list[str]:
     """Lines that describe a library for people."""
+    files, windows = count_of(state["files"], "file"), count_of(state["windows"], "window")
     lines = [
-        f"{state['files']} files of {state['seconds']:.0f} s in all: {state['windows']} windows, "
+        f"{files} of {state['seconds']:.0f} s in all: {windows}, "
         f"{state['audio']} with sound, {state['video']} with a picture",
     ]
     if state["model"] is not None:
         source = state["source"] or "the bundled model"
         lines.append(f"made with {source} ({state['model'][:12]}), {state['dim']} numbers a vector")
     for kind, index in state["indexes"].items():
-        effort = f"{index['probes']} of {index['parts']} parts a query"
+        effort = f"{index['probes']} of {count_of(index['parts'], 'part')} a query"
         lines.append(f"index of {kind}: recall@10 {index['recall']:.3f}, {effort}")
     return lines
 

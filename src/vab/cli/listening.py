@@ -10,6 +10,7 @@ import tyro
 from vab.cli.options import AllowHost, Link
 from vab.cli.output import log, print_result
 from vab.errors import SettingError
+from vab.utils import count_of
 
 Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
 StudyFolder = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY")]
@@ -63,9 +64,10 @@ def build(
         )
     counts = {survey: len(study.of(survey)) for survey in SURVEYS if survey in surveys}
     document = {"study": str(out), "systems": study.systems, "clips": len(study.clips), "trials": counts}
-    asked = ", ".join(f"{count:,} trials of {survey}" for survey, count in counts.items())
+    asked = ", ".join(f"{count_of(count, 'trial')} of {survey}" for survey, count in counts.items())
+    shown = count_of(len(study.clips), "clip")
     text = (
-        f"{out}: {len(study.clips):,} clips of {', '.join(study.systems)}; {asked}, each for {raters}\n"
+        f"{out}: {shown} of {', '.join(study.systems)}; {asked}, each for {raters}\n"
         f"next: vab evaluate listening serve {out}"
     )
     print_result(document, text, json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from vab.cli.output import log, print_result
+from vab.utils import count_of
 from vab.utils.progress import count_bar
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def info(store: Store, json: bool = False) -> int:
     latents = _open(store)
     fingerprint = None if latents.damaged else latents.fingerprint()
     splits = {split: latents.splits.count(split) for split in sorted(set(latents.splits))}
+    labels = {label for text in set(latents.labels) for label in text.split(";") if label}
     made = asdict(latents.meta)
     document = {
         "store": str(store),
@@ -37,7 +39,7 @@ def info(store: Store, json: bool = False) -> int:
         "tokens": int(latents.has("tokens").sum()),
         "features": int(latents.has("features").sum()),
         "splits": splits,
-        "labels": len({label for text in set(latents.labels) for label in text.split(";") if label}),
+        "labels": len(labels),
         "shards": latents.shards,
         "bytes": latents.nbytes,
         "fingerprint": fingerprint,
@@ -47,9 +49,9 @@ def info(store: Store, json: bool = False) -> int:
     counts = ", ".join(f"{count} {split}" for split, count in splits.items())
     settings = ", ".join(f"{name} {value}" for name, value in made.items() if value != "")
     lines = [
-        f"{store}: {len(latents)} clips ({counts or 'none'}), {document['labels']} labels",
+        f"{store}: {count_of(len(latents), 'clip')} ({counts or 'none'}), {count_of(len(labels), 'label')}",
         f"with sound {document['tokens']}, with picture {document['features']}",
-        f"{len(latents.shards)} shards, {latents.nbytes / 1e6:.1f} MB of latents",
+        f"{count_of(len(latents.shards), 'shard')}, {latents.nbytes / 1e6:.1f} MB of latents",
         f"fingerprint {fingerprint or 'none while a shard is damaged'}",
         f"made with {settings}",
     ]
@@ -69,7 +71,7 @@ def check(store: Store, json: bool = False) -> int:
         latents = _open(store)
         damaged = latents.check(lambda done, total: advance(done, total, ""))
     _log_damage(latents)
-    text = f"{store}: {len(latents.shards)} shards with {len(latents)} clips are good, {len(damaged)} damaged"
+    text = f"{store}: {_contents(latents)} good, {len(damaged)} damaged"
     document = {"store": str(store), "clips": len(latents), "shards": latents.shards, "damaged": damaged}
     print_result(document, text, json)
     return 1 if damaged else 0
@@ -91,7 +93,7 @@ def repair(store: Folder, json: bool = False) -> int:
         moved = latents.repair(lambda done, total: advance(done, total, ""))
     for name, path in moved.items():
         log(f"{name} was damaged and is now {path}")
-    text = f"{store}: {len(moved)} moved aside, {len(latents)} clips in {len(latents.shards)} shards are good"
+    text = f"{store}: {len(moved)} moved aside, {_contents(latents)} good"
     if moved:
         text += "; make what is missing with the `vab extract` that made the store"
     document = {
@@ -128,7 +130,8 @@ def merge(
 
     with count_bar("merge") as advance:
         merged = run(out, stores, lambda done, total: advance(done, total, ""))
-    text = f"{out}: {merged.added} clips in {merged.shards} shards added, {merged.present} were there"
+    added = f"{count_of(merged.added, 'clip')} in {count_of(merged.shards, 'shard')} added"
+    text = f"{out}: {added}, {merged.present} were there"
     print_result({"store": str(out), **asdict(merged)}, text, json)
     return 0
 
@@ -143,3 +146,7 @@ def _open(store: str) -> LatentStore:
 def _log_damage(latents: LatentStore) -> None:
     for reason in latents.damaged.values():
         log(reason)
+
+
+def _contents(store: LatentStore) -> str:
+    return f"{count_of(len(store.shards), 'shard')} with {count_of(len(store), 'clip')}"

@@ -23,6 +23,7 @@ from vab.evaluate.metrics.statistics import EvaluationError, Interval, bootstrap
 from vab.evaluate.metrics.tables import markdown
 from vab.training.batches import check_fits, folds_of
 from vab.training.trainer import train
+from vab.utils import count_of
 from vab.utils.files import json_object
 
 Kind = Literal["audio", "video", "both"]
@@ -127,7 +128,7 @@ def _rows(store: LatentStore, preset: Preset) -> dict[str, NDArray[np.int64]]:
     without_video = int((~store.has("features")[every]).sum())
     if without_video and set(preset.train.inputs) != {"audio"}:
         raise EvaluationError(
-            f"{store.directory}: {without_video} clips of its folds have no picture; "
+            f"{store.directory}: {count_of(without_video, 'clip')} of its folds without a picture; "
             "give --train.inputs audio"
         )
     return rows

@@ -21,6 +21,7 @@ from vab.evaluate.paper import OPINIONS
 from vab.listening.agreement import as_matrix, krippendorff_alpha
 from vab.listening.answers import QUESTIONS, Answer, grade, passed, trusted
 from vab.listening.study import Study, Trial
+from vab.utils import count_of
 
 GRADES = ("strongly first", "weakly first", "no preference", "weakly other", "strongly other")
 
@@ -83,9 +84,10 @@ class Results:
         # 1. What the numbers stand on, and who was left out.
         rejected = [rater for rater in self.raters if not rater.trusted]
         lines = [
-            f"Listening study: {', '.join(self.study.systems)}; {len(self.study.clips):,} clips, "
-            f"{len(self.raters):,} raters, {self.answers:,} answers. {self.complete:,} of {self.trials:,} "
-            f"trials have all their {self.study.raters} raters.",
+            f"Listening study: {', '.join(self.study.systems)}; {count_of(len(self.study.clips), 'clip')}, "
+            f"{count_of(len(self.raters), 'rater')}, {count_of(self.answers, 'answer')}. "
+            f"{self.complete:,} of {self.trials:,} trials have all their "
+            f"{count_of(self.study.raters, 'rater')}.",
             f"sha256 of the clips' names {list_hash(self.study.clips)[:16]}. Brackets: 95 % bootstrap "
             "intervals over clips. Agreement: Krippendorff's alpha for ordered grades "
             f"({', '.join(f'{name} {_number(alpha)}' for name, alpha in self.agreement.items())}).",
@@ -108,7 +110,7 @@ class Results:
                     each.wins.percent(),
                     each.losses.percent(),
                     each.lead.percent(),
-                    f"{sum(each.counts)} of {each.clips} clips",
+                    f"{sum(each.counts)} of {count_of(each.clips, 'clip')}",
                 )
                 for each in self.preferences
             ]
@@ -120,7 +122,7 @@ class Results:
                     each.system,
                     each.mean.plain(),
                     _number(each.deviation),
-                    f"{each.answers} of {each.clips} clips",
+                    f"{each.answers} of {count_of(each.clips, 'clip')}",
                 )
                 for each in self.opinions
             ]
@@ -165,7 +167,8 @@ def results(study: Study, answers: Sequence[Answer]) -> Results:
     if not kept:
         if not raters:
             raise EvaluationError(f"{study.folder}: no answers yet")
-        failed = f"{len(raters)} raters failed their attention checks ({', '.join(one.id for one in raters)})"
+        names = ", ".join(one.id for one in raters)
+        failed = f"{count_of(len(raters), 'rater')} failed the attention checks ({names})"
         raise EvaluationError(f"{study.folder}: no answers that count; {failed}")
     # 2. Each question apart: agreement over all its answers, then each system by itself.
     preferences = []

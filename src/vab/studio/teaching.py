@@ -27,6 +27,7 @@ from vab.media.inputs import AUDIO, IMAGES, VIDEOS
 from vab.models.hub import find_model, is_model, read_config
 from vab.studio.queue import INTERNAL_ERROR, UserError
 from vab.studio.uploads import UploadError, look_at_folder, shown_name
+from vab.utils import count_of
 from vab.utils.device import Device
 from vab.utils.files import json_object, read_json, sync_folder, write_json
 from vab.utils.locks import LockedError, exclusive
@@ -42,7 +43,7 @@ KILLED = "The process that learns was killed, as the system does when memory run
 NICENESS = 10  # takes that are asked for meanwhile come first
 _NAME = re.compile(r"\w(?:[\w .-]{0,58}[\w-])?")
 _STEP = re.compile(r"(\d+) of (\d+): (.*)")  # what vab learn says it is at
-_TRAINING = re.compile(r"training, (\d+) steps(?:, going on at (\d+))?")
+_TRAINING = re.compile(r"training, ([\d,]+) steps?(?:, going on at (\d+))?")
 
 
 class Clock:
@@ -189,7 +190,7 @@ class Teaching:
             raise
         labels = []
         for name, (sounds, pictures) in sorted(found["labels"].items()):
-            lacks = [f"{MIN_SOUNDS - sounds} more sounds"] * (sounds < MIN_SOUNDS)
+            lacks = [count_of(MIN_SOUNDS - sounds, "more sound")] * (sounds < MIN_SOUNDS)
             lacks += ["a picture"] * (not pictures) + ["a name without ;"] * (";" in name)
             labels.append({"name": name, "sounds": sounds, "pictures": pictures, "lacks": lacks})
         with self._lock:
@@ -296,7 +297,7 @@ class Teaching:
                 self._state |= {"step": int(found[1]), "steps": int(found[2]), "doing": doing}
                 self._clock = Clock()
                 if training := _TRAINING.match(doing):
-                    self._clock.set(int(training[2] or 0), int(training[1]))
+                    self._clock.set(int(training[2] or 0), int(training[1].replace(",", "")))
             elif "done" in told:
                 self._clock.set(told["done"], told["total"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import multiprocessing
 import os
 import signal
@@ -118,6 +119,7 @@ def open_fabric(device: str, precision: str) -> Fabric:
 
     ``precision`` is that of a :class:`vab.config.TrainConfig`.
     """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # how it trains is said by us, once
     world = World.from_environment()
     own = _device_of(world, device)
     strategy: DDPStrategy | str = "auto"

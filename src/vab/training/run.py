@@ -37,6 +37,7 @@ from vab.training.monitor.validation import Validation, means
 from vab.training.objectives import OBJECTIVES, build
 from vab.training.optimizer import learning_rate, optimizers
 from vab.training.step import backward, prepare
+from vab.utils import count_of
 from vab.utils.files import save_tensors, tensors_checksum, write_json
 from vab.utils.progress import step_bar
 from vab.utils.provenance import code_version
@@ -150,7 +151,7 @@ class TrainingRun:
                 self.lengths.append([self.step, self.total])
                 self.log(
                     f"the run was to end at step {self.lengths[-2][1]}: from here on "
-                    f"the learning rate is that of a run of {self.total} steps"
+                    f"the learning rate is that of a run of {count_of(self.total, 'step')}"
                 )
         else:
             if init is not None:
@@ -158,7 +159,8 @@ class TrainingRun:
                 for average, parameter in zip(self.ema, self.parameters, strict=False):
                     average.copy_(parameter.detach())
             self.log(
-                f"training {self.preset.name} in {self.folder}: {len(self.clips)} clips, {self.total} steps"
+                f"training {self.preset.name} in {self.folder}: {count_of(len(self.clips), 'clip')}, "
+                f"{count_of(self.total, 'step')}"
             )
         self._warn()
         if self.fabric.is_global_zero:
@@ -404,7 +406,7 @@ class TrainingRun:
         record["seconds"] = round(self.seconds, 1)
         record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         write_json(self.folder / "record.json", record)
-        self.log(f"{self.folder}: done, {self.total} steps in {self.seconds / 60:.1f} min")
+        self.log(f"{self.folder}: done, {count_of(self.total, 'step')} in {self.seconds / 60:.1f} min")
 
     def _write_statistics(self) -> None:
         """What a classifier of pictures tells the unknown by, if the store has pictures in both splits."""

@@ -20,6 +20,7 @@ from vab.media.file import MediaFile
 from vab.media.inputs import Tree
 from vab.media.reader import read_frames
 from vab.media.sources.given import Source
+from vab.utils import count_of
 from vab.utils.findings import Findings
 from vab.utils.tables import ListError, read_table
 
@@ -78,7 +79,7 @@ class Report:
         parts += [f"{count} kept out by {name}" for name, count in self.excluded.items()]
         out = ", ".join(parts)
         copies = f"; {len(self.copies)} are copies of another's file" if self.copies else ""
-        return f"{self.left} clips of {self.listed} listed{f' ({out})' if out else ''}{copies}"
+        return f"{count_of(self.left, 'clip')} of {self.listed} listed{f' ({out})' if out else ''}{copies}"
 
 
 def read_columns(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -13,6 +13,7 @@ from vab.evaluate.metrics.figures import as_png, new_figure
 from vab.evaluate.metrics.statistics import EvaluationError
 from vab.evaluate.metrics.tables import markdown
 from vab.evaluate.paper import RETRIEVAL_SIZES
+from vab.utils import count_of
 from vab.utils.files import write_whole
 
 LOWER_IS_BETTER = ("FD-", "KL-", "MEL-", "DeSync")  # how the keys of these metrics begin
@@ -109,7 +110,9 @@ def as_markdown(result: Result) -> str:
             reasons = "; ".join(f"{fault.id}: {fault.reason}" for fault in each.left_out[:MAX_NAMED_CLIPS])
             more = len(each.left_out) - MAX_NAMED_CLIPS
             rest = f" and {more} more, named in the JSON" if more > 0 else ""
-            parts.append(f"Left out of {each.row.name}, {len(each.left_out)} clips: {reasons}{rest}")
+            parts.append(
+                f"Left out of {each.row.name}, {count_of(len(each.left_out), 'clip')}: {reasons}{rest}"
+            )
     if absent := dict.fromkeys(name for each in result.outcomes for name in each.absent):
         parts.append(f"Not measured with {', '.join(absent)}: the JSON says why.")
     if any(key.startswith("R@") and not comparable(result, key) for key in ours):

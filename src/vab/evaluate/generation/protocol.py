@@ -30,6 +30,7 @@ from vab.evaluate.generation.scores import AV_BENCHMARK, Metric, of_backbone, of
 from vab.evaluate.metrics.distances import RESAMPLES
 from vab.evaluate.metrics.statistics import EvaluationError, list_hash
 from vab.evaluate.metrics.tables import generation_beside_paper, markdown
+from vab.utils import count_of
 from vab.utils.files import write_whole
 from vab.utils.processes import devices_for
 from vab.utils.progress import FileProgress
@@ -39,8 +40,9 @@ class Incomplete(EvaluationError):
     """Clips that cannot be measured, where all must be."""
 
     def __init__(self, faults: Sequence[ClipError]) -> None:
-        clips = "1 clip" if len(faults) == 1 else f"{len(faults)} clips"
-        super().__init__(f"{clips} cannot be measured; --allow-missing leaves them out")
+        super().__init__(
+            f"{count_of(len(faults), 'clip')} cannot be measured; --allow-missing leaves them out"
+        )
         self.faults = list(faults)
 
 
@@ -306,7 +308,7 @@ class _Evaluation:
             self.external.append(name)
         ids = _without(self.ids, featureless)
         if len(ids) < 2:
-            self.absent[name] = f"{len(ids)} clips have its features; two are the least"
+            self.absent[name] = f"{count_of(len(ids), 'clip')} with its features; two are the least"
             return []
         settings = self.settings
         reference, generated = (_rows(side, spec, ids) for side, spec in self.features(name))

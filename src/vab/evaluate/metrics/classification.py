@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from vab.data.manifest import labels_of
 from vab.evaluate.metrics.statistics import RESAMPLES, EvaluationError, Interval, bootstrap, intervals
 from vab.evaluate.metrics.tables import markdown
+from vab.utils import count_of
 
 CUTOFFS = (1, 5)
 MAX_PRINTED_CLASSES = 60  # in a table for people
@@ -130,7 +131,7 @@ def classification(
     several = bool((targets.sum(1) > 1).any())
     if multi_label is False and several:
         count = int((targets.sum(1) > 1).sum())
-        raise EvaluationError(f"{count} clips have several labels, where accuracy needs one")
+        raise EvaluationError(f"{count_of(count, 'clip')} with several labels, where accuracy needs one")
     multi_label = several if multi_label is None else multi_label
 
     # 2. Class by class: accuracy, average precision, ROC area, and the last two on resampled clips.

@@ -38,7 +38,7 @@ function show(found) {
   if (state === "found") showFound(making);
   if (state === "failed") write($("teach-missing"), `${making.name}: ${making.error} What is done until now is kept.`);
   write($("teach-start"), state === "failed" ? "Go on" : "Learn");
-  if (state === "arriving") going("A folder is being sent from another page", `, ${making.files} files until now`);
+  if (state === "arriving") going("A folder is being sent from another page", `, ${making.files === 1 ? "1 file" : `${making.files} files`} until now`);
   if (state === "looking") going("Looking at the folder");
   if (state === "learning") showLearning(making);
   write($("teach-done"), state === "done" ? done(making) : "");

@@ -45,6 +45,7 @@ from vab.training.checkpoint import checkpoints
 from vab.training.teaching.classes import add_classes
 from vab.training.teaching.rehearsal import Rehearsal, few_pictures, load_rehearsal, rehearse
 from vab.training.trainer import train
+from vab.utils import count_of
 from vab.utils.device import Device, pick_device, pick_precision
 from vab.utils.files import load_tensors, read_json, save_tensors, sync_folder, write_json, write_whole
 from vab.utils.processes import devices_for
@@ -127,7 +128,7 @@ def learn(
     _begin(work, {"files": _state(clips), "model": _checksum(base), "steps": steps})
     precision = _precision(work, device)
     with _saying_how_to_go_on(work, log):
-        log(f"2 of 5: encoding {len(clips)} clips; what is done is kept in {work}")
+        log(f"2 of 5: encoding {count_of(len(clips), 'clip')}; what is done is kept in {work}")
         write_manifest(work / "clips.csv", clips)
         codec = codec_source(base, codec_path)
         job = Job(
@@ -150,7 +151,7 @@ def learn(
         if not former:
             log("3 of 5: the model has no pictures of what it knows to rehearse: it may forget some of that")
         else:
-            log(f"3 of 5: its own sounds for {len(former)} pictures of what it knows")
+            log(f"3 of 5: its own sounds for {count_of(len(former), 'picture')} of what it knows")
             again = LatentStore.create(work / "rehearsal", new.stores[0].meta, new.codebook_vectors())
             where = pick_device(device)
             stage, sounding = load_stage(base), load_codec(preset.model.codec, codec, where)
@@ -163,7 +164,7 @@ def learn(
         # 4. The network that generates.
         saved = checkpoints(work / "vab" / "checkpoints")
         goes_on = f", going on at {int(saved[0].stem)}" if saved else ""
-        log(f"4 of 5: training, {steps} steps{goes_on}")
+        log(f"4 of 5: training, {count_of(steps, 'step')}{goes_on}")
         config = replace(
             preset.train,
             learning_rate=preset.train.learning_rate * (RATE if former else CAREFUL_RATE),
@@ -265,7 +266,7 @@ def _usable(folder: Path, clips: list[Clip]) -> tuple[dict[str, Label], list[Cli
         own = [clip for clip in clips if clip.label == name]
         sounds = len({clip.audio for clip in own} - {None})
         pictures = len({clip.video for clip in own} - {None})
-        lacks = [f"{sounds} sounds of at least {MIN_SOUNDS}"] * (sounds < MIN_SOUNDS)
+        lacks = [f"{count_of(sounds, 'sound')} of at least {MIN_SOUNDS}"] * (sounds < MIN_SOUNDS)
         lacks += ["no picture"] * (not pictures)
         if lacks:
             left_out[name] = f"{folder / name}: has {' and '.join(lacks)}, so the label is left out"
@@ -281,8 +282,10 @@ def _usable(folder: Path, clips: list[Clip]) -> tuple[dict[str, Label], list[Cli
 
 
 def _listing(labels: dict[str, Label]) -> str:
-    parts = [f"{name} ({each.sounds} sounds, {each.pictures} pictures)" for name, each in labels.items()]
-    return ", ".join(parts)
+    return ", ".join(
+        f"{name} ({count_of(each.sounds, 'sound')}, {count_of(each.pictures, 'picture')})"
+        for name, each in labels.items()
+    )
 
 
 def _state(clips: list[Clip]) -> str:
@@ -377,8 +380,9 @@ def _describe(
         how = f"then the mean of the old and the new weights, since {base_name} has no {REHEARSAL}"
     else:
         how = (
-            f"half of each batch were sounds that {base_name} made for {len(former)} pictures of what it\n"
-            f"  knew. `{REHEARSAL}` holds image features of these, and of a few pictures of each label"
+            f"half of each batch were sounds that {base_name} made for {count_of(len(former), 'picture')}\n"
+            f"  of what it knew. `{REHEARSAL}` holds image features of these,\n"
+            "  and of a few pictures of each label"
         )
     card = f"""---
 library_name: vab
@@ -392,7 +396,8 @@ Made by `vab learn` from the model {base_name} and a folder of labelled sounds a
 |---|---|---|
 {rows}
 
-* **Training**: {steps} steps of the network that generates, from the weights of {base_name}; {how}.
+* **Training**: {count_of(steps, "step")} of the network that generates, from the weights of
+  {base_name}; {how}.
   The classifier has a row for each label, fitted to its sounds and pictures.
   Codec, image encoder and embedding are those of {base_name}.
 * **Licence**: of {base_name} its card says: {licence}
