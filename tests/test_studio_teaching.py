@@ -274,7 +274,43 @@ def test_where_others_can_come_in_no_path_is_told(open_page: Open, model: Path, 
     assert page.client.get("/models").status_code == 401 and page.ask("begin").status_code == 401
     page.client.headers["Authorization"] = f"Bearer {open_to_all.token}"
     (shown,) = page.shown["models"]
-    assert shown == {"name": "mine", "labels": [], "command": "vab studio --model models/mine"}
+    assert shown == {"name": "mine", "labels": [], "command": "vab studio --model models/mine", "used": False}
+
+
+def test_a_model_of_ones_own_is_deleted_unless_it_is_used(
+    open_page: Open, service: StudioService, model: Path, tmp_path: Path
+) -> None:
+    page, models = open_page(), tmp_path / "models"
+    for name in ("mine", "theirs", "base", "ours"):
+        shutil.copytree(model, models / name)
+    (models / "linked").symlink_to(model)
+    (models / ".half.deleted").mkdir()  # by a process that was killed
+    theirs = Teaching(models, models / "theirs")  # another studio
+    ours = Page(service, Teaching(models, models / "ours"), Access())
+    (models / ".teaching").mkdir()
+    (models / ".teaching" / "job.json").write_text(json.dumps({"model": str(models / "base")}))
+    used = {each["name"]: each["used"] for each in page.shown["models"]}
+    # The link leads to the model of this studio.
+    assert used == {"base": True, "linked": True, "mine": False, "ours": True, "theirs": True}
+    for name in ("base", "linked", "ours", "theirs"):
+        answer = page.ask("delete", name=name)
+        assert answer.status_code == 409 and "in use" in answer.json()["error"]
+    assert "in use" in ours.ask("delete", name="ours").json()["error"]
+    for name in ("vab-tiny", "..", ".", "", ".teaching", "../projects", str(model), "Mine"):
+        assert "no such model" in page.ask("delete", name=name).json()["error"]
+    assert page.ask("delete").status_code == 409
+
+    # What is used by nobody goes; of a link, the link alone.
+    theirs.close()
+    assert [each["name"] for each in page.ask("delete", name="theirs").json()["models"]] == [
+        *("base", "linked", "mine", "ours")
+    ]
+    page.ask("delete", name="mine")
+    assert page.ask("delete", name="mine").status_code == 409
+    page.teaching.close()
+    ours.ask("delete", name="linked")
+    ours.teaching.close()
+    assert names(models) == [".teaching", "base", "ours"] and (model / "config.json").is_file()
 
 
 @contextmanager
@@ -341,6 +377,26 @@ def test_a_walk_from_a_folder_to_a_model(
         section.get_by_role("button", name="Cancel").click()
         section.get_by_text("Choose a folder").wait_for()
         assert names(teaching.folder) == ["doors"]
+
+        # A model is deleted once that was confirmed; the one that the studio uses cannot be.
+        shutil.copytree(model, teaching.folder / "ours")
+        ours = Teaching(teaching.folder, teaching.folder / "ours", device="cpu")
+        page.reload()
+        section.get_by_text("in use").wait_for()
+        delete = section.get_by_role("button", name="Delete")
+        assert delete.evaluate_all("all => all.map(one => one.ariaLabel)") == ["Delete doors"]
+        dialog = page.get_by_role("dialog", name="Delete doors?")
+        delete.click()
+        healthy(page)
+        dialog.get_by_role("button", name="Keep it").click()
+        dialog.wait_for(state="hidden")
+        assert names(teaching.folder) == ["doors", "ours"]
+        delete.click()
+        dialog.get_by_role("button", name="Delete it").click()
+        delete.wait_for(state="detached")
+        assert names(teaching.folder) == ["ours"]
+        assert page.evaluate("document.activeElement.ariaLabel") == "Copy the command for ours"
+        ours.close()
     assert faults == []
 
 

@@ -624,4 +624,4 @@ def test_a_studio_for_others_asks_for_the_token(tmp_path: Path) -> None:
             403,
         ]
         assert status(page + "projects", "localhost", f"Authorization: Bearer {given}\r\n") == 200
-    assert "deletes all projects" in told[0] and "plain HTTP" in told[0]
+    assert "deletes all projects and models" in told[0] and "plain HTTP" in told[0]

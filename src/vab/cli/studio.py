@@ -88,7 +88,7 @@ def studio(
             embedder = pipeline.embedder.beside(chosen)
     opened_projects = Projects(projects.expanduser())
     print_result({"link": access.entrance}, access.entrance, json)
-    if notice := access.notice("whoever has this link sees, changes and deletes all projects"):
+    if notice := access.notice("whoever has this link sees, changes and deletes all projects and models"):
         log(notice)
     log(f"serving until Ctrl-C, in {pipeline.chosen.precision}; projects in {opened_projects.folder}")
     service = StudioService(TakeMaker(pipeline), opened_projects, view, embedder)

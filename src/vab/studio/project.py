@@ -295,7 +295,7 @@ class Projects:
         """``OSError`` if the folder is missing and cannot be made."""
         folder.mkdir(parents=True, exist_ok=True)
         for gone in folder.glob(f".*{DELETED}"):  # by a process that was killed meanwhile
-            _delete(gone)
+            delete_folder(gone)
         self.folder = folder
         self._open: dict[str, Project] = {}
         self._lock = threading.Lock()
@@ -405,7 +405,7 @@ class Projects:
                 folder.rename(gone)
             if project is not None:
                 self._open.pop(name).close()
-        _delete(gone)
+        delete_folder(gone)
 
     def close(self) -> None:
         """Let others open them."""
@@ -415,7 +415,7 @@ class Projects:
             self._open.clear()
 
 
-def _delete(folder: Path) -> None:
+def delete_folder(folder: Path) -> None:
     """Delete a folder as far as the disk lets it go; of one that is a link, the link."""
     if folder.is_symlink():
         folder.unlink(missing_ok=True)

@@ -198,12 +198,13 @@ class Endpoints:
             command = ["vab", "studio", "--projects", str(projects), "--model", str(path)]
             if self.access.is_open:  # where they lie is not for everybody
                 command = ["vab", "studio", "--model", f"models/{path.name}"]
-            models.append({"name": path.name, "labels": labels, "command": shlex.join(command)})
+            about = {"name": path.name, "labels": labels, "command": shlex.join(command)}
+            models.append(about | {"used": self.teaching.is_used(path)})
         limits = {"bytes": MAX_UPLOAD_BYTES, "files": MAX_FILES, "all": MAX_FOLDER_BYTES, "endings": ENDINGS}
         return JSONResponse({"models": models, "making": self.teaching.state(), "limits": limits})
 
     async def teach(self, request: Request) -> Response:
-        """``begin``, ``look``, ``start`` or ``cancel``, with the values in the body."""
+        """``begin``, ``look``, ``start``, ``cancel`` or ``delete``, with the values in the body."""
         values = await read_values(request)
         teaching, verb = self.teaching, request.path_params["verb"]
         if verb == "begin":
@@ -214,6 +215,8 @@ class Endpoints:
             await run_in_threadpool(teaching.start, text(values, "name"))
         elif verb == "cancel":
             await run_in_threadpool(teaching.cancel, text(values, "number") if "number" in values else None)
+        elif verb == "delete":
+            await run_in_threadpool(teaching.delete, text(values, "name"))
         else:
             return _error("There is no such thing to do.", 404)
         return await run_in_threadpool(self.models, request)

@@ -24,13 +24,14 @@ from typing import Any
 
 from vab.errors import first_line, for_people
 from vab.media.inputs import AUDIO, IMAGES, VIDEOS
-from vab.models.hub import find_model, is_model, read_config
+from vab.models.hub import CONFIG, ModelError, find_model, is_model, read_config
+from vab.studio.project import DELETED, delete_folder
 from vab.studio.queue import INTERNAL_ERROR, UserError
 from vab.studio.uploads import UploadError, look_at_folder, shown_name
 from vab.utils import count_of
 from vab.utils.device import Device
 from vab.utils.files import json_object, read_json, sync_folder, write_json
-from vab.utils.locks import LockedError, exclusive
+from vab.utils.locks import LockedError, exclusive, lock
 from vab.utils.processes import PATIENCE
 
 ENDINGS = AUDIO + IMAGES + VIDEOS  # of the files that are learned from
@@ -107,6 +108,13 @@ class Teaching:
         self._clock = Clock()
         self._child: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
+        self._base: Path | None = None  # what the studio's model was loaded from
+        self._use = ExitStack()  # the lock that tells other studios so
+        with suppress(ModelError, OSError):
+            self._base = find_model(model).resolve()
+            lock(self._use.enter_context((self._base / CONFIG).open("rb")), shared=True, wait=True)
+        for gone in folder.glob(f".*{DELETED}"):  # by a process that was killed meanwhile
+            delete_folder(gone)
         if self._place.exists():
             with suppress(UserError):  # another studio is at it
                 self._hold()
@@ -118,12 +126,40 @@ class Teaching:
         """The models that were made here, and the labels that each was taught."""
         found = {}
         for path in sorted(self.folder.glob("*")):
-            if is_model(path):
+            if path.name[0] != "." and is_model(path):
                 labels: list[str] = []
                 with suppress(OSError, ValueError, TypeError):
                     labels = list(read_json(path / "record.json").get("labels", []))
                 found[path] = labels
         return found
+
+    def is_used(self, path: Path) -> bool:
+        """True for a model that this studio or another one has loaded, or from which one is being made."""
+        bases = [self._base]
+        with suppress(OSError, ValueError, KeyError):
+            bases.append(Path(read_json(self._job)["model"]).resolve())
+        if path.resolve() in bases:
+            return True
+        try:
+            with (path / CONFIG).open("rb") as file:
+                lock(file)
+        except BlockingIOError:
+            return True
+        except OSError:  # no locks on this file system
+            pass
+        return False
+
+    def delete(self, name: str) -> None:
+        """Delete a model that was made here; of a link, the link. ``UserError`` if it is none, or is used."""
+        with self._lock:
+            path = next((path for path in self.models() if path.name == name), None)
+            if path is None:
+                raise UserError("There is no such model here.")
+            if self.is_used(path):
+                raise UserError("This model is in use, by a studio or by what is being learned.")
+            gone = path.with_name(f".{name}{DELETED}")  # so that there is never half a model
+            path.rename(gone)
+        delete_folder(gone)
 
     def state(self) -> dict[str, Any] | None:
         """What is being made; None if nothing is.
@@ -243,6 +279,7 @@ class Teaching:
             child.kill()
             thread.join(PATIENCE)
         self._let_go()
+        self._use.close()
 
     def _go_on(self) -> None:
         """Start the process that learns, and the thread that hears of it; nothing without a job."""

@@ -43,6 +43,21 @@ export function fault({ valueAsNumber: value, min, max, step }, name) {
   return step === "1" && !Number.isInteger(value) ? `${name} must be a whole number.` : "";
 }
 
+// Ask, in the dialog of the page, before something is deleted.
+export function askToDelete(name, text, does) {
+  const dialog = document.getElementById("delete");
+  document.getElementById("delete-title").textContent = `Delete ${name}?`;
+  document.getElementById("delete-text").textContent = text;
+  document.getElementById("delete-now").onclick = () => {
+    dialog.close();
+    does();
+  };
+  const keep = document.getElementById("keep");
+  keep.onclick = () => dialog.close();
+  dialog.showModal();
+  keep.focus();
+}
+
 export const plain = (name) => name.replaceAll("_", " ");
 
 // A place on the timeline: 1:05.250.

@@ -1,7 +1,7 @@
 // The list of projects, and a new one from a clip.
 
 import { ask, fileRequest, lost, ROOT, say } from "./api.js";
-import { ago, duration, make, plain, write } from "./dom.js";
+import { ago, askToDelete, duration, make, plain, write } from "./dom.js";
 
 const AGAIN = 2000; // milliseconds until the list is asked for again when it could not be had
 const FEW = 8; // projects, up to which nobody needs to search or sort
@@ -105,17 +105,10 @@ function rename(entry) {
 function remove(entry) {
   const whole = "all sounds, the history and the exports of this project are deleted from the disk. This cannot be undone. The file that you made it from stays where it is.";
   const layers = entry.num_layers ? `, its ${entry.num_layers === 1 ? "layer" : `${entry.num_layers} layers`}` : "";
-  $("delete-title").textContent = `Delete ${entry.name}?`;
-  $("delete-text").textContent = `${entry.problem ? "It cannot be opened now, but may be mended. If you delete it, the" : "The"} copy of the clip${layers}, ${whole}`;
-  $("delete-now").onclick = () => {
-    $("delete").close();
-    act(entry, "", { method: "DELETE" });
-  };
-  $("delete").showModal();
-  $("keep").focus();
+  const text = `${entry.problem ? "It cannot be opened now, but may be mended. If you delete it, the" : "The"} copy of the clip${layers}, ${whole}`;
+  askToDelete(entry.name, text, () => act(entry, "", { method: "DELETE" }));
 }
 
-$("keep").onclick = () => $("delete").close();
 $("rename").querySelector(".plain").onclick = () => $("rename").close();
 
 // ---- a new project ----

@@ -1,7 +1,7 @@
 // Models of one's own: a folder of labelled sounds and pictures is sent, looked at, and learned.
 
 import { ask, ROOT, say } from "./api.js";
-import { bytes, make, plain, write } from "./dom.js";
+import { askToDelete, bytes, make, plain, write } from "./dom.js";
 
 const QUICK = 1000; // milliseconds until it is asked again while something is being made
 const SLOW = 15000;
@@ -95,7 +95,7 @@ function showModels(models) {
   const key = JSON.stringify(models);
   if ($("models").dataset.shown === key) return;
   $("models").dataset.shown = key;
-  $("models").replaceChildren(...models.map(({ name, command, labels }) => {
+  $("models").replaceChildren(...models.map(({ name, command, labels, used }) => {
     const code = make("code", { textContent: command });
     const copy = make("button", { type: "button", className: "link", textContent: "Copy", "aria-label": `Copy the command for ${name}` });
     copy.onclick = async () => {
@@ -103,8 +103,17 @@ function showModels(models) {
       await navigator.clipboard?.writeText(command); // a page by plain HTTP has none: it is selected then
       copy.textContent = navigator.clipboard ? "Copied" : "Selected";
     };
-    return make("li", {}, make("strong", { textContent: name }), ` ${labels.map(plain).join(", ")} `, make("span", { className: "row" }, code, copy));
+    return make("li", {}, make("strong", { textContent: name }), ` ${labels.map(plain).join(", ")} `, make("span", { className: "row" }, code, copy, used ? make("span", { className: "soft", textContent: "in use" }) : remover(name)));
   }));
+}
+
+function remover(name) {
+  const button = make("button", { type: "button", className: "link", textContent: "Delete", "aria-label": `Delete ${name}` });
+  const text = "The model and all that it has learned are deleted from the disk. This cannot be undone. The sounds and pictures that it learned from stay where they are, and so do the takes that it made.";
+  button.onclick = () => askToDelete(name, text, async () => {
+    if (await act("delete", { name })) ($("models").querySelector("button") ?? $("folder")).focus();
+  });
+  return button;
 }
 
 // ---- a folder is chosen ----
