@@ -344,6 +344,14 @@ def test_understand_find_and_add_files(
     page.get_by_label("Words").press("Enter")
     page.get_by_text("For \u201ctelephone\u201d").wait_for()
     until(lambda: page.locator("#hits .what span").first.inner_text() == "telephone.ogg")
+
+    # words that are entered while a sound is listened to are looked for after it
+    page.locator("#find-file").set_input_files(DOG)
+    page.get_by_label("Words").fill("rooster")
+    page.get_by_label("Words").press("Enter")
+    page.get_by_text("For \u201crooster\u201d").wait_for()
+    until(lambda: page.locator("#hits .what span").first.inner_text() == "rooster.ogg")
+
     page.get_by_label("Label").select_option("rooster")
     page.get_by_text("With the label rooster").wait_for()
     until(lambda: page.locator("#hits .what span").all_inner_texts() == ["rooster.ogg"])

@@ -24,6 +24,7 @@ const $ = (id) => panel.querySelector(`#${id}`);
 
 let own = null; // what was found by a sound of the user: { name, hits }
 let searching = null; // the request for it
+let waiting = ""; // words that were entered while something else was looked for
 let shown = "";
 let labels = "";
 
@@ -31,6 +32,7 @@ let labels = "";
 
 async function search(by) {
   own = null;
+  waiting = "";
   if (!by.startsWith("label:")) $("label").value = "";
   if (!by.startsWith("text:")) $("words").value = "";
   if (await act("find", { by })) show();
@@ -38,9 +40,17 @@ async function search(by) {
 
 $("find-by-words").onsubmit = (event) => {
   event.preventDefault();
-  const words = $("words").value.trim();
-  if (words) search(`text:${words}`);
+  waiting = $("words").value.trim();
+  searchWords();
 };
+
+const isBusy = () => isActive("find") || Boolean(searching);
+
+function searchWords() {
+  if (!waiting || isBusy()) return;
+  search(`text:${waiting}`);
+}
+
 $("label").onchange = () => $("label").value && search(`label:${$("label").value}`);
 $("find-near").onclick = () => search($("near").value);
 $("find-file").onchange = () => {
@@ -109,13 +119,14 @@ export function layerChoices(select, first) {
 
 export function show() {
   if (!state.clip || !about) return;
+  searchWords();
   const none = about.sounds === null;
   $("no-library").hidden = !none;
   $("find-tools").hidden = none;
   layerChoices($("near"), ["picture", "the picture"]);
   showLabels();
-  const busy = isActive("find") || Boolean(searching);
-  for (const control of panel.querySelectorAll("form button, #find-near, #label, #find-file")) enable(control, !busy);
+  // The words' own button stays: with it disabled, Enter in their field would do nothing.
+  for (const control of panel.querySelectorAll("#find-near, #label, #find-file")) enable(control, !isBusy());
   const answer = state.answers.find;
   const hits = own?.hits ?? answer?.hits;
   if (!searching) write($("hits-by"), own ? `Nearest to ${own.name}` : answer ? heading(answer) : "");
