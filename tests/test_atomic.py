@@ -6,12 +6,13 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from vab.utils.files import _host, atomic, move, sweep, write_whole
+from vab.utils.files import _host, atomic, move, scratch_folder, sweep, write_whole
 from vab.utils.locks import LockedError, exclusive
 
 KILLED = """
@@ -47,6 +48,15 @@ def test_what_a_killed_process_left_is_swept_by_the_next_that_writes_there(tmp_p
         assert len(names(tmp_path)) == 2  # not more each time
     assert run(AGAIN, tmp_path / "other.wav").wait(60) == 0
     assert names(tmp_path) == ["other.wav"]
+
+
+def test_a_scratch_folder_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with scratch_folder("own") as folder:
+        assert folder.parent == tmp_path
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "sound.wav").touch()
+    assert names(tmp_path) == []
 
 
 def test_what_somebody_may_be_writing_is_left_alone(tmp_path: Path) -> None:

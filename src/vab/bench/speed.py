@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ from vab.timing.curve import NUM_CHANNELS
 from vab.timing.motion import MotionReader
 from vab.timing.sources import MOTION, NONE
 from vab.utils.device import Chosen, pick_device, pick_precision, products
-from vab.utils.files import temporary_folder
+from vab.utils.files import scratch_folder
 from vab.utils.provenance import code_version
 
 NAMES = ("vab-tiny", "foleygen-tiny", "vab-encodec", "vab-dac", "foleygen-encodec")
@@ -94,7 +93,7 @@ def bench(settings: BenchSettings, show: Show = lambda *_: None) -> dict[str, An
     precisions = [pick_precision("float32", device)] + ([] if other.precision == "float32" else [other])
     names = settings.names or NAMES
     systems = []
-    with temporary_folder(Path(tempfile.gettempdir(), "bench")) as folder:
+    with scratch_folder("bench") as folder:
         clip = settings.clip or write_clip(folder)
         seconds = probe(clip).seconds
         show(0, len(names), names[0], "matrix product")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Annotated, Any
 
 import tyro
@@ -15,7 +14,7 @@ from vab.cli.progress import file_progress
 from vab.errors import SettingError
 from vab.presets import Speed
 from vab.utils import count_of
-from vab.utils.files import temporary_folder
+from vab.utils.files import scratch_folder
 
 MAX_CLIPS_NAMED = 10  # in the log
 
@@ -114,7 +113,7 @@ def generation(
         devices=devices,
     )
     try:
-        with file_progress() as progress, temporary_folder(Path(gettempdir(), "run")) as kept_nowhere:
+        with file_progress() as progress, scratch_folder("run") as kept_nowhere:
             if store is not None and generated is None:
                 found = evaluate_model(
                     model,

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from vab.studio.state import state_of
 from vab.studio.takes import Take, TakeMaker
 from vab.studio.uploads import Clip, UploadError, prepare_sound
 from vab.timing.curve import TimingCurve
-from vab.utils.files import temporary_folder
+from vab.utils.files import scratch_folder
 from vab.utils.progress import StageProgress
 
 MAX_HITS = 12  # sounds found in the library by another sound or a picture
@@ -242,7 +241,7 @@ class StudioService:
         _check_space(project, 1)
 
         def work(progress: StageProgress) -> None:
-            with temporary_folder(Path(gettempdir(), "own")) as folder:
+            with scratch_folder("own") as folder:
                 wav = folder / "own.wav"
                 try:
                     unwanted = project.jobs["make"].cancelled.is_set
@@ -447,7 +446,7 @@ class StudioService:
 
         def work(progress: StageProgress) -> None:
             answer: dict[str, Any] = {"by": layer, "classes": {}, "hits": []}
-            with temporary_folder(Path(gettempdir(), "film")) as folder:
+            with scratch_folder("film") as folder:
                 path = project.clip.source if sound is None else _film(project, sound, folder)
                 # 1. Classes from each modality that there is.
                 kinds: tuple[Inputs, ...] = ("video",) if sound is None else ("video", "audio", "both")

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, Self
 
 import numpy as np
@@ -36,7 +35,7 @@ from vab.studio.uploads import MAX_VIDEO_SECONDS, Clip, write_picture
 from vab.timing.curve import TimingCurve, bumps, level_units
 from vab.timing.motion import read_motion
 from vab.timing.sources import MOTION, NONE, record
-from vab.utils.files import temporary_folder
+from vab.utils.files import scratch_folder
 from vab.utils.progress import StageProgress
 
 SAID_OF_EDITS = ("generated", "version", "model", "fingerprint", "precision", "bfloat16_gain")  # in their tag
@@ -116,7 +115,7 @@ class TakeMaker:
         once = self._one_step()
         if not once.num_steps:  # FoleyGen has no steps to leave out
             return
-        with temporary_folder(Path(gettempdir(), "warm")) as folder:
+        with scratch_folder("warm") as folder:
             clip = Clip(folder, "video", "", "picture.mp4", 1.0, 2.0, 64, 64, (64, 64), False)
             write_picture(MediaFile(np.zeros((2, 64, 64, 3), np.uint8), fps=2), clip.picture, 1.0)
             next(self.new(clip, 1, 0, once))

@@ -11,11 +11,12 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,16 @@ def atomic(path: str | Path, over: bool = True) -> Iterator[Path]:
 def temporary_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``, on the same disk, which is removed in the end."""
     with _temporary(path, "", Path.mkdir) as temporary:
+        yield temporary
+
+
+@contextmanager
+def scratch_folder(name: str) -> Iterator[Path]:
+    """Yield an empty folder where the system has its temporary files, which is removed in the end.
+
+    Nobody but its owner may look into it, for others use that place too.
+    """
+    with _temporary(Path(tempfile.gettempdir(), name), "", partial(Path.mkdir, mode=0o700)) as temporary:
         yield temporary
 
 
