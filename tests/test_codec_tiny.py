@@ -259,6 +259,9 @@ def test_a_codec_to_start_from_may_get_a_codebook_of_levels(codec: TinyCodec, tm
     with pytest.raises(ValueError, match="other sizes"):
         train_codec(tones(), tmp_path / "without", replace(BRIEF, steps=0), SMALL, init=tmp_path / "made")
 
+    with pytest.raises(ValueError, match="level_dim must be from 0 to 16"):
+        train_codec(tones(), tmp_path / "without", BRIEF, replace(SMALL, level_dim=17))
+
     # What the first codebook leaves of the level the second sees, with all the rest.
     frames = made.analyse(torch.from_numpy(tones()["tone"][1][None] / 32768.0).float()[:, : 45 * HOP_LENGTH])
     left = frames - made.dequantise(made.quantise(frames)[:, :1])

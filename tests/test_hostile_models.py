@@ -137,6 +137,9 @@ def test_json_of_any_kind_is_one_line_in_every_place(copy: Path, content: str) -
         ("codebook_size", 65536, "vectors is float"),  # 34 GB that no weights fill
         ("octaves", 3, "octaves is no setting"),
         ("hold", float("nan"), "hold must be from 0"),
+        ("level_hold", float("nan"), "level_hold must be from 0"),
+        ("level_dim", 9, "level_dim must be from 0 to 8"),
+        ("level_dim", -1, "level_dim must be from 0"),
     ],
 )
 def test_a_codec_that_cannot_be_is_one_line(copy: Path, key: str, value: Any, says: str) -> None:

@@ -279,9 +279,9 @@ _RANGES: dict[str, dict[tuple[float, float], str]] = {
         (1, 4096): "dim bands decoder_width detail_width",
         (HOP_LENGTH // 2, 1 << 14): "window",
         (1, 100): "decoder_layers detail_layers",
-        (0, 4096): "noise",
+        (0, 4096): "noise level_dim",
         (0, math.inf): "lasting",
-        (0, 100_000): "hold",
+        (0, 100_000): "hold level_hold",
         (0, 1000): "iterations",
     },
     "CodecTrainConfig": {

@@ -358,6 +358,7 @@ class TinyCodec(nn.Module):
         try:
             config = from_dict(TinyCodecConfig, read_json(path))
             within("dim", config.dim, 1, 2 * config.bands)
+            within("level_dim", config.level_dim, 0, config.dim)
         except ValueError as error:
             raise SettingError(f"{path}: is no configuration of a small codec ({error})") from error
 

@@ -365,6 +365,7 @@ def check_settings(config: CodecTrainConfig, codec: TinyCodecConfig) -> None:
     check_config(config)
     check_config(codec, "codec.")
     within("codec.dim", codec.dim, 1, 2 * codec.bands)
+    within("codec.level_dim", codec.level_dim, 0, codec.dim)
 
 
 def _identity(
